@@ -1,0 +1,55 @@
+"""The data access layer of a PostgreSQL job queue: the public names, and nothing else."""
+
+from goqueue.config import Config, DatabaseConfig, LoggingConfig, ServerConfig, WorkerConfig, load_config
+from goqueue.errors import (
+    ConfigError,
+    CorruptJobError,
+    DuplicateJobError,
+    GoQueueError,
+    InvalidCursorError,
+    InvalidFilterError,
+    InvalidJobError,
+    JobNotFoundError,
+    JobStateError,
+    SchemaError,
+    StorageError,
+    StorageUnavailableError,
+    TransactionConflictError,
+)
+from goqueue.logs import configure_logging
+from goqueue.models import Job, JobCount, JobFilter, JobStatus, JobUpdate, JsonValue, NewJob, Page
+from goqueue.postgres import PostgresStorage
+from goqueue.storage import Storage
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "CorruptJobError",
+    "DatabaseConfig",
+    "DuplicateJobError",
+    "GoQueueError",
+    "InvalidCursorError",
+    "InvalidFilterError",
+    "InvalidJobError",
+    "Job",
+    "JobCount",
+    "JobFilter",
+    "JobNotFoundError",
+    "JobStateError",
+    "JobStatus",
+    "JobUpdate",
+    "JsonValue",
+    "LoggingConfig",
+    "NewJob",
+    "Page",
+    "PostgresStorage",
+    "SchemaError",
+    "ServerConfig",
+    "Storage",
+    "StorageError",
+    "StorageUnavailableError",
+    "TransactionConflictError",
+    "WorkerConfig",
+    "configure_logging",
+    "load_config",
+]

@@ -1,0 +1,623 @@
+"""goqueue's settings: their names, types, defaults and rules, read from the environment over `goqueue.yaml`.
+
+Imports nothing of goqueue but `errors`. Each setting is declared once, as a field of its section; the environment
+variable, the key in the file, the checks, the messages and the table of `goqueue config` follow from that line.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, NamedTuple
+
+import msgspec
+import psycopg
+import yaml
+from environs import Env, ValidationError, validate
+from msgspec.structs import force_setattr
+from psycopg.conninfo import conninfo_to_dict
+
+from goqueue.errors import ConfigError
+
+__all__ = [
+    "SECTIONS",
+    "Config",
+    "DatabaseConfig",
+    "EffectiveSetting",
+    "LoggingConfig",
+    "Rule",
+    "ServerConfig",
+    "Setting",
+    "WorkerConfig",
+    "format_duration",
+    "load_config",
+    "load_settings",
+    "redact",
+    "settings_of",
+]
+
+DEFAULT_FILE = "goqueue.yaml"
+FILE_VARIABLE = "GOQUEUE_CONFIG"
+
+# PostgreSQL keeps its timeouts as milliseconds in 32 bits: 24 days fit, and nothing here needs longer.
+_LONGEST = timedelta(days=24)
+# The bounds keep the search linear, whatever a log message holds; cloud providers' tokens run to some 1500 characters.
+_PASSWORDS = re.compile(
+    r"""(?<=://)(?P<user>[^\s/:@]{0,256}):\S{0,4096}@"""
+    r"""|(?P<key>(?i:password)\s{0,8}=\s{0,8})(?:'(?:[^'\\]|\\.){0,4096}'|'?[^\s&'"]{1,4096})"""
+)
+# Past the scheme: a user part that ends at the first @, then no bare @ or space before the query. libpq itself would
+# cut a password at an unescaped @ or / and take the rest for the host or the database, which are shown.
+_URL = re.compile(r"postgres(?:ql)?://(?:[^/@\s]*@)?[^@?\s]*(?:\?\S*)?")
+
+
+# -- Rules -------------------------------------------------------------------------------------------------------------
+
+
+class _Values(Env):
+    """environs over the values it is given, instead of the process's environment."""
+
+    def __init__(self, given: Mapping[str, object]) -> None:
+        super().__init__()
+        self.given = given
+
+    def _get_value(self, env_key: str, default: object) -> object:
+        return self.given.get(env_key, default)
+
+
+class Rule(NamedTuple):
+    """What one setting is for and what it may be. ``read`` parses and checks a raw value of one of the ``kinds``."""
+
+    description: str
+    allowed: str
+    kinds: tuple[type, ...]
+    read: Callable[[_Values, str], object]
+    secret: bool = False
+
+
+def _must(hold: Callable[[Any], bool]) -> Callable[[Any], None]:
+    def check(value: Any) -> None:
+        if not hold(value):
+            raise ValidationError("not allowed")
+
+    return check
+
+
+def _integer(description: str, least: int, most: int) -> Rule:
+    between = validate.Range(least, most)
+    return Rule(
+        description,
+        f"a whole number from {least} to {most}",
+        (int, str),
+        lambda env, key: env.int(key, validate=between),
+    )
+
+
+def _integer_or_none(description: str, least: int, most: int) -> Rule:
+    rule = _integer(description, least, most)
+
+    def read(env: _Values, key: str) -> object:
+        raw = env.given[key]
+        return None if raw is None or str(raw).lower() == "none" else rule.read(env, key)
+
+    return Rule(description, f"{rule.allowed}, or none", (int, str, type(None)), read)
+
+
+def _duration(description: str, *, least: timedelta = timedelta(milliseconds=1), or_off: bool = False) -> Rule:
+    between = validate.Range(least, _LONGEST)
+
+    def check(value: timedelta) -> None:
+        if not (or_off and value == timedelta(0)):
+            between(value)
+
+    def read(env: _Values, key: str) -> object:
+        raw = env.given[key]
+        # environs takes a bare number for seconds; whoever writes 5 may have meant milliseconds.
+        if isinstance(raw, str) and raw != "0" and not raw.strip().endswith(("d", "h", "m", "s")):
+            raise ValidationError("no unit")
+        return env.timedelta(key, validate=check)
+
+    allowed = "a duration with its unit, such as 500ms, 30s, 5m or 1h30m, "
+    allowed += f"from {format_duration(least)} to {format_duration(_LONGEST)}" + (", or 0s to turn it off" * or_off)
+    return Rule(description, allowed, (timedelta, str), read)
+
+
+def _text(description: str, allowed: str, pattern: str) -> Rule:
+    matches = _must(lambda text: re.fullmatch(pattern, text) is not None)
+    return Rule(description, allowed, (str,), lambda env, key: env.str(key, validate=matches))
+
+
+def _choice(description: str, *choices: str) -> Rule:
+    one_of = _must(lambda text: text.lower() in choices)
+    return Rule(
+        description,
+        "one of " + ", ".join(choices),
+        (str,),
+        lambda env, key: env.str(key, validate=one_of).lower(),
+    )
+
+
+def _names(description: str) -> Rule:
+    def hold(names: Sequence[object]) -> bool:
+        each = all(isinstance(name, str) and 1 <= len(name) <= 255 and _storable(name) for name in names)
+        return each and len(names) == len(set(names)) > 0
+
+    def read(env: _Values, key: str) -> object:
+        # Only text is split, and only there are blanks around a comma no part of a name.
+        strip = str.strip if isinstance(env.given[key], str) else None
+        return tuple(env.list(key, subcast=strip, validate=_must(hold)))
+
+    allowed = "one or more different names of 1 to 255 characters each, separated by commas"
+    return Rule(description, allowed, (str, list, tuple), read)
+
+
+def _conninfo(description: str) -> Rule:
+    def hold(text: str) -> bool:
+        if not _storable(text) or (text.startswith(("postgres://", "postgresql://")) and not _URL.fullmatch(text)):
+            return False
+        try:
+            ports = str(conninfo_to_dict(text).get("port", ""))
+        except psycopg.Error:
+            return False
+        return all(not port or (port.isdecimal() and 1 <= int(port) <= 65535) for port in ports.split(","))
+
+    allowed = (
+        "postgresql://user@host:port/database, where the password has %40 for @, %2F for / and %25 for %, "
+        "or libpq's host=... dbname=... user=..."
+    )
+    return Rule(description, allowed, (str,), lambda env, key: env.str(key, validate=_must(hold)), secret=True)
+
+
+def _storable(text: str) -> bool:
+    """Whether PostgreSQL can take the text: no NUL, and no bytes of the environment that weren't UTF-8."""
+    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def format_duration(value: timedelta) -> str:
+    """Return a duration (zero or more) as it is written in the settings, such as `1h30m` or `500ms`; `0s` for none."""
+    rest = value // timedelta(microseconds=1)
+    text = ""
+    for unit, size in (("d", 86_400_000_000), ("h", 3_600_000_000), ("m", 60_000_000), ("s", 1_000_000), ("ms", 1000)):
+        count, rest = divmod(rest, size)
+        text += f"{count}{unit}" if count else ""
+    return (text + (f"{rest}us" if rest else "")) or "0s"
+
+
+# -- Settings ----------------------------------------------------------------------------------------------------------
+
+
+class Setting(NamedTuple):
+    """One setting, as its section declares it."""
+
+    section: str
+    name: str
+    default: object
+    rule: Rule
+
+    @property
+    def key(self) -> str:
+        """Its name in messages and its place in the file, such as `server.port`."""
+        return f"{self.section}.{self.name}"
+
+    @property
+    def variable(self) -> str:
+        """Its environment variable, such as `GOQUEUE_SERVER_PORT`."""
+        return f"GOQUEUE_{self.section}_{self.name}".upper()
+
+    def shown(self, value: object) -> int | str | list[str] | None:
+        """Return a value fit for people and for JSON: durations as text, and a secret without its password."""
+        if self.rule.secret:
+            return _shown_conninfo(str(value))
+        if isinstance(value, timedelta):
+            return format_duration(value)
+        if isinstance(value, tuple):
+            return [str(item) for item in value]
+        return value if isinstance(value, int) or value is None else str(value)
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True):
+    """What the sections share: their values are checked when they are made, and their secrets are never printed."""
+
+    section: ClassVar[str]
+    # Pairs of settings of which the first must be less than the second; True where they may be equal.
+    ordered: ClassVar[tuple[tuple[str, str, bool], ...]] = ()
+
+    def __post_init__(self) -> None:
+        given: dict[str, _Given] = {}
+        for setting in settings_of(type(self)):
+            value = getattr(self, setting.name)
+            given[setting.key] = _Given(value, "default" if value == setting.default else "argument")
+        values, problems = _check(type(self), given)
+        if problems:
+            raise ConfigError(problems)
+        for name, value in values.items():
+            force_setattr(self, name, value)
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        values = ((setting, getattr(self, setting.name)) for setting in settings_of(type(self)))
+        return [(setting.name, setting.shown(value) if setting.rule.secret else value) for setting, value in values]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
+
+
+class ServerConfig(_Section, frozen=True, kw_only=True):
+    """Where the HTTP server listens, and how long it waits. Raises ConfigError for values that can't be used."""
+
+    section = "server"
+
+    host: Annotated[
+        str, _text("Address to listen on.", "a host name or an address of 1 to 255 ASCII characters", r"[!-~]{1,255}")
+    ] = "127.0.0.1"
+    port: Annotated[int, _integer("TCP port to listen on.", 1, 65535)] = 8080
+    read_timeout: Annotated[timedelta, _duration("Longest time to read a request.")] = timedelta(seconds=30)
+    write_timeout: Annotated[timedelta, _duration("Longest time to write a response.")] = timedelta(seconds=30)
+    idle_timeout: Annotated[timedelta, _duration("Closes a connection silent for this long.")] = timedelta(minutes=2)
+    shutdown_timeout: Annotated[timedelta, _duration("Time for requests to end at shutdown.")] = timedelta(seconds=30)
+
+
+class DatabaseConfig(_Section, frozen=True, kw_only=True):
+    """How to reach PostgreSQL, and the bounds on what is sent to it. Raises ConfigError for values that can't be used.
+
+    An empty ``url`` leaves the choice of server to libpq's own PG* variables. ``prepare_threshold`` is None to prepare
+    no statement, as a pgbouncer that pools transactions may need. ``repr`` shows no password.
+    """
+
+    section = "database"
+    ordered = (("pool_min_size", "pool_max_size", True),)
+
+    url: Annotated[str, _conninfo("Where the database is; when empty, libpq's PG* variables say.")] = ""
+    pool_min_size: Annotated[int, _integer("Connections kept open.", 0, 1000)] = 1
+    pool_max_size: Annotated[int, _integer("Most connections open at once.", 1, 1000)] = 10
+    pool_timeout: Annotated[timedelta, _duration("Longest wait for a connection.")] = timedelta(seconds=10)
+    pool_max_idle: Annotated[timedelta, _duration("Closes a connection unused for this long.")] = timedelta(minutes=10)
+    pool_max_lifetime: Annotated[timedelta, _duration("Replaces a connection of this age.")] = timedelta(hours=1)
+    connect_timeout: Annotated[
+        timedelta,
+        _duration("Longest wait for the server to accept, in whole seconds (rounded up).", least=timedelta(seconds=1)),
+    ] = timedelta(seconds=5)
+    statement_timeout: Annotated[timedelta, _duration("Longest run of a statement.", or_off=True)] = timedelta(
+        seconds=30
+    )
+    lock_timeout: Annotated[timedelta, _duration("Longest wait for a lock.", or_off=True)] = timedelta(seconds=5)
+    idle_in_transaction_timeout: Annotated[
+        timedelta, _duration("Ends a session that leaves its transaction idle for this long.", or_off=True)
+    ] = timedelta(minutes=1)
+    application_name: Annotated[
+        str, _text("Name of the connections in pg_stat_activity.", "1 to 63 printable ASCII characters", r"[ -~]{1,63}")
+    ] = "goqueue"
+    prepare_threshold: Annotated[
+        int | None,
+        _integer_or_none("Runs before a statement is prepared; none if pgbouncer pools transactions.", 0, 10**6),
+    ] = 5
+    max_payload_bytes: Annotated[int, _integer("Largest payload of a job, as JSON in bytes.", 1, 268_435_455)] = 2**20
+    batch_size: Annotated[int, _integer("Most jobs written by one statement.", 1, 10_000)] = 1000
+
+
+class WorkerConfig(_Section, frozen=True, kw_only=True):
+    """What a worker takes, and for how long it may hold it. Raises ConfigError for values that can't be used."""
+
+    section = "worker"
+    ordered = (("heartbeat_interval", "lease", False),)
+
+    concurrency: Annotated[int, _integer("Jobs run at once.", 1, 1000)] = 10
+    queues: Annotated[tuple[str, ...], _names("Queues to take jobs from.")] = ("default",)
+    poll_interval: Annotated[timedelta, _duration("Pause when no job is ready.")] = timedelta(seconds=1)
+    job_timeout: Annotated[timedelta, _duration("Longest run of one job.")] = timedelta(minutes=5)
+    lease: Annotated[timedelta, _duration("A job without a heartbeat for this long is lost.")] = timedelta(minutes=5)
+    heartbeat_interval: Annotated[timedelta, _duration("How often a worker renews its lease.")] = timedelta(seconds=30)
+    shutdown_timeout: Annotated[timedelta, _duration("Time for running jobs to end at shutdown.")] = timedelta(
+        seconds=30
+    )
+
+
+class LoggingConfig(_Section, frozen=True, kw_only=True):
+    """What is logged, and in which form. Raises ConfigError for values that can't be used."""
+
+    section = "logging"
+
+    level: Annotated[
+        str, _choice("Least severe level that is logged.", "debug", "info", "warning", "error", "critical")
+    ] = "info"
+    format: Annotated[str, _choice("One line of text, or one JSON object, per record.", "text", "json")] = "text"
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """Every setting, by section. ``Config()`` holds the defaults; ``load_config()`` reads environment and file."""
+
+    server: ServerConfig = msgspec.field(default_factory=ServerConfig)
+    database: DatabaseConfig = msgspec.field(default_factory=DatabaseConfig)
+    worker: WorkerConfig = msgspec.field(default_factory=WorkerConfig)
+    logging: LoggingConfig = msgspec.field(default_factory=LoggingConfig)
+
+
+SECTIONS: tuple[type[_Section], ...] = (ServerConfig, DatabaseConfig, WorkerConfig, LoggingConfig)
+
+
+@cache
+def settings_of(section: type[_Section]) -> tuple[Setting, ...]:
+    """Return the settings of a section, in the order of its fields."""
+    return tuple(
+        Setting(section.section, field.name, field.default, field.type.__metadata__[0])
+        for field in msgspec.structs.fields(section)
+    )
+
+
+# -- Checking ----------------------------------------------------------------------------------------------------------
+
+
+class _Given(NamedTuple):
+    """A raw value and where it came from."""
+
+    value: object
+    source: str
+
+
+def _check(section: type[_Section], given: Mapping[str, _Given]) -> tuple[dict[str, Any], list[str]]:
+    """Return the section's values by name, and a problem for each rule broken. Every value is checked here."""
+    settings = {setting.name: setting for setting in settings_of(section)}
+    env = _Values({key: value for key, (value, _) in given.items()})
+    values: dict[str, Any] = {}
+    problems: list[str] = []
+    for name, setting in settings.items():
+        key, rule = setting.key, setting.rule
+        if key not in given:
+            values[name] = setting.default
+            continue
+        raw, source = given[key]
+        try:
+            # bool is an int to Python, but True is no port.
+            if isinstance(raw, rule.kinds) and not isinstance(raw, bool):
+                values[name] = rule.read(env, key)
+                continue
+        except (ValidationError, ValueError, OverflowError):
+            pass  # the rule's own words say more than the parser's, and the parser's may quote a secret
+        got = "a value that is not shown" if rule.secret else _quoted(raw)
+        problems.append(f"{key}: got {got} ({source}); expected {rule.allowed}")
+    for low, high, may_equal in section.ordered:
+        if low not in values or high not in values:
+            continue
+        small, large = values[low], values[high]
+        if small > large or (small == large and not may_equal):
+            (low_got, high_got) = (
+                f"{setting.shown(value)} ({given[setting.key].source if setting.key in given else 'default'})"
+                for setting, value in ((settings[low], small), (settings[high], large))
+            )
+            relation = "at most" if may_equal else "less than"
+            problems.append(f"{settings[low].key}: got {low_got}; expected {relation} {settings[high].key}, {high_got}")
+    return values, problems
+
+
+def _quoted(value: object) -> str:
+    """Return a value as a message quotes it: on one line, not too long, without a password."""
+    if isinstance(value, timedelta) and value >= timedelta(0):
+        value = format_duration(value)
+    if isinstance(value, dict) or value is None:
+        return "nothing" if value is None else "a mapping"
+    text = redact(repr(value))  # repr escapes line breaks and terminal codes
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def redact(text: str) -> str:
+    """Return the text with `***` for the password in each URL (`postgresql://user:...@host`) and `password=...`."""
+    if "://" not in text and "=" not in text:
+        return text
+    return _PASSWORDS.sub(lambda found: f"{found['key']}***" if found["key"] else f"{found['user']}:***@", text)
+
+
+def _shown_conninfo(url: str) -> str:
+    """Return which server, database and user a checked URL or connection string names; the rest may hold secrets."""
+    parts = conninfo_to_dict(url) if url else {}
+    shown = [
+        f"{name}={parts[name]}" for name in ("service", "host", "hostaddr", "port", "dbname", "user") if parts.get(name)
+    ]
+    if len(shown) < len(parts):
+        shown.append("password=***" if "password" in parts else "...")
+    return redact(" ".join(shown))  # dbname may be a URL again
+
+
+# -- Loading -----------------------------------------------------------------------------------------------------------
+
+
+class EffectiveSetting(NamedTuple):
+    """A setting in force. ``value`` is fit for JSON, durations as text, secrets redacted; ``source`` says who set it:
+    `default`, `environment GOQUEUE_SERVER_PORT` or `goqueue.yaml:12`, the line."""
+
+    section: str
+    name: str
+    value: int | str | list[str] | None
+    source: str
+    description: str
+
+
+def load_config(path: str | os.PathLike[str] | None = None, environ: Mapping[str, str] | None = None) -> Config:
+    """Return the settings: `GOQUEUE_<SECTION>_<NAME>` of the environment, else the file's, else the default.
+
+    The file is ``path``, or the one that `GOQUEUE_CONFIG` names, or `goqueue.yaml` in the working directory if there
+    is one. ``environ`` is used in place of ``os.environ``, which is never changed. A variable set to nothing counts as
+    not set. A secret may lie in a file of its own, which `GOQUEUE_DATABASE_URL_FILE` names. Raises ConfigError with
+    every problem found.
+    """
+    return _load(path, environ)[0]
+
+
+def load_settings(
+    path: str | os.PathLike[str] | None = None, environ: Mapping[str, str] | None = None
+) -> tuple[EffectiveSetting, ...]:
+    """Return every setting in force with its source, in the order of the sections; else like ``load_config``."""
+    config, sources = _load(path, environ)
+    return tuple(
+        EffectiveSetting(
+            setting.section,
+            setting.name,
+            setting.shown(getattr(getattr(config, setting.section), setting.name)),
+            sources.get(setting.key, "default"),
+            setting.rule.description,
+        )
+        for section in SECTIONS
+        for setting in settings_of(section)
+    )
+
+
+def _load(path: str | os.PathLike[str] | None, environ: Mapping[str, str] | None) -> tuple[Config, dict[str, str]]:
+    variables = {name: value for name, value in (os.environ if environ is None else environ).items() if value}
+    given, problems = _from_file(path, variables)
+    from_environment, more = _from_environment(variables)
+    given |= from_environment
+    problems += more
+    parts: dict[str, Any] = {}
+    for section in SECTIONS:
+        parts[section.section], more = _check(section, given)
+        problems += more
+    if problems:
+        raise ConfigError(problems)
+    config = Config(
+        server=ServerConfig(**parts["server"]),
+        database=DatabaseConfig(**parts["database"]),
+        worker=WorkerConfig(**parts["worker"]),
+        logging=LoggingConfig(**parts["logging"]),
+    )
+    return config, {key: source for key, (_, source) in given.items()}
+
+
+def _from_environment(variables: Mapping[str, str]) -> tuple[dict[str, _Given], list[str]]:
+    given: dict[str, _Given] = {}
+    problems: list[str] = []
+    for section in SECTIONS:
+        prefix = f"GOQUEUE_{section.section}_".upper()
+        known: dict[str, Setting] = {}
+        for setting in settings_of(section):
+            known |= {setting.variable: setting} | (
+                {f"{setting.variable}_FILE": setting} if setting.rule.secret else {}
+            )
+        for variable in sorted(variables):
+            if variable not in known:
+                if variable.startswith(prefix):
+                    names = {name.removeprefix(prefix).lower(): name for name in known}
+                    hint = _suggestion(variable.removeprefix(prefix), names)
+                    problems.append(f"{_name(variable)}: no setting has this environment variable; {hint}")
+                continue
+            setting, value, source = known[variable], variables[variable], f"environment {variable}"
+            if variable == setting.variable:
+                given[setting.key] = _Given(value, source)
+            elif setting.variable in variables:
+                problems.append(f"{setting.key}: both {setting.variable} and {variable} are set; expected only one")
+            else:
+                text, problem = _read(Path(value))
+                secret = text.rstrip("\r\n")
+                if secret:
+                    given[setting.key] = _Given(secret, source)
+                else:
+                    # The path isn't shown: whoever confuses the two variables puts the secret itself there.
+                    reason = problem or "it is empty"
+                    problems.append(
+                        f"{setting.key}: got a file that can't be used ({source}, path not shown): {reason}; "
+                        "expected a readable file that holds the value"
+                    )
+    return given, problems
+
+
+def _from_file(
+    path: str | os.PathLike[str] | None, variables: Mapping[str, str]
+) -> tuple[dict[str, _Given], list[str]]:
+    named = path or variables.get(FILE_VARIABLE)
+    file = Path(named or DEFAULT_FILE)
+    if not named and not file.exists():
+        return {}, []
+    text, problem = _read(file)
+    if problem:
+        by = "" if path or not named else f", which {FILE_VARIABLE} names"
+        return {}, [f"{redact(str(file))}{by}: can't be read: {problem}"]
+    given: dict[str, _Given] = {}
+    problems: list[str] = []
+    sections = {section.section: settings_of(section) for section in SECTIONS}
+    shown = redact(str(file))
+    try:
+        # The tree of nodes, not the values: it knows the lines, and each scalar as it was written, so that 0777, 1:30
+        # and off mean in the file what they mean in the environment.
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        for section, _, node in _pairs(root, shown, "", list(sections), problems):
+            names = [setting.name for setting in sections[section]]
+            for name, line, value in _pairs(node, shown, section, names, problems):
+                given[f"{section}.{name}"] = _Given(_raw(value), f"{shown}:{line}")
+    except yaml.YAMLError as error:
+        problems.append(_yaml_problem(shown, text, error))
+    except RecursionError:
+        problems.append(f"{shown}: nested too deep; expected sections, and settings in them")
+    return given, problems
+
+
+def _pairs(
+    node: yaml.Node | None, file: str, section: str, known: Sequence[str], problems: list[str]
+) -> Iterator[tuple[str, int, yaml.Node]]:
+    """Yield the known keys of a mapping with their line and value, and report what else is in it. Empty is fine."""
+    if node is None or (isinstance(node, yaml.ScalarNode) and node.tag.endswith(":null")):
+        return
+    if not isinstance(node, yaml.MappingNode):
+        got = f"{section or 'the file'}: got {_kind(node)} ({file}:{node.start_mark.line + 1})"
+        problems.append(f"{got}; expected lines of the form `{'name: value' if section else 'section:'}`")
+        return
+    first: dict[str, int] = {}
+    for key_node, value in node.value:
+        line = key_node.start_mark.line + 1
+        key = key_node.value if isinstance(key_node, yaml.ScalarNode) else _kind(key_node)
+        name = _name(f"{section}.{key}" if section else key)
+        if key in first:
+            problems.append(f"{name}: given twice ({file}:{line}, first in line {first[key]}); expected only one")
+        elif key not in known:
+            hint = _suggestion(key, {name: f"{section}.{name}" if section else name for name in known})
+            problems.append(f"{name}: there is no such {'setting' if section else 'section'} ({file}:{line}); {hint}")
+        else:
+            yield key, line, value
+        first.setdefault(key, line)
+
+
+def _raw(node: yaml.Node) -> object:
+    """Return a scalar as it was written (an explicit null as None), a list of such, or {} for what no setting takes."""
+    if isinstance(node, yaml.SequenceNode):
+        return [item.value if isinstance(item, yaml.ScalarNode) else {} for item in node.value]
+    if isinstance(node, yaml.ScalarNode):
+        return None if node.value and node.tag.endswith(":null") else node.value
+    return {}
+
+
+def _kind(node: yaml.Node) -> str:
+    if isinstance(node, yaml.MappingNode):
+        return "a mapping"
+    return "a list" if isinstance(node, yaml.SequenceNode) else "a single value"
+
+
+def _yaml_problem(file: str, text: str, error: yaml.YAMLError) -> str:
+    """Return what is wrong with the file's syntax and where, without any of its text: that may be a secret."""
+    if isinstance(error, yaml.MarkedYAMLError) and (mark := error.problem_mark or error.context_mark):
+        what = re.sub(r"'(?!\\t')[^']{2,}'", "'...'", error.problem or "unknown")
+        return f"{file}:{mark.line + 1}: not valid YAML in column {mark.column + 1}: {what}"
+    position = getattr(error, "position", 0)
+    return f"{file}:{text.count(chr(10), 0, position) + 1}: not valid YAML: a control character"
+
+
+def _read(file: Path) -> tuple[str, str]:
+    """Return a file's text and no problem, or no text and the problem."""
+    try:
+        data = file.read_bytes()
+        return data.decode("utf-8-sig"), ""
+    except UnicodeDecodeError as error:
+        return "", f"line {error.object.count(10, 0, error.start) + 1} is not UTF-8"
+    except OSError as error:
+        return "", f"{error.strerror or type(error).__name__}"
+    except ValueError:
+        return "", "not the name of a file"
+
+
+def _suggestion(word: str, known: Mapping[str, str]) -> str:
+    """Return what may have been meant. ``known`` holds the full name of each name."""
+    close = get_close_matches(word.lower(), known, n=1)
+    return f"did you mean {known[close[0]]}?" if close else f"expected one of {', '.join(known)}"
+
+
+def _name(text: str) -> str:
+    """Return a key or a variable's name as a message shows it: a value pasted in its place may be long or secret."""
+    return _quoted(text)[1:-1]

@@ -1,0 +1,88 @@
+"""Turns psycopg's exceptions into goqueue's: the one place that does. Imports psycopg and goqueue.errors alone."""
+
+from uuid import UUID
+
+import psycopg
+from psycopg import errors as pg
+from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
+
+from goqueue.errors import (
+    DuplicateJobError,
+    GoQueueError,
+    InvalidJobError,
+    SchemaError,
+    StorageError,
+    StorageUnavailableError,
+    TransactionConflictError,
+)
+
+# The table's CHECK constraints, in the words of a caller.
+_RULES = {
+    "jobs_queue_length": "queue must have 1 to 255 characters",
+    "jobs_job_type_length": "job_type must have 1 to 255 characters",
+    "jobs_idempotency_key_length": "idempotency_key must have 1 to 255 characters",
+    "jobs_locked_by_length": "locked_by must have 1 to 255 characters",
+    "jobs_max_attempts_range": "max_attempts must be from 1 to 10,000",
+    "jobs_attempts_range": "attempts must be from 0 to max_attempts",
+    "jobs_running_is_locked": "a running job has a holder (locked_by), and no other job has one",
+    "jobs_finished_has_time": "a finished job has a finish time, and no other job has one",
+}
+
+
+def translate(error: psycopg.Error) -> GoQueueError:
+    """The goqueue error that says what ``error`` means to a caller; raise it ``from error``."""
+    said = _said(error)
+    constraint = error.diag.constraint_name
+    match error:
+        case PoolClosed():
+            return StorageUnavailableError(f"the store is closed ({said}); open it first, and close it last")
+        case PoolTimeout() | TooManyRequests():
+            return StorageUnavailableError(
+                f"no database connection: {said}; the server is away, or all connections are in use "
+                "(GOQUEUE_DATABASE_POOL_MAX_SIZE, GOQUEUE_DATABASE_POOL_TIMEOUT)"
+            )
+        case pg.UniqueViolation():
+            # Only a race gets here: the statements look first.
+            return DuplicateJobError(f"another job has this idempotency key or id ({constraint})", job_id=None)
+        case pg.CheckViolation():
+            return InvalidJobError(_RULES.get(constraint or "", said), constraint=constraint)
+        case pg.NotNullViolation():
+            return InvalidJobError(f"{error.diag.column_name} can't be empty", constraint=constraint)
+        case pg.QueryCanceled():
+            return StorageUnavailableError(
+                f"the statement was stopped: {said} (GOQUEUE_DATABASE_STATEMENT_TIMEOUT sets how long it may take)"
+            )
+        case pg.LockNotAvailable():
+            return StorageUnavailableError(
+                f"a lock was not to be had: {said} (GOQUEUE_DATABASE_LOCK_TIMEOUT sets how long to wait)"
+            )
+        case pg.SerializationFailure() | pg.DeadlockDetected():
+            return TransactionConflictError(f"{said}; roll back and run the whole transaction again")
+        case pg.UndefinedTable() | pg.InvalidSchemaName() | pg.UndefinedColumn() | pg.UndefinedFunction():
+            return SchemaError(f"{said}; run `pgmigrate migrate` on this database, with this version's migrations")
+        case pg.UndefinedObject() | pg.FeatureNotSupported():
+            return SchemaError(f"{said}; run `pgmigrate migrate` on this database, with this version's migrations")
+        case pg.InsufficientPrivilege():
+            return SchemaError(f"{said}; grant the role what sql/README.md lists, or connect as another")
+        case psycopg.DataError():
+            return InvalidJobError(f"a value can't be stored: {said}")
+        case psycopg.OperationalError() | psycopg.InterfaceError():
+            return StorageUnavailableError(f"the database can't be reached or went away: {said}")
+        case _:
+            return StorageError(f"the database refused the statement: {said}")
+
+
+def duplicate_of(job_id: UUID, idempotency_key: str | None) -> DuplicateJobError:
+    """The error for a new job that ``job_id`` stands in the way of; ``idempotency_key`` if they share it."""
+    what = "this id" if idempotency_key is None else f"the idempotency key {idempotency_key!r}"
+    return DuplicateJobError(
+        f"job {job_id} has {what} already; use get_or_create_job to get it instead",
+        job_id=job_id,
+        idempotency_key=idempotency_key,
+    )
+
+
+def _said(error: psycopg.Error) -> str:
+    """The server's or the driver's own words, on one line."""
+    primary = error.diag.message_primary or str(error) or type(error).__name__
+    return " ".join(primary.split())

@@ -1,0 +1,85 @@
+"""Every error goqueue raises, under one base. Imports nothing of goqueue.
+
+Each message says what was wrong, what was expected and what to do. The driver's own exception,
+where there was one, is the ``__cause__``; passwords never appear.
+"""
+
+from collections.abc import Sequence
+from uuid import UUID
+
+
+class GoQueueError(Exception):
+    """The base of every error that goqueue raises."""
+
+
+class ConfigError(GoQueueError):
+    """The configuration can't be used. ``problems`` lists everything that is wrong, one sentence each."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems: tuple[str, ...] = tuple(problems)
+        count = len(self.problems)
+        heading = "1 problem in the configuration:" if count == 1 else f"{count} problems in the configuration:"
+        super().__init__("\n".join([heading, *(f"  - {problem}" for problem in self.problems)]))
+
+    def __reduce__(self) -> tuple[type["ConfigError"], tuple[tuple[str, ...]]]:
+        return type(self), (self.problems,)
+
+
+class InvalidJobError(GoQueueError, ValueError):
+    """A value given for a job can't be stored or looked for. ``constraint`` names the database's rule, if it was one."""
+
+    def __init__(self, message: str, *, constraint: str | None = None) -> None:
+        super().__init__(message)
+        self.constraint = constraint
+
+
+class InvalidFilterError(InvalidJobError):
+    """A filter, a limit or a range given to a list or a count can't be used."""
+
+
+class InvalidCursorError(InvalidFilterError):
+    """A cursor that no page of this very filter has handed out."""
+
+
+class CorruptJobError(GoQueueError):
+    """A stored row can't be read as a job; ``job_id`` names it. The other rows of the table are not affected."""
+
+    def __init__(self, message: str, *, job_id: UUID) -> None:
+        super().__init__(message)
+        self.job_id = job_id
+
+
+class DuplicateJobError(GoQueueError):
+    """A job with this idempotency key (or id) exists already; ``job_id`` is the existing job's id.
+
+    ``job_id`` is None only when an update lost a race for the key, where asking for it would take another statement.
+    """
+
+    def __init__(self, message: str, *, job_id: UUID | None, idempotency_key: str | None = None) -> None:
+        super().__init__(message)
+        self.job_id = job_id
+        self.idempotency_key = idempotency_key
+
+
+class JobNotFoundError(GoQueueError, LookupError):
+    """No job has this id or idempotency key."""
+
+
+class JobStateError(GoQueueError):
+    """The job's present status doesn't allow the change; nothing was changed."""
+
+
+class StorageError(GoQueueError):
+    """The database refused a statement; the cause is the driver's own error."""
+
+
+class StorageUnavailableError(StorageError):
+    """The database can't be reached, or did not answer in time. Trying the same call again is safe."""
+
+
+class TransactionConflictError(StorageError):
+    """A deadlock or a serialization failure: roll back, then run the whole transaction again."""
+
+
+class SchemaError(StorageError):
+    """The database lacks goqueue's tables, has another version of them, or the role may not use them."""

@@ -1,0 +1,136 @@
+"""How goqueue's programs write their log. Imports of goqueue only `config`.
+
+The library itself only logs, to loggers below `goqueue`; a program that has a logging of its own needs nothing of this.
+"""
+
+import json
+import logging
+import math
+import traceback
+from collections.abc import Mapping
+from datetime import UTC, date, datetime, time, timedelta
+from typing import Any, TextIO
+
+from pythonjsonlogger.core import RESERVED_ATTRS
+from pythonjsonlogger.json import JsonFormatter
+
+from goqueue.config import LoggingConfig, format_duration, redact
+
+__all__ = ["JSONFormatter", "TextFormatter", "configure_logging"]
+
+# psycopg reports a pool that can't connect to loggers of its own.
+_LOGGERS = ("goqueue", "psycopg")
+_OWN_FIELDS = ("timestamp", "level", "logger", "message", "exception", "stack")
+_STANDARD = frozenset([*RESERVED_ATTRS, "taskName"])
+# Line breaks of every kind, terminal escapes and halves of surrogate pairs would forge or break a line.
+_CONTROLS = {
+    code: ascii(chr(code))[1:-1] for code in (*range(32), *range(127, 160), 0x2028, 0x2029, *range(0xD800, 0xE000))
+}
+_DEEPEST = 8
+
+
+class _Handler(logging.StreamHandler[TextIO]):
+    """The handler that configure_logging adds, told from the program's own by its type."""
+
+
+def configure_logging(config: LoggingConfig, stream: TextIO | None = None) -> None:
+    """Write what goqueue and psycopg log to ``stream`` (standard error when None), one record to a line.
+
+    It sets up the loggers `goqueue` and `psycopg`, and leaves the root alone: that one belongs to the program that
+    imports goqueue. Their records no longer reach the root's handlers, so none is written twice. A later call
+    replaces an earlier one.
+    """
+    handler = _Handler(stream)
+    handler.setFormatter(JSONFormatter() if config.format == "json" else TextFormatter())
+    for name in _LOGGERS:
+        logger = logging.getLogger(name)
+        for old in [old for old in logger.handlers if isinstance(old, _Handler)]:
+            logger.removeHandler(old)
+        logger.addHandler(handler)
+        logger.setLevel(config.level.upper())
+        logger.propagate = False
+
+
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    """Return what is written of a record, fit for JSON and without passwords. The record stays as it is, since other
+    handlers see it too."""
+    try:
+        message = record.getMessage()
+    except (
+        Exception
+    ):  # a message is worth more than its formatting; logging itself would print the arguments as they are
+        message = f"{_text(record.msg)} {_text(record.args)}"
+    fields: dict[str, Any] = {
+        "timestamp": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+        "level": record.levelname.lower(),
+        "logger": record.name,
+        "message": redact(message),
+    }
+    for key, value in record.__dict__.items():
+        if key not in _STANDARD:
+            fields[f"{key}_" if key in _OWN_FIELDS else str(key)] = _plain(value)
+    if record.exc_info:
+        fields["exception"] = redact("".join(traceback.format_exception(*record.exc_info)).rstrip("\n"))
+    elif record.exc_text:
+        fields["exception"] = redact(record.exc_text)
+    if record.stack_info:
+        fields["stack"] = redact(record.stack_info)
+    return fields
+
+
+def _plain(value: object, depth: int = 0) -> Any:
+    """Return a value as JSON can hold it: numbers, text, lists and objects; what is none of these as its text."""
+    if value is None or isinstance(value, bool) or type(value) is int:
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else str(value)
+    if isinstance(value, datetime | date | time):
+        return value.isoformat()
+    if isinstance(value, timedelta):
+        return format_duration(value) if value >= timedelta(0) else f"-{format_duration(-value)}"
+    if depth < _DEEPEST:
+        if isinstance(value, Mapping):
+            return {_text(key): _plain(item, depth + 1) for key, item in value.items()}
+        if isinstance(value, list | tuple | set | frozenset):
+            return [_plain(item, depth + 1) for item in value]
+    return _text(value)
+
+
+def _text(value: object) -> str:
+    try:
+        return redact(str(value))
+    except Exception:
+        return f"<{type(value).__name__} that can't be shown>"
+
+
+class JSONFormatter(JsonFormatter):
+    """One JSON object per record: timestamp (UTC, ISO 8601), level, logger, message, the fields passed as ``extra``,
+    and exception and stack where there are any. An extra field of one of these names gets an underscore after it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self.serialize_log_record(_fields(record))
+
+
+class TextFormatter(logging.Formatter):
+    """One line per record: timestamp, level, logger, message, extra fields as key=value; then, indented, an exception.
+
+    What a message or a field holds never starts a line of its own: control characters are written as escapes.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = _fields(record)
+        below = [part for part in (fields.pop("exception", None), fields.pop("stack", None)) if part]
+        line = " ".join(_escaped(str(fields.pop(key))) for key in ("timestamp", "level", "logger", "message"))
+        line += "".join(f" {_escaped(key)}={_value(value)}" for key, value in fields.items())
+        return "\n    ".join([line, *(_escaped(text) for part in below for text in part.split("\n"))])
+
+
+def _escaped(text: str) -> str:
+    return text.translate(_CONTROLS)
+
+
+def _value(value: Any) -> str:
+    """Return an extra field's value: bare where that can't be misread, else as JSON."""
+    if isinstance(value, str) and value.isprintable() and value and not set(' "=\\') & set(value):
+        return value
+    return _escaped(json.dumps(value, ensure_ascii=False))

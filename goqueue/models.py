@@ -1,0 +1,423 @@
+"""The rows and requests of the storage layer as immutable msgspec Structs. Imports goqueue.errors alone.
+
+What a caller gives (`NewJob`, `JobUpdate`, `JobFilter`) is checked when it is made: an `InvalidJobError` names the field,
+what was got and what is allowed. What the database gives (`Job`) is taken as it is.
+"""
+
+import hashlib
+import sys
+from collections.abc import Collection, Mapping
+from datetime import datetime, timedelta
+from enum import StrEnum
+from math import isfinite
+from typing import Any, Final, Self
+from uuid import UUID
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+from goqueue.errors import CorruptJobError, InvalidCursorError, InvalidFilterError, InvalidJobError
+
+if sys.version_info >= (3, 14):
+    from uuid import uuid7
+else:
+    from uuid_utils.compat import uuid7
+
+__all__ = ["Job", "JobCount", "JobFilter", "JobStatus", "JobUpdate", "JsonValue", "NewJob", "Page"]
+
+#: What a payload may be: None, bool, int, float, str, and lists and str-keyed dicts of these.
+JsonValue = Any
+
+# The table's own limits (its CHECK constraints), told before a statement is sent.
+MAX_NAME_CHARACTERS: Final = 255
+MAX_ATTEMPTS: Final = 10_000
+MAX_PRIORITY: Final = 32_767
+DEFAULT_MAX_ATTEMPTS: Final = 25
+# Deeper than any sane payload, and far from the interpreter's and the server's recursion limits.
+MAX_PAYLOAD_DEPTH: Final = 200
+MAX_PAGE: Final = 1000
+
+_ZERO: Final = timedelta(0)
+
+
+class JobStatus(StrEnum):
+    """The five states of a job; the values are those of the type ``goqueue.job_status``."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    DEAD = "dead"
+    CANCELLED = "cancelled"
+
+
+class Job(Struct, frozen=True, kw_only=False):
+    """One row of goqueue.jobs. The fields stand in the order of the columns in sql/jobs.sql; times are aware datetimes."""
+
+    id: UUID
+    queue: str
+    job_type: str
+    payload: JsonValue
+    status: JobStatus
+    #: The lower number runs first.
+    priority: int
+    #: Attempts started so far, the running one included.
+    attempts: int
+    max_attempts: int
+    last_error: str | None
+    idempotency_key: str | None
+    #: The worker that holds the job; None unless running.
+    locked_by: str | None
+    locked_at: datetime | None
+    scheduled_at: datetime
+    created_at: datetime
+    updated_at: datetime
+    #: When the latest attempt started.
+    started_at: datetime | None
+    #: When the job became completed, dead or cancelled.
+    completed_at: datetime | None
+
+    @classmethod
+    def from_row(cls, row: tuple[Any, ...]) -> Self:
+        """The job in a row of sql/jobs.sql (payload as JSON text). `CorruptJobError` when the payload can't be read."""
+        job_id, queue, job_type, payload, status, *rest = row
+        try:
+            decoded = _decode_payload(payload)
+        except (msgspec.DecodeError, RecursionError, ValueError) as exc:
+            raise CorruptJobError(
+                f"job {job_id}: its payload can't be read ({exc}); correct it in SQL or delete the job", job_id=job_id
+            ) from exc
+        return cls(job_id, queue, job_type, decoded, _STATUSES[status], *rest)
+
+
+class NewJob(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A job to be created.
+
+    Its id is made here, so that creating the same `NewJob` again (after a lost connection, say) makes no second job.
+
+    ``priority``: the lower number runs first, -32,767 to 32,767. ``scheduled_at``: an aware datetime, not before which the
+    job runs; or ``delay``: the same as a timedelta from the server's now. Neither: at once. ``payload``: any JSON value;
+    it is checked when it is sent. Raises `InvalidJobError`.
+    """
+
+    job_type: str
+    queue: str = "default"
+    payload: JsonValue = msgspec.field(default_factory=dict)
+    priority: int = 0
+    max_attempts: int = DEFAULT_MAX_ATTEMPTS
+    scheduled_at: datetime | None = None
+    delay: timedelta | None = None
+    idempotency_key: str | None = None
+    id: UUID = msgspec.field(default_factory=uuid7)
+
+    def __post_init__(self) -> None:
+        check_name("job_type", self.job_type)
+        check_name("queue", self.queue)
+        if self.idempotency_key is not None:
+            check_name("idempotency_key", self.idempotency_key)
+        check_integer("priority", self.priority, -MAX_PRIORITY, MAX_PRIORITY)
+        check_integer("max_attempts", self.max_attempts, 1, MAX_ATTEMPTS)
+        if type(self.id) is not UUID:
+            msgspec.structs.force_setattr(self, "id", as_job_id(self.id))
+        if self.scheduled_at is not None:
+            check_time("scheduled_at", self.scheduled_at)
+            if self.delay is not None:
+                raise InvalidJobError("scheduled_at and delay are both given; give one of them")
+        if self.delay is not None and (not isinstance(self.delay, timedelta) or self.delay < _ZERO):
+            raise InvalidJobError(f"delay must be a timedelta of zero or more, not {_shown(self.delay)}")
+
+
+class JobUpdate(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """The changes to one job: only the fields given change. None clears a field that can be empty, and makes a job's
+    ``scheduled_at`` now.
+
+    Times and the holder follow from ``status``: a job set running is locked (by ``locked_by``, else by the session), one
+    set completed, dead or cancelled gets its finish time. Raises `InvalidJobError`.
+    """
+
+    queue: str | UnsetType = UNSET
+    job_type: str | UnsetType = UNSET
+    payload: JsonValue | UnsetType = UNSET
+    status: JobStatus | UnsetType = UNSET
+    priority: int | UnsetType = UNSET
+    attempts: int | UnsetType = UNSET
+    max_attempts: int | UnsetType = UNSET
+    last_error: str | None | UnsetType = UNSET
+    idempotency_key: str | None | UnsetType = UNSET
+    locked_by: str | None | UnsetType = UNSET
+    scheduled_at: datetime | None | UnsetType = UNSET
+
+    def __post_init__(self) -> None:
+        for name in ("queue", "job_type", "idempotency_key", "locked_by"):
+            value = getattr(self, name)
+            if value is not UNSET and not (value is None and name in ("idempotency_key", "locked_by")):
+                check_name(name, value)
+        if self.status is not UNSET:
+            msgspec.structs.force_setattr(self, "status", as_status(self.status))
+        if self.priority is not UNSET:
+            check_integer("priority", self.priority, -MAX_PRIORITY, MAX_PRIORITY)
+        if self.max_attempts is not UNSET:
+            check_integer("max_attempts", self.max_attempts, 1, MAX_ATTEMPTS)
+        if self.attempts is not UNSET:
+            limit = MAX_ATTEMPTS if self.max_attempts is UNSET else self.max_attempts
+            check_integer("attempts", self.attempts, 0, limit)
+        if isinstance(self.last_error, str):
+            check_text("last_error", self.last_error)
+        elif self.last_error is not UNSET and self.last_error is not None:
+            raise InvalidJobError(f"last_error must be a string or None, not {_shown(self.last_error)}")
+        if self.scheduled_at is not UNSET and self.scheduled_at is not None:
+            check_time("scheduled_at", self.scheduled_at)
+
+
+class JobFilter(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which jobs to list or count: all conditions together; a condition not given doesn't filter.
+
+    ``status``, ``queue`` and ``job_type`` take one value or several. The ranges of aware datetimes include their start
+    (``…_from``) and exclude their end (``…_before``). Raises `InvalidFilterError`.
+    """
+
+    status: JobStatus | str | Collection[JobStatus | str] | None = None
+    queue: str | Collection[str] | None = None
+    job_type: str | Collection[str] | None = None
+    created_from: datetime | None = None
+    created_before: datetime | None = None
+    scheduled_from: datetime | None = None
+    scheduled_before: datetime | None = None
+
+    def __post_init__(self) -> None:
+        self.parameters()
+
+    def parameters(self) -> dict[str, Any]:
+        """The filter as the parameters of list_jobs and count_jobs: sorted lists without repetition, times, or None."""
+        try:
+            for name in _RANGE_FIELDS:
+                if (time := getattr(self, name)) is not None:
+                    check_time(name, time)
+            return {
+                "statuses": _several("status", self.status, as_status),
+                "queues": _several("queue", self.queue, lambda value: check_name("queue", value)),
+                "job_types": _several("job_type", self.job_type, lambda value: check_name("job_type", value)),
+                **{name: getattr(self, name) for name in _RANGE_FIELDS},
+            }
+        except InvalidFilterError:
+            raise
+        except InvalidJobError as exc:
+            raise InvalidFilterError(str(exc)) from None
+
+
+class Page(Struct, frozen=True):
+    """A page of a list. ``next_cursor`` goes to `list_jobs` for the next page; it is None on the last one.
+
+    A page can hold fewer jobs than the limit and not be the last one: only a None cursor says so.
+    """
+
+    jobs: list[Job]
+    next_cursor: str | None
+
+
+class JobCount(int):
+    """A number of jobs. ``exact`` is False for an estimate, which only a count of more than 10,000 rows can be."""
+
+    exact: bool
+
+    def __new__(cls, count: int, *, exact: bool = True) -> Self:
+        self = super().__new__(cls, count)
+        self.exact = exact
+        return self
+
+    def __repr__(self) -> str:
+        return f"JobCount({int(self)}, exact={self.exact})"
+
+    def __str__(self) -> str:
+        return f"{'' if self.exact else 'about '}{int(self):,}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _job_count, (int(self), self.exact)
+
+
+def _job_count(count: int, exact: bool) -> JobCount:
+    return JobCount(count, exact=exact)
+
+
+# --- payloads -------------------------------------------------------------------------------------------------------
+
+
+_encoder = msgspec.json.Encoder()
+_decode_payload = msgspec.json.Decoder().decode
+_STATUSES: Final[Mapping[str, JobStatus]] = {str(status): status for status in JobStatus}
+
+
+def encode_json(value: object) -> bytes:
+    """``value`` (a checked payload, or a Struct holding one) as JSON in UTF-8."""
+    try:
+        return _encoder.encode(value)
+    except (TypeError, ValueError, OverflowError, RecursionError) as exc:
+        raise InvalidJobError(f"the payload can't be written as JSON: {exc}") from exc
+
+
+def check_payload(value: JsonValue) -> None:
+    """Raises `InvalidJobError`, naming the place, for anything that jsonb would refuse or give back as something else."""
+    if (problem := _payload_problem(value, 0)) is not None:
+        place, what = problem
+        raise InvalidJobError(f"payload{place if len(place) <= 200 else place[:200] + '…'} {what}")
+
+
+def _payload_problem(value: object, depth: int) -> tuple[str, str] | None:
+    # Runs over every value of every payload: the usual types first, and no place is spelled out before it is needed.
+    if isinstance(value, str):
+        if value.isascii() and "\0" not in value:
+            return None
+        return _text_problem(value)
+    if value is None or isinstance(value, int):
+        return None
+    if isinstance(value, float):
+        return None if isfinite(value) else ("", f"is {value}, which JSON has no number for; use None or a string")
+    if depth > MAX_PAYLOAD_DEPTH:
+        return "", f"is nested more than {MAX_PAYLOAD_DEPTH} levels deep"
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                return "", f"has the key {_shown(key)}; a key of a JSON object must be a string"
+            if not key.isascii() or "\0" in key:
+                if (problem := _text_problem(key)) is not None:
+                    return "", f"has the key {_shown(key)}, which {problem[1]}"
+            if (problem := _payload_problem(item, depth + 1)) is not None:
+                return f".{key}{problem[0]}", problem[1]
+        return None
+    if isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            if (problem := _payload_problem(item, depth + 1)) is not None:
+                return f"[{index}]{problem[0]}", problem[1]
+        return None
+    return "", (
+        f"is {_shown(value)}, which is not JSON; use None, bool, int, float, str, list or dict "
+        "(for a datetime its isoformat(), for a UUID its str())"
+    )
+
+
+def _text_problem(value: str) -> tuple[str, str] | None:
+    if "\0" in value:
+        return "", f"has a NUL character at position {value.index(chr(0))}, which PostgreSQL can't store"
+    try:
+        value.encode()
+    except UnicodeEncodeError as exc:
+        return "", f"has a lone surrogate ({value[exc.start]!a}) at position {exc.start}, which is not valid Unicode"
+    return None
+
+
+# --- checks ---------------------------------------------------------------------------------------------------------
+
+
+def check_text(name: str, value: str) -> None:
+    """Raises `InvalidJobError` for what PostgreSQL can't hold in a text: NUL, and a lone surrogate."""
+    if (problem := _text_problem(value)) is not None:
+        raise InvalidJobError(f"{name} {problem[1]}")
+
+
+def check_name(name: str, value: object) -> str:
+    """``value``, if it is a string of 1 to 255 characters that PostgreSQL can hold; else `InvalidJobError`."""
+    if not isinstance(value, str):
+        raise InvalidJobError(f"{name} must be a string, not {_shown(value)}")
+    if not 0 < len(value) <= MAX_NAME_CHARACTERS:
+        got = "empty" if not value else f"{len(value):,} characters long"
+        raise InvalidJobError(f"{name} is {got}; it must have 1 to {MAX_NAME_CHARACTERS} characters")
+    check_text(name, value)
+    return value
+
+
+def check_integer(name: str, value: object, least: int, most: int) -> None:
+    """Raises `InvalidJobError` unless ``value`` is an int (no bool) from ``least`` to ``most``."""
+    if type(value) is not int or not least <= value <= most:
+        raise InvalidJobError(f"{name} must be a whole number from {least:,} to {most:,}, not {_shown(value)}")
+
+
+def check_time(name: str, value: object) -> None:
+    """Raises `InvalidJobError` unless ``value`` is an aware datetime."""
+    if not isinstance(value, datetime):
+        raise InvalidJobError(f"{name} must be a datetime, not {_shown(value)}")
+    if value.utcoffset() is None:
+        raise InvalidJobError(
+            f"{name} is {value.isoformat()} without a time zone; give an aware datetime, such as datetime.now(UTC)"
+        )
+
+
+def as_job_id(value: object) -> UUID:
+    """``value`` as a UUID, from a UUID or its text; else `InvalidJobError`."""
+    if isinstance(value, UUID):
+        return value
+    if isinstance(value, str):
+        try:
+            return UUID(value)
+        except ValueError:
+            pass
+    raise InvalidJobError(f"a job id must be a UUID, not {_shown(value)}")
+
+
+def as_status(value: object) -> JobStatus:
+    """``value`` as a `JobStatus`, from one or its text; else `InvalidJobError`."""
+    try:
+        return JobStatus(value)  # type: ignore[arg-type]
+    except ValueError:
+        allowed = ", ".join(JobStatus)
+        raise InvalidJobError(f"status must be one of {allowed}, not {_shown(value)}") from None
+
+
+def _several(name: str, value: object, check: Any) -> list[str] | None:
+    if value is None:
+        return None
+    values = [value] if isinstance(value, str) or not isinstance(value, Collection) else list(value)
+    if not values:
+        raise InvalidFilterError(f"{name} is an empty collection, which no job matches; leave it out not to filter")
+    return sorted({check(item) for item in values})
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
+
+
+# --- cursors --------------------------------------------------------------------------------------------------------
+
+
+_RANGE_FIELDS: Final = ("created_from", "created_before", "scheduled_from", "scheduled_before")
+
+
+class _Position(Struct, frozen=True, array_like=True):
+    created_at: datetime
+    id: UUID
+    #: Tells a cursor of another filter, and one that was changed; it is no secret, and guards none.
+    digest: bytes
+
+
+def make_cursor(parameters: Mapping[str, Any], created_at: datetime, job_id: UUID) -> str:
+    """An opaque cursor: the position to go on from, tied to the filter's ``parameters``."""
+    position = _Position(created_at, job_id, _digest(parameters, created_at, job_id))
+    return msgspec.msgpack.encode(position).hex()
+
+
+def read_cursor(parameters: Mapping[str, Any], cursor: str | None) -> tuple[datetime | None, UUID | None]:
+    """The position in a cursor that `make_cursor` made for the same filter; else `InvalidCursorError`."""
+    if cursor is None:
+        return None, None
+    try:
+        position = msgspec.msgpack.decode(bytes.fromhex(cursor), type=_Position)
+    except (TypeError, ValueError, msgspec.MsgspecError):
+        raise InvalidCursorError("the cursor is not one that list_jobs has given; start again without one") from None
+    if position.digest != _digest(parameters, position.created_at, position.id):
+        raise InvalidCursorError(
+            "the cursor belongs to another filter or was changed; use it with the filter it came from, "
+            "or start again without one"
+        )
+    return position.created_at, position.id
+
+
+def _digest(parameters: Mapping[str, Any], created_at: datetime, job_id: UUID) -> bytes:
+    text = msgspec.json.encode([dict(parameters), created_at, job_id])
+    return hashlib.blake2b(text, digest_size=8, person=b"goqueue").digest()
+
+
+def check_limit(limit: object) -> int:
+    """``limit``, if it is an int from 1 to 1000; else `InvalidFilterError`."""
+    if type(limit) is not int or not 1 <= limit <= MAX_PAGE:
+        raise InvalidFilterError(f"limit must be a whole number from 1 to {MAX_PAGE:,}, not {_shown(limit)}")
+    return limit
+

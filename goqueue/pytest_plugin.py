@@ -1,0 +1,298 @@
+"""pytest fixtures that give each test a migrated database of its own: ``pytest_plugins = ["goqueue.pytest_plugin"]``.
+
+Imports pytest, psycopg, goqueue.embedded and goqueue.migrate; the store and testcontainers when they are used.
+The SQL here is limited to making and dropping test databases.
+
+The server is the one of GOQUEUE_TEST_DATABASE_URL if set (its user needs CREATEDB), else a container where a Docker
+engine answers (image: GOQUEUE_TEST_IMAGE), else an embedded one. GOQUEUE_TEST_SERVER=embedded or =docker forces one.
+"""
+
+import importlib
+import os
+import secrets
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
+
+from goqueue.embedded import EmbeddedServer, EmbeddedServerError
+from goqueue.migrate import migrate, migrations_hash
+
+_FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "400"}
+
+
+class DatabaseUrl(str):
+    """A URL whose repr, which pytest prints of a failed test's arguments, has no password."""
+
+    def __repr__(self) -> str:
+        return repr(_shown(self))
+
+
+@dataclass(frozen=True)
+class DatabaseServer:
+    """Where the test databases are made: ``kind`` is url, docker or embedded."""
+
+    url: DatabaseUrl
+    kind: str
+
+    @property
+    def lasting(self) -> bool:
+        """Whether the server, and so a database left on it, outlives the test run."""
+        return self.kind == "url"
+
+
+class _Run:
+    """One pytest process's view: the controller (or the only process) owns the server, a worker is told of it."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.kept: list[str] = []
+        self.note = ""
+        self._closing = ExitStack()
+        self._server: DatabaseServer | None = None
+        self._error = ""
+        handed: dict[str, str] | None = getattr(config, "workerinput", {}).get("goqueue_server")
+        if handed is not None:
+            self.kind = handed.get("kind", "")
+            self._error = handed.get("error", "")
+            self._server = None if self._error else DatabaseServer(DatabaseUrl(handed["url"]), self.kind)
+        else:
+            self.kind = _choose_server()
+
+    def server(self) -> DatabaseServer:
+        """The server, started when first asked for. Raises EmbeddedServerError, again at every call."""
+        if self._error:
+            raise EmbeddedServerError(self._error)
+        if self._server is None:
+            try:
+                url = _database_url(self._start())  # which may fall back to another kind
+                self._server = DatabaseServer(url, self.kind)
+            except EmbeddedServerError as error:
+                self._error = str(error)
+                raise
+        return self._server
+
+    def handed(self) -> dict[str, str]:
+        """What a worker is told."""
+        try:
+            return {"url": str(self.server().url), "kind": self.kind}
+        except EmbeddedServerError as error:
+            return {"error": str(error)}
+
+    def close(self) -> None:
+        self._closing.close()
+
+    def _start(self) -> str:
+        if self.kind == "url":
+            return os.environ["GOQUEUE_TEST_DATABASE_URL"]
+        if self.kind == "docker":
+            try:
+                return self._start_container()
+            except Exception as error:  # whatever the engine, the registry or the image's start may raise
+                reason = f"the image {_image()} can't be had from Docker ({type(error).__name__}: {error})"
+                if os.environ.get("GOQUEUE_TEST_SERVER") == "docker":
+                    raise EmbeddedServerError(f"{reason}; GOQUEUE_TEST_SERVER=docker forbids another server") from error
+                self.note = f"{reason}; an embedded server took its place"
+                self.kind = "embedded"
+        return self._closing.enter_context(EmbeddedServer(settings=_FAST, durable=False)).url()
+
+    def _start_container(self) -> str:
+        from testcontainers.community.postgres import PostgresContainer
+
+        settings = " ".join(f"-c {name}={value}" for name, value in _FAST.items())
+        container = PostgresContainer(
+            _image(), username="postgres", password=secrets.token_hex(8), dbname="postgres", driver=None
+        ).with_command(f"postgres {settings}")
+        self._closing.callback(container.stop)
+        container.start()
+        return str(container.get_connection_url())
+
+
+_RUN = pytest.StashKey[_Run]()
+_DATABASE = pytest.StashKey[str]()  # of a test: the name of its database
+_FAILED = pytest.StashKey[bool]()  # of a test: its setup or its body failed
+
+
+def _image() -> str:
+    return os.environ.get("GOQUEUE_TEST_IMAGE", "postgres:18")
+
+
+def _choose_server() -> str:
+    forced = os.environ.get("GOQUEUE_TEST_SERVER", "")
+    if forced not in ("", "docker", "embedded"):
+        raise pytest.UsageError(f"GOQUEUE_TEST_SERVER must be docker or embedded, not {forced!r}")
+    if forced:
+        return forced
+    if os.environ.get("GOQUEUE_TEST_DATABASE_URL"):
+        return "url"
+    return "docker" if _docker_answers() else "embedded"
+
+
+def _docker_answers() -> bool:
+    try:
+        with closing(importlib.import_module("docker").from_env(timeout=2)) as client:
+            return bool(client.ping())
+    except Exception:  # not installed, no socket, no permission, no answer in time: all the same here
+        return False
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.getgroup("goqueue").addoption(
+        "--keep-databases", action="store_true", help="keep the databases of passed tests too, as long as the server"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_RUN] = _Run(config)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if _RUN in config.stash:
+        config.stash[_RUN].close()
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    described = {
+        "url": "PostgreSQL of GOQUEUE_TEST_DATABASE_URL",
+        "docker": f"PostgreSQL in Docker, image {_image()}",
+        "embedded": "embedded PostgreSQL, thrown away at the end",
+    }
+    return f"goqueue: {described[config.stash[_RUN].kind]}"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Of pytest-xdist, in the controller: a worker is about to start."""
+    node.workerinput["goqueue_server"] = node.config.stash[_RUN].handed()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Of pytest-xdist, in the controller: a worker has ended."""
+    node.config.stash[_RUN].kept += getattr(node, "workeroutput", {}).get("goqueue_kept", [])
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    output: dict[str, Any] | None = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["goqueue_kept"] = session.config.stash[_RUN].kept
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed and report.when != "teardown":
+        item.stash[_FAILED] = True
+        if _DATABASE in item.stash:
+            server = item.config.stash[_RUN].server()
+            name = item.stash[_DATABASE]
+            how_long = (
+                f"Kept; when done with it: DROP DATABASE {name};"
+                if server.lasting
+                else "It ends with this run's server; set GOQUEUE_TEST_DATABASE_URL to keep such a one."
+            )
+            report.sections.append(("goqueue database", f"{_shown(_database_url(server.url, name))}\n{how_long}"))
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    run = config.stash[_RUN]
+    if run.note or run.kept:
+        terminalreporter.section("goqueue databases")
+    if run.note:
+        terminalreporter.line(run.note)
+    if run.kept:
+        lasting = run.server().lasting
+        terminalreporter.line("kept, to be dropped by hand:" if lasting else "kept, and gone with this run's server:")
+        for name in run.kept:
+            terminalreporter.line(f"  {name}")
+
+
+@pytest.fixture(scope="session")
+def goqueue_server(pytestconfig: pytest.Config) -> DatabaseServer:
+    """The server of this test run, shared by all workers: ``.url`` (of its maintenance database) and ``.kind``."""
+    return pytestconfig.stash[_RUN].server()
+
+
+@pytest.fixture(scope="session")
+def goqueue_template(goqueue_server: DatabaseServer) -> str:
+    """The name of a database with all migrations applied; made once for a server and a set of migration files."""
+    name = f"goqueue_template_{migrations_hash()[:16]}"
+    identifier = sql.Identifier(name)
+    with psycopg.connect(goqueue_server.url, autocommit=True) as connection:
+        # Other workers and other runs wait here; the lock ends with the connection.
+        connection.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", [name])
+        row = connection.execute("SELECT datistemplate FROM pg_database WHERE datname = %s", [name]).fetchone()
+        if row == (True,):
+            return name
+        if row is not None:  # made by a run that ended before the template was whole
+            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(identifier))
+        create = sql.SQL("CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8'").format(identifier)
+        try:
+            connection.execute(create)
+        except psycopg.errors.InsufficientPrivilege as error:
+            error.add_note("The user of GOQUEUE_TEST_DATABASE_URL may not make databases: ALTER ROLE ... CREATEDB")
+            raise
+        migrate(_database_url(goqueue_server.url, name))
+        whole = sql.SQL("ALTER DATABASE {} WITH IS_TEMPLATE true ALLOW_CONNECTIONS false").format(identifier)
+        connection.execute(whole)
+    return name
+
+
+@pytest.fixture
+def goqueue_database(
+    request: pytest.FixtureRequest, goqueue_server: DatabaseServer, goqueue_template: str
+) -> Iterator[str]:
+    """The URL of a database of this test alone, migrated and empty. Dropped after it, unless the test failed."""
+    name = f"goqueue_test_{os.getpid()}_{secrets.token_hex(4)}"
+    with psycopg.connect(goqueue_server.url, autocommit=True) as connection:
+        # Writing 8 MB to the WAL is faster than the two checkpoints of FILE_COPY, the only way before 15.
+        strategy = sql.SQL(" STRATEGY WAL_LOG" if connection.info.server_version >= 150000 else "")
+        create = sql.SQL("CREATE DATABASE {} TEMPLATE {}{}")
+        connection.execute(create.format(sql.Identifier(name), sql.Identifier(goqueue_template), strategy))
+    node: pytest.Item = request.node
+    node.stash[_DATABASE] = name
+    yield _database_url(goqueue_server.url, name)
+    if node.stash.get(_FAILED, False) or request.config.getoption("keep_databases", False):
+        request.config.stash[_RUN].kept.append(name)
+        return
+    with psycopg.connect(goqueue_server.url, autocommit=True) as connection:
+        connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def goqueue_connection(goqueue_database: str) -> Iterator[psycopg.Connection]:
+    """A connection in autocommit to this test's database."""
+    with psycopg.connect(goqueue_database, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+def goqueue_store(goqueue_database: str) -> Iterator[Any]:
+    """An open PostgresStorage on this test's database."""
+    with closing(importlib.import_module("goqueue").PostgresStorage.open(goqueue_database)) as store:
+        yield store
+
+
+def _database_url(server: str, database: str | None = None) -> DatabaseUrl:
+    """The server's URL, whichever form it was given in, or that of another of its databases."""
+    options = {name: str(value) for name, value in conninfo_to_dict(server).items() if value is not None}
+    database = database or options.get("dbname", "")
+    user, password = options.get("user", ""), options.get("password", "")
+    login = quote(user, safe="") + (f":{quote(password, safe='')}" if password else "")
+    rest = {name: value for name, value in options.items() if name not in ("dbname", "user", "password")}
+    query = urlencode(rest, quote_via=quote, safe="")
+    return DatabaseUrl(
+        f"postgresql://{login}{'@' if login else ''}/{quote(database, safe='')}{'?' if query else ''}{query}"
+    )
+
+
+def _shown(url: str) -> str:
+    """The URL, as _database_url makes it, without its password."""
+    login, at, rest = url.removeprefix("postgresql://").partition("@")
+    return f"postgresql://{login.partition(':')[0]}@{rest}" if at else str(url)

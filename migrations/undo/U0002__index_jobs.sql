@@ -1,0 +1,6 @@
+-- Takes V0002 back: duplicates of idempotency keys are possible again. Run it in one transaction (psql -1 -f).
+DROP INDEX goqueue.jobs_queue_idx;
+DROP INDEX goqueue.jobs_status_idx;
+DROP INDEX goqueue.jobs_idempotency_key_idx;
+DROP INDEX goqueue.jobs_claim_idx;
+DELETE FROM goqueue.schema_version WHERE version = 2;

