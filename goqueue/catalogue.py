@@ -1,6 +1,6 @@
 """Reads the comments of the SQL files, and writes what is made from files: the catalogue and the checksums.
 
-``python -m goqueue.catalogue`` writes, ``--check`` only says whether they are fresh. Imports goqueue.queries and msgspec.
+``python -m goqueue.catalogue`` writes, ``--check`` only says whether they are fresh. Imports goqueue.queries.
 """
 
 import argparse
@@ -36,9 +36,7 @@ class QueryNote(msgspec.Struct, frozen=True):
 
 def read_notes(folder: Path | None = None) -> list[QueryNote]:
     """The notes of all queries, in the files' order. ValueError for a query that lacks a part of its comment."""
-    return [
-        note for file in sorted((folder or shipped_folder("sql")).glob("*.sql")) for note in _notes_of(file)
-    ]
+    return [note for file in sorted((folder or shipped_folder("sql")).glob("*.sql")) for note in _notes_of(file)]
 
 
 def _notes_of(file: Path) -> Iterator[QueryNote]:
@@ -115,8 +113,8 @@ def checksums() -> str:
         [
             "-- Made by `make catalogue` from the migration files; change those.",
             "--",
-            "-- Runs at the end of every `pgmigrate migrate`. What is recorded once stays: a file that was edited after it",
-            "-- was applied has another checksum than the one here, and shows.",
+            "-- Runs at the end of a `pgmigrate migrate` that applied something. What is recorded once stays: a file",
+            "-- that was edited after it was applied has another checksum than the one in the table, and shows.",
             "DO $$",
             "BEGIN",
             "    -- A run with an earlier target ends before there is a table to record in.",

@@ -369,8 +369,7 @@ def _check(section: type[_Section], given: Mapping[str, _Given]) -> tuple[dict[s
             continue
         raw, source = given[key]
         try:
-            # bool is an int to Python, but True is no port.
-            if isinstance(raw, rule.kinds) and not isinstance(raw, bool):
+            if isinstance(raw, rule.kinds):
                 values[name] = rule.read(env, key)
                 continue
         except (ValidationError, ValueError, OverflowError):

@@ -29,7 +29,7 @@ _RULES = {
 }
 
 
-def translate(error: psycopg.Error) -> GoQueueError:
+def translate(error: psycopg.Error) -> GoQueueError:  # noqa: C901, PLR0911, PLR0912 - a table, in order
     """The goqueue error that says what ``error`` means to a caller; raise it ``from error``."""
     said = _said(error)
     constraint = error.diag.constraint_name

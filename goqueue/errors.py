@@ -13,7 +13,7 @@ class GoQueueError(Exception):
 
 
 class ConfigError(GoQueueError):
-    """The configuration can't be used. ``problems`` lists everything that is wrong, one sentence each."""
+    """The configuration can't be used. ``problems`` lists all that is wrong, one sentence each."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems: tuple[str, ...] = tuple(problems)
@@ -26,7 +26,7 @@ class ConfigError(GoQueueError):
 
 
 class InvalidJobError(GoQueueError, ValueError):
-    """A value given for a job can't be stored or looked for. ``constraint`` names the database's rule, if it was one."""
+    """A value given for a job can't be stored or looked for. ``constraint``: the database's rule, if it was one."""
 
     def __init__(self, message: str, *, constraint: str | None = None) -> None:
         super().__init__(message)

@@ -56,9 +56,7 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
     handlers see it too."""
     try:
         message = record.getMessage()
-    except (
-        Exception
-    ):  # a message is worth more than its formatting; logging itself would print the arguments as they are
+    except Exception:  # noqa: BLE001 - the message counts; logging itself would print the arguments as they are
         message = f"{_text(record.msg)} {_text(record.args)}"
     fields: dict[str, Any] = {
         "timestamp": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
@@ -80,26 +78,25 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
 
 def _plain(value: object, depth: int = 0) -> Any:
     """Return a value as JSON can hold it: numbers, text, lists and objects; what is none of these as its text."""
-    if value is None or isinstance(value, bool) or type(value) is int:
+    # Larger integers are text: few readers of JSON keep their digits.
+    integer = type(value) is int and value.bit_length() <= 64
+    if value is None or isinstance(value, bool) or integer or (type(value) is float and math.isfinite(value)):
         return value
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else str(value)
     if isinstance(value, datetime | date | time):
         return value.isoformat()
     if isinstance(value, timedelta):
-        return format_duration(value) if value >= timedelta(0) else f"-{format_duration(-value)}"
-    if depth < _DEEPEST:
-        if isinstance(value, Mapping):
-            return {_text(key): _plain(item, depth + 1) for key, item in value.items()}
-        if isinstance(value, list | tuple | set | frozenset):
-            return [_plain(item, depth + 1) for item in value]
+        return ("-" if value < timedelta(0) else "") + format_duration(abs(value))
+    if isinstance(value, Mapping) and depth < _DEEPEST:
+        return {_text(key): _plain(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset) and depth < _DEEPEST:
+        return [_plain(item, depth + 1) for item in value]
     return _text(value)
 
 
 def _text(value: object) -> str:
     try:
         return redact(str(value))
-    except Exception:
+    except Exception:  # noqa: BLE001 - whatever the object's own code raises
         return f"<{type(value).__name__} that can't be shown>"
 
 

@@ -1,7 +1,7 @@
 """The rows and requests of the storage layer as immutable msgspec Structs. Imports goqueue.errors alone.
 
-What a caller gives (`NewJob`, `JobUpdate`, `JobFilter`) is checked when it is made: an `InvalidJobError` names the field,
-what was got and what is allowed. What the database gives (`Job`) is taken as it is.
+What a caller gives (`NewJob`, `JobUpdate`, `JobFilter`) is checked when it is made: an `InvalidJobError` names the
+field, what was got and what is allowed. What the database gives (`Job`) is taken as it is.
 """
 
 import hashlib
@@ -51,7 +51,7 @@ class JobStatus(StrEnum):
 
 
 class Job(Struct, frozen=True, kw_only=False):
-    """One row of goqueue.jobs. The fields stand in the order of the columns in sql/jobs.sql; times are aware datetimes."""
+    """One row of goqueue.jobs, its fields in the order of the columns in sql/jobs.sql; times are aware datetimes."""
 
     id: UUID
     queue: str
@@ -94,9 +94,9 @@ class NewJob(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     Its id is made here, so that creating the same `NewJob` again (after a lost connection, say) makes no second job.
 
-    ``priority``: the lower number runs first, -32,767 to 32,767. ``scheduled_at``: an aware datetime, not before which the
-    job runs; or ``delay``: the same as a timedelta from the server's now. Neither: at once. ``payload``: any JSON value;
-    it is checked when it is sent. Raises `InvalidJobError`.
+    ``priority``: the lower number runs first, -32,767 to 32,767. ``scheduled_at``: an aware datetime, not before which
+    the job runs; or ``delay``: the same as a timedelta from the server's now. Neither: at once. ``payload``: any JSON
+    value; it is checked when it is sent. Raises `InvalidJobError`.
     """
 
     job_type: str
@@ -116,22 +116,23 @@ class NewJob(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             check_name("idempotency_key", self.idempotency_key)
         check_integer("priority", self.priority, -MAX_PRIORITY, MAX_PRIORITY)
         check_integer("max_attempts", self.max_attempts, 1, MAX_ATTEMPTS)
-        if type(self.id) is not UUID:
-            msgspec.structs.force_setattr(self, "id", as_job_id(self.id))
+        if (job_id := as_job_id(self.id)) is not self.id:
+            msgspec.structs.force_setattr(self, "id", job_id)
         if self.scheduled_at is not None:
             check_time("scheduled_at", self.scheduled_at)
             if self.delay is not None:
                 raise InvalidJobError("scheduled_at and delay are both given; give one of them")
-        if self.delay is not None and (not isinstance(self.delay, timedelta) or self.delay < _ZERO):
-            raise InvalidJobError(f"delay must be a timedelta of zero or more, not {_shown(self.delay)}")
+        delay: object = self.delay
+        if delay is not None and not (isinstance(delay, timedelta) and delay >= _ZERO):
+            raise InvalidJobError(f"delay must be a timedelta of zero or more, not {_shown(delay)}")
 
 
 class JobUpdate(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """The changes to one job: only the fields given change. None clears a field that can be empty, and makes a job's
     ``scheduled_at`` now.
 
-    Times and the holder follow from ``status``: a job set running is locked (by ``locked_by``, else by the session), one
-    set completed, dead or cancelled gets its finish time. Raises `InvalidJobError`.
+    Times and the holder follow from ``status``: a job set running is locked (by ``locked_by``, else by the session),
+    one set completed, dead or cancelled gets its finish time. Raises `InvalidJobError`.
     """
 
     queue: str | UnsetType = UNSET
@@ -141,10 +142,10 @@ class JobUpdate(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_un
     priority: int | UnsetType = UNSET
     attempts: int | UnsetType = UNSET
     max_attempts: int | UnsetType = UNSET
-    last_error: str | None | UnsetType = UNSET
-    idempotency_key: str | None | UnsetType = UNSET
-    locked_by: str | None | UnsetType = UNSET
-    scheduled_at: datetime | None | UnsetType = UNSET
+    last_error: str | UnsetType | None = UNSET
+    idempotency_key: str | UnsetType | None = UNSET
+    locked_by: str | UnsetType | None = UNSET
+    scheduled_at: datetime | UnsetType | None = UNSET
 
     def __post_init__(self) -> None:
         for name in ("queue", "job_type", "idempotency_key", "locked_by"):
@@ -162,9 +163,9 @@ class JobUpdate(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_un
             check_integer("attempts", self.attempts, 0, limit)
         if isinstance(self.last_error, str):
             check_text("last_error", self.last_error)
-        elif self.last_error is not UNSET and self.last_error is not None:
+        elif self.last_error not in (UNSET, None):
             raise InvalidJobError(f"last_error must be a string or None, not {_shown(self.last_error)}")
-        if self.scheduled_at is not UNSET and self.scheduled_at is not None:
+        if self.scheduled_at not in (UNSET, None):
             check_time("scheduled_at", self.scheduled_at)
 
 
@@ -255,18 +256,20 @@ def encode_json(value: object) -> bytes:
 
 
 def check_payload(value: JsonValue) -> None:
-    """Raises `InvalidJobError`, naming the place, for anything that jsonb would refuse or give back as something else."""
+    """Raises `InvalidJobError`, naming the place, for what jsonb would refuse or give back as something else."""
     if (problem := _payload_problem(value, 0)) is not None:
         place, what = problem
         raise InvalidJobError(f"payload{place if len(place) <= 200 else place[:200] + '…'} {what}")
 
 
-def _payload_problem(value: object, depth: int) -> tuple[str, str] | None:
+def _is_plain(text: str) -> bool:
+    return text.isascii() and "\0" not in text
+
+
+def _payload_problem(value: object, depth: int) -> tuple[str, str] | None:  # noqa: C901, PLR0911
     # Runs over every value of every payload: the usual types first, and no place is spelled out before it is needed.
     if isinstance(value, str):
-        if value.isascii() and "\0" not in value:
-            return None
-        return _text_problem(value)
+        return None if _is_plain(value) else _text_problem(value)
     if value is None or isinstance(value, int):
         return None
     if isinstance(value, float):
@@ -277,9 +280,8 @@ def _payload_problem(value: object, depth: int) -> tuple[str, str] | None:
         for key, item in value.items():
             if not isinstance(key, str):
                 return "", f"has the key {_shown(key)}; a key of a JSON object must be a string"
-            if not key.isascii() or "\0" in key:
-                if (problem := _text_problem(key)) is not None:
-                    return "", f"has the key {_shown(key)}, which {problem[1]}"
+            if not _is_plain(key) and (problem := _text_problem(key)) is not None:
+                return "", f"has the key {_shown(key)}, which {problem[1]}"
             if (problem := _payload_problem(item, depth + 1)) is not None:
                 return f".{key}{problem[0]}", problem[1]
         return None
@@ -420,4 +422,3 @@ def check_limit(limit: object) -> int:
     if type(limit) is not int or not 1 <= limit <= MAX_PAGE:
         raise InvalidFilterError(f"limit must be a whole number from 1 to {MAX_PAGE:,}, not {_shown(limit)}")
     return limit
-

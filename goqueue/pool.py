@@ -49,7 +49,7 @@ def _check(pool: Pool, connection: Connection[Any]) -> None:
     """Raises for a connection that the server has closed meanwhile, so that the pool hands out another.
 
     A round trip for every call would be dear. An idle connection with something to read has been closed, or holds a
-    notice; only then is the server asked. Once one is found dead, all of the pool are replaced at once.
+    notice: only then is the server asked. Once one is found dead, all of the pool are replaced at once.
     """
     if _readable(connection.fileno()):
         try:
@@ -78,15 +78,15 @@ def _conninfo(config: DatabaseConfig) -> str:
     options = ["-c TimeZone=UTC", *(f"-c {name}={_milliseconds(value)}" for name, value in settings.items())]
     # What the caller's own options say comes last, and so wins.
     options.append(str(given.get("options") or os.environ.get("PGOPTIONS", "")))
-    # A server that vanishes without a word (no TCP answer) is given up after the statement's own time and a little more.
+    # A server that vanishes without a word is given up after the statement's own time and a little more.
     silence = config.statement_timeout + config.connect_timeout
-    defaults = {
+    ours: dict[str, Any] = {
         "application_name": config.application_name,
         "connect_timeout": max(1, round(config.connect_timeout.total_seconds())),
         "tcp_user_timeout": _milliseconds(silence) if config.statement_timeout else 0,
         "client_encoding": "UTF8",
     }
-    return make_conninfo(**{**defaults, **given, "options": " ".join(options).strip()})
+    return make_conninfo(**{**ours, **given, "options": " ".join(options).strip()})
 
 
 def _milliseconds(value: timedelta) -> int:

@@ -65,8 +65,8 @@ class PostgresStorage:
             # The job exists if and only if this transaction commits.
     """
 
-    #: ``bound_to(connection)``: the same methods on a psycopg connection of the caller's. It never commits or rolls back
-    #: and never closes it; an error from the server leaves the transaction to be rolled back by the caller, as psycopg does.
+    #: ``bound_to(connection)``: the same methods on a psycopg connection of the caller's. It never commits, rolls back
+    #: or closes; after an error from the server the transaction is the caller's to roll back, as always with psycopg.
     bound_to = _BoundTo()
 
     def __init__(
@@ -151,8 +151,8 @@ class PostgresStorage:
     def create_jobs(self, jobs: Iterable[NewJob]) -> list[tuple[UUID, bool]]:
         """Adds many jobs, all of them or on an error none. In the order given: (id, created).
 
-        A job whose idempotency key is taken, by a stored job or by an earlier one of ``jobs``, is not created; the id is
-        that of the job which has the key. Query: create_jobs, for every ``batch_size`` jobs.
+        A job whose idempotency key is taken, by a stored job or by an earlier one of ``jobs``, is not created; the id
+        is that of the job which has the key. Query: create_jobs, for every ``batch_size`` jobs.
         """
         results: list[tuple[UUID, bool]] = []
         with self._connection() as connection, self._transaction(connection):
@@ -185,9 +185,7 @@ class PostgresStorage:
         if batch:
             yield batch
 
-    def _create_batch(
-        self, connection: Connection[Any], batch: list[tuple[NewJob, bytes]]
-    ) -> list[tuple[UUID, bool]]:
+    def _create_batch(self, connection: Connection[Any], batch: list[tuple[NewJob, bytes]]) -> list[tuple[UUID, bool]]:
         created: set[UUID] = set()
         taken: dict[UUID | str, UUID] = {}
         missing = batch
@@ -241,10 +239,11 @@ class PostgresStorage:
         return _found(row, f"no job has the idempotency key {key!r}")
 
     def list_jobs(self, job_filter: JobFilter | None = None, limit: int = 50, cursor: str | None = None) -> Page:
-        """A page of at most ``limit`` (1 to 1000) jobs, newest first, going on from the ``next_cursor`` of a page of the
-        same filter. Query: list_jobs.
+        """A page of at most ``limit`` (1 to 1000) jobs, newest first, going on from the ``next_cursor`` of a page of
+        the same filter. Query: list_jobs.
 
-        A page can be short and not be the last: with a range of ``scheduled_at`` it ends after some 3,000 index entries.
+        A page can be short and not be the last: with a range of ``scheduled_at`` it ends after some 3,000 index
+        entries.
         """
         parameters = (job_filter or _NO_FILTER).parameters()
         created_at, job_id = read_cursor(parameters, cursor)
@@ -278,8 +277,8 @@ class PostgresStorage:
     def update_job(self, job_id: JobId, update: JobUpdate) -> Job:
         """Changes the given fields, and returns the job as it is then. Query: update_job.
 
-        `JobNotFoundError`; `JobStateError` for a status that doesn't follow from the present one; `DuplicateJobError` for
-        an idempotency key that another job has.
+        `JobNotFoundError`; `JobStateError` for a status that doesn't follow from the present one; `DuplicateJobError`
+        for an idempotency key that another job has.
         """
         wanted = as_job_id(job_id)
         changes = self._encode(update).decode()
@@ -287,10 +286,11 @@ class PostgresStorage:
             if row := self._queries.update_job(connection, id=wanted, changes=changes):
                 return Job.from_row(row)
             current = _found(self._queries.get_job(connection, id=wanted), f"no job has the id {wanted}")
-            key = update.idempotency_key
-            if isinstance(key, str) and (other := self._queries.get_job_by_idempotency_key(connection, idempotency_key=key)):
-                raise duplicate_of(other[0], key)
-        raise JobStateError(f"job {wanted} is {current.status}, which can't become {update.status}; nothing was changed")
+            if isinstance(key := update.idempotency_key, str):
+                other = self._queries.get_job_by_idempotency_key(connection, idempotency_key=key)
+                if other is not None and other[0] != wanted:
+                    raise duplicate_of(other[0], key)
+        raise JobStateError(f"job {wanted} is {current.status} and can't become {update.status}; nothing was changed")
 
     def delete_job(self, job_id: JobId) -> None:
         """Deletes the job for good, whatever its status; `JobNotFoundError` when there is none. Query: delete_job."""

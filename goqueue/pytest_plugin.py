@@ -58,7 +58,7 @@ class _Run:
         self._error = ""
         handed: dict[str, str] | None = getattr(config, "workerinput", {}).get("goqueue_server")
         if handed is not None:
-            self.kind = handed.get("kind", "")
+            self.kind = handed["kind"]
             self._error = handed.get("error", "")
             self._server = None if self._error else DatabaseServer(DatabaseUrl(handed["url"]), self.kind)
         else:
@@ -82,7 +82,7 @@ class _Run:
         try:
             return {"url": str(self.server().url), "kind": self.kind}
         except EmbeddedServerError as error:
-            return {"error": str(error)}
+            return {"kind": self.kind, "error": str(error)}
 
     def close(self) -> None:
         self._closing.close()

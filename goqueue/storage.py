@@ -13,9 +13,9 @@ JobId = UUID | str
 class Storage(Protocol):
     """Where jobs are kept.
 
-    Every method raises `InvalidJobError` (or a subclass) for an argument that can't be used, before anything is changed;
-    `StorageUnavailableError` when the storage can't be reached in time; other `StorageError`s when it refuses. An id may
-    be a UUID or its text.
+    Every method raises `InvalidJobError` (or a subclass) for an argument that can't be used, before anything is
+    changed; `StorageUnavailableError` when the storage can't be reached in time; other `StorageError`s when it refuses.
+    An id may be a UUID or its text.
     """
 
     def create_job(self, job: NewJob) -> Job:
@@ -30,8 +30,8 @@ class Storage(Protocol):
     def create_jobs(self, jobs: Iterable[NewJob]) -> list[tuple[UUID, bool]]:
         """Adds many jobs, all of them or on an error none. In the order given: (id, created).
 
-        A job whose idempotency key is taken, by a stored job or by an earlier one of ``jobs``, is not created; the id is
-        that of the job which has the key.
+        A job whose idempotency key is taken, by a stored job or by an earlier one of ``jobs``, is not created; the id
+        is that of the job which has the key.
         """
 
     def create_jobs_in_batches(self, jobs: Iterable[NewJob]) -> Iterator[list[tuple[UUID, bool]]]:
@@ -48,17 +48,18 @@ class Storage(Protocol):
         """The job with this idempotency key; `JobNotFoundError` when there is none."""
 
     def list_jobs(self, job_filter: JobFilter | None = None, limit: int = 50, cursor: str | None = None) -> Page:
-        """A page of at most ``limit`` (1 to 1000) jobs, newest first, going on from the ``next_cursor`` of a page of the
-        same filter. A page can be short and not be the last: only ``next_cursor`` None says so."""
+        """A page of at most ``limit`` (1 to 1000) jobs, newest first, going on from the ``next_cursor`` of a page of
+        the same filter. A page can be short and not be the last: only ``next_cursor`` None says so."""
 
     def count_jobs(self, job_filter: JobFilter | None = None) -> JobCount:
-        """How many jobs match: exact as far as 10,000 rows have to be looked at, beyond that an estimate that says so."""
+        """How many jobs match: exact as far as 10,000 rows have to be looked at, beyond that an estimate that says
+        so."""
 
     def update_job(self, job_id: JobId, update: JobUpdate) -> Job:
         """Changes the given fields, and returns the job as it is then.
 
-        `JobNotFoundError`; `JobStateError` for a status that doesn't follow from the present one; `DuplicateJobError` for
-        an idempotency key that another job has.
+        `JobNotFoundError`; `JobStateError` for a status that doesn't follow from the present one; `DuplicateJobError`
+        for an idempotency key that another job has.
         """
 
     def delete_job(self, job_id: JobId) -> None:

@@ -43,8 +43,11 @@ CREATE TABLE goqueue.jobs (
     completed_at timestamptz,
     locked_at timestamptz,
     status goqueue.job_status NOT NULL DEFAULT 'pending',
+    -- squawk-ignore prefer-bigint-over-int
     attempts integer NOT NULL DEFAULT 0,
+    -- squawk-ignore prefer-bigint-over-int
     max_attempts integer NOT NULL DEFAULT 25,
+    -- squawk-ignore prefer-bigint-over-smallint
     priority smallint NOT NULL DEFAULT 0,
     queue text NOT NULL DEFAULT 'default',
     job_type text NOT NULL,

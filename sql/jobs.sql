@@ -84,9 +84,15 @@ SELECT
     j.completed_at
 FROM goqueue.jobs AS j
 WHERE j.id = coalesce(
-    (SELECT same_id.id FROM goqueue.jobs AS same_id WHERE same_id.id = :id::uuid),
-    (SELECT same_key.id FROM goqueue.jobs AS same_key WHERE same_key.idempotency_key = :idempotency_key::text)
-);
+        (
+            SELECT same_id.id FROM goqueue.jobs AS same_id
+            WHERE same_id.id = :id::uuid
+        ),
+        (
+            SELECT same_key.id FROM goqueue.jobs AS same_key
+            WHERE same_key.idempotency_key = :idempotency_key::text
+        )
+    );
 
 
 -- name: create_jobs(jobs)
@@ -96,65 +102,40 @@ WHERE j.id = coalesce(
 -- same array, has no row; find_duplicate_jobs tells by whom.
 -- Index: jobs_pkey and jobs_idempotency_key_idx arbitrate.
 -- Locks: the new rows; waits for a transaction that is adding one of the ids or keys.
--- Notes: One jsonb parameter, because arrays of text are slow to send; rows are added in the array's order.
-WITH input_job AS MATERIALIZED (
-    SELECT
-        r.id,
-        r.queue,
-        r.job_type,
-        r.payload,
-        r.priority,
-        r.max_attempts,
-        r.scheduled_at,
-        r.delay,
-        r.idempotency_key,
-        r.place
-    FROM ROWS FROM (
-        jsonb_to_recordset(:jobs::jsonb) AS (
-            id uuid,
-            queue text,
-            job_type text,
-            payload jsonb,
-            priority smallint,
-            max_attempts integer,
-            scheduled_at timestamptz,
-            delay interval,
-            idempotency_key text
-        )
-    ) WITH ORDINALITY AS r (
-        id, queue, job_type, payload, priority, max_attempts, scheduled_at, delay, idempotency_key, place
-    )
-),
-
-new_job AS (
-    INSERT INTO goqueue.jobs (
-        id,
-        queue,
-        job_type,
-        payload,
-        priority,
-        max_attempts,
-        scheduled_at,
-        idempotency_key
-    )
-    SELECT
-        i.id,
-        i.queue,
-        i.job_type,
-        -- A recordset reads a JSON null as SQL's; as a payload it is a value.
-        coalesce(i.payload, 'null'::jsonb),
-        i.priority,
-        i.max_attempts,
-        coalesce(i.scheduled_at, now() + coalesce(i.delay, '0')),
-        i.idempotency_key
-    FROM input_job AS i
-    ORDER BY i.place
-    ON CONFLICT DO NOTHING
-    RETURNING id
+-- Notes: One jsonb parameter, because arrays of text are slow to send. Rows are added in the array's order.
+INSERT INTO goqueue.jobs (
+    id,
+    queue,
+    job_type,
+    payload,
+    priority,
+    max_attempts,
+    scheduled_at,
+    idempotency_key
 )
-
-SELECT n.id
-FROM new_job AS n;
+SELECT
+    n.id,
+    n.queue,
+    n.job_type,
+    -- A recordset reads a JSON null as SQL's; as a payload it is a value.
+    coalesce(n.payload, 'null'::jsonb) AS payload,
+    n.priority,
+    n.max_attempts,
+    coalesce(n.scheduled_at, now() + coalesce(n.delay, '0')) AS scheduled_at,
+    n.idempotency_key
+FROM jsonb_to_recordset(:jobs::jsonb) AS n (
+        id uuid,
+        queue text,
+        job_type text,
+        payload jsonb,
+        priority smallint,
+        max_attempts integer,
+        scheduled_at timestamptz,
+        delay interval,
+        idempotency_key text
+    )
+ON CONFLICT DO NOTHING
+RETURNING id;
 
 
 -- name: find_duplicate_jobs(ids, idempotency_keys)
@@ -227,30 +208,31 @@ SELECT
     j.started_at,
     j.completed_at
 FROM unnest(:ids::uuid[]) WITH ORDINALITY AS wanted (id, place)
-CROSS JOIN LATERAL (
-    SELECT
-        by_id.id,
-        by_id.queue,
-        by_id.job_type,
-        by_id.payload,
-        by_id.status,
-        by_id.priority,
-        by_id.attempts,
-        by_id.max_attempts,
-        by_id.last_error,
-        by_id.idempotency_key,
-        by_id.locked_by,
-        by_id.locked_at,
-        by_id.scheduled_at,
-        by_id.created_at,
-        by_id.updated_at,
-        by_id.started_at,
-        by_id.completed_at
-    FROM goqueue.jobs AS by_id
-    WHERE by_id.id = wanted.id
-    -- A fence: without it a generic plan may hash the whole table for a long array.
-    OFFSET 0
-) AS j
+CROSS JOIN
+    LATERAL (
+        SELECT
+            by_id.id,
+            by_id.queue,
+            by_id.job_type,
+            by_id.payload,
+            by_id.status,
+            by_id.priority,
+            by_id.attempts,
+            by_id.max_attempts,
+            by_id.last_error,
+            by_id.idempotency_key,
+            by_id.locked_by,
+            by_id.locked_at,
+            by_id.scheduled_at,
+            by_id.created_at,
+            by_id.updated_at,
+            by_id.started_at,
+            by_id.completed_at
+        FROM goqueue.jobs AS by_id
+        WHERE by_id.id = wanted.id
+        -- A fence: without it a generic plan may hash the whole table for a long array.
+        OFFSET 0
+    ) AS j
 ORDER BY wanted.place;
 
 
@@ -285,17 +267,19 @@ WHERE j.idempotency_key = :idempotency_key::text;
 -- One page of jobs, newest first (created_at, then id), after the cursor's position.
 -- A null filter doesn't filter; ranges include their start and exclude their end.
 -- Returns: the page's jobs, each with the position that the next page starts after (null on the last page); for an empty
--- page one row of nulls but for that position. A page can be short, even empty, and not be the last: see the notes.
+-- page one row of nulls but for that position.
+-- A page can be short, even empty, and not be the last: see the notes.
 -- Index: jobs_status_idx; with a queue or a job type jobs_queue_idx. jobs_pkey for the rows.
 -- Locks: none.
 -- Notes: Each combination of status, queue and job type is a lane: one contiguous range of one index, read newest first. So a
 -- rare combination costs no more than a common one, and page 1000 no more than page 1. No index serves scheduled_at:
--- with such a range about 3000 index entries are read (over all lanes), and the page ends where the reading ended.
+-- with such a range about 3000 index entries are read (over all lanes), and the page ends where the reading
+-- ended.
 WITH RECURSIVE wanted_status AS (
     SELECT DISTINCT s.status
     FROM unnest(
-        coalesce(:statuses::text[]::goqueue.job_status[], enum_range(NULL::goqueue.job_status))
-    ) AS s (status)
+            coalesce(:statuses::text[]::goqueue.job_status[], enum_range(NULL::goqueue.job_status))
+        ) AS s (status)
 ),
 
 -- Every queue, by a loose index scan (one probe a queue). Run only for a job type asked for without a queue.
@@ -333,13 +317,14 @@ every_type (queue, job_type) AS (
         w.queue,
         first_type.job_type
     FROM wanted_queue AS w
-    CROSS JOIN LATERAL (
-        SELECT j.job_type
-        FROM goqueue.jobs AS j
-        WHERE j.queue = w.queue AND :job_types::text[] IS NULL
-        ORDER BY j.job_type
-        LIMIT 1
-    ) AS first_type
+    CROSS JOIN
+        LATERAL (
+            SELECT j.job_type
+            FROM goqueue.jobs AS j
+            WHERE j.queue = w.queue AND :job_types::text[] IS NULL
+            ORDER BY j.job_type
+            LIMIT 1
+        ) AS first_type
     UNION ALL
     SELECT
         e.queue,
@@ -365,12 +350,13 @@ every_lane AS (
         t.job_type
     FROM wanted_queue AS w
     CROSS JOIN (SELECT DISTINCT u.job_type FROM unnest(:job_types::text[]) AS u (job_type)) AS t
-    CROSS JOIN LATERAL (
-        SELECT
-        FROM goqueue.jobs AS j
-        WHERE j.queue = w.queue AND j.job_type = t.job_type
-        LIMIT 1
-    ) AS there_is_one
+    CROSS JOIN
+        LATERAL (
+            SELECT
+            FROM goqueue.jobs AS j
+            WHERE j.queue = w.queue AND j.job_type = t.job_type
+            LIMIT 1
+        ) AS there_is_one
     UNION ALL
     SELECT
         e.queue,
@@ -386,7 +372,12 @@ lane AS MATERIALIZED (
         s.status,
         u.queue,
         u.job_type
-    FROM (SELECT array_agg(e.queue) AS queues, array_agg(e.job_type) AS job_types FROM every_lane AS e) AS a
+    FROM (
+        SELECT
+            array_agg(e.queue) AS queues,
+            array_agg(e.job_type) AS job_types
+        FROM every_lane AS e
+    ) AS a
     CROSS JOIN LATERAL unnest(a.queues, a.job_types) AS u (queue, job_type)
     CROSS JOIN wanted_status AS s
 ),
@@ -409,30 +400,31 @@ read_row AS MATERIALIZED (
         r.created_at,
         r.scheduled_at
     FROM lane AS l
-    CROSS JOIN LATERAL (
-        SELECT
-            few.id,
-            few.created_at,
-            few.scheduled_at
-        FROM (
+    CROSS JOIN
+        LATERAL (
             SELECT
-                j.id,
-                j.created_at,
-                j.scheduled_at
-            FROM goqueue.jobs AS j
-            WHERE
-                j.status = l.status
-                AND j.created_at >= coalesce(:created_from::timestamptz, '-infinity')
-                AND (j.created_at, j.id) < (
-                    coalesce(:cursor_created_at::timestamptz, :created_before::timestamptz, 'infinity'),
-                    coalesce(:cursor_id::uuid, '00000000-0000-0000-0000-000000000000')
-                )
-            ORDER BY j.created_at DESC, j.id DESC
-            LIMIT (SELECT m.row_count FROM lane_limit AS m)
-        ) AS few
-        -- Never reached; it tells the planner that the limit above is a small one.
-        LIMIT 100000
-    ) AS r
+                few.id,
+                few.created_at,
+                few.scheduled_at
+            FROM (
+                SELECT
+                    j.id,
+                    j.created_at,
+                    j.scheduled_at
+                FROM goqueue.jobs AS j
+                WHERE
+                    j.status = l.status
+                    AND j.created_at >= coalesce(:created_from::timestamptz, '-infinity')
+                    AND (j.created_at, j.id) < (
+                        coalesce(:cursor_created_at::timestamptz, :created_before::timestamptz, 'infinity'),
+                        coalesce(:cursor_id::uuid, '00000000-0000-0000-0000-000000000000')
+                    )
+                ORDER BY j.created_at DESC, j.id DESC
+                LIMIT (SELECT m.row_count FROM lane_limit AS m)
+            ) AS few
+            -- Never reached; it tells the planner that the limit above is a small one.
+            LIMIT 100000
+        ) AS r
     WHERE l.queue IS NULL
     UNION ALL
     SELECT
@@ -441,32 +433,33 @@ read_row AS MATERIALIZED (
         r.created_at,
         r.scheduled_at
     FROM lane AS l
-    CROSS JOIN LATERAL (
-        SELECT
-            few.id,
-            few.created_at,
-            few.scheduled_at
-        FROM (
+    CROSS JOIN
+        LATERAL (
             SELECT
-                j.id,
-                j.created_at,
-                j.scheduled_at
-            FROM goqueue.jobs AS j
-            WHERE
-                j.queue = l.queue
-                AND j.job_type = l.job_type
-                AND j.status = l.status
-                AND j.created_at >= coalesce(:created_from::timestamptz, '-infinity')
-                AND (j.created_at, j.id) < (
-                    coalesce(:cursor_created_at::timestamptz, :created_before::timestamptz, 'infinity'),
-                    coalesce(:cursor_id::uuid, '00000000-0000-0000-0000-000000000000')
-                )
-            ORDER BY j.created_at DESC, j.id DESC
-            LIMIT (SELECT m.row_count FROM lane_limit AS m)
-        ) AS few
-        -- Never reached; it tells the planner that the limit above is a small one.
-        LIMIT 100000
-    ) AS r
+                few.id,
+                few.created_at,
+                few.scheduled_at
+            FROM (
+                SELECT
+                    j.id,
+                    j.created_at,
+                    j.scheduled_at
+                FROM goqueue.jobs AS j
+                WHERE
+                    j.queue = l.queue
+                    AND j.job_type = l.job_type
+                    AND j.status = l.status
+                    AND j.created_at >= coalesce(:created_from::timestamptz, '-infinity')
+                    AND (j.created_at, j.id) < (
+                        coalesce(:cursor_created_at::timestamptz, :created_before::timestamptz, 'infinity'),
+                        coalesce(:cursor_id::uuid, '00000000-0000-0000-0000-000000000000')
+                    )
+                ORDER BY j.created_at DESC, j.id DESC
+                LIMIT (SELECT m.row_count FROM lane_limit AS m)
+            ) AS few
+            -- Never reached; it tells the planner that the limit above is a small one.
+            LIMIT 100000
+        ) AS r
     WHERE l.queue IS NOT NULL
 ),
 
@@ -503,7 +496,12 @@ found_row AS MATERIALIZED (
         AND (:scheduled_before::timestamptz IS NULL OR r.scheduled_at < :scheduled_before::timestamptz)
         AND (
             NOT EXISTS (SELECT FROM cut_off)
-            OR (r.created_at, r.id) >= (SELECT c.created_at, c.id FROM cut_off AS c)
+            OR (r.created_at, r.id) >= (
+                SELECT
+                    c.created_at,
+                    c.id
+                FROM cut_off AS c
+            )
         )
     ORDER BY r.created_at DESC, r.id DESC
     LIMIT :page_limit::bigint + 1
@@ -584,8 +582,8 @@ ORDER BY f.place;
 WITH RECURSIVE wanted_status AS (
     SELECT DISTINCT s.status
     FROM unnest(
-        coalesce(:statuses::text[]::goqueue.job_status[], enum_range(NULL::goqueue.job_status))
-    ) AS s (status)
+            coalesce(:statuses::text[]::goqueue.job_status[], enum_range(NULL::goqueue.job_status))
+        ) AS s (status)
 ),
 
 -- Every queue, by a loose index scan (one probe a queue). Run only for a job type asked for without a queue.
@@ -623,13 +621,14 @@ every_type (queue, job_type) AS (
         w.queue,
         first_type.job_type
     FROM wanted_queue AS w
-    CROSS JOIN LATERAL (
-        SELECT j.job_type
-        FROM goqueue.jobs AS j
-        WHERE j.queue = w.queue AND :job_types::text[] IS NULL
-        ORDER BY j.job_type
-        LIMIT 1
-    ) AS first_type
+    CROSS JOIN
+        LATERAL (
+            SELECT j.job_type
+            FROM goqueue.jobs AS j
+            WHERE j.queue = w.queue AND :job_types::text[] IS NULL
+            ORDER BY j.job_type
+            LIMIT 1
+        ) AS first_type
     UNION ALL
     SELECT
         e.queue,
@@ -655,12 +654,13 @@ every_lane AS (
         t.job_type
     FROM wanted_queue AS w
     CROSS JOIN (SELECT DISTINCT u.job_type FROM unnest(:job_types::text[]) AS u (job_type)) AS t
-    CROSS JOIN LATERAL (
-        SELECT
-        FROM goqueue.jobs AS j
-        WHERE j.queue = w.queue AND j.job_type = t.job_type
-        LIMIT 1
-    ) AS there_is_one
+    CROSS JOIN
+        LATERAL (
+            SELECT
+            FROM goqueue.jobs AS j
+            WHERE j.queue = w.queue AND j.job_type = t.job_type
+            LIMIT 1
+        ) AS there_is_one
     UNION ALL
     SELECT
         e.queue,
@@ -675,7 +675,12 @@ lane AS MATERIALIZED (
         s.status,
         u.queue,
         u.job_type
-    FROM (SELECT array_agg(e.queue) AS queues, array_agg(e.job_type) AS job_types FROM every_lane AS e) AS a
+    FROM (
+        SELECT
+            array_agg(e.queue) AS queues,
+            array_agg(e.job_type) AS job_types
+        FROM every_lane AS e
+    ) AS a
     CROSS JOIN LATERAL unnest(a.queues, a.job_types) AS u (queue, job_type)
     CROSS JOIN wanted_status AS s
 ),
@@ -685,30 +690,32 @@ read_row AS MATERIALIZED (
     FROM (
         SELECT r.scheduled_at
         FROM lane AS l
-        CROSS JOIN LATERAL (
-            SELECT j.scheduled_at
-            FROM goqueue.jobs AS j
-            WHERE
-                j.status = l.status
-                AND j.created_at >= coalesce(:created_from::timestamptz, '-infinity')
-                AND j.created_at < coalesce(:created_before::timestamptz, 'infinity')
-            LIMIT 10001
-        ) AS r
+        CROSS JOIN
+            LATERAL (
+                SELECT j.scheduled_at
+                FROM goqueue.jobs AS j
+                WHERE
+                    j.status = l.status
+                    AND j.created_at >= coalesce(:created_from::timestamptz, '-infinity')
+                    AND j.created_at < coalesce(:created_before::timestamptz, 'infinity')
+                LIMIT 10001
+            ) AS r
         WHERE l.queue IS NULL
         UNION ALL
         SELECT r.scheduled_at
         FROM lane AS l
-        CROSS JOIN LATERAL (
-            SELECT j.scheduled_at
-            FROM goqueue.jobs AS j
-            WHERE
-                j.queue = l.queue
-                AND j.job_type = l.job_type
-                AND j.status = l.status
-                AND j.created_at >= coalesce(:created_from::timestamptz, '-infinity')
-                AND j.created_at < coalesce(:created_before::timestamptz, 'infinity')
-            LIMIT 10001
-        ) AS r
+        CROSS JOIN
+            LATERAL (
+                SELECT j.scheduled_at
+                FROM goqueue.jobs AS j
+                WHERE
+                    j.queue = l.queue
+                    AND j.job_type = l.job_type
+                    AND j.status = l.status
+                    AND j.created_at >= coalesce(:created_from::timestamptz, '-infinity')
+                    AND j.created_at < coalesce(:created_before::timestamptz, 'infinity')
+                LIMIT 10001
+            ) AS r
         WHERE l.queue IS NOT NULL
     ) AS every_row
     LIMIT 10001
@@ -731,7 +738,7 @@ sample_size AS MATERIALIZED (
 
 estimate AS (
     SELECT (count(*) * 100 / (SELECT z.percent FROM sample_size AS z))::bigint AS job_count
-    FROM goqueue.jobs AS j TABLESAMPLE SYSTEM ((SELECT z.percent FROM sample_size AS z))
+    FROM goqueue.jobs AS j TABLESAMPLE SYSTEM ((SELECT z.percent FROM sample_size AS z)) -- noqa: PRS
     WHERE
         (SELECT NOT e.is_exact FROM exact AS e)
         AND j.status IN (SELECT s.status FROM wanted_status AS s)

@@ -130,7 +130,8 @@ def test_settings_reach_the_server() -> None:
     with EmbeddedServer(settings={"max_connections": "33", "work_mem": "5MB"}, durable=False) as server:
         assert ask(server, "SHOW max_connections") == "33"
         assert ask(server, "SHOW work_mem") == "5MB"
-        assert [ask(server, f"SHOW {name}") for name in ("fsync", "synchronous_commit", "full_page_writes")] == ["off"] * 3
+        for name in ("fsync", "synchronous_commit", "full_page_writes"):
+            assert ask(server, f"SHOW {name}") == "off"
 
 
 def test_this_process_s_environment_does_not_reach_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,8 +181,8 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_psql_and_pgbench_are_there() -> None:
     with EmbeddedServer(durable=False) as server:
-        psql = subprocess.run([server.bin("psql"), server.url(), "-Atc", "SELECT 6 * 7"], capture_output=True, text=True)
-        assert psql.stdout.strip() == "42"
+        command = [server.bin("psql"), server.url(), "-Atc", "SELECT 6 * 7"]
+        assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "42"
         assert server.bin("pgbench").is_file()
         with pytest.raises(EmbeddedServerError, match="no program 'mysql'"):
             server.bin("mysql")
@@ -237,9 +238,9 @@ def test_a_signal_to_the_parent_leaves_nothing(how: signal.Signals) -> None:
 
 
 @pytest.mark.parametrize("end", ["", "sys.exit(3)", "raise RuntimeError", "os._exit(1)", "os.abort()"])
-@pytest.mark.parametrize("start", ["server.start()", "server.__enter__()"])
-def test_an_end_without_a_stop_leaves_nothing(start: str, end: str) -> None:
-    process = child_process(f"server = EmbeddedServer(durable=False); {start}; told(server)\n{end}", stderr=subprocess.DEVNULL)
+def test_an_end_without_a_stop_leaves_nothing(end: str) -> None:
+    body = f"server = EmbeddedServer(durable=False); server.start(); told(server)\n{end}"
+    process = child_process(body, stderr=subprocess.DEVNULL)
     pid, folder = told(process)
     process.communicate(timeout=20)
     assert eventually(lambda: not runs(pid))

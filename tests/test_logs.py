@@ -81,7 +81,7 @@ def test_a_json_line_has_time_level_logger_message_and_every_extra_field() -> No
         "odd": "nan",
         "ok": True,
         "none": None,
-        "big": 2**70,
+        "big": str(2**70),
         "tags": ["a", {"b": str(job)}],
         "thing": "<class 'object'>",
         "1": "one",

@@ -1,7 +1,7 @@
 -- Made by `make catalogue` from the migration files; change those.
 --
--- Runs at the end of every `pgmigrate migrate`. What is recorded once stays: a file that was edited after it
--- was applied has another checksum than the one here, and shows.
+-- Runs at the end of a `pgmigrate migrate` that applied something. What is recorded once stays: a file
+-- that was edited after it was applied has another checksum than the one in the table, and shows.
 DO $$
 BEGIN
     -- A run with an earlier target ends before there is a table to record in.
@@ -12,8 +12,8 @@ BEGIN
             f.file_name,
             f.sha256
         FROM (VALUES
-            (1, 'V0001__create_jobs.sql', 'ca8adb0770faffdf3c107996f001499f6396eacdd7192ebe1509e8650ed4be37'),
-            (2, 'V0002__index_jobs.sql', '32337102feed58bd05e18375feaf2a75c1fd04d9c8ec34994cdd42380b100dec'),
+            (1, 'V0001__create_jobs.sql', '90d5578a73ff8d5e4dacad3f68465c2f3d64ffed801447937ecf706aa6a0f24e'),
+            (2, 'V0002__index_jobs.sql', '33011a4dd6a0818cd5c2e4dd9215cbc946790a03439632a851f94bd75a740463'),
             (3, 'V0003__schema_metadata.sql', '401a9f9d2c5152d9c441e9ed1c14b5170d43596dc4517ce0873ddf35ab3141af')
         ) AS f (version, file_name, sha256)
         INNER JOIN goqueue.schema_version AS applied ON applied.version = f.version

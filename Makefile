@@ -1,0 +1,71 @@
+# goqueue: `make help` lists the targets. Only python3 (3.11 or newer, with venv) and make are needed.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+# Two processes suit the two cores of a small machine; `make test WORKERS=auto` takes what there is.
+WORKERS ?= 2
+# migrations.yml sets the lock_timeout, and an undo file drops on purpose.
+SQUAWK_OFF := require-lock-timeout,require-statement-timeout
+SQUAWK_OFF_UNDO := ban-drop-table,require-concurrent-index-deletion
+ARGS    ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install build test lint format typecheck coverage run migrate bench catalogue clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+install: $(STAMP) ## Make .venv with everything: the package, the embedded PostgreSQL, the tools
+
+# uv, because its override keeps psycopg2 (which compiles) out in favour of psycopg2-binary; pip has no such thing.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("goqueue needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12 ...")'
+	@echo "==> making $(VENV) (once; about half a minute)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
+	$(BIN)/uv pip install --python $(BIN)/python --editable '.[testing]' --group dev
+	@touch $@
+
+build: $(STAMP) ## Build the wheel and the source archive into dist/
+	@rm -rf dist
+	$(BIN)/python -m build --installer uv
+
+test: $(STAMP) ## Run the tests on a real server (Docker, else the embedded one; GOQUEUE_TEST_DATABASE_URL names another)
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+coverage: $(STAMP) ## Run the tests and show which lines of the package they reach
+	$(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report=term-missing:skip-covered $(ARGS)
+
+lint: $(STAMP) ## Check style: Python (ruff), queries (sqlfluff), migrations (squawk), imports, made files
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/sqlfluff lint --disable-progress-bar sql
+	$(BIN)/squawk --assume-in-transaction --exclude=$(SQUAWK_OFF) migrations/V*.sql
+	$(BIN)/squawk --assume-in-transaction --exclude=$(SQUAWK_OFF),$(SQUAWK_OFF_UNDO) migrations/undo/U*.sql
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python -m goqueue.catalogue --check
+
+format: $(STAMP) ## Put Python and the queries into the house's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/sqlfluff fix --disable-progress-bar sql
+
+typecheck: $(STAMP) ## Check the types (mypy, strict)
+	$(BIN)/mypy
+
+run: $(STAMP) ## See it work: start a server (or use GOQUEUE_DATABASE_URL), migrate, drive real jobs through the store
+	@$(BIN)/python -m goqueue.demo
+
+migrate: $(STAMP) ## Run `pgmigrate migrate` on the database that the PG* variables name
+	$(BIN)/pgmigrate migrate -v
+
+bench: $(STAMP) ## Measure against pgbench running the same SQL; writes .bench/results.json
+	$(BIN)/python -m tests.bench $(ARGS)
+
+catalogue: $(STAMP) ## Write sql/README.md and the migrations' checksums from the files they describe
+	$(BIN)/python -m goqueue.catalogue
+
+clean: ## Remove what the other targets made
+	rm -rf $(VENV) .bench .run dist .coverage .coverage.* htmlcov coverage.xml .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,254 @@
+"""Running pgmigrate and the undo files: what is applied, how runs at the same time end, and what an error says."""
+
+import importlib.util
+import os
+import secrets
+import shutil
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from goqueue import migrate as runner
+from goqueue.migrate import MigrationError, migrate, migrations_dir, migrations_hash, undo
+from goqueue.pytest_plugin import DatabaseServer, DatabaseUrl, _database_url
+
+pytestmark = pytest.mark.timeout(120)
+
+CONFIG = """
+target: latest
+conn: ''
+schema: goqueue
+session:
+  - SET lock_timeout = '1s'
+  - SELECT pg_advisory_xact_lock(4711)
+"""
+
+
+@pytest.fixture
+def database(goqueue_server: DatabaseServer) -> Iterator[DatabaseUrl]:
+    """The URL of an empty database."""
+    name = f"goqueue_test_{os.getpid()}_{secrets.token_hex(4)}"
+    with psycopg.connect(goqueue_server.url, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        yield _database_url(goqueue_server.url, name)
+        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A folder with three small migrations and their undo files."""
+    folder = tmp_path / "with a space"
+    (folder / "migrations" / "undo").mkdir(parents=True)
+    (folder / "migrations.yml").write_text(CONFIG)
+    for version in (1, 2, 3):
+        (folder / "migrations" / f"V000{version}__t.sql").write_text(f"CREATE TABLE goqueue.t{version} (a int);\n")
+        back = f"DROP TABLE goqueue.t{version};\nSELECT 'a % sign';\n"
+        (folder / "migrations" / "undo" / f"U000{version}__t.sql").write_text(back)
+    return folder
+
+
+def ask(url: str, query: str) -> list[Any]:
+    with psycopg.connect(url) as connection:
+        return [row[0] for row in connection.execute(query.encode())]
+
+
+def versions(url: str) -> list[int]:
+    return ask(url, "SELECT version FROM goqueue.schema_version ORDER BY version")
+
+
+def tables(url: str) -> list[str]:
+    return ask(url, "SELECT tablename FROM pg_tables WHERE tablename ~ '^t[0-9]$' ORDER BY 1")
+
+
+def test_everything_pending_is_applied_once(database: str, base: Path) -> None:
+    migrate(database, target=2, base_dir=base)
+    assert versions(database) == [1, 2]
+    migrate(database, base_dir=base)
+    migrate(database, base_dir=base)
+    assert versions(database) == [1, 2, 3]
+    assert tables(database) == ["t1", "t2", "t3"]
+
+
+def test_runs_at_the_same_time_all_succeed(database: str, base: Path) -> None:
+    (base / "migrations.yml").write_text(CONFIG.replace("1s", "60s"))
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda _: migrate(database, base_dir=base), range(4))) == [None] * 4
+    assert versions(database) == [1, 2, 3]
+
+
+def test_the_project_s_own_migrations_go_up_down_and_up(database: str) -> None:
+    migrate(database)
+    newest = versions(database)[-1]
+    assert undo(database, to=0) == list(range(newest, 0, -1))
+    assert versions(database) == []
+    assert ask(database, "SELECT to_regclass('goqueue.jobs')") == [None]
+    migrate(database)
+    assert versions(database)[-1] == newest
+
+
+def test_without_a_conninfo_the_environment_names_the_database(
+    database: str, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = psycopg.conninfo.conninfo_to_dict(database)
+    for name, variable in (("host", "PGHOST"), ("port", "PGPORT"), ("user", "PGUSER"), ("password", "PGPASSWORD")):
+        if name in options:
+            monkeypatch.setenv(variable, str(options[name]))
+    monkeypatch.setenv("PGDATABASE", str(options["dbname"]))
+    migrate(base_dir=base)
+    monkeypatch.setenv("PGDATABASE", "no_such_database")
+    migrate(database, base_dir=base)  # what is given goes before the environment
+    with pytest.raises(MigrationError, match='database "no_such_database" does not exist'):
+        migrate(base_dir=base)
+
+
+def test_what_is_given_goes_before_a_service(
+    database: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services = tmp_path / "services"
+    services.write_text("[there]\nhost=localhost\nport=1\ndbname=nowhere\noptions=-c work_mem=77kB\n")
+    monkeypatch.setenv("PGSERVICEFILE", str(services))
+    monkeypatch.setenv("PGSERVICE", "there")
+    migrate(database, base_dir=base)
+    monkeypatch.delenv("PGSERVICE")
+    with pytest.raises(MigrationError, match="port 1 failed"):
+        migrate("service=there", base_dir=base)
+    with pytest.raises(MigrationError, match="a service and options beside it"):
+        migrate("service=there dbname=x", base_dir=base)
+
+
+def test_the_connection_is_not_on_the_command_line(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        seen.update(options, command=command)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    migrate("postgresql://ann:s3cr%40t@example.org:77/jobs?sslmode=require&keepalives_idle=9", base_dir=base)
+    given = {name: value for name, value in seen["env"].items() if name.startswith("PG") and name not in os.environ}
+    assert given == {
+        "PGUSER": "ann", "PGPASSWORD": "s3cr@t", "PGHOST": "example.org", "PGPORT": "77",
+        "PGDATABASE": "jobs", "PGSSLMODE": "require",
+    }  # fmt: skip
+    assert not any(word in " ".join(seen["command"]) for word in ("ann", "s3cr", "example"))
+
+
+@pytest.mark.parametrize("option", ["sslpassword=x", "oauth_issuer=x"])
+def test_an_option_that_can_t_be_handed_on_is_refused(option: str, base: Path) -> None:
+    with pytest.raises(MigrationError, match=option.partition("=")[0]):
+        migrate(f"host=localhost {option}", base_dir=base)
+
+
+def test_a_malformed_conninfo_is_not_repeated(base: Path) -> None:
+    with pytest.raises(MigrationError) as caught:
+        migrate("host=localhost hunter2", base_dir=base)
+    assert "hunter2" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+def test_an_error_shows_the_server_s_words_and_the_file_only(database: str, base: Path) -> None:
+    file = base / "migrations" / "V0004__bad.sql"
+    file.write_text("SELECT 1;\nCREATE TABLE goqueue.t1 (a int);\n")
+    with pytest.raises(MigrationError) as caught:
+        migrate(database, base_dir=base)
+    assert str(caught.value) == (
+        f'V0004__bad.sql failed and was rolled back: relation "t1" already exists\n(file: {file})'
+    )
+    assert ask(database, "SELECT count(*) FROM pg_namespace WHERE nspname = 'goqueue'") == [0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("SELECT 'ä';", "Non ascii symbols in file: .*V0004__bad.sql"),
+        ("CREATE TABLE public.other (a int);", "Unexpected relations used in migrations: public.other"),
+        ("SELECT * FRM x;", "V0004__bad.sql failed and was rolled back: syntax error at or near"),
+    ],
+)
+def test_other_errors_are_one_readable_sentence(database: str, base: Path, text: str, message: str) -> None:
+    (base / "migrations" / "V0004__bad.sql").write_text(text + "\n", encoding="utf-8")
+    with pytest.raises(MigrationError, match=message) as caught:
+        migrate(database, base_dir=base)
+    assert "Traceback" not in str(caught.value)
+
+
+def test_a_server_that_is_not_there_is_named(base: Path) -> None:
+    with pytest.raises(MigrationError, match="port 1 failed: Connection refused") as caught:
+        migrate("postgresql://ann:hunter2@127.0.0.1:1/x", base_dir=base)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_held_lock_ends_in_an_error_not_in_waiting(database: str, base: Path) -> None:
+    migrate(database, target=1, base_dir=base)
+    with psycopg.connect(database) as connection:
+        connection.execute("SELECT pg_advisory_xact_lock(4711)")
+        with pytest.raises(MigrationError, match="lock timeout"):
+            migrate(database, base_dir=base)
+        with pytest.raises(MigrationError, match=r"the lock on the migrations was not had: .*lock timeout"):
+            undo(database, to=0, base_dir=base)
+    assert versions(database) == [1]
+
+
+def test_a_missing_pgmigrate_is_named(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MigrationError, match=r"pip install 'goqueue\[migrate\]'"):
+        migrate("", base_dir=base)
+
+
+def test_a_missing_driver_is_named() -> None:
+    log = "Traceback (most recent call last):\n  File x\nModuleNotFoundError: No module named 'psycopg2'\n"
+    assert "pip install 'goqueue[migrate]'" in runner._readable(log, 1)
+
+
+def test_undo_goes_down_to_a_version(database: str, base: Path) -> None:
+    assert undo(database, to=0, base_dir=base) == []
+    migrate(database, base_dir=base)
+    assert undo(database, to=1, base_dir=base) == [3, 2]
+    assert (versions(database), tables(database)) == ([1], ["t1"])
+    assert undo(database, to=1, base_dir=base) == []
+
+
+def test_a_failed_undo_changes_nothing_but_what_went_before(database: str, base: Path) -> None:
+    migrate(database, base_dir=base)
+    file = base / "migrations" / "undo" / "U0002__t.sql"
+    file.write_text("DROP TABLE goqueue.t2;\nDROP TABLE goqueue.never;\n")
+    with pytest.raises(MigrationError, match=r'U0002__t.sql failed and was rolled back: table "never" does not exist'):
+        undo(database, to=0, base_dir=base)
+    assert (versions(database), tables(database)) == ([1, 2], ["t1", "t2"])
+    file.unlink()
+    with pytest.raises(MigrationError, match="version 2 can't be undone: 0 files U0002__"):
+        undo(database, to=0, base_dir=base)
+
+
+def test_the_hash_follows_what_migrate_reads(base: Path) -> None:
+    seen = {migrations_hash(base)}
+    (base / "migrations" / "undo" / "U0001__t.sql").write_text("SELECT 1;")
+    (base / "migrations" / "README.md").write_text("words")
+    assert {migrations_hash(base)} == seen
+    (base / "migrations" / "V0003__t.sql").rename(base / "migrations" / "V0003__u.sql")
+    seen.add(migrations_hash(base))
+    (base / "migrations" / "V0003__u.sql").write_text("SELECT 1;")
+    seen.add(migrations_hash(base))
+    (base / "migrations.yml").write_text(CONFIG + "# more\n")
+    seen.add(migrations_hash(base))
+    (base / "migrations" / "callbacks").mkdir()
+    (base / "migrations" / "callbacks" / "after.sql").write_text("SELECT 1;")
+    seen.add(migrations_hash(base))
+    assert len(seen) == 5
+
+
+def test_the_folder_is_found_in_a_checkout_and_in_a_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (migrations_dir() / "migrations.yml").is_file()
+    package = tmp_path / "site" / "goqueue"
+    (package / "migrations").mkdir(parents=True)
+    monkeypatch.setattr(runner, "__file__", str(package / "migrate.py"))
+    with pytest.raises(MigrationError, match=r"no migrations\.yml"):
+        migrations_dir()
+    shutil.copy(Path(__file__).parent.parent / "migrations.yml", package)
+    assert migrations_dir() == package

@@ -1,0 +1,252 @@
+"""The plugin as others use it: pytest runs inside pytest, mostly on the outer run's server."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from psycopg import sql
+
+from goqueue.embedded import EmbeddedServer
+from goqueue.migrate import migrations_hash
+from goqueue.pytest_plugin import DatabaseServer, _database_url, _shown
+
+pytestmark = pytest.mark.timeout(120)
+REPO = Path(__file__).resolve().parent.parent
+TEMPLATE = f"goqueue_template_{migrations_hash()[:16]}"
+
+PASSES = """
+    def test_one(goqueue_connection):
+        goqueue_connection.execute("INSERT INTO goqueue.jobs (job_type) VALUES ('x')")
+        assert goqueue_connection.execute("SELECT count(*) FROM goqueue.jobs").fetchone() == (1,)
+
+    def test_two(goqueue_connection):
+        goqueue_connection.execute("INSERT INTO goqueue.jobs (job_type) VALUES ('x')")
+        assert goqueue_connection.execute("SELECT count(*) FROM goqueue.jobs").fetchone() == (1,)
+"""
+FAILS = """
+    def test_fails(goqueue_database, goqueue_connection):
+        assert goqueue_connection.execute("SELECT count(*) FROM goqueue.jobs").fetchone() == (1,)
+
+    def test_passes(goqueue_database):
+        pass
+"""
+
+
+@pytest.fixture
+def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, goqueue_server: DatabaseServer) -> pytest.Pytester:
+    """A pytester whose runs use the plugin and the outer run's server."""
+    monkeypatch.setenv("PYTHONPATH", str(REPO))
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p goqueue.pytest_plugin -p no:cacheprovider")
+    monkeypatch.setenv("GOQUEUE_TEST_DATABASE_URL", goqueue_server.url)
+    monkeypatch.delenv("GOQUEUE_TEST_SERVER", raising=False)
+    return pytester
+
+
+@pytest.fixture
+def other_server(run: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Iterator[DatabaseServer]:
+    """A server without a template, in place of the outer run's."""
+    with EmbeddedServer(durable=False) as server:
+        monkeypatch.setenv("GOQUEUE_TEST_DATABASE_URL", server.url())
+        yield DatabaseServer(_database_url(server.url()), "url")
+
+
+def databases(server: DatabaseServer, like: str) -> list[str]:
+    with psycopg.connect(server.url) as connection:
+        query = "SELECT datname FROM pg_database WHERE datname LIKE %s ORDER BY 1"
+        return [row[0] for row in connection.execute(query, [like])]
+
+
+def drop(server: DatabaseServer, name: str) -> None:
+    with psycopg.connect(server.url, autocommit=True) as connection:
+        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def test_a_test_has_a_migrated_empty_database(goqueue_connection: psycopg.Connection, goqueue_database: str) -> None:
+    assert goqueue_connection.autocommit
+    assert goqueue_connection.info.dbname in goqueue_database
+    assert goqueue_connection.execute("SELECT count(*) FROM goqueue.jobs").fetchone() == (0,)
+    encoding = goqueue_connection.execute("SHOW server_encoding").fetchone()
+    assert encoding == ("UTF8",)
+
+
+@given(st.integers(0, 9))
+def test_one_database_serves_all_examples(goqueue_connection: psycopg.Connection, number: int) -> None:
+    assert goqueue_connection.execute("SELECT %s::int", [number]).fetchone() == (number,)
+
+
+def test_each_test_has_a_database_of_its_own_and_leaves_none(
+    run: pytest.Pytester, other_server: DatabaseServer
+) -> None:
+    run.makepyfile(PASSES)
+    result = run.runpytest_subprocess()
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(["goqueue: PostgreSQL of GOQUEUE_TEST_DATABASE_URL"])
+    result.stdout.no_fnmatch_line("*goqueue databases*")
+    assert databases(other_server, "goqueue_test_%") == []
+
+
+@pytest.mark.parametrize("workers", [[], ["-n", "2"]])
+def test_a_failed_test_s_database_is_kept_and_shown(
+    run: pytest.Pytester, goqueue_server: DatabaseServer, workers: list[str]
+) -> None:
+    run.makepyfile(FAILS)
+    result = run.runpytest_subprocess(*workers)
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*- goqueue database -*", "postgresql://*/goqueue_test_*", "Kept; *DROP DATABASE *;"])
+    result.stdout.fnmatch_lines(["*= goqueue databases =*", "kept, to be dropped by hand:", "  goqueue_test_*"])
+    kept = [line.strip() for line in result.outlines if line.startswith("  goqueue_test_")]
+    assert len(kept) == 1
+    assert databases(goqueue_server, kept[0]) == kept
+    drop(goqueue_server, kept[0])
+
+
+def test_keep_databases_keeps_those_of_passed_tests(run: pytest.Pytester, goqueue_server: DatabaseServer) -> None:
+    run.makepyfile(PASSES)
+    result = run.runpytest_subprocess("--keep-databases")
+    kept = [line.strip() for line in result.outlines if line.startswith("  goqueue_test_")]
+    assert len(kept) == 2
+    for name in kept:
+        drop(goqueue_server, name)
+
+
+@pytest.mark.parametrize("workers", [[], ["-n", "2"]])
+def test_an_embedded_server_is_used_and_thrown_away(
+    run: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, workers: list[str]
+) -> None:
+    monkeypatch.setenv("GOQUEUE_TEST_SERVER", "embedded")
+    run.makepyfile(FAILS, test_server="""
+        def test_server(goqueue_server):
+            assert goqueue_server.kind == "embedded"
+            print("host is", goqueue_server.url.partition("host=")[2])
+    """)  # fmt: skip
+    result = run.runpytest_subprocess("-rP", *workers)
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.fnmatch_lines(["goqueue: embedded PostgreSQL, thrown away at the end"])
+    result.stdout.fnmatch_lines(["It ends with this run's server; *"])
+    result.stdout.fnmatch_lines(["kept, and gone with this run's server:", "  goqueue_test_*"])
+    host = next(line.split()[2] for line in result.outlines if line.startswith("host is"))
+    assert not Path(host.partition("&")[0].replace("%2F", "/")).exists()
+
+
+def test_no_server_is_started_for_tests_that_need_none(run: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOQUEUE_TEST_SERVER", "embedded")
+    monkeypatch.setenv("TMPDIR", str(run.mkdir("tmp")))
+    run.makepyfile("""
+        import psutil
+        def test_none():
+            assert not [child for child in psutil.Process().children() if "goqueue-guard" in child.cmdline()]
+    """)
+    run.runpytest_subprocess().assert_outcomes(passed=1)
+
+
+def test_a_password_is_not_shown(
+    run: pytest.Pytester, goqueue_server: DatabaseServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_password = goqueue_server.url.replace("postgres@", "postgres:hunter2@", 1)
+    if with_password == goqueue_server.url:
+        pytest.skip("this server asks for a password of its own")
+    monkeypatch.setenv("GOQUEUE_TEST_DATABASE_URL", with_password)
+    run.makepyfile("""
+        def test_fails(goqueue_database, goqueue_server):
+            assert ":hun" in goqueue_server.url.replace("ter2", "")
+            raise RuntimeError
+    """)
+    result = run.runpytest_subprocess("--showlocals")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*RuntimeError", "*- goqueue database -*"])
+    result.stdout.no_fnmatch_line("*hunter2*")
+    for line in result.outlines:
+        if line.startswith("  goqueue_test_"):
+            drop(goqueue_server, line.strip())
+
+
+def test_a_wrong_choice_of_server_is_refused(run: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOQUEUE_TEST_SERVER", "oracle")
+    result = run.runpytest_subprocess()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*GOQUEUE_TEST_SERVER must be docker or embedded, not 'oracle'*"])
+
+
+@pytest.mark.parametrize("workers", [[], ["-n", "2"]])
+def test_a_docker_without_the_image_gives_way_to_the_embedded_server(
+    run: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, workers: list[str]
+) -> None:
+    # An engine that answers, and then has nothing to give.
+    (run.path / "docker.py").write_text(
+        "class Engine:\n    def ping(self): return True\n    def close(self): pass\n"
+        "def from_env(**options): return Engine()\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{run.path}{os.pathsep}{REPO}")
+    monkeypatch.delenv("GOQUEUE_TEST_DATABASE_URL")
+    run.makepyfile(PASSES)
+    result = run.runpytest_subprocess(*workers)
+    result.assert_outcomes(passed=2)
+    note = "the image postgres:18 can't be had from Docker (*); an embedded server took its place"
+    result.stdout.fnmatch_lines([note])
+    monkeypatch.setenv("GOQUEUE_TEST_SERVER", "docker")
+    result = run.runpytest_subprocess(*workers)
+    result.assert_outcomes(errors=2)
+    result.stdout.fnmatch_lines(["*GOQUEUE_TEST_SERVER=docker forbids another server*"])
+
+
+def test_the_template_is_whole_closed_and_made_once(goqueue_server: DatabaseServer, goqueue_template: str) -> None:
+    assert goqueue_template == TEMPLATE
+    with psycopg.connect(goqueue_server.url) as connection:
+        query = "SELECT datistemplate, datallowconn FROM pg_database WHERE datname = %s"
+        assert connection.execute(query, [TEMPLATE]).fetchone() == (True, False)
+
+
+def test_a_half_made_template_is_made_anew(run: pytest.Pytester, other_server: DatabaseServer) -> None:
+    with psycopg.connect(other_server.url, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(TEMPLATE)))
+        connection.execute("CREATE DATABASE goqueue_test_1_of_another_run")
+    run.makepyfile(PASSES)
+    run.runpytest_subprocess().assert_outcomes(passed=2)
+    assert databases(other_server, "goqueue_t%") == [TEMPLATE, "goqueue_test_1_of_another_run"]
+
+
+def test_workers_and_runs_at_the_same_time_share_one_template(
+    run: pytest.Pytester, other_server: DatabaseServer
+) -> None:
+    run.makepyfile(PASSES)
+    command = [sys.executable, "-m", "pytest", "-n", "2"]
+    runs = [subprocess.Popen(command, cwd=run.path, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    outputs = [process.communicate(timeout=100)[0] for process in runs]
+    assert [process.returncode for process in runs] == [0, 0], "\n".join(outputs)
+    assert databases(other_server, "goqueue_t%") == [TEMPLATE]
+
+
+def test_a_user_who_may_not_make_databases_is_told(
+    run: pytest.Pytester, other_server: DatabaseServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with psycopg.connect(other_server.url, autocommit=True) as connection:
+        connection.execute("CREATE ROLE plain LOGIN")
+        connection.execute("CREATE ROLE maker LOGIN CREATEDB")
+    run.makepyfile(PASSES)
+    monkeypatch.setenv("GOQUEUE_TEST_DATABASE_URL", other_server.url.replace("postgres@", "plain@", 1))
+    result = run.runpytest_subprocess()
+    result.assert_outcomes(errors=2)
+    result.stdout.fnmatch_lines(["*may not make databases: ALTER ROLE ... CREATEDB"])
+    monkeypatch.setenv("GOQUEUE_TEST_DATABASE_URL", other_server.url.replace("postgres@", "maker@", 1))
+    run.runpytest_subprocess().assert_outcomes(passed=2)
+
+
+@pytest.mark.parametrize(
+    ("given_as", "url"),
+    [
+        ("postgresql://ann:p%40@h:77/x?sslmode=require", "postgresql://ann:p%40@/new?port=77&host=h&sslmode=require"),
+        ("host=/tmp/a user=ann dbname=x", "postgresql://ann@/new?host=%2Ftmp%2Fa"),
+        ("postgresql:///x", "postgresql:///new"),
+    ],
+)
+def test_any_form_of_server_address_gives_a_url(given_as: str, url: str) -> None:
+    made = _database_url(given_as, "new")
+    assert psycopg.conninfo.conninfo_to_dict(made) == psycopg.conninfo.conninfo_to_dict(url)
+    assert "p%40" not in _shown(made)
+    assert "p%40" not in repr(made)
