@@ -1,5 +1,7 @@
 """The data access layer of a PostgreSQL job queue: the public names, and nothing else."""
 
+import logging
+
 from goqueue.config import Config, DatabaseConfig, LoggingConfig, ServerConfig, WorkerConfig, load_config
 from goqueue.errors import (
     ConfigError,
@@ -53,3 +55,6 @@ __all__ = [
     "configure_logging",
     "load_config",
 ]
+
+# A library writes nothing on its own; `configure_logging`, or the application's own set-up, says where records go.
+logging.getLogger("goqueue").addHandler(logging.NullHandler())

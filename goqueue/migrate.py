@@ -64,7 +64,7 @@ def migrate(conninfo: str = "", *, target: int | None = None, base_dir: Path | N
         command += ["-t", str(target)]
     run = subprocess.run(
         command, env=_environment(conninfo), stdin=subprocess.DEVNULL,
-        capture_output=True, encoding="utf-8", errors="replace",
+        capture_output=True, check=False, encoding="utf-8", errors="replace",
     )  # fmt: skip
     if run.returncode != 0:
         raise MigrationError(_readable(run.stderr, run.returncode))

@@ -242,7 +242,16 @@ def _job_count(count: int, exact: bool) -> JobCount:
 # --- payloads -------------------------------------------------------------------------------------------------------
 
 
-_encoder = msgspec.json.Encoder()
+def _plain(value: object) -> object:
+    """The plain value in one of a derived type (numpy's float64 is a float), which msgspec leaves to us."""
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, (int, float)):
+        return int(value) if isinstance(value, int) else float(value)
+    raise TypeError(f"{_shown(value)} is not JSON")
+
+
+_encoder = msgspec.json.Encoder(enc_hook=_plain)
 _decode_payload = msgspec.json.Decoder().decode
 _STATUSES: Final[Mapping[str, JobStatus]] = {str(status): status for status in JobStatus}
 

@@ -3,6 +3,7 @@
 import os
 import select
 from datetime import timedelta
+from math import ceil
 from typing import Any
 
 import psycopg
@@ -82,7 +83,7 @@ def _conninfo(config: DatabaseConfig) -> str:
     silence = config.statement_timeout + config.connect_timeout
     ours: dict[str, Any] = {
         "application_name": config.application_name,
-        "connect_timeout": max(1, round(config.connect_timeout.total_seconds())),
+        "connect_timeout": ceil(config.connect_timeout.total_seconds()),
         "tcp_user_timeout": _milliseconds(silence) if config.statement_timeout else 0,
         "client_encoding": "UTF8",
     }

@@ -48,7 +48,16 @@ class _BoundTo:
         self, store: "PostgresStorage | None", owner: type["PostgresStorage"]
     ) -> Callable[[Connection[Any]], "PostgresStorage"]:
         config = DatabaseConfig() if store is None else store.config
-        return lambda connection: owner(lambda: nullcontext(connection), config)
+
+        def bound_to(connection: Connection[Any]) -> PostgresStorage:
+            """The same methods on a psycopg connection of the caller's, inside the caller's transaction.
+
+            It never commits, rolls back or closes; after an error from the server the transaction is the caller's to
+            roll back, as always with psycopg. The connection's row factory doesn't matter. Queries: those of the methods.
+            """
+            return owner(lambda: nullcontext(connection), config)
+
+        return bound_to
 
 
 class PostgresStorage:
@@ -65,8 +74,6 @@ class PostgresStorage:
             # The job exists if and only if this transaction commits.
     """
 
-    #: ``bound_to(connection)``: the same methods on a psycopg connection of the caller's. It never commits, rolls back
-    #: or closes; after an error from the server the transaction is the caller's to roll back, as always with psycopg.
     bound_to = _BoundTo()
 
     def __init__(

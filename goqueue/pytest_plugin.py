@@ -4,12 +4,13 @@ Imports pytest, psycopg, goqueue.embedded and goqueue.migrate; the store and tes
 The SQL here is limited to making and dropping test databases.
 
 The server is the one of GOQUEUE_TEST_DATABASE_URL if set (its user needs CREATEDB), else a container where a Docker
-engine answers (image: GOQUEUE_TEST_IMAGE), else an embedded one. GOQUEUE_TEST_SERVER=embedded or =docker forces one.
+engine answers (image: GOQUEUE_TEST_POSTGRES_IMAGE), else an embedded one. GOQUEUE_TEST_SERVER=embedded or =docker forces one.
 """
 
 import importlib
 import os
 import secrets
+import socket
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ _FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off",
 
 class DatabaseUrl(str):
     """A URL whose repr, which pytest prints of a failed test's arguments, has no password."""
+
+    __slots__ = ()
 
     def __repr__(self) -> str:
         return repr(_shown(self))
@@ -102,7 +105,7 @@ class _Run:
         return self._closing.enter_context(EmbeddedServer(settings=_FAST, durable=False)).url()
 
     def _start_container(self) -> str:
-        from testcontainers.community.postgres import PostgresContainer
+        from testcontainers.community.postgres import PostgresContainer  # noqa: PLC0415 - most runs need none
 
         settings = " ".join(f"-c {name}={value}" for name, value in _FAST.items())
         container = PostgresContainer(
@@ -119,7 +122,7 @@ _FAILED = pytest.StashKey[bool]()  # of a test: its setup or its body failed
 
 
 def _image() -> str:
-    return os.environ.get("GOQUEUE_TEST_IMAGE", "postgres:18")
+    return os.environ.get("GOQUEUE_TEST_POSTGRES_IMAGE", "postgres:18")
 
 
 def _choose_server() -> str:
@@ -134,10 +137,15 @@ def _choose_server() -> str:
 
 
 def _docker_answers() -> bool:
+    address = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
     try:
+        if address.startswith("unix://"):  # asked first, because the client leaves a socket open when nobody listens
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.settimeout(2)
+                probe.connect(address.removeprefix("unix://"))
         with closing(importlib.import_module("docker").from_env(timeout=2)) as client:
             return bool(client.ping())
-    except Exception:  # not installed, no socket, no permission, no answer in time: all the same here
+    except Exception:  # noqa: BLE001 - not installed, no socket, no permission, no answer in time: all the same here
         return False
 
 
@@ -258,7 +266,7 @@ def goqueue_database(
     node: pytest.Item = request.node
     node.stash[_DATABASE] = name
     yield _database_url(goqueue_server.url, name)
-    if node.stash.get(_FAILED, False) or request.config.getoption("keep_databases", False):
+    if node.stash.get(_FAILED, False) or request.config.getoption("keep_databases", default=False):
         request.config.stash[_RUN].kept.append(name)
         return
     with psycopg.connect(goqueue_server.url, autocommit=True) as connection:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from psycopg import sql
 
+from goqueue import PostgresStorage
 from goqueue.embedded import EmbeddedServer
 from goqueue.migrate import migrations_hash
 from goqueue.pytest_plugin import DatabaseServer, _database_url, _shown
@@ -73,6 +74,13 @@ def test_a_test_has_a_migrated_empty_database(goqueue_connection: psycopg.Connec
     assert goqueue_connection.execute("SELECT count(*) FROM goqueue.jobs").fetchone() == (0,)
     encoding = goqueue_connection.execute("SHOW server_encoding").fetchone()
     assert encoding == ("UTF8",)
+
+
+def test_the_store_is_open_on_the_test_s_database(goqueue_store: PostgresStorage, goqueue_database: str) -> None:
+    goqueue_store.ping()
+    with psycopg.connect(goqueue_database) as connection:
+        query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        assert connection.execute(query).fetchone() != (0,)
 
 
 @given(st.integers(0, 9))
@@ -183,6 +191,7 @@ def test_a_docker_without_the_image_gives_way_to_the_embedded_server(
         "def from_env(**options): return Engine()\n"
     )
     monkeypatch.setenv("PYTHONPATH", f"{run.path}{os.pathsep}{REPO}")
+    monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:1")
     monkeypatch.delenv("GOQUEUE_TEST_DATABASE_URL")
     run.makepyfile(PASSES)
     result = run.runpytest_subprocess(*workers)

@@ -1,0 +1,181 @@
+"""What the measurements share: scratch databases, pgbench, interleaved rounds, and lines of the result.
+
+Imports goqueue.embedded, goqueue.migrate, psycopg and rich.
+"""
+
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+import psycopg
+from psycopg import sql
+from rich.progress import Progress, TaskID
+
+from goqueue.embedded import EmbeddedServer
+from goqueue.migrate import migrate
+
+
+class Target(NamedTuple):
+    """What a line is held to: a bound on its value, or on its ratio to the floor."""
+
+    of: Literal["value", "ratio"]
+    relation: Literal["at least", "at most"]
+    bound: float
+    #: The target counts only where the floor itself reaches it.
+    if_floor_allows: bool = False
+
+    def __str__(self) -> str:
+        sign = "≥" if self.relation == "at least" else "≤"
+        return f"{sign} {self.bound:,g}" + (" x" if self.of == "ratio" else "")
+
+    def is_met(self, value: float, floor: float | None, ratio: float | None) -> bool | None:
+        measured = ratio if self.of == "ratio" else value
+        if measured is None or (self.if_floor_allows and (floor is None or floor < self.bound)):
+            return None
+        return measured >= self.bound if self.relation == "at least" else measured <= self.bound
+
+
+class Line(msgspec.Struct, kw_only=True):
+    """One line of the table and of results.json."""
+
+    name: str
+    unit: str
+    value: float
+    floor: float | None = None
+    ratio: float | None = None
+    #: The lowest and the highest ratio of a round; without a floor, value.
+    spread: tuple[float, float] | None = None
+    rounds: int
+    target: str | None = None
+    #: None where there is no target, or none that counts here.
+    met: bool | None = None
+    note: str = ""
+
+
+class Bench:
+    """The server to measure on, the sizes asked for, and the progress bar."""
+
+    def __init__(
+        self, server: EmbeddedServer, progress: Progress, task: TaskID, *, rounds: int, rows: int, quick: bool
+    ) -> None:
+        self.server = server
+        self.rounds = rounds
+        self.rows = rows
+        self.quick = quick
+        self.plans = ""
+        self._progress = progress
+        self._task = task
+
+    def size(self, usual: int, quick: int) -> int:
+        return quick if self.quick else usual
+
+    def tell(self, what: str) -> None:
+        self._progress.update(self._task, description=what)
+
+    @contextmanager
+    def database(self, name: str, *, template: str | None = None) -> Iterator[str]:
+        """The URL of a new database, migrated or copied from ``template``, which is dropped at the end."""
+        identifier = sql.Identifier(name)
+        with psycopg.connect(self.server.url(), autocommit=True) as connection:
+            if template is None:
+                connection.execute(sql.SQL("CREATE DATABASE {}").format(identifier))
+                migrate(self.server.url(name))
+            else:
+                statement = "CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy"
+                connection.execute(sql.SQL(statement).format(identifier, sql.Identifier(template)))
+        try:
+            yield self.server.url(name)
+        finally:
+            with psycopg.connect(self.server.url(), autocommit=True) as connection:
+                connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(identifier))
+
+    def interleaved(self, what: str, *measures: Callable[[], float]) -> list[list[float]]:
+        """The samples of each measure, taken in turns, so that a slow minute of the machine hits all of them."""
+        samples: list[list[float]] = [[] for _ in measures]
+        for number in range(self.rounds):
+            self.tell(f"{what}: round {number + 1} of {self.rounds}")
+            for measure, taken in zip(measures, samples, strict=True):
+                taken.append(measure())
+        return samples
+
+    def line(
+        self,
+        name: str,
+        unit: str,
+        values: Iterable[float],
+        floors: Iterable[float] | None = None,
+        *,
+        target: Target | None = None,
+        note: str = "",
+    ) -> Line:
+        """The medians, and the spread of the rounds' own ratios."""
+        values = list(values)
+        value, floor, ratio, spread = median(values), None, None, values
+        if floors is not None:
+            floors = list(floors)
+            floor = median(floors)
+            ratio = value / floor
+            spread = [mine / its for mine, its in zip(values, floors, strict=True)]
+        return Line(
+            name=name,
+            unit=unit,
+            value=value,
+            floor=floor,
+            ratio=ratio,
+            spread=(min(spread), max(spread)),
+            rounds=len(values),
+            target=None if target is None else str(target),
+            # Small sizes judge nothing.
+            met=None if target is None or self.quick else target.is_met(value, floor, ratio),
+            note=note,
+        )
+
+    def pgbench(
+        self, url: str, script: str, transactions: int, variables: Mapping[str, str] | None = None
+    ) -> tuple[float, float]:
+        """Transactions a second of one client running ``script``, and the seconds that its last statement took."""
+        with tempfile.NamedTemporaryFile("w", suffix=".sql", encoding="utf-8") as file:
+            file.write(script)
+            file.flush()
+            run = subprocess.run(
+                [
+                    self.server.bin("pgbench"), "--no-vacuum", "--protocol=prepared", "--report-per-command",
+                    "--client=1", f"--transactions={transactions}", f"--file={file.name}",
+                    *(f"--define={name}={value}" for name, value in (variables or {}).items()),
+                    url,
+                ],
+                capture_output=True, text=True, check=False,
+            )  # fmt: skip
+        rate = re.search(r"^tps = ([\d.]+)", run.stdout, re.MULTILINE)
+        latencies = re.findall(r"^ +([\d.]+) +\d+ +\S", run.stdout, re.MULTILINE)
+        if run.returncode != 0 or rate is None or not latencies:
+            raise RuntimeError(f"pgbench failed:\n{run.stderr.strip()}\n{run.stdout.strip()}")
+        return float(rate[1]), float(latencies[-1]) / 1000
+
+
+def rendered(statement: str, values: Mapping[str, str]) -> str:
+    """A loaded query's text with each parameter replaced by the text that ``values`` has for it."""
+    text = re.sub(r"%\((\w+)\)s", lambda match: values[match[1]], statement).replace("%%", "%")
+    # pgbench takes a colon for a variable, in comments too.
+    return re.sub(r"/\* goqueue:(\w+) \*/", r"/* goqueue \1 */", text)
+
+
+def literals(connection: psycopg.Connection[Any], parameters: Mapping[str, Any]) -> dict[str, str]:
+    return {name: sql.Literal(value).as_string(connection) for name, value in parameters.items()}
+
+
+def seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def checkout() -> Path:
+    return Path(__file__).resolve().parents[2]

@@ -1,0 +1,95 @@
+"""What each index of goqueue.jobs, and all CHECK constraints together, cost an insert and a change of status.
+
+Imports goqueue, psycopg, tests.bench.harness and tests.bench.seed.
+"""
+
+from contextlib import ExitStack
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from goqueue import NewJob
+from goqueue.models import encode_json
+from goqueue.queries import load_queries
+from tests.bench.harness import Bench, Line, seconds
+from tests.bench.seed import seed
+
+_INDEXES = ("claim", "idempotency_key", "status", "queue")
+_BATCH = 1000
+_START = """
+UPDATE goqueue.jobs
+SET status = 'running', attempts = attempts + 1, locked_by = 'bench', locked_at = now(), started_at = now(),
+    updated_at = now()
+WHERE id = ANY(%s)
+"""
+_COMPLETE = """
+UPDATE goqueue.jobs
+SET status = 'completed', locked_by = NULL, locked_at = NULL, completed_at = now(), updated_at = now()
+WHERE id = ANY(%s)
+"""
+
+
+def measure_indexes(bench: Bench) -> list[Line]:
+    """A database a configuration: the primary key alone, each index added in turn, and all of them without CHECKs.
+
+    Every job has an idempotency key (an index without an entry costs nothing), and commits don't wait for the disk,
+    which would drown the rest. The floor of a line is the configuration without what the line is about.
+    """
+    steps = ["primary key alone", *(f"with {name}" for name in _INDEXES), "no CHECK constraints"]
+    with ExitStack() as stack:
+        base = stack.enter_context(bench.database("bench_index_base"))
+        bench.tell("indexes: adding rows")
+        with psycopg.connect(base, autocommit=True) as connection:
+            seed(connection, bench.size(100_000, 2_000))
+        connections = []
+        for number, step in enumerate(steps):
+            url = stack.enter_context(bench.database(f"bench_index_{number}", template="bench_index_base"))
+            connection = stack.enter_context(psycopg.connect(url, autocommit=True, prepare_threshold=0))
+            connection.execute("SET synchronous_commit = off")
+            connection.execute("ALTER TABLE goqueue.jobs SET (autovacuum_enabled = off)")
+            if step == "no CHECK constraints":
+                _drop_checks(connection)
+            else:
+                for name in _INDEXES[number:]:
+                    connection.execute(sql.SQL("DROP INDEX {}").format(sql.Identifier("goqueue", f"jobs_{name}_idx")))
+            connections.append(connection)
+        batches = bench.size(8, 1)
+        for connection in connections:
+            _one_round(connection, 1)
+        inserts: list[list[float]] = [[] for _ in steps]
+        changes: list[list[float]] = [[] for _ in steps]
+        for number in range(bench.rounds):
+            bench.tell(f"indexes: round {number + 1} of {bench.rounds}")
+            for place, connection in enumerate(connections):
+                insert, change = _one_round(connection, batches)
+                inserts[place].append(insert)
+                changes[place].append(change)
+    lines = []
+    for work, samples in (("insert", inserts), ("status change", changes)):
+        lines.append(bench.line(f"{work}, primary key alone", "µs", samples[0]))
+        for place, name in enumerate(_INDEXES, start=1):
+            lines.append(_marginal(bench, f"{work}, + index {name}", samples[place], samples[place - 1]))
+        lines.append(_marginal(bench, f"{work}, + CHECK constraints", samples[-2], samples[-1]))
+    return lines
+
+
+def _drop_checks(connection: psycopg.Connection[Any]) -> None:
+    names = connection.execute(
+        "SELECT conname FROM pg_constraint WHERE conrelid = 'goqueue.jobs'::regclass AND contype = 'c'"
+    ).fetchall()
+    for (name,) in names:
+        connection.execute(sql.SQL("ALTER TABLE goqueue.jobs DROP CONSTRAINT {}").format(sql.Identifier(name)))
+
+
+def _one_round(connection: psycopg.Connection[Any], batches: int) -> tuple[float, float]:
+    """Microseconds a job for its insert, and for its way from pending over running to completed."""
+    create_jobs = load_queries().create_jobs.sql
+    jobs = [
+        [
+            NewJob(job_type="type_1", queue="queue_00", idempotency_key=f"{number}-{n}-{id(connection)}")
+            for n in range(_BATCH)
+        ]
+        for number in range(batches)
+    ]
+    return 0.0, 0.0

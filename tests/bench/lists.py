@@ -1,0 +1,189 @@
+"""Pages of list_jobs: every combination of filters, page 1 and page 1000, and the plans.
+
+Imports goqueue, psycopg, tests.bench.harness and tests.bench.seed.
+"""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from itertools import islice, product
+from statistics import median
+from typing import Any
+from urllib.parse import quote
+
+import psycopg
+
+from goqueue import DatabaseConfig, JobFilter, PostgresStorage
+from goqueue.models import read_cursor
+from goqueue.queries import load_queries
+from tests.bench.harness import Bench, Line, Target, literals, rendered, seconds
+from tests.bench.seed import seed
+
+_LIMIT = 50
+_MILLISECONDS = 1000
+
+
+def _choices() -> dict[str, dict[str, dict[str, Any]]]:
+    """For each filter the values tried, by a word for them."""
+    now = datetime.now(UTC)
+    hour, week = timedelta(hours=1), timedelta(weeks=1)
+    absent: dict[str, dict[str, Any]] = {"-": {}}
+
+    def several(name: str, common: str, rare: str, many: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+        return absent | {"common": {name: common}, "rare": {name: rare}, "several": {name: many}}
+
+    def spans(name: str, wide: tuple[datetime, datetime], narrow: tuple[datetime, datetime]) -> Any:
+        ranges = {"wide": wide, "narrow": narrow}
+        return absent | {
+            word: {f"{name}_from": first, f"{name}_before": last} for word, (first, last) in ranges.items()
+        }
+
+    return {
+        "status": several("status", "completed", "running", ("pending", "dead", "cancelled")),
+        "queue": several("queue", "queue_00", "queue_99", ("queue_00", "queue_10", "queue_60")),
+        "type": several("job_type", "type_0", "type_rare", ("type_0", "type_7", "type_39")),
+        "created": spans("created", (now - 3 * week, now), (now - 2 * week, now - 2 * week + hour)),
+        # An hour that few of the newest jobs are scheduled for: the reading goes as far as it ever goes.
+        "scheduled": spans("scheduled", (now - 3 * week, now), (now + week, now + week + hour)),
+    }
+
+
+def _filters() -> dict[str, JobFilter]:
+    """Every combination, by its description."""
+    choices = _choices()
+    combinations = product(*(values.items() for values in choices.values()))
+    filters = {}
+    for combination in combinations:
+        words = [f"{name}={word}" for name, (word, _) in zip(choices, combination, strict=True) if word != "-"]
+        fields: dict[str, Any] = {}
+        for _, given in combination:
+            fields |= given
+        filters[" ".join(words) or "no filter"] = JobFilter(**fields)
+    return filters
+
+
+def measure_list_jobs(bench: Bench) -> list[Line]:
+    bench.tell(f"list_jobs: adding {bench.rows:,} rows")
+    with bench.database("bench_list_jobs") as url:
+        with psycopg.connect(url, autocommit=True) as connection:
+            seed(connection, bench.rows)
+        lines = [*_first_page(bench, url), *_far_page(bench, url)]
+        for mode in ("custom", "generic"):
+            lines += _every_filter(bench, url, mode)
+        bench.tell("list_jobs: plans")
+        bench.plans = _plans(url)
+    return lines
+
+
+def _first_page(bench: Bench, url: str) -> list[Line]:
+    """The first page without a filter, against pgbench with the same text and the store's own values as literals."""
+    count = bench.size(100, 10)
+    with PostgresStorage.open(url) as store, psycopg.connect(url, autocommit=True) as connection:
+        script = rendered(load_queries().list_jobs.sql, literals(connection, _parameters(JobFilter())))
+
+        def ours() -> float:
+            return seconds(lambda: [store.list_jobs(limit=_LIMIT) for _ in range(count)]) / count * _MILLISECONDS
+
+        ours()  # prepares the statement, and warms the server's memory
+        floors, mine = bench.interleaved(
+            "list_jobs, page 1", lambda: bench.pgbench(url, script, count)[1] * _MILLISECONDS, ours
+        )
+    return [bench.line("list_jobs, page 1, no filter", "ms", mine, floors, target=Target("value", "at most", 10))]
+
+
+def _far_page(bench: Bench, url: str) -> list[Line]:
+    """Page 1000 beside page 1: the median of the last ten pages of a walk, and that of its first ten."""
+    pages = bench.size(1000, 30)
+    lines = []
+    with PostgresStorage.open(url) as store:
+
+        def walk(job_filter: JobFilter) -> list[float]:
+            cursor, times = None, []
+            for _ in range(pages):
+                start = datetime.now(UTC)
+                page = store.list_jobs(job_filter, _LIMIT, cursor)
+                times.append((datetime.now(UTC) - start) / timedelta(milliseconds=1))
+                if (cursor := page.next_cursor) is None:
+                    break
+            return times
+
+        for word, job_filter in {"no filter": JobFilter(), "completed": JobFilter(status="completed")}.items():
+            walk(job_filter)  # warms the server's memory: both ends are to be measured from there
+            walks = bench.interleaved(f"list_jobs, {pages} pages, {word}", lambda f=job_filter: walk(f))[0]  # type: ignore[misc]
+            last, first = ([median(times[part]) for times in walks] for part in (slice(-10, None), slice(10)))
+            note = f"pages {len(walks[0]) - 9}-{len(walks[0])} against pages 1-10"
+            target = Target("ratio", "at most", 1.5)
+            lines.append(bench.line(f"list_jobs, page 1000, {word}", "ms", last, first, target=target, note=note))
+    return lines
+
+
+def _every_filter(bench: Bench, url: str, mode: str) -> list[Line]:
+    """The first page of every combination of filters: the best of three tries each, then the median and the worst."""
+    tries = bench.size(3, 1)
+    # prepare_threshold 0: prepared at once, so that the server's choice of plan is the one asked for.
+    config = DatabaseConfig(url=f"{url}&options={quote(f'-c plan_cache_mode=force_{mode}_plan')}", prepare_threshold=0)
+    times = {}
+    with PostgresStorage.open(config) as store:
+        filters = _filters()
+        for number, (description, job_filter) in enumerate(filters.items()):
+            if number % 10 == 0:
+                bench.tell(f"list_jobs, {mode} plan: filter {number + 1} of {len(filters)}")
+            times[description] = min(
+                seconds(lambda f=job_filter: store.list_jobs(f, _LIMIT)) * _MILLISECONDS  # type: ignore[misc]
+                for _ in range(tries)
+            )
+    ranking = sorted(times.items(), key=lambda item: -item[1])
+    worst = "; ".join(f"{description}: {time:.1f} ms" for description, time in ranking[:3])
+    target = Target("value", "at most", 10)
+    over = sum(time > target.bound for time in times.values())
+    counted = f"{over} of {len(times)} filters take more than {target.bound:g} ms"
+    typical = bench.line(f"list_jobs, median of all filters, {mode} plan", "ms", times.values(), note=counted)
+    typical.rounds = tries
+    return [
+        typical,
+        bench.line(f"list_jobs, worst filter, {mode} plan", "ms", [ranking[0][1]], target=target, note=worst),
+    ]
+
+
+def _parameters(
+    job_filter: JobFilter, cursor_created_at: datetime | None = None, cursor_id: Any = None
+) -> Mapping[str, Any]:
+    return {
+        **job_filter.parameters(),
+        "cursor_created_at": cursor_created_at,
+        "cursor_id": cursor_id,
+        "page_limit": _LIMIT,
+    }
+
+
+def _plans(url: str) -> str:
+    """The plans of pages worth a look, each as the server makes it for these values and for any values."""
+    now = datetime.now(UTC)
+    shown = {
+        "no filter": JobFilter(),
+        "one status": JobFilter(status="dead"),
+        "a queue": JobFilter(queue="queue_00"),
+        "a rare queue, its job type, one status": JobFilter(queue="queue_99", job_type="type_rare", status="completed"),
+        "a job type alone": JobFilter(job_type="type_0"),
+        "a range of scheduled_at": JobFilter(
+            scheduled_from=now + timedelta(days=7), scheduled_before=now + timedelta(days=7, hours=1)
+        ),
+    }
+    statement = load_queries().list_jobs.sql
+    with PostgresStorage.open(url) as store, psycopg.connect(url, autocommit=True) as connection:
+        cursor = None
+        for _ in islice(range(1000), 999):
+            cursor = store.list_jobs(limit=_LIMIT, cursor=cursor).next_cursor or cursor
+        pages = {name: _parameters(job_filter) for name, job_filter in shown.items()}
+        pages["page 1000, no filter"] = _parameters(JobFilter(), *read_cursor(JobFilter().parameters(), cursor))
+        names = {name: f"${number}" for number, name in enumerate(next(iter(pages.values())), start=1)}
+        # A prepared statement of the server's own, because EXPLAIN shows generic plans of no other.
+        connection.execute(f"PREPARE page AS {rendered(statement, names)}".encode())
+        texts = []
+        for (name, parameters), mode in product(pages.items(), ("custom", "generic")):
+            connection.execute(f"SET plan_cache_mode = force_{mode}_plan".encode())
+            arguments = ", ".join(literals(connection, parameters).values())
+            explain = f"EXPLAIN (ANALYZE, BUFFERS, COSTS OFF) EXECUTE page({arguments})"
+            connection.execute(explain.encode())
+            rows = connection.execute(explain.encode()).fetchall()  # the second run finds the pages in memory
+            texts.append("\n".join([f"=== {name} ({mode} plan)", *(row[0] for row in rows)]))
+    return "\n\n".join(texts) + "\n"

@@ -1,0 +1,227 @@
+"""The migrations: applied by the real pgmigrate, taken back by their undo files, together and apart."""
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from goqueue.migrate import migrate, migrations_dir, undo
+
+BASE = migrations_dir()
+FILES = sorted((BASE / "migrations").glob("V*.sql"))
+LATEST = len(FILES)
+
+CATALOG = {
+    "relations": """
+        SELECT c.relname, c.relkind, c.reloptions, obj_description(c.oid, 'pg_class') FROM pg_class AS c
+        WHERE c.relnamespace = 'goqueue'::regnamespace AND c.relname NOT LIKE 'schema_version%' ORDER BY 1""",
+    "columns": """
+        SELECT c.relname, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull,
+            pg_get_expr(d.adbin, d.adrelid), a.attstattarget, a.attstorage, col_description(c.oid, a.attnum)
+        FROM pg_attribute AS a JOIN pg_class AS c ON c.oid = a.attrelid
+        LEFT JOIN pg_attrdef AS d ON d.adrelid = c.oid AND d.adnum = a.attnum
+        WHERE c.relnamespace = 'goqueue'::regnamespace AND c.relkind IN ('r', 'v') AND a.attnum > 0
+            AND NOT a.attisdropped AND c.relname <> 'schema_version' ORDER BY 1, a.attnum""",
+    "indexes": """
+        SELECT indexdef FROM pg_indexes WHERE schemaname = 'goqueue' AND tablename <> 'schema_version' ORDER BY 1""",
+    "constraints": """
+        SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint
+        WHERE connamespace = 'goqueue'::regnamespace AND conrelid <> 'goqueue.schema_version'::regclass
+        ORDER BY 1, 2""",
+    "types": """
+        SELECT t.typname, e.enumlabel, obj_description(t.oid, 'pg_type') FROM pg_type AS t
+        JOIN pg_enum AS e ON e.enumtypid = t.oid WHERE t.typnamespace = 'goqueue'::regnamespace
+            AND t.typname <> 'schema_version_type' ORDER BY 1, e.enumsortorder""",
+    "functions": """
+        SELECT p.proname, pg_get_functiondef(p.oid), obj_description(p.oid, 'pg_proc') FROM pg_proc AS p
+        WHERE p.pronamespace = 'goqueue'::regnamespace ORDER BY 1""",
+    "triggers": """
+        SELECT pg_get_triggerdef(oid) FROM pg_trigger
+        WHERE tgrelid::regclass::text LIKE 'goqueue.%' AND NOT tgisinternal ORDER BY 1""",
+}
+
+
+@pytest.fixture
+def empty(goqueue_server: Any) -> Iterator[str]:
+    """The URL of a database that has not been migrated."""
+    name = f"goqueue_test_{uuid4().hex[:12]}"
+    with psycopg.connect(goqueue_server.url, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        try:
+            yield psycopg.conninfo.make_conninfo(goqueue_server.url, dbname=name)
+        finally:
+            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def catalog(url: str) -> dict[str, list[Any]]:
+    with psycopg.connect(url) as connection:
+        return {name: connection.execute(query).fetchall() for name, query in CATALOG.items()}
+
+
+def versions(url: str) -> list[int]:
+    with psycopg.connect(url) as connection:
+        rows = connection.execute("SELECT version FROM goqueue.schema_version ORDER BY 1").fetchall()
+    return [version for (version,) in rows]
+
+
+def bare_pgmigrate(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`pgmigrate migrate` from the checkout, as an operator types it: the PG* variables name the database."""
+    options = psycopg.conninfo.conninfo_to_dict(url)
+    names = {"host": "PGHOST", "port": "PGPORT", "dbname": "PGDATABASE", "user": "PGUSER", "password": "PGPASSWORD"}
+    variables = {names[key]: str(value) for key, value in options.items() if key in names}
+    return subprocess.run(
+        [Path(sys.executable).with_name("pgmigrate"), "migrate", *arguments],
+        cwd=BASE, env=os.environ | variables, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_files_are_numbered_without_gaps_and_each_has_its_way_back() -> None:
+    names = [file.name for file in FILES]
+    assert [int(re.fullmatch(r"V(\d{4})__[a-z0-9_]+\.sql", name)[1]) for name in names] == list(range(1, LATEST + 1))  # type: ignore[index]
+    undo_names = sorted(file.name for file in (BASE / "migrations" / "undo").iterdir())
+    assert undo_names == ["U" + name[1:] for name in names]
+    strangers = {path.name for path in (BASE / "migrations").iterdir()} - set(names)
+    assert strangers == {"README.md", "callbacks", "undo"}
+
+
+def test_files_are_ascii_as_pgmigrate_wants_them() -> None:
+    for file in (BASE / "migrations").rglob("*.sql"):
+        assert file.read_bytes().isascii(), file.name
+
+
+def test_bare_pgmigrate_works_from_the_checkout(empty: str) -> None:
+    done = bare_pgmigrate(empty)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert versions(empty) == list(range(1, LATEST + 1))
+
+
+def test_again_changes_nothing(empty: str) -> None:
+    migrate(empty)
+    before = catalog(empty)
+    with psycopg.connect(empty) as connection:
+        first = connection.execute("SELECT * FROM goqueue.schema_version ORDER BY 1").fetchall()
+    migrate(empty)
+    assert bare_pgmigrate(empty).returncode == 0
+    with psycopg.connect(empty) as connection:
+        assert connection.execute("SELECT * FROM goqueue.schema_version ORDER BY 1").fetchall() == first
+    assert catalog(empty) == before
+
+
+def test_two_runs_at_once_both_end_well(empty: str) -> None:
+    with ThreadPoolExecutor(3) as threads:
+        done = list(threads.map(lambda _: bare_pgmigrate(empty), range(3)))
+    assert [run.returncode for run in done] == [0, 0, 0], done
+    assert versions(empty) == list(range(1, LATEST + 1))
+
+
+def test_up_down_up_gives_the_same_catalog_at_every_step(empty: str) -> None:
+    way_up = []
+    for target in range(1, LATEST + 1):
+        migrate(empty, target=target)
+        assert versions(empty)[-1] == target
+        way_up.append(catalog(empty))
+    for target in range(LATEST - 1, 0, -1):
+        undo(empty, to=target)
+        assert versions(empty)[-1] == target
+        assert catalog(empty) == way_up[target - 1], f"after taking V{target + 1} back"
+    undo(empty, to=0)
+    assert [name for name, rows in catalog(empty).items() if rows] == []
+    migrate(empty)
+    assert catalog(empty) == way_up[-1]
+
+
+def test_an_undo_file_can_be_run_by_psql(empty: str) -> None:
+    migrate(empty)
+    for file in sorted((BASE / "migrations" / "undo").iterdir(), reverse=True):
+        with psycopg.connect(empty) as connection:
+            connection.execute(file.read_bytes())
+    assert versions(empty) == []
+    migrate(empty)
+    assert versions(empty) == list(range(1, LATEST + 1))
+
+
+def test_checksums_are_recorded_as_applied(empty: str) -> None:
+    migrate(empty)
+    with psycopg.connect(empty) as connection:
+        rows = connection.execute(
+            "SELECT version, file_name, sha256 FROM goqueue.migration_checksums ORDER BY 1"
+        ).fetchall()
+    assert rows == [
+        (version, file.name, hashlib.sha256(file.read_bytes()).hexdigest()) for version, file in enumerate(FILES, 1)
+    ]
+
+
+def test_everything_is_explained_in_the_catalog(goqueue_connection: psycopg.Connection[Any]) -> None:
+    silent = goqueue_connection.execute(
+        """
+        SELECT c.relname, a.attname FROM pg_class AS c LEFT JOIN pg_attribute AS a
+            ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND c.relkind IN ('r', 'v')
+        WHERE c.relnamespace = 'goqueue'::regnamespace AND c.relname NOT LIKE 'schema_version%'
+            AND NOT (c.relkind = 'i' AND c.relname LIKE '%_pkey')
+            AND (obj_description(c.oid, 'pg_class') IS NULL OR
+                 (a.attnum IS NOT NULL AND col_description(c.oid, a.attnum) IS NULL))
+        """
+    ).fetchall()
+    assert silent == []
+
+
+def test_a_row_inserted_by_hand_gets_a_time_ordered_id(goqueue_connection: psycopg.Connection[Any]) -> None:
+    ids = []
+    for _ in range(3):
+        row = goqueue_connection.execute(
+            "INSERT INTO goqueue.jobs (job_type) VALUES ('t') RETURNING id, pg_sleep(0.002)"
+        ).fetchone()
+        assert row is not None
+        ids.append(row[0])
+    assert ids == sorted(ids)
+    for job_id in ids:
+        assert isinstance(job_id, UUID)
+        assert (job_id.version, job_id.variant) == (7, "specified in RFC 4122")
+    clock = goqueue_connection.execute("SELECT extract(epoch FROM clock_timestamp()) * 1000").fetchone()
+    assert clock is not None
+    assert abs((ids[-1].int >> 80) - float(clock[0])) < 5000
+
+
+@pytest.mark.parametrize(
+    ("columns", "constraint"),
+    [
+        ("queue = ''", "jobs_queue_length"),
+        ("queue = repeat('x', 256)", "jobs_queue_length"),
+        ("job_type = ''", "jobs_job_type_length"),
+        ("idempotency_key = ''", "jobs_idempotency_key_length"),
+        ("max_attempts = 0", "jobs_max_attempts_range"),
+        ("attempts = -1", "jobs_attempts_range"),
+        ("attempts = max_attempts + 1", "jobs_attempts_range"),
+        ("status = 'running'", "jobs_running_is_locked"),
+        ("status = 'running', locked_by = 'w'", "jobs_running_is_locked"),
+        ("locked_at = now()", "jobs_running_is_locked"),
+        ("status = 'running', locked_by = '', locked_at = now()", "jobs_locked_by_length"),
+        ("status = 'completed'", "jobs_finished_has_time"),
+        ("completed_at = now()", "jobs_finished_has_time"),
+    ],
+)
+def test_the_table_holds_its_rules_against_hands(
+    goqueue_connection: psycopg.Connection[Any], columns: str, constraint: str
+) -> None:
+    goqueue_connection.execute("INSERT INTO goqueue.jobs (job_type) VALUES ('t')")
+    with pytest.raises(psycopg.errors.CheckViolation) as caught:
+        goqueue_connection.execute(f"UPDATE goqueue.jobs SET {columns}")  # type: ignore[arg-type]
+    assert caught.value.diag.constraint_name == constraint
+
+
+def test_migrating_gives_up_on_a_lock_in_time(empty: str, tmp_path: Path) -> None:
+    migrate(empty)
+    session = (BASE / "migrations.yml").read_text("utf-8")
+    timeout = re.search(r"SET lock_timeout = '(\d+)s'", session)
+    assert timeout is not None
+    assert 1 <= int(timeout[1]) <= 30

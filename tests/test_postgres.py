@@ -1,0 +1,513 @@
+"""What is PostgreSQL's own in the store: transactions of the caller, pools, outages, races, errors by name."""
+
+import logging
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+from psycopg.rows import dict_row
+
+from goqueue import (
+    DatabaseConfig,
+    DuplicateJobError,
+    InvalidJobError,
+    JobFilter,
+    JobNotFoundError,
+    JobStateError,
+    JobStatus,
+    JobUpdate,
+    NewJob,
+    PostgresStorage,
+    SchemaError,
+    StorageError,
+    StorageUnavailableError,
+    TransactionConflictError,
+)
+from goqueue.embedded import EmbeddedServer
+from goqueue.migrate import migrate
+
+SECOND = timedelta(seconds=1)
+
+
+def config(url: str, **settings: Any) -> DatabaseConfig:
+    return DatabaseConfig(url=url, **settings)
+
+
+def wait_until(done: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+class TestBoundToTheCallersTransaction:
+    @pytest.fixture
+    def connection(self, goqueue_database: str) -> Iterator[psycopg.Connection[Any]]:
+        with psycopg.connect(goqueue_database, row_factory=dict_row) as connection:
+            yield connection
+
+    def test_commits_with_it(self, goqueue_store: PostgresStorage, connection: psycopg.Connection[Any]) -> None:
+        job = goqueue_store.bound_to(connection).create_job(NewJob(job_type="t"))
+        with pytest.raises(JobNotFoundError):
+            goqueue_store.get_job(job.id)
+        connection.commit()
+        assert goqueue_store.get_job(job.id) == job
+
+    def test_rolls_back_with_it(self, goqueue_store: PostgresStorage, connection: psycopg.Connection[Any]) -> None:
+        kept = goqueue_store.create_job(NewJob(job_type="t"))
+        bound = PostgresStorage.bound_to(connection)
+        bound.create_jobs(NewJob(job_type="t") for _ in range(2500))
+        list(bound.create_jobs_in_batches(NewJob(job_type="t") for _ in range(2500)))
+        bound.update_job(kept.id, JobUpdate(priority=5))
+        bound.delete_job(kept.id)
+        assert bound.count_jobs() == 5000
+        connection.rollback()
+        assert goqueue_store.list_jobs().jobs == [kept]
+
+    def test_never_commits_and_leaves_the_connection_open(self, connection: psycopg.Connection[Any]) -> None:
+        with PostgresStorage.bound_to(connection) as bound:
+            bound.create_jobs([NewJob(job_type="t")])
+        assert connection.info.transaction_status == psycopg.pq.TransactionStatus.INTRANS
+
+    def test_refusals_leave_the_transaction_usable(self, connection: psycopg.Connection[Any]) -> None:
+        bound = PostgresStorage.bound_to(connection)
+        job = bound.create_job(NewJob(job_type="t", idempotency_key="k"))
+        bound.update_job(job.id, JobUpdate(status=JobStatus.COMPLETED))
+        other = bound.create_job(NewJob(job_type="t"))
+        for error, call in (
+            (DuplicateJobError, lambda: bound.create_job(NewJob(job_type="t", idempotency_key="k"))),
+            (DuplicateJobError, lambda: bound.update_job(other.id, JobUpdate(idempotency_key="k"))),
+            (JobNotFoundError, lambda: bound.get_job(uuid4())),
+            (JobStateError, lambda: bound.update_job(job.id, JobUpdate(status=JobStatus.RUNNING))),
+            (InvalidJobError, lambda: bound.create_job(NewJob(job_type="t", payload=float("nan")))),
+        ):
+            with pytest.raises(error):
+                call()
+        assert bound.count_jobs() == 2
+
+    def test_takes_the_opened_stores_settings(self, goqueue_database: str, connection: Any) -> None:
+        with PostgresStorage.open(config(goqueue_database, max_payload_bytes=10)) as store:
+            assert store.bound_to(connection).config is store.config
+            with pytest.raises(InvalidJobError, match="allows 10"):
+                store.bound_to(connection).create_job(NewJob(job_type="t", payload="x" * 10))
+
+    def test_a_transaction_that_must_be_run_again_says_so(
+        self, goqueue_store: PostgresStorage, connection: psycopg.Connection[Any]
+    ) -> None:
+        job = goqueue_store.create_job(NewJob(job_type="t"))
+        connection.isolation_level = psycopg.IsolationLevel.SERIALIZABLE
+        bound = PostgresStorage.bound_to(connection)
+        bound.get_job(job.id)
+        goqueue_store.update_job(job.id, JobUpdate(priority=1))
+        with pytest.raises(TransactionConflictError, match="run the whole transaction again"):
+            bound.update_job(job.id, JobUpdate(priority=2))
+
+
+class TestOpening:
+    def test_by_url_or_by_configuration(self, goqueue_database: str) -> None:
+        for given in (goqueue_database, config(goqueue_database)):
+            with PostgresStorage.open(given) as store:
+                store.ping()
+
+    def test_nobody_there(self) -> None:
+        start = time.monotonic()
+        with pytest.raises(StorageUnavailableError, match="can't be reached") as caught:
+            PostgresStorage.open(config("postgresql://app:secret@127.0.0.1:9/app", connect_timeout=SECOND))
+        assert time.monotonic() - start < 5
+        assert "secret" not in str(caught.value)
+        assert isinstance(caught.value.__cause__, psycopg.OperationalError)
+
+    def test_a_server_that_accepts_and_says_nothing(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            url = f"postgresql://app@127.0.0.1:{silent.getsockname()[1]}/app"
+            start = time.monotonic()
+            with pytest.raises(StorageUnavailableError):
+                PostgresStorage.open(config(url, connect_timeout=2 * SECOND))
+            assert time.monotonic() - start < 10
+
+    def test_an_unknown_database(self, goqueue_database: str) -> None:
+        with pytest.raises(StorageUnavailableError, match='database "nope" does not exist'):
+            PostgresStorage.open(make_conninfo(goqueue_database, dbname="nope"))
+
+    def test_a_database_without_the_schema(self, goqueue_server: Any) -> None:
+        with pytest.raises(SchemaError, match="run `pgmigrate migrate`"):
+            PostgresStorage.open(str(goqueue_server.url))
+
+    def test_the_settings_reach_the_session(self, goqueue_database: str) -> None:
+        settings = {
+            "statement_timeout": 7 * SECOND,
+            "lock_timeout": 3 * SECOND,
+            "idle_in_transaction_timeout": 11 * SECOND,
+            "application_name": "billing",
+        }
+        with PostgresStorage.open(config(goqueue_database, **settings)) as store, store._connection() as connection:
+
+            def shown(name: str) -> str:
+                return str(connection.execute(f"SHOW {name}").fetchone()[0])
+
+            assert shown("statement_timeout") == "7s"
+            assert shown("lock_timeout") == "3s"
+            assert shown("idle_in_transaction_session_timeout") == "11s"
+            assert shown("application_name") == "billing"
+            assert shown("TimeZone") == "UTC"
+            assert connection.autocommit
+            assert connection.prepare_threshold == 5
+
+    def test_the_urls_own_options_win(self, goqueue_database: str) -> None:
+        url = make_conninfo(goqueue_database, options="-c statement_timeout=1234", application_name="mine")
+        with PostgresStorage.open(url) as store, store._connection() as connection:
+            assert connection.execute("SHOW statement_timeout").fetchone() == ("1234ms",)
+            assert connection.execute("SHOW lock_timeout").fetchone() == ("5s",)
+            assert connection.execute("SHOW application_name").fetchone() == ("mine",)
+
+    @pytest.mark.parametrize(("threshold", "prepared"), [(None, 0), (0, 1)])
+    def test_prepared_statements_can_be_turned_off(
+        self, goqueue_database: str, threshold: int | None, prepared: int
+    ) -> None:
+        with PostgresStorage.open(config(goqueue_database, prepare_threshold=threshold, pool_max_size=1)) as store:
+            for _ in range(12):
+                store.get_jobs([uuid4()])
+            with store._connection() as connection:
+                found = connection.execute(
+                    "SELECT count(*) FROM pg_prepared_statements WHERE statement LIKE 'SELECT /* goqueue:get_jobs */%'"
+                ).fetchone()
+            assert found == (prepared,)
+
+
+class TestLimits:
+    def test_no_more_connections_than_the_pool_may_have(self, goqueue_database: str) -> None:
+        limits = {"pool_min_size": 0, "pool_max_size": 2, "pool_timeout": 0.3 * SECOND}
+        with PostgresStorage.open(config(goqueue_database, **limits)) as store:
+            with store._connection(), store._connection():
+                start = time.monotonic()
+                with pytest.raises(StorageUnavailableError, match="POOL_MAX_SIZE"):
+                    store.ping()
+                assert 0.2 < time.monotonic() - start < 2
+            store.ping()
+
+    def test_a_statement_is_stopped_in_time(self, goqueue_database: str) -> None:
+        with (
+            PostgresStorage.open(
+                config(goqueue_database, statement_timeout=0.2 * SECOND, lock_timeout=0 * SECOND)
+            ) as store,
+            psycopg.connect(goqueue_database) as other,
+        ):
+            job = store.create_job(NewJob(job_type="t"))
+            other.execute("SELECT FROM goqueue.jobs FOR UPDATE")
+            with pytest.raises(StorageUnavailableError, match="STATEMENT_TIMEOUT"):
+                store.delete_job(job.id)
+            other.rollback()
+            store.delete_job(job.id)
+
+    def test_a_lock_is_waited_for_in_time(self, goqueue_database: str) -> None:
+        with (
+            PostgresStorage.open(config(goqueue_database, lock_timeout=0.2 * SECOND)) as store,
+            psycopg.connect(goqueue_database) as other,
+        ):
+            job = store.create_job(NewJob(job_type="t"))
+            other.execute("SELECT FROM goqueue.jobs FOR UPDATE")
+            with pytest.raises(StorageUnavailableError, match="LOCK_TIMEOUT"):
+                store.update_job(job.id, JobUpdate(priority=1))
+            assert store.get_job(job.id) == job
+
+    def test_a_closed_store_says_so(self, goqueue_database: str) -> None:
+        store = PostgresStorage.open(goqueue_database)
+        store.close()
+        store.close()
+        with pytest.raises(StorageUnavailableError, match="closed"):
+            store.ping()
+
+
+class TestErrorsByName:
+    @pytest.mark.parametrize(
+        ("change", "error", "said"),
+        [
+            ("DROP TABLE goqueue.jobs", SchemaError, "pgmigrate migrate"),
+            ("ALTER TABLE goqueue.jobs DROP COLUMN priority", SchemaError, "priority"),
+            ("ALTER TABLE goqueue.jobs ADD CHECK (queue <> 'q')", InvalidJobError, "violates check constraint"),
+            ("ALTER TABLE goqueue.jobs ADD UNIQUE (queue)", DuplicateJobError, "q"),
+            (
+                """
+                CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'not today'; END$$;
+                CREATE TRIGGER no BEFORE INSERT ON goqueue.jobs EXECUTE FUNCTION no()
+                """,
+                StorageError,
+                "not today",
+            ),
+        ],
+    )
+    def test_what_the_server_refuses(
+        self, goqueue_store: PostgresStorage, goqueue_connection: Any, change: str, error: Any, said: str
+    ) -> None:
+        if error is DuplicateJobError:
+            goqueue_store.create_job(NewJob(job_type="t", queue="q"))
+            other = goqueue_store.create_job(NewJob(job_type="t"))
+        goqueue_connection.execute(change)
+        with pytest.raises(error, match=said) as caught:  # noqa: PT012
+            if error is DuplicateJobError:
+                goqueue_store.update_job(other.id, JobUpdate(queue="q"))
+            else:
+                goqueue_store.create_job(NewJob(job_type="t", queue="q"))
+        assert isinstance(caught.value.__cause__, psycopg.Error)
+
+    def test_a_role_without_grants(self, goqueue_database: str, goqueue_connection: Any) -> None:
+        role = f"goqueue_test_{uuid4().hex[:8]}"
+        goqueue_connection.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'p'")
+        try:
+            with pytest.raises(SchemaError, match=r"permission denied.*grant"):
+                PostgresStorage.open(make_conninfo(goqueue_database, user=role, password="p"))
+        finally:
+            goqueue_connection.execute(f"DROP ROLE {role}")
+
+    def test_a_plan_that_changed_its_columns_under_a_running_program(
+        self, goqueue_database: str, goqueue_connection: Any
+    ) -> None:
+        with PostgresStorage.open(config(goqueue_database, prepare_threshold=0, pool_max_size=1)) as store:
+            job = store.create_job(NewJob(job_type="t"))
+            for _ in range(12):
+                store.get_job(job.id)
+            goqueue_connection.execute("ALTER TABLE goqueue.jobs ALTER COLUMN last_error TYPE varchar(100)")
+            with pytest.raises(SchemaError, match="cached plan"):
+                store.get_job(job.id)
+
+
+class TestOutage:
+    @pytest.fixture
+    def server(self, tmp_path: Path) -> EmbeddedServer:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = str(free.getsockname()[1])
+        # By TCP, because the socket's folder is another one after a restart.
+        settings = {"listen_addresses": "127.0.0.1", "port": port}
+        return EmbeddedServer(tmp_path / "data", settings=settings, durable=False)
+
+    def test_recovers_by_itself(self, server: EmbeddedServer, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level(logging.CRITICAL, "psycopg.pool")
+        server.start()
+        migrate(server.url())
+        url = f"postgresql://postgres@127.0.0.1:{server._settings['port']}/postgres"
+        settings = config(url, pool_min_size=3, pool_max_size=4, pool_timeout=2 * SECOND)
+        with ExitStack() as at_end, PostgresStorage.open(settings) as store:
+            at_end.callback(server.stop)
+            with ThreadPoolExecutor(4) as threads:
+                jobs = list(threads.map(lambda _: store.create_job(NewJob(job_type="t")), range(50)))
+            server.stop()
+            for _ in range(2):
+                start = time.monotonic()
+                with pytest.raises(StorageUnavailableError):
+                    store.get_job(jobs[0].id)
+                assert time.monotonic() - start < 4
+            server.start()
+            # The first call after it is back works; nobody has to be told.
+            assert store.get_job(jobs[0].id) == jobs[0]
+            with ThreadPoolExecutor(4) as threads:
+                assert list(threads.map(lambda job: store.get_job(job.id), jobs)) == jobs
+
+
+class TestLostConnections:
+    @staticmethod
+    def lose(admin: psycopg.Connection[Any]) -> None:
+        admin.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+
+    def test_idle_ones_are_replaced_unnoticed(self, goqueue_database: str, goqueue_connection: Any) -> None:
+        with PostgresStorage.open(config(goqueue_database, pool_min_size=4)) as store:
+            for _ in range(3):
+                self.lose(goqueue_connection)
+                store.ping()
+
+    def test_one_lost_in_the_middle_of_create_makes_no_second_job(
+        self, goqueue_database: str, goqueue_connection: Any
+    ) -> None:
+        with PostgresStorage.open(goqueue_database) as store, psycopg.connect(goqueue_database) as blocker:
+            # create_job waits for the key that the blocker holds; then its connection is lost.
+            PostgresStorage.bound_to(blocker).create_job(NewJob(job_type="t", idempotency_key="k"))
+            new = NewJob(job_type="t", idempotency_key="k")
+            with ThreadPoolExecutor(1) as thread:
+                call = thread.submit(store.create_job, new)
+                wait_until(
+                    lambda: (
+                        goqueue_connection.execute(
+                            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+                            "WHERE wait_event_type = 'Lock' AND query LIKE 'INSERT /* goqueue:create_job */%'"
+                        ).fetchone()
+                        == (True,)
+                    )
+                )
+                with pytest.raises(StorageUnavailableError):
+                    call.result(10)
+            blocker.rollback()
+            job = store.create_job(new)
+            assert store.create_job(new) == job
+            assert store.list_jobs().jobs == [job]
+
+    def test_one_lost_after_the_commit_is_no_error_the_second_time(self, goqueue_store: PostgresStorage) -> None:
+        new = NewJob(job_type="t", idempotency_key="k", payload={"a": 1})
+        goqueue_store.create_job(new)  # its answer, let us say, never came
+        goqueue_store.update_job(new.id, JobUpdate(status=JobStatus.RUNNING))  # and a worker was quick
+        assert goqueue_store.create_job(new).status == JobStatus.RUNNING
+        assert goqueue_store.create_jobs([new]) == [(new.id, False)]
+
+    def test_many_at_once_are_all_or_none(self, goqueue_database: str, goqueue_connection: Any) -> None:
+        def jobs() -> Iterator[NewJob]:
+            for number in range(2500):
+                if number == 2200:
+                    self.lose(goqueue_connection)
+                yield NewJob(job_type="t")
+
+        with PostgresStorage.open(goqueue_database) as store:
+            with pytest.raises(StorageUnavailableError):
+                store.create_jobs(jobs())
+            assert store.count_jobs() == 0
+
+    def test_a_killed_process_leaves_all_or_none(self, goqueue_database: str, goqueue_store: PostgresStorage) -> None:
+        program = """
+            import sys
+            from goqueue import NewJob, PostgresStorage
+            def jobs():
+                for number in range(10**9):
+                    if number == 3500:
+                        print("under way", flush=True)
+                    yield NewJob(job_type="t")
+            PostgresStorage.open(sys.argv[1]).create_jobs(jobs())
+        """
+        command = [sys.executable, "-c", textwrap.dedent(program), goqueue_database]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "under way\n"
+            process.kill()
+        assert goqueue_store.count_jobs() == 0
+
+
+class TestRaces:
+    def test_one_key_from_many_threads_makes_one_job(self, goqueue_database: str) -> None:
+        with (
+            PostgresStorage.open(config(goqueue_database, pool_min_size=8, pool_max_size=8)) as store,
+            ThreadPoolExecutor(8) as threads,
+        ):
+            barrier = threading.Barrier(8)
+
+            def create(number: int) -> tuple[Any, bool]:
+                barrier.wait()
+                job, created = store.get_or_create_job(NewJob(job_type="t", idempotency_key=f"k{number // 8}"))
+                return job.id, created
+
+            results = list(threads.map(create, range(8 * 40)))
+            for turn in range(40):
+                of_turn = results[turn * 8 : turn * 8 + 8]
+                assert len({job_id for job_id, _ in of_turn}) == 1
+                assert sum(created for _, created in of_turn) == 1
+
+    def test_bulks_that_overlap_make_each_job_once(self, goqueue_database: str) -> None:
+        with (
+            PostgresStorage.open(config(goqueue_database, pool_min_size=4)) as store,
+            ThreadPoolExecutor(4) as threads,
+        ):
+
+            def create(turn: int) -> list[tuple[Any, bool]]:
+                keys = range(600)
+                return store.create_jobs(NewJob(job_type="t", idempotency_key=f"k{key}") for key in keys)
+
+            results = list(threads.map(create, range(4)))
+            for of_key in zip(*results, strict=True):
+                assert len({job_id for job_id, _ in of_key}) == 1
+                assert sum(created for _, created in of_key) == 1
+            assert store.count_jobs() == 600
+
+    def test_a_key_deleted_over_and_over_is_always_had_in_the_end(self, goqueue_database: str) -> None:
+        with (
+            PostgresStorage.open(config(goqueue_database, pool_min_size=4)) as store,
+            ThreadPoolExecutor(4) as threads,
+        ):
+
+            def create_and_delete(_: int) -> None:
+                job, _created = store.get_or_create_job(NewJob(job_type="t", idempotency_key="k"))
+                [(job_id, _created)] = store.create_jobs([NewJob(job_type="t", idempotency_key="k")])
+                for victim in {job.id, job_id}:
+                    with suppress(JobNotFoundError):
+                        store.delete_job(victim)
+
+            list(threads.map(create_and_delete, range(200)))
+            assert store.count_jobs() <= 4
+
+    def test_updates_at_once_are_all_kept(self, goqueue_database: str) -> None:
+        with (
+            PostgresStorage.open(config(goqueue_database, pool_min_size=4)) as store,
+            ThreadPoolExecutor(4) as threads,
+        ):
+            job = store.create_job(NewJob(job_type="t"))
+            changes = [JobUpdate(priority=7), JobUpdate(queue="q"), JobUpdate(last_error="e"), JobUpdate(payload=[1])]
+            for _ in range(50):
+                store.update_job(job.id, JobUpdate(priority=0, queue="default", last_error=None, payload={}))
+                list(threads.map(lambda change: store.update_job(job.id, change), changes))
+                after = store.get_job(job.id)
+                assert (after.priority, after.queue, after.last_error, after.payload) == (7, "q", "e", [1])
+
+    def test_only_one_of_two_opposite_moves_wins(self, goqueue_database: str) -> None:
+        with (
+            PostgresStorage.open(config(goqueue_database, pool_min_size=4)) as store,
+            ThreadPoolExecutor(4) as threads,
+        ):
+
+            def finish(status: JobStatus) -> bool:
+                try:
+                    store.update_job(job.id, JobUpdate(status=status))
+                except JobStateError:
+                    return False
+                return True
+
+            for _ in range(50):
+                job = store.create_job(NewJob(job_type="t"))
+                ends = [JobStatus.COMPLETED, JobStatus.DEAD, JobStatus.CANCELLED]
+                assert sum(threads.map(finish, ends)) == 1
+
+    def test_keys_taken_at_once_by_updates_are_refused_by_name(self, goqueue_database: str) -> None:
+        with (
+            PostgresStorage.open(config(goqueue_database, pool_min_size=4)) as store,
+            ThreadPoolExecutor(4) as threads,
+        ):
+            ids = [job_id for job_id, _ in store.create_jobs(NewJob(job_type="t") for _ in range(4))]
+
+            def take(job_id: Any) -> bool:
+                try:
+                    store.update_job(job_id, JobUpdate(idempotency_key=key))
+                except DuplicateJobError:
+                    return False
+                return True
+
+            for turn in range(50):
+                key = f"k{turn}"
+                assert sum(threads.map(take, ids)) == 1
+
+
+def test_no_dead_row_is_left_by_a_duplicate(goqueue_store: PostgresStorage, goqueue_connection: Any) -> None:
+    goqueue_store.create_job(NewJob(job_type="t", idempotency_key="k"))
+    for _ in range(50):
+        goqueue_store.get_or_create_job(NewJob(job_type="t", idempotency_key="k"))
+        goqueue_store.create_jobs([NewJob(job_type="t", idempotency_key="k")])
+    goqueue_connection.execute("VACUUM goqueue.jobs")
+    # One page holds some forty rows: a hundred dead ones would have taken more.
+    assert goqueue_connection.execute("SELECT pg_relation_size('goqueue.jobs')").fetchone() == (8192,)
+
+
+def test_statements_carry_their_name_to_the_server(goqueue_database: str, goqueue_connection: Any) -> None:
+    with PostgresStorage.open(config(goqueue_database, pool_max_size=1)) as store:
+        store.count_jobs(JobFilter(queue="q"))
+        [(query,)] = goqueue_connection.execute(
+            "SELECT query FROM pg_stat_activity WHERE application_name = 'goqueue' AND datname = current_database()"
+        ).fetchall()
+    assert query.startswith("WITH /* goqueue:count_jobs */ RECURSIVE")

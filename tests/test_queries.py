@@ -1,0 +1,201 @@
+"""The SQL files and what is made of them: names, parameters, results as the server describes them, the catalogue."""
+
+import inspect
+import re
+from datetime import datetime
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args, get_type_hints
+from uuid import UUID
+
+import msgspec
+import psycopg
+import pytest
+
+import goqueue
+from goqueue import ConfigError, Job, PostgresStorage, Storage
+from goqueue.catalogue import made_files, parameter_types, read_notes
+from goqueue.queries import load_queries, shipped_folder
+
+QUERIES = load_queries()
+NOTES = {note.name: note for note in read_notes()}
+JOB_QUERIES = ["create_job", "find_duplicate_job", "get_job", "get_jobs", "get_job_by_idempotency_key", "update_job"]
+PYTHON_TYPES = {
+    "uuid": UUID, "text": str, "job_status": goqueue.JobStatus, "int2": int, "int4": int, "timestamptz": datetime,
+}  # fmt: skip
+
+
+def describe(connection: psycopg.Connection[Any], name: str) -> list[tuple[str, str]]:
+    """The names and types of a query's result columns, as the server describes the prepared statement."""
+    numbers: dict[str, int] = {}
+    sql = re.sub(
+        r"%\((\w+)\)s", lambda match: f"${numbers.setdefault(match[1], len(numbers) + 1)}", getattr(QUERIES, name).sql
+    ).replace("%%", "%")
+    prepared = connection.pgconn.prepare(b"described", sql.encode())
+    assert prepared.status == psycopg.pq.ExecStatus.COMMAND_OK, prepared.error_message.decode()
+    result = connection.pgconn.describe_prepared(b"described")
+    connection.execute("DEALLOCATE described")
+    types = dict(connection.execute("SELECT oid, typname FROM pg_type").fetchall())
+    return [((result.fname(column) or b"").decode(), types[result.ftype(column)]) for column in range(result.nfields)]
+
+
+def test_each_query_is_named_once() -> None:
+    names = [
+        name
+        for file in shipped_folder("sql").glob("*.sql")
+        for name in re.findall(r"^-- name: (\w+)", file.read_text("utf-8"), re.MULTILINE)
+    ]
+    assert sorted(names) == sorted(set(names)) == sorted(NOTES)
+    assert sorted(name for name in QUERIES.available_queries if not name.endswith("_cursor")) == sorted(NOTES)
+
+
+def test_a_name_given_twice_is_refused(tmp_path: Path) -> None:
+    for file in ("a.sql", "b.sql"):
+        (tmp_path / file).write_text("-- name: twice()$\nSELECT 1;\n")
+    with pytest.raises(ConfigError, match=r"b\.sql can't be loaded: .*twice"):
+        load_queries(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [(None, "does not exist"), ("", "has no SQL files"), ("-- name: bad(\nSELECT 1;\n", "can't be loaded")],
+)
+def test_a_folder_that_cannot_be_loaded_says_why(tmp_path: Path, text: str | None, said: str) -> None:
+    folder = tmp_path / "sql"
+    if text is not None:
+        folder.mkdir()
+        (folder / "a.sql").write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        load_queries(folder)
+
+
+@pytest.mark.parametrize("name", NOTES)
+def test_each_query_is_run_by_the_store(name: str) -> None:
+    source = inspect.getsource(PostgresStorage)
+    assert f"self._queries.{name}(" in source
+    if not name.startswith("find_"):
+        assert hasattr(Storage, name), "a method of the query's own name"
+
+
+@pytest.mark.parametrize("name", NOTES)
+def test_each_parameter_is_cast_in_one_way(name: str) -> None:
+    assert set(parameter_types(name)) == set(NOTES[name].parameters)
+    sql = getattr(QUERIES, name).sql
+    for parameter in NOTES[name].parameters:
+        casts = re.findall(rf"%\({parameter}\)s(::[a-z_]+(?:\[\])?)?", sql)
+        assert len(set(casts)) == 1, f"{parameter} is cast as {casts}"
+        assert casts[0], f"{parameter} is not cast"
+
+
+@pytest.mark.parametrize("name", JOB_QUERIES)
+def test_a_jobs_columns_are_the_structs_fields(goqueue_connection: psycopg.Connection[Any], name: str) -> None:
+    fields = get_type_hints(Job)
+    described = describe(goqueue_connection, name)
+    assert [column for column, _ in described] == list(fields) == list(Job.__struct_fields__)
+    for column, typname in described:
+        if column != "payload":
+            kinds = [kind for kind in get_args(fields[column]) or [fields[column]] if kind is not NoneType]
+            assert kinds == [PYTHON_TYPES[typname]], column
+
+
+def test_a_field_can_be_none_where_its_column_can_be_null(goqueue_connection: psycopg.Connection[Any]) -> None:
+    nullable = {
+        name
+        for (name,) in goqueue_connection.execute(
+            "SELECT attname FROM pg_attribute "
+            "WHERE attrelid = 'goqueue.jobs'::regclass AND attnum > 0 AND NOT attnotnull"
+        ).fetchall()
+    }
+    assert {name for name, hint in get_type_hints(Job).items() if NoneType in get_args(hint)} == nullable
+
+
+def test_the_structs_fields_are_the_tables_columns(goqueue_connection: psycopg.Connection[Any]) -> None:
+    columns = goqueue_connection.execute(
+        "SELECT attname FROM pg_attribute WHERE attrelid = 'goqueue.jobs'::regclass AND attnum > 0 AND NOT attisdropped"
+    ).fetchall()
+    assert {name for (name,) in columns} == set(Job.__struct_fields__)
+
+
+@pytest.mark.parametrize(
+    ("name", "columns"),
+    [
+        ("create_jobs", [("id", "uuid")]),
+        ("find_duplicate_jobs", [("id", "uuid"), ("idempotency_key", "text")]),
+        ("count_jobs", [("job_count", "int8"), ("is_exact", "bool")]),
+        ("delete_job", [("id", "uuid")]),
+    ],
+)
+def test_other_results(goqueue_connection: psycopg.Connection[Any], name: str, columns: list[tuple[str, str]]) -> None:
+    assert describe(goqueue_connection, name) == columns
+
+
+def test_a_page_is_jobs_and_where_it_goes_on(goqueue_connection: psycopg.Connection[Any]) -> None:
+    described = describe(goqueue_connection, "list_jobs")
+    assert described[:-2] == describe(goqueue_connection, "get_job")
+    assert described[-2:] == [("next_created_at", "timestamptz"), ("next_id", "uuid")]
+
+
+def test_the_tables_limits_are_those_told_beforehand(goqueue_connection: psycopg.Connection[Any]) -> None:
+    checks = dict(
+        goqueue_connection.execute(
+            "SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = 'goqueue.jobs'::regclass"
+        ).fetchall()
+    )
+    assert f"<= {goqueue.models.MAX_ATTEMPTS}" in checks["jobs_max_attempts_range"]
+    for column in ("queue", "job_type", "idempotency_key", "locked_by"):
+        assert f"<= {goqueue.models.MAX_NAME_CHARACTERS}" in checks[f"jobs_{column}_length"]
+    defaults = dict(
+        goqueue_connection.execute(
+            "SELECT column_name, column_default FROM information_schema.columns WHERE table_name = 'jobs'"
+        ).fetchall()
+    )
+    assert defaults["max_attempts"] == str(goqueue.models.DEFAULT_MAX_ATTEMPTS)
+    statuses = goqueue_connection.execute("SELECT enum_range(NULL::goqueue.job_status)::text[]").fetchone()
+    assert statuses == ([str(status) for status in goqueue.JobStatus],)
+
+
+def test_every_statement_stays_within_the_schema() -> None:
+    for name in NOTES:
+        sql = getattr(QUERIES, name).sql
+        for relation in re.findall(r"\b(?:FROM|JOIN|INTO|UPDATE)\s+([a-z_]+\.[a-z_]+|jobs\b)", sql):
+            assert relation == "goqueue.jobs", f"{name}: {relation}"
+        assert "*" not in re.sub(r"count\(\*\)|/\* goqueue:\w+ \*/|\* \d+|\d+ \*", "", sql), f"{name} has a *"
+
+
+def test_no_sql_text_in_the_package() -> None:
+    # Servers for tests and the tool that undoes migrations make databases and keep pgmigrate's own table.
+    exempt = {"pytest_plugin.py", "embedded.py", "migrate.py", "catalogue.py"}
+    pattern = re.compile(r"\b(SELECT .+ FROM|INSERT INTO|UPDATE \S+ SET|DELETE FROM)\b")
+    for file in Path(goqueue.__file__).parent.glob("*.py"):
+        if file.name not in exempt:
+            code = re.sub(r'"""[\s\S]*?"""', "", file.read_text("utf-8"))
+            assert not pattern.search(code), file.name
+
+
+def test_what_is_made_from_files_is_fresh() -> None:
+    for path, text in made_files().items():
+        assert path.read_text("utf-8") == text, f"{path.name} is stale: make catalogue"
+
+
+def test_a_catalogue_needs_every_part_of_a_comment(tmp_path: Path) -> None:
+    (tmp_path / "a.sql").write_text("-- name: quick()$\n-- What for.\n-- Returns: one.\nSELECT 1;\n")
+    with pytest.raises(ValueError, match="comment of quick says nothing of index, locks"):
+        read_notes(tmp_path)
+
+
+def test_the_public_names_are_all_there() -> None:
+    assert sorted(goqueue.__all__) == goqueue.__all__
+    for name in goqueue.__all__:
+        assert getattr(goqueue, name).__doc__, name
+
+
+def test_public_methods_say_what_they_run() -> None:
+    for name, method in inspect.getmembers(PostgresStorage, inspect.isfunction):
+        if not name.startswith("_") and name != "close":
+            assert re.search(r"Quer(y|ies): ", inspect.getdoc(method) or ""), name
+
+
+def test_structs_are_frozen() -> None:
+    for kind in vars(goqueue).values():
+        if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+            assert kind.__struct_config__.frozen, kind
