@@ -53,7 +53,7 @@ class _BoundTo:
             """The same methods on a psycopg connection of the caller's, inside the caller's transaction.
 
             It never commits, rolls back or closes; after an error from the server the transaction is the caller's to
-            roll back, as always with psycopg. The connection's row factory doesn't matter. Queries: those of the methods.
+            roll back, as always with psycopg. Its row factory doesn't matter. Queries: those of the methods.
             """
             return owner(lambda: nullcontext(connection), config)
 

@@ -4,7 +4,8 @@ Imports pytest, psycopg, goqueue.embedded and goqueue.migrate; the store and tes
 The SQL here is limited to making and dropping test databases.
 
 The server is the one of GOQUEUE_TEST_DATABASE_URL if set (its user needs CREATEDB), else a container where a Docker
-engine answers (image: GOQUEUE_TEST_POSTGRES_IMAGE), else an embedded one. GOQUEUE_TEST_SERVER=embedded or =docker forces one.
+engine answers (image: GOQUEUE_TEST_POSTGRES_IMAGE), else an embedded one. GOQUEUE_TEST_SERVER=embedded or =docker
+forces one.
 """
 
 import importlib

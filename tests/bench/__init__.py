@@ -1,1 +1,1 @@
-"""The benchmarks of `make bench`. They import goqueue, psycopg, psutil and rich; nothing but their test imports them."""
+"""The benchmarks of `make bench`. They import goqueue, psycopg, psutil and rich; only their own test imports them."""

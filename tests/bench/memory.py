@@ -1,6 +1,6 @@
-"""A client of its own that creates jobs from a generator and watches its memory. Run as a module; imports goqueue, psutil.
+"""A client of its own that creates jobs from a generator and watches its memory. Imports goqueue and psutil.
 
-Arguments: the database's URL, and how many jobs. Prints {"jobs_per_second": ..., "growth": MiB} as JSON.
+Run as a module, with the database's URL and the number of jobs; prints {"jobs_per_second": ..., "growth": MiB}.
 """
 
 import itertools

