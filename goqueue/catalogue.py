@@ -1,6 +1,7 @@
 """Reads the comments of the SQL files, and writes what is made from files: the catalogue and the checksums.
 
-``python -m goqueue.catalogue`` writes, ``--check`` only says whether they are fresh. Imports goqueue.queries.
+``python -m goqueue.catalogue`` writes, ``--check`` only says whether they are fresh. Imports goqueue.config and
+goqueue.queries.
 """
 
 import argparse
@@ -8,15 +9,20 @@ import hashlib
 import re
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import msgspec
 
+from goqueue.config import SECTIONS, format_duration, settings_of
 from goqueue.queries import load_queries, shipped_folder
 
 _NAME = re.compile(r"^-- name: (\w+)\((.*)\)([\^$!]?)$")
 _RESULTS = {"^": "one row or none", "$": "one value or none", "!": "the number of rows", "": "rows"}
 _BEGIN = "<!-- Below: made by `make catalogue` from the SQL files; change those. -->"
+
+_SETTINGS_BEGIN = "<!-- settings: made by `make catalogue` from goqueue/config.py -->"
+_SETTINGS_END = "<!-- end of settings -->"
 
 
 class QueryNote(msgspec.Struct, frozen=True):
@@ -137,11 +143,33 @@ def checksums() -> str:
     )
 
 
+def settings_table() -> str:
+    """The settings in README.md."""
+    rows = (
+        f"| `{setting.variable}` | {_shown_default(setting.default)} | {setting.rule.description} |"
+        for section in SECTIONS
+        for setting in settings_of(section)
+    )
+    return "\n".join(["| variable | default | |", "| --- | --- | --- |", *rows])
+
+
+def _shown_default(value: object) -> str:
+    match value:
+        case timedelta():
+            return format_duration(value)
+        case tuple():
+            return ", ".join(value)
+    return "" if value == "" else str(value)
+
+
 def made_files() -> dict[Path, str]:
     """Each file that is made from others, and what it should hold."""
     readme = shipped_folder("sql") / "README.md"
     by_hand = readme.read_text(encoding="utf-8").partition(_BEGIN)[0] if readme.exists() else ""
+    front = readme.parent.parent / "README.md"
+    before, begin, rest = front.read_text(encoding="utf-8").partition(_SETTINGS_BEGIN)
     return {
+        front: f"{before}{begin}\n\n{settings_table()}\n\n{_SETTINGS_END}{rest.partition(_SETTINGS_END)[2]}",
         readme: by_hand + catalogue(),
         shipped_folder("migrations") / "callbacks" / "record_checksums.sql": checksums(),
     }

@@ -1,0 +1,59 @@
+"""What the README says is true: its examples run, its commands and links exist."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from goqueue import NewJob, PostgresStorage, load_config
+from goqueue.migrate import migrations_dir
+
+ROOT = migrations_dir()
+README = (ROOT / "README.md").read_text("utf-8")
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+URL = '"postgresql://app@localhost/app"'
+
+
+def test_the_ten_lines_run(goqueue_database: str, capsys: Any) -> None:
+    example = EXAMPLES[0]
+    assert len([line for line in example.splitlines() if line.strip()]) <= 11
+    exec(example.replace(URL, repr(str(goqueue_database))))
+    assert "5,001 jobs wait; the newest is {'image': " in capsys.readouterr().out
+
+
+def test_the_example_in_a_transaction_runs(goqueue_database: str, goqueue_store: PostgresStorage) -> None:
+    with psycopg.connect(goqueue_database, autocommit=True) as connection:
+        connection.execute("CREATE TABLE orders (id int)")
+    example = EXAMPLES[1].replace(URL, repr(str(goqueue_database)))
+    exec(example, {"psycopg": psycopg, "store": goqueue_store, "NewJob": NewJob})
+    assert [job.payload for job in goqueue_store.list_jobs().jobs] == [{"order": 17}]
+
+
+def test_the_example_configuration_is_valid(tmp_path: Path) -> None:
+    [example] = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "goqueue.yaml").write_text(example)
+    config = load_config(tmp_path / "goqueue.yaml", environ={})
+    assert (config.database.pool_max_size, config.worker.queues, config.logging.format) == (
+        20,
+        ("default", "mail"),
+        "json",
+    )
+
+
+def test_every_make_target_named_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    prose = [
+        README,
+        *((ROOT / name).read_text("utf-8") for name in ("CONTRIBUTING.md", "migrations/README.md", "sql/README.md")),
+    ]
+    for target in re.findall(r"\bmake ([a-z]+)\b(?=[` \n])", "\n".join(prose)):
+        if target not in ("sure", "a", "the", "it"):
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_every_link_leads_somewhere() -> None:
+    for file in (ROOT / name for name in ("README.md", "CONTRIBUTING.md", "migrations/README.md", "sql/README.md")):
+        for link in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", file.read_text("utf-8")):
+            if not link.startswith("http"):
+                assert (file.parent / link).exists(), f"{file.name}: {link}"
