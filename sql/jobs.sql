@@ -208,31 +208,30 @@ SELECT
     j.started_at,
     j.completed_at
 FROM unnest(:ids::uuid[]) WITH ORDINALITY AS wanted (id, place)
-CROSS JOIN
-    LATERAL (
-        SELECT
-            by_id.id,
-            by_id.queue,
-            by_id.job_type,
-            by_id.payload,
-            by_id.status,
-            by_id.priority,
-            by_id.attempts,
-            by_id.max_attempts,
-            by_id.last_error,
-            by_id.idempotency_key,
-            by_id.locked_by,
-            by_id.locked_at,
-            by_id.scheduled_at,
-            by_id.created_at,
-            by_id.updated_at,
-            by_id.started_at,
-            by_id.completed_at
-        FROM goqueue.jobs AS by_id
-        WHERE by_id.id = wanted.id
-        -- A fence: without it a generic plan may hash the whole table for a long array.
-        OFFSET 0
-    ) AS j
+CROSS JOIN LATERAL (
+    SELECT
+        by_id.id,
+        by_id.queue,
+        by_id.job_type,
+        by_id.payload,
+        by_id.status,
+        by_id.priority,
+        by_id.attempts,
+        by_id.max_attempts,
+        by_id.last_error,
+        by_id.idempotency_key,
+        by_id.locked_by,
+        by_id.locked_at,
+        by_id.scheduled_at,
+        by_id.created_at,
+        by_id.updated_at,
+        by_id.started_at,
+        by_id.completed_at
+    FROM goqueue.jobs AS by_id
+    WHERE by_id.id = wanted.id
+    -- A fence: without it a generic plan may hash the whole table for a long array.
+    OFFSET 0
+) AS j
 ORDER BY wanted.place;
 
 
@@ -278,8 +277,8 @@ WHERE j.idempotency_key = :idempotency_key::text;
 WITH RECURSIVE wanted_status AS (
     SELECT DISTINCT s.status
     FROM unnest(
-            coalesce(:statuses::text[]::goqueue.job_status[], enum_range(NULL::goqueue.job_status))
-        ) AS s (status)
+        coalesce(:statuses::text[]::goqueue.job_status[], enum_range(NULL::goqueue.job_status))
+    ) AS s (status)
 ),
 
 -- Every queue, by a loose index scan (one probe a queue). Run only for a job type asked for without a queue.
@@ -317,14 +316,13 @@ every_type (queue, job_type) AS (
         w.queue,
         first_type.job_type
     FROM wanted_queue AS w
-    CROSS JOIN
-        LATERAL (
-            SELECT j.job_type
-            FROM goqueue.jobs AS j
-            WHERE j.queue = w.queue AND :job_types::text[] IS NULL
-            ORDER BY j.job_type
-            LIMIT 1
-        ) AS first_type
+    CROSS JOIN LATERAL (
+        SELECT j.job_type
+        FROM goqueue.jobs AS j
+        WHERE j.queue = w.queue AND :job_types::text[] IS NULL
+        ORDER BY j.job_type
+        LIMIT 1
+    ) AS first_type
     UNION ALL
     SELECT
         e.queue,
@@ -350,13 +348,12 @@ every_lane AS (
         t.job_type
     FROM wanted_queue AS w
     CROSS JOIN (SELECT DISTINCT u.job_type FROM unnest(:job_types::text[]) AS u (job_type)) AS t
-    CROSS JOIN
-        LATERAL (
-            SELECT
-            FROM goqueue.jobs AS j
-            WHERE j.queue = w.queue AND j.job_type = t.job_type
-            LIMIT 1
-        ) AS there_is_one
+    CROSS JOIN LATERAL (
+        SELECT
+        FROM goqueue.jobs AS j
+        WHERE j.queue = w.queue AND j.job_type = t.job_type
+        LIMIT 1
+    ) AS there_is_one
     UNION ALL
     SELECT
         e.queue,
@@ -400,31 +397,30 @@ read_row AS MATERIALIZED (
         r.created_at,
         r.scheduled_at
     FROM lane AS l
-    CROSS JOIN
-        LATERAL (
+    CROSS JOIN LATERAL (
+        SELECT
+            few.id,
+            few.created_at,
+            few.scheduled_at
+        FROM (
             SELECT
-                few.id,
-                few.created_at,
-                few.scheduled_at
-            FROM (
-                SELECT
-                    j.id,
-                    j.created_at,
-                    j.scheduled_at
-                FROM goqueue.jobs AS j
-                WHERE
-                    j.status = l.status
-                    AND j.created_at >= coalesce(:created_from::timestamptz, '-infinity')
-                    AND (j.created_at, j.id) < (
-                        coalesce(:cursor_created_at::timestamptz, :created_before::timestamptz, 'infinity'),
-                        coalesce(:cursor_id::uuid, '00000000-0000-0000-0000-000000000000')
-                    )
-                ORDER BY j.created_at DESC, j.id DESC
-                LIMIT (SELECT m.row_count FROM lane_limit AS m)
-            ) AS few
-            -- Never reached; it tells the planner that the limit above is a small one.
-            LIMIT 100000
-        ) AS r
+                j.id,
+                j.created_at,
+                j.scheduled_at
+            FROM goqueue.jobs AS j
+            WHERE
+                j.status = l.status
+                AND j.created_at >= coalesce(:created_from::timestamptz, '-infinity')
+                AND (j.created_at, j.id) < (
+                    coalesce(:cursor_created_at::timestamptz, :created_before::timestamptz, 'infinity'),
+                    coalesce(:cursor_id::uuid, '00000000-0000-0000-0000-000000000000')
+                )
+            ORDER BY j.created_at DESC, j.id DESC
+            LIMIT (SELECT m.row_count FROM lane_limit AS m)
+        ) AS few
+        -- Never reached; it tells the planner that the limit above is a small one.
+        LIMIT 100000
+    ) AS r
     WHERE l.queue IS NULL
     UNION ALL
     SELECT
@@ -433,33 +429,32 @@ read_row AS MATERIALIZED (
         r.created_at,
         r.scheduled_at
     FROM lane AS l
-    CROSS JOIN
-        LATERAL (
+    CROSS JOIN LATERAL (
+        SELECT
+            few.id,
+            few.created_at,
+            few.scheduled_at
+        FROM (
             SELECT
-                few.id,
-                few.created_at,
-                few.scheduled_at
-            FROM (
-                SELECT
-                    j.id,
-                    j.created_at,
-                    j.scheduled_at
-                FROM goqueue.jobs AS j
-                WHERE
-                    j.queue = l.queue
-                    AND j.job_type = l.job_type
-                    AND j.status = l.status
-                    AND j.created_at >= coalesce(:created_from::timestamptz, '-infinity')
-                    AND (j.created_at, j.id) < (
-                        coalesce(:cursor_created_at::timestamptz, :created_before::timestamptz, 'infinity'),
-                        coalesce(:cursor_id::uuid, '00000000-0000-0000-0000-000000000000')
-                    )
-                ORDER BY j.created_at DESC, j.id DESC
-                LIMIT (SELECT m.row_count FROM lane_limit AS m)
-            ) AS few
-            -- Never reached; it tells the planner that the limit above is a small one.
-            LIMIT 100000
-        ) AS r
+                j.id,
+                j.created_at,
+                j.scheduled_at
+            FROM goqueue.jobs AS j
+            WHERE
+                j.queue = l.queue
+                AND j.job_type = l.job_type
+                AND j.status = l.status
+                AND j.created_at >= coalesce(:created_from::timestamptz, '-infinity')
+                AND (j.created_at, j.id) < (
+                    coalesce(:cursor_created_at::timestamptz, :created_before::timestamptz, 'infinity'),
+                    coalesce(:cursor_id::uuid, '00000000-0000-0000-0000-000000000000')
+                )
+            ORDER BY j.created_at DESC, j.id DESC
+            LIMIT (SELECT m.row_count FROM lane_limit AS m)
+        ) AS few
+        -- Never reached; it tells the planner that the limit above is a small one.
+        LIMIT 100000
+    ) AS r
     WHERE l.queue IS NOT NULL
 ),
 
@@ -582,8 +577,8 @@ ORDER BY f.place;
 WITH RECURSIVE wanted_status AS (
     SELECT DISTINCT s.status
     FROM unnest(
-            coalesce(:statuses::text[]::goqueue.job_status[], enum_range(NULL::goqueue.job_status))
-        ) AS s (status)
+        coalesce(:statuses::text[]::goqueue.job_status[], enum_range(NULL::goqueue.job_status))
+    ) AS s (status)
 ),
 
 -- Every queue, by a loose index scan (one probe a queue). Run only for a job type asked for without a queue.
@@ -621,14 +616,13 @@ every_type (queue, job_type) AS (
         w.queue,
         first_type.job_type
     FROM wanted_queue AS w
-    CROSS JOIN
-        LATERAL (
-            SELECT j.job_type
-            FROM goqueue.jobs AS j
-            WHERE j.queue = w.queue AND :job_types::text[] IS NULL
-            ORDER BY j.job_type
-            LIMIT 1
-        ) AS first_type
+    CROSS JOIN LATERAL (
+        SELECT j.job_type
+        FROM goqueue.jobs AS j
+        WHERE j.queue = w.queue AND :job_types::text[] IS NULL
+        ORDER BY j.job_type
+        LIMIT 1
+    ) AS first_type
     UNION ALL
     SELECT
         e.queue,
@@ -654,13 +648,12 @@ every_lane AS (
         t.job_type
     FROM wanted_queue AS w
     CROSS JOIN (SELECT DISTINCT u.job_type FROM unnest(:job_types::text[]) AS u (job_type)) AS t
-    CROSS JOIN
-        LATERAL (
-            SELECT
-            FROM goqueue.jobs AS j
-            WHERE j.queue = w.queue AND j.job_type = t.job_type
-            LIMIT 1
-        ) AS there_is_one
+    CROSS JOIN LATERAL (
+        SELECT
+        FROM goqueue.jobs AS j
+        WHERE j.queue = w.queue AND j.job_type = t.job_type
+        LIMIT 1
+    ) AS there_is_one
     UNION ALL
     SELECT
         e.queue,
@@ -690,32 +683,30 @@ read_row AS MATERIALIZED (
     FROM (
         SELECT r.scheduled_at
         FROM lane AS l
-        CROSS JOIN
-            LATERAL (
-                SELECT j.scheduled_at
-                FROM goqueue.jobs AS j
-                WHERE
-                    j.status = l.status
-                    AND j.created_at >= coalesce(:created_from::timestamptz, '-infinity')
-                    AND j.created_at < coalesce(:created_before::timestamptz, 'infinity')
-                LIMIT 10001
-            ) AS r
+        CROSS JOIN LATERAL (
+            SELECT j.scheduled_at
+            FROM goqueue.jobs AS j
+            WHERE
+                j.status = l.status
+                AND j.created_at >= coalesce(:created_from::timestamptz, '-infinity')
+                AND j.created_at < coalesce(:created_before::timestamptz, 'infinity')
+            LIMIT 10001
+        ) AS r
         WHERE l.queue IS NULL
         UNION ALL
         SELECT r.scheduled_at
         FROM lane AS l
-        CROSS JOIN
-            LATERAL (
-                SELECT j.scheduled_at
-                FROM goqueue.jobs AS j
-                WHERE
-                    j.queue = l.queue
-                    AND j.job_type = l.job_type
-                    AND j.status = l.status
-                    AND j.created_at >= coalesce(:created_from::timestamptz, '-infinity')
-                    AND j.created_at < coalesce(:created_before::timestamptz, 'infinity')
-                LIMIT 10001
-            ) AS r
+        CROSS JOIN LATERAL (
+            SELECT j.scheduled_at
+            FROM goqueue.jobs AS j
+            WHERE
+                j.queue = l.queue
+                AND j.job_type = l.job_type
+                AND j.status = l.status
+                AND j.created_at >= coalesce(:created_from::timestamptz, '-infinity')
+                AND j.created_at < coalesce(:created_before::timestamptz, 'infinity')
+            LIMIT 10001
+        ) AS r
         WHERE l.queue IS NOT NULL
     ) AS every_row
     LIMIT 10001
