@@ -13,22 +13,38 @@ from goqueue.errors import (
     InvalidJobError,
     JobNotFoundError,
     JobStateError,
+    LeaseLostError,
     SchemaError,
     StorageError,
     StorageUnavailableError,
     TransactionConflictError,
 )
 from goqueue.logs import configure_logging
-from goqueue.models import Job, JobCount, JobFilter, JobStatus, JobUpdate, JsonValue, NewJob, Page
+from goqueue.models import (
+    Backoff,
+    Failure,
+    Job,
+    JobCount,
+    JobFilter,
+    JobStatus,
+    JobUpdate,
+    JsonValue,
+    Lease,
+    NewJob,
+    Page,
+    QueueStats,
+)
 from goqueue.postgres import PostgresStorage
 from goqueue.storage import Storage
 
 __all__ = [
+    "Backoff",
     "Config",
     "ConfigError",
     "CorruptJobError",
     "DatabaseConfig",
     "DuplicateJobError",
+    "Failure",
     "GoQueueError",
     "InvalidCursorError",
     "InvalidFilterError",
@@ -41,10 +57,13 @@ __all__ = [
     "JobStatus",
     "JobUpdate",
     "JsonValue",
+    "Lease",
+    "LeaseLostError",
     "LoggingConfig",
     "NewJob",
     "Page",
     "PostgresStorage",
+    "QueueStats",
     "SchemaError",
     "ServerConfig",
     "Storage",

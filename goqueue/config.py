@@ -293,6 +293,9 @@ class DatabaseConfig(_Section, frozen=True, kw_only=True):
         int | None,
         _integer_or_none("Runs before a statement is prepared; none if pgbouncer pools transactions.", 0, 10**6),
     ] = 5
+    claim_resume_time: Annotated[
+        timedelta, _duration("Longest a claim goes on where another ended (old snapshots).", or_off=True)
+    ] = timedelta(seconds=1)
     max_payload_bytes: Annotated[int, _integer("Largest payload of a job, as JSON in bytes.", 1, 268_435_455)] = 2**20
     batch_size: Annotated[int, _integer("Most jobs written by one statement.", 1, 10_000)] = 1000
 

@@ -24,6 +24,7 @@ _RULES = {
     "jobs_locked_by_length": "locked_by must have 1 to 255 characters",
     "jobs_max_attempts_range": "max_attempts must be from 1 to 10,000",
     "jobs_attempts_range": "attempts must be from 0 to max_attempts",
+    "jobs_lease_is_running": "only a running job has a lease",
     "jobs_running_is_locked": "a running job has a holder (locked_by), and no other job has one",
     "jobs_finished_has_time": "a finished job has a finish time, and no other job has one",
 }
@@ -72,7 +73,7 @@ def translate(error: psycopg.Error) -> GoQueueError:  # noqa: C901, PLR0911, PLR
             return StorageError(f"the database refused the statement: {said}")
 
 
-def duplicate_of(job_id: UUID, idempotency_key: str | None) -> DuplicateJobError:
+def duplicate_of(job_id: UUID | None, idempotency_key: str | None) -> DuplicateJobError:
     """The error for a new job that ``job_id`` stands in the way of; ``idempotency_key`` if they share it."""
     what = "this id" if idempotency_key is None else f"the idempotency key {idempotency_key!r}"
     return DuplicateJobError(

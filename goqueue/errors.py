@@ -69,6 +69,17 @@ class JobStateError(GoQueueError):
     """The job's present status doesn't allow the change; nothing was changed."""
 
 
+class LeaseLostError(GoQueueError):
+    """The caller doesn't hold these jobs any more (``job_ids``): a lease expired, or the job was cancelled or deleted.
+
+    Stop working on them. Nothing was changed in them; the other jobs of the same call were changed as asked.
+    """
+
+    def __init__(self, message: str, *, job_ids: Sequence[UUID]) -> None:
+        super().__init__(message)
+        self.job_ids = tuple(job_ids)
+
+
 class StorageError(GoQueueError):
     """The database refused a statement; the cause is the driver's own error."""
 

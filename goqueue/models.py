@@ -23,7 +23,20 @@ if sys.version_info >= (3, 14):
 else:
     from uuid_utils.compat import uuid7
 
-__all__ = ["Job", "JobCount", "JobFilter", "JobStatus", "JobUpdate", "JsonValue", "NewJob", "Page"]
+__all__ = [
+    "Backoff",
+    "Failure",
+    "Job",
+    "JobCount",
+    "JobFilter",
+    "JobStatus",
+    "JobUpdate",
+    "JsonValue",
+    "Lease",
+    "NewJob",
+    "Page",
+    "QueueStats",
+]
 
 #: What a payload may be: None, bool, int, float, str, and lists and str-keyed dicts of these.
 JsonValue = Any
@@ -68,6 +81,10 @@ class Job(Struct, frozen=True, kw_only=False):
     #: The worker that holds the job; None unless running.
     locked_by: str | None
     locked_at: datetime | None
+    #: Counts the claims; the present holder's proof that it is the holder.
+    lease_token: int
+    #: When the holder is taken for lost; None unless claimed.
+    lease_expires_at: datetime | None
     scheduled_at: datetime
     created_at: datetime
     updated_at: datetime
@@ -81,12 +98,49 @@ class Job(Struct, frozen=True, kw_only=False):
         """The job in a row of sql/jobs.sql (payload as JSON text). `CorruptJobError` when the payload can't be read."""
         job_id, queue, job_type, payload, status, *rest = row
         try:
-            decoded = _decode_payload(payload)
+            decoded = decode_payload(payload)
         except (msgspec.DecodeError, RecursionError, ValueError) as exc:
             raise CorruptJobError(
                 f"job {job_id}: its payload can't be read ({exc}); correct it in SQL or delete the job", job_id=job_id
             ) from exc
         return cls(job_id, queue, job_type, decoded, _STATUSES[status], *rest)
+
+
+class Lease(Struct, frozen=True):
+    """What a holder names a job by: its id, and the token of its claim. A claimed `Job` serves as well."""
+
+    id: UUID
+    lease_token: int
+
+
+class Backoff(Struct, frozen=True, kw_only=True):
+    """How long a failed job waits: ``base * factor ** (attempts - 1)``, at most ``maximum``, and up to the share
+    ``jitter`` longer, at random. Raises `InvalidJobError`."""
+
+    base: timedelta = timedelta(seconds=15)
+    factor: float = 2.0
+    maximum: timedelta = timedelta(hours=6)
+    jitter: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_interval("base", self.base)
+        check_interval("maximum", self.maximum)
+        if not 1 <= self.factor <= 100:
+            raise InvalidJobError(f"factor must be from 1 to 100, not {_shown(self.factor)}")
+        if not 0 <= self.jitter <= 1:
+            raise InvalidJobError(f"jitter must be from 0 to 1, not {_shown(self.jitter)}")
+
+
+class Failure(Struct, frozen=True):
+    """One failed attempt of a job, a row of goqueue.job_failures."""
+
+    lease_token: int
+    #: The attempt's number at the time; a retried job counts from one again.
+    attempt: int
+    started_at: datetime | None
+    failed_at: datetime
+    worker_id: str | None
+    error: str
 
 
 class NewJob(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -122,9 +176,8 @@ class NewJob(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             check_time("scheduled_at", self.scheduled_at)
             if self.delay is not None:
                 raise InvalidJobError("scheduled_at and delay are both given; give one of them")
-        delay: object = self.delay
-        if delay is not None and not (isinstance(delay, timedelta) and delay >= _ZERO):
-            raise InvalidJobError(f"delay must be a timedelta of zero or more, not {_shown(delay)}")
+        if self.delay is not None:
+            check_interval("delay", self.delay)
 
 
 class JobUpdate(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -235,6 +288,15 @@ class JobCount(int):
         return _job_count, (int(self), self.exact)
 
 
+class QueueStats(Struct, frozen=True):
+    """One queue: its jobs by status, the age of its oldest due job (None when none is due), its expired leases."""
+
+    queue: str
+    counts: dict[JobStatus, JobCount]
+    oldest_ready_age: timedelta | None
+    expired_leases: int
+
+
 def _job_count(count: int, exact: bool) -> JobCount:
     return JobCount(count, exact=exact)
 
@@ -252,7 +314,7 @@ def _plain(value: object) -> object:
 
 
 _encoder = msgspec.json.Encoder(enc_hook=_plain)
-_decode_payload = msgspec.json.Decoder().decode
+decode_payload = msgspec.json.Decoder().decode
 _STATUSES: Final[Mapping[str, JobStatus]] = {str(status): status for status in JobStatus}
 
 
@@ -349,6 +411,19 @@ def check_time(name: str, value: object) -> None:
         raise InvalidJobError(
             f"{name} is {value.isoformat()} without a time zone; give an aware datetime, such as datetime.now(UTC)"
         )
+
+
+def check_interval(name: str, value: object) -> timedelta:
+    """``value``, if it is a timedelta of zero or more; else `InvalidJobError`."""
+    if not isinstance(value, timedelta) or value < _ZERO:
+        raise InvalidJobError(f"{name} must be a timedelta of zero or more, not {_shown(value)}")
+    return value
+
+
+def clean_text(value: str, most: int = 10_000) -> str:
+    """``value`` as PostgreSQL can hold it, at most ``most`` characters: no report of an error must be lost over one."""
+    text = value.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def as_job_id(value: object) -> UUID:

@@ -76,7 +76,12 @@ def _conninfo(config: DatabaseConfig) -> str:
         "lock_timeout": config.lock_timeout,
         "idle_in_transaction_session_timeout": config.idle_in_transaction_timeout,
     }
-    options = ["-c TimeZone=UTC", *(f"-c {name}={_milliseconds(value)}" for name, value in settings.items())]
+    # Every statement here is short; compiling one (jit) takes longer than running it ever does.
+    options = [
+        "-c TimeZone=UTC",
+        "-c jit=off",
+        *(f"-c {name}={_milliseconds(value)}" for name, value in settings.items()),
+    ]
     # What the caller's own options say comes last, and so wins.
     options.append(str(given.get("options") or os.environ.get("PGOPTIONS", "")))
     # A server that vanishes without a word is given up after the statement's own time and a little more.

@@ -3,37 +3,58 @@
 Imports the rest of the package; nothing in it but the public face and the command line imports this.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
+from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Self
 from uuid import UUID
 
 import psycopg
 from msgspec import UNSET
+from msgspec.structs import replace
 from psycopg import Connection
 
 from goqueue.config import DatabaseConfig
 from goqueue.dberrors import duplicate_of, translate
-from goqueue.errors import InvalidJobError, JobNotFoundError, JobStateError
+from goqueue.errors import CorruptJobError, InvalidJobError, JobNotFoundError, JobStateError, LeaseLostError
 from goqueue.models import (
+    MAX_PAGE,
+    Backoff,
+    Failure,
     Job,
     JobCount,
     JobFilter,
+    JobStatus,
     JobUpdate,
+    Lease,
     NewJob,
     Page,
+    QueueStats,
     as_job_id,
+    as_status,
+    check_interval,
     check_limit,
     check_name,
     check_payload,
+    check_time,
+    clean_text,
+    decode_payload,
     encode_json,
     make_cursor,
     read_cursor,
 )
 from goqueue.pool import Pool, open_pool
 from goqueue.queries import load_queries
-from goqueue.storage import JobId
+from goqueue.resume import Resume
+from goqueue.storage import Held, JobId, Jobs
+
+DEFAULT_LEASE = timedelta(minutes=5)
+DEFAULT_BACKOFF = Backoff()
+LEASE_TOKEN = Job.__struct_fields__.index("lease_token")
+
+_log = logging.getLogger("goqueue")
 
 # A statement's one JSON parameter is kept far below jsonb's limit of 256 MB, and the client's memory modest.
 _MAX_BATCH_BYTES = 16 * 2**20
@@ -47,7 +68,7 @@ class _BoundTo:
     def __get__(
         self, store: "PostgresStorage | None", owner: type["PostgresStorage"]
     ) -> Callable[[Connection[Any]], "PostgresStorage"]:
-        config = DatabaseConfig() if store is None else store.config
+        config, resumes = (DatabaseConfig(), None) if store is None else (store.config, store._resumes)  # noqa: SLF001
 
         def bound_to(connection: Connection[Any]) -> PostgresStorage:
             """The same methods on a psycopg connection of the caller's, inside the caller's transaction.
@@ -55,7 +76,7 @@ class _BoundTo:
             It never commits, rolls back or closes; after an error from the server the transaction is the caller's to
             roll back, as always with psycopg. Its row factory doesn't matter. Queries: those of the methods.
             """
-            return owner(lambda: nullcontext(connection), config)
+            return owner(lambda: nullcontext(connection), config, resumes=resumes)
 
         return bound_to
 
@@ -82,13 +103,14 @@ class PostgresStorage:
         config: DatabaseConfig,
         *,
         pool: Pool | None = None,
-        sql_folder: Path | None = None,
+        resumes: dict[tuple[str, ...], Resume] | None = None,
     ) -> None:
         """For `open` and `bound_to`: ``connections`` gives a connection for the time of one call."""
         self.config = config
         self._connections = connections
         self._pool = pool
-        self._queries = load_queries(sql_folder)
+        self._resumes = {} if resumes is None else resumes
+        self._queries = load_queries()
 
     @classmethod
     def open(cls, config: DatabaseConfig | str = "") -> Self:
@@ -136,17 +158,7 @@ class PostgresStorage:
 
         Queries: create_job, and find_duplicate_job when that added nothing.
         """
-        values = {
-            "id": job.id,
-            "queue": job.queue,
-            "job_type": job.job_type,
-            "payload": self._payload(job).decode(),
-            "priority": job.priority,
-            "max_attempts": job.max_attempts,
-            "scheduled_at": job.scheduled_at,
-            "delay": job.delay,
-            "idempotency_key": job.idempotency_key,
-        }
+        values = self._values(job)
         with self._connection() as connection:
             while True:
                 if row := self._queries.create_job(connection, **values):
@@ -299,12 +311,306 @@ class PostgresStorage:
                     raise duplicate_of(other[0], key)
         raise JobStateError(f"job {wanted} is {current.status} and can't become {update.status}; nothing was changed")
 
+    def replace_pending_job(self, job: NewJob) -> Job:
+        """Adds a job, or puts it in the place of the pending one that has its idempotency key (and keeps its id).
+
+        `DuplicateJobError` when the key's job is not pending any more; `InvalidJobError` for a job without a key.
+        Query: replace_pending_job.
+        """
+        if job.idempotency_key is None:
+            raise InvalidJobError("replace_pending_job needs an idempotency_key to find the job by")
+        with self._connection() as connection:
+            if row := self._queries.replace_pending_job(connection, **self._values(job)):
+                return Job.from_row(row)
+            other = self._queries.get_job_by_idempotency_key(connection, idempotency_key=job.idempotency_key)
+        raise duplicate_of(None if other is None else other[0], job.idempotency_key)
+
+    def cancel_jobs(self, jobs: Jobs) -> int:
+        """Withdraws waiting and running jobs, by ids or by filter; how many. Others are left as they are.
+
+        Who runs one gets `LeaseLostError` at its next call. Query: cancel_jobs, once for up to 1000 jobs.
+        """
+        return self._for_each(jobs, self._queries.cancel_jobs, (JobStatus.PENDING, JobStatus.RUNNING))
+
+    def retry_jobs(self, jobs: Jobs) -> int:
+        """Makes dead and cancelled jobs pending again, due at once and with all their attempts; how many.
+
+        Query: retry_jobs, once for up to 1000 jobs.
+        """
+        return self._for_each(jobs, self._queries.retry_jobs, (JobStatus.DEAD, JobStatus.CANCELLED))
+
+    def reschedule_jobs(
+        self, jobs: Jobs, *, scheduled_at: datetime | None = None, delay: timedelta | None = None
+    ) -> int:
+        """Gives waiting jobs another time: ``scheduled_at`` (aware), or ``delay`` from now; how many.
+
+        Query: reschedule_jobs, once for up to 1000 jobs.
+        """
+        if (scheduled_at is None) == (delay is None):
+            raise InvalidJobError("give either scheduled_at or delay")
+        if scheduled_at is not None:
+            check_time("scheduled_at", scheduled_at)
+        if delay is not None:
+            check_interval("delay", delay)
+        run = partial(self._queries.reschedule_jobs, scheduled_at=scheduled_at, delay=delay)
+        return self._for_each(jobs, run, (JobStatus.PENDING,))
+
+    def _for_each(self, jobs: Jobs, run: Callable[..., Any], statuses: tuple[JobStatus, ...]) -> int:
+        """Runs a query over the ids given, or over those of a filter (narrowed to ``statuses``), in batches."""
+        count = 0
+        for ids in self._ids(jobs, statuses):
+            with self._connection() as connection:
+                count += len(list(run(connection, ids=ids)))
+        return count
+
+    def _ids(self, jobs: Jobs, statuses: tuple[JobStatus, ...]) -> Iterator[list[UUID]]:
+        if isinstance(jobs, JobFilter):
+            wanted = statuses if jobs.status is None else tuple(set(jobs.parameters()["statuses"]) & set(statuses))
+            if not wanted:
+                return
+            narrowed, cursor = replace(jobs, status=wanted), None
+            while True:
+                page = self.list_jobs(narrowed, limit=MAX_PAGE, cursor=cursor)
+                # In one order everywhere, so that two callers never wait for each other.
+                yield sorted(job.id for job in page.jobs)
+                if (cursor := page.next_cursor) is None:
+                    return
+        else:
+            given = sorted({as_job_id(job_id) for job_id in ([jobs] if isinstance(jobs, (UUID, str)) else jobs)})
+            for start in range(0, len(given), MAX_PAGE):
+                yield given[start : start + MAX_PAGE]
+
     def delete_job(self, job_id: JobId) -> None:
         """Deletes the job for good, whatever its status; `JobNotFoundError` when there is none. Query: delete_job."""
         wanted = as_job_id(job_id)
         with self._connection() as connection:
             if self._queries.delete_job(connection, id=wanted) is None:
                 raise JobNotFoundError(f"no job has the id {wanted}")
+
+    def prune_jobs(
+        self,
+        older_than: timedelta,
+        statuses: Collection[JobStatus] = (JobStatus.COMPLETED, JobStatus.DEAD, JobStatus.CANCELLED),
+        limit: int = 1000,
+    ) -> int:
+        """Deletes one batch of at most ``limit`` (1 to 1000) jobs finished longer than ``older_than`` ago; how many.
+
+        Call it until it gives fewer than ``limit``; each call is a short transaction. Query: prune_jobs.
+        """
+        wanted = [as_status(status) for status in statuses]
+        if unfinished := set(wanted) & {JobStatus.PENDING, JobStatus.RUNNING}:
+            raise InvalidJobError(f"only finished jobs can be pruned, not {', '.join(sorted(unfinished))}")
+        with self._connection() as connection:
+            rows = self._queries.prune_jobs(
+                connection,
+                older_than=check_interval("older_than", older_than),
+                statuses=wanted,
+                job_limit=check_limit(limit),
+            )
+            return len(list(rows))
+
+    # --- work -------------------------------------------------------------------------------------------------------
+
+    def claim_jobs(
+        self, queues: str | Collection[str], worker_id: str, limit: int = 1, lease: timedelta = DEFAULT_LEASE
+    ) -> list[Job]:
+        """Takes at most ``limit`` (1 to 1000) due jobs of the queues for ``worker_id``, which holds each for ``lease``.
+
+        By priority (the lower number first), then by scheduled_at, then by id. An empty list means that none is due. A
+        job whose payload can't be read is set aside as dead, with the reason as its error, and logged; the others are
+        given. While an old snapshot keeps dead index entries alive, a job that becomes due out of order can be
+        overlooked for ``claim_resume_time`` (GOQUEUE_DATABASE_CLAIM_RESUME_TIME). Query: claim_jobs.
+        """
+        with self._connection() as connection:
+            return self._claim(connection, _queue_names(queues), worker_id, limit, lease)
+
+    def complete_and_claim(
+        self,
+        leases: Iterable[Held],
+        queues: str | Collection[str],
+        worker_id: str,
+        limit: int = 1,
+        lease: timedelta = DEFAULT_LEASE,
+    ) -> list[Job]:
+        """`complete_jobs` and `claim_jobs` with one commit. When a lease was lost (`LeaseLostError`) the other jobs are
+        completed, and none is claimed. Queries: complete_jobs, claim_jobs.
+        """
+        names = _queue_names(queues)
+        with self._connection() as connection, self._transaction(connection):
+            lost = self._settle(connection, self._queries.complete_jobs, leases)
+            jobs = [] if lost else self._claim(connection, names, worker_id, limit, lease)
+        _check_lost(lost)
+        return jobs
+
+    def heartbeat_jobs(self, leases: Iterable[Held], lease: timedelta = DEFAULT_LEASE) -> None:
+        """Holds on to running jobs for ``lease`` from now. `LeaseLostError` names those lost. Query: heartbeat_jobs."""
+        run = partial(self._queries.heartbeat_jobs, lease=check_interval("lease", lease))
+        with self._connection() as connection:
+            lost = self._settle(connection, run, leases)
+        _check_lost(lost)
+
+    def complete_jobs(self, leases: Iterable[Held]) -> None:
+        """The jobs are done. `LeaseLostError` names those lost; the others are completed. Query: complete_jobs."""
+        with self._connection() as connection:
+            lost = self._settle(connection, self._queries.complete_jobs, leases)
+        _check_lost(lost)
+
+    def complete_job(self, lease: Held) -> None:
+        """`complete_jobs` for one. Query: complete_jobs."""
+        self.complete_jobs([lease])
+
+    def fail_jobs(
+        self,
+        failures: Iterable[tuple[Held, str]],
+        *,
+        retry_in: timedelta | None = None,
+        backoff: Backoff = DEFAULT_BACKOFF,
+    ) -> dict[UUID, JobStatus]:
+        """Attempts have failed: (lease, error) each. A job waits for its next attempt, for ``retry_in`` or else as
+        ``backoff`` says; without an attempt left it is dead. The status by id; the errors are kept (`list_failures`).
+
+        `LeaseLostError` names the jobs lost; the others are failed. Query: fail_jobs.
+        """
+        failures = list(failures)
+        run = partial(
+            self._queries.fail_jobs,
+            retry_in=None if retry_in is None else check_interval("retry_in", retry_in),
+            backoff_base=backoff.base,
+            backoff_factor=backoff.factor,
+            backoff_max=backoff.maximum,
+            backoff_jitter=backoff.jitter,
+        )
+        statuses: dict[UUID, JobStatus] = {}
+        with self._connection() as connection:
+            lost = self._settle(
+                connection, run, [held for held, _ in failures], [error for _, error in failures], statuses
+            )
+        _check_lost(lost)
+        return statuses
+
+    def fail_job(
+        self, lease: Held, error: str, *, retry_in: timedelta | None = None, backoff: Backoff = DEFAULT_BACKOFF
+    ) -> JobStatus:
+        """`fail_jobs` for one; pending or dead. Query: fail_jobs."""
+        [status] = self.fail_jobs([(lease, error)], retry_in=retry_in, backoff=backoff).values()
+        return status
+
+    def release_jobs(self, leases: Iterable[Held]) -> None:
+        """Gives jobs back untried, as at a shutdown: they wait as before, and the attempt doesn't count.
+
+        `LeaseLostError` names the jobs lost; the others are released. Query: release_jobs.
+        """
+        with self._connection() as connection:
+            lost = self._settle(connection, self._queries.release_jobs, leases)
+        _check_lost(lost)
+
+    def rescue_jobs(self, limit: int = 1000) -> dict[UUID, JobStatus]:
+        """At most ``limit`` (1 to 1000) jobs whose lease has expired wait again, due at once, or are dead when no
+        attempt is left. The status by id. Query: rescue_jobs.
+        """
+        with self._connection() as connection:
+            rows = list(self._queries.rescue_jobs(connection, job_limit=check_limit(limit)))
+        return {job_id: JobStatus(status) for job_id, status in rows}
+
+    def next_job_at(self, queues: str | Collection[str]) -> datetime | None:
+        """When the next job of the queues is due (past, if one is due already); None when no job waits.
+
+        Query: next_job_at.
+        """
+        with self._connection() as connection:
+            at: datetime | None = self._queries.next_job_at(connection, queues=_queue_names(queues))
+        return at
+
+    def list_failures(self, job_id: JobId) -> list[Failure]:
+        """The failed attempts of one job, the first one first. Query: list_failures."""
+        with self._connection() as connection:
+            return [Failure(*row) for row in self._queries.list_failures(connection, job_id=as_job_id(job_id))]
+
+    def queue_stats(self) -> list[QueueStats]:
+        """Each queue's jobs by status (exact up to 1000, then an estimate that says so), the age of its oldest due job,
+        and its expired leases; by name. Query: queue_stats.
+        """
+        with self._connection() as connection:
+            rows = list(self._queries.queue_stats(connection))
+        return [
+            QueueStats(
+                queue,
+                {
+                    status: JobCount(count, exact=status in exact)
+                    for status, count in zip(JobStatus, counts, strict=True)
+                },
+                age,
+                expired,
+            )
+            for queue, *counts, exact, age, expired in rows
+        ]
+
+    def _claim(
+        self, connection: Connection[Any], queues: list[str], worker_id: str, limit: int, lease: timedelta
+    ) -> list[Job]:
+        values = {
+            "queues": queues,
+            "worker_id": check_name("worker_id", worker_id),
+            "job_limit": check_limit(limit),
+            "lease": check_interval("lease", lease),
+        }
+        resume = self._resumes.setdefault(tuple(queues), Resume(self.config.claim_resume_time.total_seconds()))
+        lanes = resume.lanes()
+        if lanes is None:
+            where = dict.fromkeys(("lane_queues", "lane_priorities", "lane_times", "lane_ids"))
+        else:
+            where = {
+                "lane_queues": [queue for queue, _ in lanes],
+                "lane_priorities": [priority for _, priority in lanes],
+                "lane_times": [time for time, _ in lanes.values()],
+                "lane_ids": [job_id for _, job_id in lanes.values()],
+            }
+        rows = list(self._queries.claim_jobs(connection, **values, **where))
+        *_, _seen, entries_read, found = rows[0]
+        jobs, unreadable = [], []
+        for row in rows:
+            if row[0] is not None:
+                try:
+                    jobs.append(Job.from_row(row[:-3]))
+                except CorruptJobError as error:
+                    unreadable.append((Lease(row[0], row[LEASE_TOKEN]), error))
+        resume.learn(
+            decode_payload(found) if found else [],
+            {(job.queue, job.priority): (job.scheduled_at, job.id) for job in jobs},
+            resumed=lanes is not None,
+            entries_read=entries_read,
+            cheap=1000 + 10 * limit,
+        )
+        if unreadable:
+            for _, corrupt in unreadable:
+                _log.error("%s; it is set aside as dead", corrupt, extra={"job_id": corrupt.job_id})
+            leases, reasons = zip(*unreadable, strict=True)
+            self._settle(connection, self._queries.bury_jobs, leases, [str(reason) for reason in reasons])
+        return jobs
+
+    def _settle(
+        self,
+        connection: Connection[Any],
+        run: Callable[..., Any],
+        leases: Iterable[Held],
+        errors: list[str] | None = None,
+        statuses: dict[UUID, JobStatus] | None = None,
+    ) -> list[UUID]:
+        """Runs a query over leases, in the order of their ids, so that two callers never wait for each other. The ids
+        of the jobs that the caller doesn't hold; into ``statuses`` go those that the query gives."""
+        held = [(lease.id, lease.lease_token) for lease in leases]
+        order = sorted(range(len(held)), key=lambda place: held[place])
+        values: dict[str, Any] = {
+            "ids": [held[place][0] for place in order],
+            "tokens": [held[place][1] for place in order],
+        }
+        if errors is not None:
+            values["errors"] = [clean_text(errors[place]) for place in order]
+        rows = list(run(connection, **values)) if held else []
+        if statuses is not None:
+            statuses.update((job_id, JobStatus(status)) for job_id, status in rows)
+        done = {row[0] for row in rows}
+        return [job_id for job_id, _ in held if job_id not in done]
 
     def ping(self) -> None:
         """Returns when the server answers and the table can be read. Query: ping."""
@@ -324,6 +630,20 @@ class PostgresStorage:
     def _transaction(self, connection: Connection[Any]) -> AbstractContextManager[object]:
         """All or nothing on a connection of our own; on the caller's, the transaction is the caller's affair."""
         return nullcontext() if self._pool is None else connection.transaction()
+
+    def _values(self, job: NewJob) -> dict[str, Any]:
+        """The parameters of the queries that add one job."""
+        return {
+            "id": job.id,
+            "queue": job.queue,
+            "job_type": job.job_type,
+            "payload": self._payload(job).decode(),
+            "priority": job.priority,
+            "max_attempts": job.max_attempts,
+            "scheduled_at": job.scheduled_at,
+            "delay": job.delay,
+            "idempotency_key": job.idempotency_key,
+        }
 
     def _payload(self, job: NewJob | JobUpdate) -> bytes:
         check_payload(job.payload)
@@ -350,6 +670,22 @@ def _found(row: tuple[Any, ...] | None, message: str) -> Job:
     if row is None:
         raise JobNotFoundError(message)
     return Job.from_row(row)
+
+
+def _check_lost(job_ids: list[UUID]) -> None:
+    if job_ids:
+        names = ", ".join(map(str, job_ids[:10])) + (f" and {len(job_ids) - 10:,} more" if len(job_ids) > 10 else "")
+        raise LeaseLostError(
+            f"not held any more: {names}; the lease expired, or the job was cancelled or deleted: stop working on it",
+            job_ids=job_ids,
+        )
+
+
+def _queue_names(queues: str | Collection[str]) -> list[str]:
+    names = {check_name("queue", queue) for queue in ([queues] if isinstance(queues, str) else queues)}
+    if not names:
+        raise InvalidJobError("no queue is given to take jobs from")
+    return sorted(names)
 
 
 def _is_same(existing: Job, job: NewJob) -> bool:

@@ -1,12 +1,30 @@
 """The contract that every storage backend fulfils; tests/test_contract.py checks it. Imports goqueue.models alone."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from datetime import datetime, timedelta
 from typing import Protocol, Self, runtime_checkable
 from uuid import UUID
 
-from goqueue.models import Job, JobCount, JobFilter, JobUpdate, NewJob, Page
+from goqueue.models import (
+    Backoff,
+    Failure,
+    Job,
+    JobCount,
+    JobFilter,
+    JobStatus,
+    JobUpdate,
+    Lease,
+    NewJob,
+    Page,
+    QueueStats,
+)
 
+#: A job's id, as such or as text.
 JobId = UUID | str
+#: What the methods for leases take: a claimed job, or its id and token.
+Held = Job | Lease
+#: What the methods for many jobs take: ids, or a filter.
+Jobs = JobId | Iterable[JobId] | JobFilter
 
 
 @runtime_checkable
@@ -62,8 +80,81 @@ class Storage(Protocol):
         for an idempotency key that another job has.
         """
 
+    def replace_pending_job(self, job: NewJob) -> Job:
+        """Adds a job, or puts it in the place of the pending one that has its idempotency key (and keeps its id).
+
+        `DuplicateJobError` when the key's job is not pending any more; `InvalidJobError` for a job without a key.
+        """
+
+    def cancel_jobs(self, jobs: Jobs) -> int:
+        """Withdraws waiting and running jobs, by ids or by filter; how many. Others are left as they are."""
+
+    def retry_jobs(self, jobs: Jobs) -> int:
+        """Makes dead and cancelled jobs pending again, due at once and with all their attempts; how many."""
+
+    def reschedule_jobs(
+        self, jobs: Jobs, *, scheduled_at: datetime | None = None, delay: timedelta | None = None
+    ) -> int:
+        """Gives waiting jobs another time: ``scheduled_at`` (aware), or ``delay`` from now; how many."""
+
     def delete_job(self, job_id: JobId) -> None:
         """Deletes the job for good, whatever its status; `JobNotFoundError` when there is none."""
+
+    def prune_jobs(self, older_than: timedelta, statuses: Collection[JobStatus] = ..., limit: int = 1000) -> int:
+        """Deletes one batch of at most ``limit`` jobs finished longer than ``older_than`` ago; how many."""
+
+    def claim_jobs(
+        self, queues: str | Collection[str], worker_id: str, limit: int = 1, lease: timedelta = ...
+    ) -> list[Job]:
+        """Takes at most ``limit`` due jobs of the queues, by priority, then scheduled_at, then id; each is held by
+        ``worker_id`` for ``lease``. A job is held by one worker at a time. An empty list means that none is due."""
+
+    def complete_and_claim(
+        self,
+        leases: Iterable[Held],
+        queues: str | Collection[str],
+        worker_id: str,
+        limit: int = 1,
+        lease: timedelta = ...,
+    ) -> list[Job]:
+        """`complete_jobs` and `claim_jobs` with one commit. When a lease was lost, none is claimed."""
+
+    def heartbeat_jobs(self, leases: Iterable[Held], lease: timedelta = ...) -> None:
+        """Holds on to running jobs for ``lease`` from now. `LeaseLostError` names those lost."""
+
+    def complete_jobs(self, leases: Iterable[Held]) -> None:
+        """The jobs are done. `LeaseLostError` names those lost; the others are completed."""
+
+    def complete_job(self, lease: Held) -> None:
+        """`complete_jobs` for one."""
+
+    def fail_jobs(
+        self, failures: Iterable[tuple[Held, str]], *, retry_in: timedelta | None = None, backoff: Backoff = ...
+    ) -> dict[UUID, JobStatus]:
+        """Attempts have failed: (lease, error) each. A job waits for its next attempt, or is dead without one left.
+
+        The status by id. `LeaseLostError` names the jobs lost; the others are failed.
+        """
+
+    def fail_job(
+        self, lease: Held, error: str, *, retry_in: timedelta | None = None, backoff: Backoff = ...
+    ) -> JobStatus:
+        """`fail_jobs` for one; pending or dead."""
+
+    def release_jobs(self, leases: Iterable[Held]) -> None:
+        """Gives jobs back untried: they wait as before, and the attempt doesn't count."""
+
+    def rescue_jobs(self, limit: int = 1000) -> dict[UUID, JobStatus]:
+        """Jobs whose lease has expired wait again, due at once, or are dead. The status by id."""
+
+    def next_job_at(self, queues: str | Collection[str]) -> datetime | None:
+        """When the next job of the queues is due (past, if one is due already); None when no job waits."""
+
+    def list_failures(self, job_id: JobId) -> list[Failure]:
+        """The failed attempts of one job, the first one first."""
+
+    def queue_stats(self) -> list[QueueStats]:
+        """Each queue's jobs by status, the age of its oldest due job, and its expired leases; by name."""
 
     def ping(self) -> None:
         """Returns when the storage answers and can be used."""
@@ -76,4 +167,4 @@ class Storage(Protocol):
     def __exit__(self, *exc_info: object) -> None: ...
 
 
-__all__ = ["JobId", "Storage"]
+__all__ = ["Held", "JobId", "Jobs", "Storage"]

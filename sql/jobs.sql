@@ -50,6 +50,8 @@ RETURNING
     idempotency_key,
     locked_by,
     locked_at,
+    lease_token,
+    lease_expires_at,
     scheduled_at,
     created_at,
     updated_at,
@@ -77,6 +79,8 @@ SELECT
     j.idempotency_key,
     j.locked_by,
     j.locked_at,
+    j.lease_token,
+    j.lease_expires_at,
     j.scheduled_at,
     j.created_at,
     j.updated_at,
@@ -175,6 +179,8 @@ SELECT
     j.idempotency_key,
     j.locked_by,
     j.locked_at,
+    j.lease_token,
+    j.lease_expires_at,
     j.scheduled_at,
     j.created_at,
     j.updated_at,
@@ -202,6 +208,8 @@ SELECT
     j.idempotency_key,
     j.locked_by,
     j.locked_at,
+    j.lease_token,
+    j.lease_expires_at,
     j.scheduled_at,
     j.created_at,
     j.updated_at,
@@ -222,6 +230,8 @@ CROSS JOIN LATERAL (
         by_id.idempotency_key,
         by_id.locked_by,
         by_id.locked_at,
+        by_id.lease_token,
+        by_id.lease_expires_at,
         by_id.scheduled_at,
         by_id.created_at,
         by_id.updated_at,
@@ -253,6 +263,8 @@ SELECT
     j.idempotency_key,
     j.locked_by,
     j.locked_at,
+    j.lease_token,
+    j.lease_expires_at,
     j.scheduled_at,
     j.created_at,
     j.updated_at,
@@ -530,6 +542,8 @@ SELECT
     j.idempotency_key,
     j.locked_by,
     j.locked_at,
+    j.lease_token,
+    j.lease_expires_at,
     j.scheduled_at,
     j.created_at,
     j.updated_at,
@@ -554,6 +568,8 @@ LEFT JOIN LATERAL (
         by_id.idempotency_key,
         by_id.locked_by,
         by_id.locked_at,
+        by_id.lease_token,
+        by_id.lease_expires_at,
         by_id.scheduled_at,
         by_id.created_at,
         by_id.updated_at,
@@ -763,7 +779,12 @@ SET
     payload = CASE WHEN c.fields ? 'payload' THEN c.fields -> 'payload' ELSE j.payload END,
     status = c.status_after,
     priority = CASE WHEN c.fields ? 'priority' THEN (c.fields ->> 'priority')::smallint ELSE j.priority END,
-    attempts = CASE WHEN c.fields ? 'attempts' THEN (c.fields ->> 'attempts')::integer ELSE j.attempts END,
+    -- Made pending again, a job has all its attempts again.
+    attempts = CASE
+        WHEN c.fields ? 'attempts' THEN (c.fields ->> 'attempts')::integer
+        WHEN c.status_after = 'pending' AND j.status IN ('dead', 'cancelled') THEN 0
+        ELSE j.attempts
+    END,
     max_attempts = CASE
         WHEN c.fields ? 'max_attempts' THEN (c.fields ->> 'max_attempts')::integer
         ELSE j.max_attempts
@@ -780,6 +801,7 @@ SET
             THEN coalesce(j.locked_by, nullif(current_setting('application_name'), ''), session_user)
     END,
     locked_at = CASE WHEN c.status_after = 'running' THEN coalesce(j.locked_at, now()) END,
+    lease_expires_at = CASE WHEN c.status_after = 'running' THEN j.lease_expires_at END,
     scheduled_at = CASE
         WHEN c.fields ? 'scheduled_at' THEN coalesce((c.fields ->> 'scheduled_at')::timestamptz, now())
         ELSE j.scheduled_at
@@ -824,6 +846,8 @@ RETURNING
     j.idempotency_key,
     j.locked_by,
     j.locked_at,
+    j.lease_token,
+    j.lease_expires_at,
     j.scheduled_at,
     j.created_at,
     j.updated_at,
@@ -831,11 +855,160 @@ RETURNING
     j.completed_at;
 
 
+-- name: replace_pending_job(id, queue, job_type, payload, priority, max_attempts, scheduled_at, delay, idempotency_key)^
+-- Adds a job, or puts it in the place of the pending one that has its idempotency key (which keeps its id).
+-- Returns: the job; nothing when the key's job is not pending any more.
+-- Index: jobs_idempotency_key_idx arbitrates.
+-- Locks: the job's row; waits for a transaction that is adding the same key.
+INSERT INTO goqueue.jobs AS j (
+    id,
+    queue,
+    job_type,
+    payload,
+    priority,
+    max_attempts,
+    scheduled_at,
+    idempotency_key
+)
+VALUES (
+    :id::uuid,
+    :queue::text,
+    :job_type::text,
+    :payload::jsonb,
+    :priority::smallint,
+    :max_attempts::integer,
+    coalesce(:scheduled_at::timestamptz, now() + coalesce(:delay::interval, '0')),
+    :idempotency_key::text
+)
+ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO UPDATE SET
+    queue = excluded.queue,
+    job_type = excluded.job_type,
+    payload = excluded.payload,
+    priority = excluded.priority,
+    max_attempts = excluded.max_attempts,
+    scheduled_at = excluded.scheduled_at,
+    attempts = 0,
+    last_error = NULL,
+    updated_at = now()
+WHERE j.status = 'pending'
+RETURNING
+    j.id,
+    j.queue,
+    j.job_type,
+    j.payload::text AS payload,
+    j.status,
+    j.priority,
+    j.attempts,
+    j.max_attempts,
+    j.last_error,
+    j.idempotency_key,
+    j.locked_by,
+    j.locked_at,
+    j.lease_token,
+    j.lease_expires_at,
+    j.scheduled_at,
+    j.created_at,
+    j.updated_at,
+    j.started_at,
+    j.completed_at;
+
+
+-- name: cancel_jobs(ids)
+-- Withdraws waiting and running jobs. Who runs one learns it from the next heartbeat or from completing it.
+-- Returns: the ids of the jobs cancelled; finished ones and those that do not exist are left out.
+-- Index: jobs_pkey, one probe a job.
+-- Locks: the jobs' rows, in the order of the array.
+UPDATE goqueue.jobs AS j
+SET
+    status = 'cancelled',
+    locked_by = NULL,
+    locked_at = NULL,
+    lease_expires_at = NULL,
+    updated_at = now(),
+    completed_at = now()
+FROM unnest(:ids::uuid[]) AS wanted (id)
+WHERE j.id = wanted.id AND j.status IN ('pending', 'running')
+RETURNING j.id;
+
+
+-- name: retry_jobs(ids)
+-- Makes dead and cancelled jobs pending again, due at once and with all their attempts.
+-- Returns: the ids of the jobs that wait again; others are left out.
+-- Index: jobs_pkey, one probe a job.
+-- Locks: the jobs' rows, in the order of the array.
+UPDATE goqueue.jobs AS j
+SET
+    status = 'pending',
+    attempts = 0,
+    scheduled_at = now(),
+    updated_at = now(),
+    completed_at = NULL
+FROM unnest(:ids::uuid[]) AS wanted (id)
+WHERE j.id = wanted.id AND j.status IN ('dead', 'cancelled')
+RETURNING j.id;
+
+
+-- name: reschedule_jobs(ids, scheduled_at, delay)
+-- Gives waiting jobs another time: scheduled_at, or delay from now.
+-- Returns: the ids of the jobs moved; those that do not wait are left out.
+-- Index: jobs_pkey, one probe a job.
+-- Locks: the jobs' rows, in the order of the array.
+UPDATE goqueue.jobs AS j
+SET
+    scheduled_at = coalesce(:scheduled_at::timestamptz, now() + coalesce(:delay::interval, '0')),
+    updated_at = now()
+FROM unnest(:ids::uuid[]) AS wanted (id)
+WHERE j.id = wanted.id AND j.status = 'pending'
+RETURNING j.id;
+
+
 -- name: delete_job(id)$
--- Deletes one job, whatever its status.
+-- Deletes one job, whatever its status, and the history of its failures.
 -- Returns: its id; nothing when there is none.
--- Index: jobs_pkey.
--- Locks: the job's row.
+-- Index: jobs_pkey, job_failures_pkey.
+-- Locks: the job's row, the failures' rows.
+WITH deleted_failure AS (
+    DELETE FROM goqueue.job_failures AS f
+    WHERE f.job_id = :id::uuid
+)
+
 DELETE FROM goqueue.jobs AS j
 WHERE j.id = :id::uuid
+RETURNING j.id;
+
+
+-- name: prune_jobs(older_than, statuses, job_limit)
+-- Deletes one batch of jobs that finished longer than older_than ago, the oldest first, and the history of their failures.
+-- Returns: the ids of the jobs deleted; fewer than job_limit when no more are due.
+-- Index: jobs_status_idx (a job can't have finished before it was created), jobs_pkey, job_failures_pkey.
+-- Locks: the batch's rows; those that others have locked are passed over.
+WITH due_job AS MATERIALIZED (
+    SELECT due.id
+    FROM (
+        SELECT DISTINCT s.status
+        FROM unnest(:statuses::text[]::goqueue.job_status[]) AS s (status)
+        -- Only what is finished can be pruned, whatever is asked for.
+        WHERE s.status IN ('completed', 'dead', 'cancelled')
+    ) AS wanted
+    CROSS JOIN LATERAL (
+        SELECT j.id
+        FROM goqueue.jobs AS j
+        WHERE
+            j.status = wanted.status
+            AND j.created_at < statement_timestamp() - :older_than::interval
+            AND j.completed_at < statement_timestamp() - :older_than::interval
+        ORDER BY j.created_at, j.id
+        LIMIT :job_limit::bigint
+        FOR UPDATE SKIP LOCKED
+    ) AS due
+    LIMIT :job_limit::bigint
+),
+
+deleted_failure AS (
+    DELETE FROM goqueue.job_failures AS f
+    WHERE f.job_id = ANY(ARRAY(SELECT d.id FROM due_job AS d))
+)
+
+DELETE FROM goqueue.jobs AS j
+WHERE j.id = ANY(ARRAY(SELECT d.id FROM due_job AS d))
 RETURNING j.id;

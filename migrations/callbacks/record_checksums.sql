@@ -14,7 +14,10 @@ BEGIN
         FROM (VALUES
             (1, 'V0001__create_jobs.sql', '90d5578a73ff8d5e4dacad3f68465c2f3d64ffed801447937ecf706aa6a0f24e'),
             (2, 'V0002__index_jobs.sql', '33011a4dd6a0818cd5c2e4dd9215cbc946790a03439632a851f94bd75a740463'),
-            (3, 'V0003__schema_metadata.sql', '401a9f9d2c5152d9c441e9ed1c14b5170d43596dc4517ce0873ddf35ab3141af')
+            (3, 'V0003__schema_metadata.sql', '401a9f9d2c5152d9c441e9ed1c14b5170d43596dc4517ce0873ddf35ab3141af'),
+            (4, 'V0004__add_leases.sql', '85b2563ffa6d2e3e3e0132f67a9b87d7dded102fc01cd620ce757e8124b5fce9'),
+            (5, 'V0005__create_job_failures.sql', 'e38f79d5980ac89941588d0d8c63811b3e0c35f441c5238394ffe94c084674c6'),
+            (6, 'V0006__tune_autovacuum.sql', '5f61091cacc341b159f11cf2f49b5622bad5bb7e85a816ce2cef2cc1cdea9228')
         ) AS f (version, file_name, sha256)
         INNER JOIN goqueue.schema_version AS applied ON applied.version = f.version
         ON CONFLICT (version) DO NOTHING;

@@ -96,13 +96,16 @@ class Bench:
             with psycopg.connect(self.server.url(), autocommit=True) as connection:
                 connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(identifier))
 
-    def interleaved(self, what: str, *measures: Callable[[], float]) -> list[list[float]]:
-        """The samples of each measure, taken in turns, so that a slow minute of the machine hits all of them."""
+    def interleaved(self, what: str, *measures: Callable[[], float], slices: int = 1) -> list[list[float]]:
+        """A sample a round of each measure: the median of ``slices``, which all measures take in turns, so that a slow
+        second of the machine hits all of them and counts for none."""
         samples: list[list[float]] = [[] for _ in measures]
+        slices = self.size(slices, 1)
         for number in range(self.rounds):
             self.tell(f"{what}: round {number + 1} of {self.rounds}")
-            for measure, taken in zip(measures, samples, strict=True):
-                taken.append(measure())
+            taken = [[measure() for measure in measures] for _ in range(slices)]
+            for sample, values in zip(samples, zip(*taken, strict=True), strict=True):
+                sample.append(median(values))
         return samples
 
     def line(

@@ -56,17 +56,17 @@ def measure_indexes(bench: Bench) -> list[Line]:
                 for name in _INDEXES[number:]:
                     connection.execute(sql.SQL("DROP INDEX {}").format(sql.Identifier("goqueue", f"jobs_{name}_idx")))
             connections.append(connection)
-        batches = bench.size(8, 1)
+        batches, slices = bench.size(2, 1), bench.size(12, 1)
         for connection in connections:
             _one_round(connection, 1)
         inserts: list[list[float]] = [[] for _ in steps]
         changes: list[list[float]] = [[] for _ in steps]
         for number in range(bench.rounds):
             bench.tell(f"indexes: round {number + 1} of {bench.rounds}")
-            for place, connection in enumerate(connections):
-                insert, change = _one_round(connection, batches)
-                inserts[place].append(insert)
-                changes[place].append(change)
+            taken = [[_one_round(connection, batches) for connection in connections] for _ in range(slices)]
+            for place, pairs in enumerate(zip(*taken, strict=True)):
+                inserts[place].append(median(insert for insert, _ in pairs))
+                changes[place].append(median(change for _, change in pairs))
     lines = []
     for work, samples in (("insert", inserts), ("status change", changes)):
         lines.append(bench.line(f"{work}, primary key alone", "µs", samples[0]))
@@ -104,5 +104,5 @@ def _new_job() -> NewJob:
 def _marginal(bench: Bench, name: str, with_it: list[float], without: list[float]) -> Line:
     """The difference that one thing makes; the ratio is that of the whole with it to the whole without."""
     line = bench.line(name, "µs", with_it, without)
-    line.value = median(more - less for more, less in zip(with_it, without, strict=True))
+    line.value = median(with_it) - median(without)
     return line

@@ -3,7 +3,6 @@
 Imports goqueue, psycopg, tests.bench.harness and tests.bench.seed.
 """
 
-import time
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from itertools import product
@@ -77,7 +76,7 @@ def measure_list_jobs(bench: Bench) -> list[Line]:
 
 def _first_page(bench: Bench, url: str) -> list[Line]:
     """The first page without a filter, against pgbench with the same text and the store's own values as literals."""
-    count = bench.size(100, 10)
+    count = bench.size(20, 10)
     with PostgresStorage.open(url) as store, psycopg.connect(url, autocommit=True) as connection:
         script = rendered(load_queries().list_jobs.sql, literals(connection, _parameters(JobFilter())))
 
@@ -86,32 +85,35 @@ def _first_page(bench: Bench, url: str) -> list[Line]:
 
         ours()  # prepares the statement, and warms the server's memory
         floors, mine = bench.interleaved(
-            "list_jobs, page 1", lambda: bench.pgbench(url, script, count)[1] * _MILLISECONDS, ours
+            "list_jobs, page 1", lambda: bench.pgbench(url, script, count)[1] * _MILLISECONDS, ours, slices=8
         )
     return [bench.line("list_jobs, page 1, no filter", "ms", mine, floors, target=Target("value", "at most", 10))]
 
 
 def _far_page(bench: Bench, url: str) -> list[Line]:
-    """Page 1000 beside page 1: the median of the last ten pages of a walk, and that of its first ten."""
-    pages = bench.size(1000, 30)
+    """Page 1000 beside page 1: ten pages at the end of a walk and the ten at its start, read in turns."""
+    pages, ends = bench.size(1000, 30), 10
     lines = []
     with PostgresStorage.open(url) as store:
 
-        def walk(job_filter: JobFilter) -> list[float]:
-            cursor, times = None, []
-            for _ in range(pages):
-                start = time.perf_counter()
-                page = store.list_jobs(job_filter, _LIMIT, cursor)
-                times.append((time.perf_counter() - start) * _MILLISECONDS)
-                if (cursor := page.next_cursor) is None:
-                    break
-            return times
+        def read(job_filter: JobFilter, cursors: list[str | None]) -> float:
+            return median(
+                seconds(lambda c=cursor: store.list_jobs(job_filter, _LIMIT, c)) * _MILLISECONDS  # type: ignore[misc]
+                for cursor in cursors
+            )
 
         for word, job_filter in {"no filter": JobFilter(), "completed": JobFilter(status="completed")}.items():
-            walk(job_filter)  # warms the server's memory: both ends are to be measured from there
-            walks = bench.interleaved(f"list_jobs, {pages} pages, {word}", lambda f=job_filter: walk(f))[0]  # type: ignore[misc]
-            last, first = ([median(times[part]) for times in walks] for part in (slice(-10, None), slice(10)))
-            note = f"pages {len(walks[0]) - 9}-{len(walks[0])} against pages 1-10"
+            bench.tell(f"list_jobs, {pages} pages, {word}")
+            cursors: list[str | None] = [None]
+            while len(cursors) < pages and (cursor := store.list_jobs(job_filter, _LIMIT, cursors[-1]).next_cursor):
+                cursors.append(cursor)
+            last, first = bench.interleaved(
+                f"list_jobs, page {len(cursors)}, {word}",
+                lambda f=job_filter, c=cursors[-ends:]: read(f, c),  # type: ignore[misc]
+                lambda f=job_filter, c=cursors[:ends]: read(f, c),  # type: ignore[misc]
+                slices=8,
+            )
+            note = f"pages {len(cursors) - ends + 1}-{len(cursors)} against pages 1-{ends}"
             target = Target("ratio", "at most", 1.5)
             lines.append(bench.line(f"list_jobs, page 1000, {word}", "ms", last, first, target=target, note=note))
     return lines
@@ -122,16 +124,14 @@ def _every_filter(bench: Bench, url: str, mode: str) -> list[Line]:
     tries = bench.size(3, 1)
     # prepare_threshold 0: prepared at once, so that the server's choice of plan is the one asked for.
     config = DatabaseConfig(url=f"{url}&options={quote(f'-c plan_cache_mode=force_{mode}_plan')}", prepare_threshold=0)
-    times = {}
+    filters, times = _filters(), {}
     with PostgresStorage.open(config) as store:
-        filters = _filters()
-        for number, (description, job_filter) in enumerate(filters.items()):
-            if number % 10 == 0:
-                bench.tell(f"list_jobs, {mode} plan: filter {number + 1} of {len(filters)}")
-            times[description] = min(
-                seconds(lambda f=job_filter: store.list_jobs(f, _LIMIT)) * _MILLISECONDS  # type: ignore[misc]
-                for _ in range(tries)
-            )
+        # The tries of one filter lie apart in time.
+        for number, (description, job_filter) in product(range(tries), filters.items()):
+            if description == "no filter":
+                bench.tell(f"list_jobs, {len(filters)} filters, {mode} plans: try {number + 1} of {tries}")
+            taken = seconds(lambda f=job_filter: store.list_jobs(f, _LIMIT)) * _MILLISECONDS  # type: ignore[misc]
+            times[description] = min(taken, times.get(description, taken))
     ranking = sorted(times.items(), key=lambda item: -item[1])
     worst = "; ".join(f"{description}: {time:.1f} ms" for description, time in ranking[:3])
     target = Target("value", "at most", 10)

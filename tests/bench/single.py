@@ -23,7 +23,7 @@ def new_job() -> NewJob:
 
 def measure_create_job(bench: Bench) -> list[Line]:
     """Against pgbench with the same text, the same values and prepared statements. Every commit waits for the disk."""
-    count = bench.size(1500, 50)
+    count = bench.size(150, 50)
     statement = load_queries().create_job.sql
     job = new_job()
     values = {
@@ -58,7 +58,7 @@ def measure_create_job(bench: Bench) -> list[Line]:
 
         for _ in range(10):  # prepares the statement
             store.create_job(new_job())
-        floors, mine, bares = bench.interleaved("create_job", floor, ours, bare)
+        floors, mine, bares = bench.interleaved("create_job", floor, ours, bare, slices=12)
     return [
         bench.line("create_job", "jobs/s", mine, floors, target=Target("ratio", "at least", 0.8)),
         bench.line("create_job, bare psycopg", "jobs/s", bares, floors, note="what any Python client can reach"),
@@ -66,9 +66,9 @@ def measure_create_job(bench: Bench) -> list[Line]:
 
 
 def measure_get_job(bench: Bench) -> list[Line]:
-    """Against a bare `execute` of the same prepared statement, as the issue's wording has it: one connection, a new
-    cursor a call, a tuple back. Beside it a cursor used again (the least that psycopg can do) and pgbench."""
-    count = bench.size(2000, 50)
+    """Against what a caller would write without the store: psycopg's `execute` of the same prepared statement on one
+    connection, a new cursor a call, a tuple back. Beside it a reused cursor (psycopg's least) and pgbench."""
+    count = bench.size(200, 50)
     statement = load_queries().get_job.sql
     with (
         bench.database("bench_get_job") as url,
@@ -93,6 +93,7 @@ def measure_get_job(bench: Bench) -> list[Line]:
             lambda: each(bound.get_job),
             lambda: each(lambda job_id: cursor.execute(statement, {"id": job_id}, prepare=True).fetchone()),
             lambda: bench.pgbench(url, script, count, {"id": str(ids[0])})[1] * 1e6,
+            slices=15,
         )
     share = [whole - part for whole, part in zip(mine, in_hand, strict=True)]
     return [
@@ -110,7 +111,7 @@ def measure_create_jobs(bench: Bench) -> list[Line]:
     pgbench gets each document from a scratch table into a variable (``gset``) and sends it as a parameter, like
     psycopg; what counts is the time of the INSERT alone, as pgbench reports it for each command.
     """
-    batches, size = bench.size(15, 2), 1000
+    batches, size = bench.size(3, 2), 1000
     script = "\\set n :n + 1\nSELECT document AS jobs FROM public.document WHERE n = :n \\gset\n" + rendered(
         load_queries().create_jobs.sql, {"jobs": ":jobs"}
     )
@@ -143,7 +144,7 @@ def measure_create_jobs(bench: Bench) -> list[Line]:
 
         for _ in range(6):  # prepares the statement
             store.create_jobs(jobs_of(1))
-        floors, inside, before = bench.interleaved("create_jobs", floor, made_inside, made_before)
+        floors, inside, before = bench.interleaved("create_jobs", floor, made_inside, made_before, slices=6)
     target = Target("value", "at least", 30_000, if_floor_allows=True)
     return [
         bench.line("create_jobs by 1000", "jobs/s", inside, floors, target=target, note="NewJob objects made in time"),

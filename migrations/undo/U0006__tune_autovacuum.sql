@@ -1,0 +1,13 @@
+-- Takes V0006 back: autovacuum as the server's settings say. Run it in one transaction (psql -1 -f).
+ALTER TABLE goqueue.jobs RESET (
+    autovacuum_vacuum_scale_factor,
+    autovacuum_vacuum_threshold,
+    autovacuum_vacuum_insert_scale_factor,
+    autovacuum_vacuum_insert_threshold,
+    autovacuum_analyze_scale_factor,
+    autovacuum_analyze_threshold,
+    autovacuum_vacuum_cost_limit,
+    fillfactor
+);
+DELETE FROM goqueue.migration_checksums WHERE version = 6;
+DELETE FROM goqueue.schema_version WHERE version = 6;

@@ -1,0 +1,481 @@
+-- The statements of a running job: claim, heartbeat, complete, fail, release, rescue. Each names a job together with the
+-- token of its claim, and changes nothing for an older token. The rules of this folder are in jobs.sql.
+--
+-- Due is what is due by the server's clock when the statement starts: inside a long transaction now() stands still.
+
+
+-- name: claim_jobs(queues, worker_id, job_limit, lease, lane_queues, lane_priorities, lane_times, lane_ids)
+-- Takes due jobs of the queues: by priority, then scheduled_at, then id. A job whose attempts are used up becomes dead.
+-- Returns: the jobs taken, in that order, each with: how many of the wanted jobs were seen before locking (null for a
+-- single lane), how many entries of the claim index were read, and the lanes (queue and priority) there are. Without a
+-- job one row with these alone.
+-- Index: jobs_claim_idx, jobs_pkey.
+-- Locks: the jobs taken; those that others have locked are passed over (SKIP LOCKED), never waited for.
+-- Notes: A lane is a queue and a priority, and each is visited for itself: so scheduled_at is a range on the last column
+-- searched, and a million jobs of a better priority that are not due yet cost nothing. With the lane_ parameters given,
+-- only these lanes are visited, each after its (time, id): a claim that goes on where another ended passes over no dead
+-- index entries, which a transaction left open elsewhere keeps from being removed. Without them every lane is found by a
+-- loose index scan. UPDATE takes its ids from an array, because the planner takes an unknown LIMIT for a tenth of the
+-- table, and joins that many rows by reading all.
+WITH RECURSIVE counted_before AS MATERIALIZED (
+    SELECT pg_stat_get_xact_tuples_returned('goqueue.jobs_claim_idx'::regclass) AS entries
+),
+
+found_lane (queue, priority) AS (
+    SELECT
+        q.queue,
+        first_lane.priority
+    FROM (
+        SELECT DISTINCT u.queue
+        FROM unnest(:queues::text[]) AS u (queue)
+        WHERE :lane_queues::text[] IS NULL AND (SELECT b.entries >= 0 FROM counted_before AS b)
+    ) AS q
+    CROSS JOIN LATERAL (
+        SELECT j.priority
+        FROM goqueue.jobs AS j
+        WHERE j.status = 'pending' AND j.queue = q.queue
+        ORDER BY j.priority
+        LIMIT 1
+    ) AS first_lane
+    UNION ALL
+    SELECT
+        l.queue,
+        following.priority
+    FROM found_lane AS l
+    CROSS JOIN LATERAL (
+        SELECT j.priority
+        FROM goqueue.jobs AS j
+        WHERE j.status = 'pending' AND j.queue = l.queue AND j.priority > l.priority
+        ORDER BY j.priority
+        LIMIT 1
+    ) AS following
+),
+
+-- Through arrays, because the planner takes an array for ten rows, and its own guess for the recursion is a thousand.
+lane AS MATERIALIZED (
+    SELECT
+        u.queue,
+        u.priority,
+        '-infinity'::timestamptz AS after_time,
+        '00000000-0000-0000-0000-000000000000'::uuid AS after_id
+    FROM (
+        SELECT
+            array_agg(f.queue) AS queues,
+            array_agg(f.priority) AS priorities
+        FROM found_lane AS f
+    ) AS a
+    CROSS JOIN LATERAL unnest(a.queues, a.priorities) AS u (queue, priority)
+    UNION ALL
+    SELECT
+        k.queue,
+        k.priority,
+        k.after_time,
+        k.after_id
+    FROM unnest(
+        :lane_queues::text[], :lane_priorities::smallint[], :lane_times::timestamptz[], :lane_ids::uuid[]
+    ) AS k (queue, priority, after_time, after_id)
+),
+
+-- How many of the first jobs lie in each lane. A single lane has them all, and need not be looked at twice.
+share AS MATERIALIZED (
+    SELECT
+        l.queue,
+        l.priority,
+        l.after_time,
+        l.after_id,
+        :job_limit::bigint AS job_count,
+        NULL::bigint AS seen
+    FROM lane AS l
+    WHERE (SELECT count(*) FROM lane) = 1
+    UNION ALL
+    SELECT
+        first_job.queue,
+        first_job.priority,
+        first_job.after_time,
+        first_job.after_id,
+        count(*) AS job_count,
+        (sum(count(*)) OVER ())::bigint AS seen
+    FROM (
+        SELECT
+            l.queue,
+            l.priority,
+            l.after_time,
+            l.after_id
+        FROM lane AS l
+        CROSS JOIN LATERAL (
+            SELECT
+                j.scheduled_at,
+                j.id
+            FROM goqueue.jobs AS j
+            WHERE
+                j.status = 'pending'
+                AND j.queue = l.queue
+                AND j.priority = l.priority
+                AND j.scheduled_at <= statement_timestamp()
+                AND (j.scheduled_at, j.id) > (l.after_time, l.after_id)
+            ORDER BY j.scheduled_at, j.id
+            LIMIT :job_limit::bigint
+        ) AS due
+        WHERE (SELECT count(*) FROM lane) > 1
+        ORDER BY l.priority, due.scheduled_at, due.id
+        LIMIT :job_limit::bigint
+    ) AS first_job
+    GROUP BY first_job.queue, first_job.priority, first_job.after_time, first_job.after_id
+),
+
+locked_job AS MATERIALIZED (
+    SELECT due.id
+    FROM share AS s
+    CROSS JOIN LATERAL (
+        SELECT j.id
+        FROM goqueue.jobs AS j
+        WHERE
+            j.status = 'pending'
+            AND j.queue = s.queue
+            AND j.priority = s.priority
+            AND j.scheduled_at <= statement_timestamp()
+            AND (j.scheduled_at, j.id) > (s.after_time, s.after_id)
+        ORDER BY j.scheduled_at, j.id
+        LIMIT s.job_count
+        FOR UPDATE SKIP LOCKED
+    ) AS due
+),
+
+claimed_job AS (
+    UPDATE goqueue.jobs AS j
+    SET
+        status = CASE WHEN j.attempts < j.max_attempts THEN 'running' ELSE 'dead' END::goqueue.job_status,
+        attempts = least(j.attempts + 1, j.max_attempts),
+        locked_by = CASE WHEN j.attempts < j.max_attempts THEN :worker_id::text END,
+        locked_at = CASE WHEN j.attempts < j.max_attempts THEN statement_timestamp() END,
+        lease_token = j.lease_token + 1,
+        lease_expires_at = CASE
+            WHEN j.attempts < j.max_attempts THEN statement_timestamp() + :lease::interval
+        END,
+        updated_at = statement_timestamp(),
+        started_at = CASE WHEN j.attempts < j.max_attempts THEN statement_timestamp() ELSE j.started_at END,
+        completed_at = CASE WHEN j.attempts >= j.max_attempts THEN statement_timestamp() END
+    WHERE j.id = ANY(ARRAY(SELECT l.id FROM locked_job AS l))
+    RETURNING
+        j.id,
+        j.queue,
+        j.job_type,
+        j.payload,
+        j.status,
+        j.priority,
+        j.attempts,
+        j.max_attempts,
+        j.last_error,
+        j.idempotency_key,
+        j.locked_by,
+        j.locked_at,
+        j.lease_token,
+        j.lease_expires_at,
+        j.scheduled_at,
+        j.created_at,
+        j.updated_at,
+        j.started_at,
+        j.completed_at
+)
+
+SELECT
+    c.id,
+    c.queue,
+    c.job_type,
+    c.payload::text AS payload,
+    c.status,
+    c.priority,
+    c.attempts,
+    c.max_attempts,
+    c.last_error,
+    c.idempotency_key,
+    c.locked_by,
+    c.locked_at,
+    c.lease_token,
+    c.lease_expires_at,
+    c.scheduled_at,
+    c.created_at,
+    c.updated_at,
+    c.started_at,
+    c.completed_at,
+    (SELECT max(s.seen) FROM share AS s) AS seen,
+    pg_stat_get_xact_tuples_returned('goqueue.jobs_claim_idx'::regclass)
+    - (SELECT b.entries FROM counted_before AS b) AS entries_read,
+    (SELECT jsonb_agg(jsonb_build_array(l.queue, l.priority)) FROM lane AS l)::text AS lanes
+FROM (VALUES (TRUE)) AS always_one (row)
+LEFT JOIN claimed_job AS c ON c.status = 'running'
+ORDER BY c.priority, c.scheduled_at, c.id;
+
+
+-- name: heartbeat_jobs(ids, tokens, lease)
+-- Renews the leases of running jobs.
+-- Returns: the ids of the jobs that the caller still holds, and holds on to.
+-- Index: jobs_pkey, one probe a job. No indexed column changes, so that no index entry is added (HOT).
+-- Locks: the jobs' rows, in the order of the array.
+UPDATE goqueue.jobs AS j
+SET
+    lease_expires_at = statement_timestamp() + :lease::interval,
+    updated_at = statement_timestamp()
+FROM unnest(:ids::uuid[], :tokens::bigint[]) AS l (id, token)
+WHERE j.id = l.id AND j.lease_token = l.token AND j.status = 'running'
+RETURNING j.id;
+
+
+-- name: complete_jobs(ids, tokens)
+-- Running jobs are done.
+-- Returns: the ids of the jobs that the caller held; they are completed.
+-- Index: jobs_pkey, one probe a job.
+-- Locks: the jobs' rows, in the order of the array.
+UPDATE goqueue.jobs AS j
+SET
+    status = 'completed',
+    locked_by = NULL,
+    locked_at = NULL,
+    lease_expires_at = NULL,
+    updated_at = statement_timestamp(),
+    completed_at = statement_timestamp()
+FROM unnest(:ids::uuid[], :tokens::bigint[]) AS l (id, token)
+WHERE j.id = l.id AND j.lease_token = l.token AND j.status = 'running'
+RETURNING j.id;
+
+
+-- name: fail_jobs(ids, tokens, errors, retry_in, backoff_base, backoff_factor, backoff_max, backoff_jitter)
+-- Attempts of running jobs have failed: each job waits for its next attempt, or is dead when there is none left.
+-- The next attempt is due after retry_in; with that null after base * factor ^ (attempts - 1), at most max, and up to the
+-- share jitter longer (at random, so that jobs that failed together do not come back together).
+-- Returns: id and status of the jobs that the caller held.
+-- Index: jobs_pkey, one probe a job. job_failures_pkey.
+-- Locks: the jobs' rows, in the order of the array.
+WITH failed_job AS (
+    UPDATE goqueue.jobs AS j
+    SET
+        status = CASE WHEN j.attempts < j.max_attempts THEN 'pending' ELSE 'dead' END::goqueue.job_status,
+        last_error = l.error,
+        locked_by = NULL,
+        locked_at = NULL,
+        lease_expires_at = NULL,
+        scheduled_at = CASE
+            WHEN j.attempts < j.max_attempts THEN statement_timestamp() + coalesce(
+                :retry_in::interval,
+                -- The exponent's bound keeps the power a number; the times it would matter are beyond any max.
+                least(
+                    :backoff_base::interval * power(:backoff_factor::double precision, least(j.attempts - 1, 40)),
+                    :backoff_max::interval
+                ) * (1 + :backoff_jitter::double precision * random())
+            )
+            ELSE j.scheduled_at
+        END,
+        updated_at = statement_timestamp(),
+        completed_at = CASE WHEN j.attempts >= j.max_attempts THEN statement_timestamp() END
+    FROM (
+        SELECT
+            held.id,
+            held.locked_by,
+            given.error
+        FROM unnest(:ids::uuid[], :tokens::bigint[], :errors::text[]) AS given (id, token, error)
+        INNER JOIN goqueue.jobs AS held
+            ON given.id = held.id AND given.token = held.lease_token AND held.status = 'running'
+        FOR NO KEY UPDATE OF held
+    ) AS l
+    WHERE j.id = l.id
+    RETURNING
+        j.id,
+        j.status,
+        j.lease_token,
+        j.attempts,
+        j.started_at,
+        l.locked_by AS worker_id,
+        j.last_error
+),
+
+recorded_failure AS (
+    INSERT INTO goqueue.job_failures (job_id, lease_token, attempt, failed_at, started_at, worker_id, error)
+    SELECT
+        f.id,
+        f.lease_token,
+        f.attempts,
+        statement_timestamp() AS failed_at,
+        f.started_at,
+        f.worker_id,
+        f.last_error
+    FROM failed_job AS f
+)
+
+SELECT
+    f.id,
+    f.status
+FROM failed_job AS f;
+
+
+-- name: bury_jobs(ids, tokens, errors)
+-- Running jobs that can't be run at all are dead, whatever attempts are left.
+-- Returns: the ids of the jobs that the caller held; they are dead.
+-- Index: jobs_pkey, one probe a job. job_failures_pkey.
+-- Locks: the jobs' rows, in the order of the array.
+WITH buried_job AS (
+    UPDATE goqueue.jobs AS j
+    SET
+        status = 'dead',
+        last_error = l.error,
+        locked_by = NULL,
+        locked_at = NULL,
+        lease_expires_at = NULL,
+        updated_at = statement_timestamp(),
+        completed_at = statement_timestamp()
+    FROM unnest(:ids::uuid[], :tokens::bigint[], :errors::text[]) AS l (id, token, error)
+    WHERE j.id = l.id AND j.lease_token = l.token AND j.status = 'running'
+    RETURNING
+        j.id,
+        j.lease_token,
+        j.attempts,
+        j.started_at,
+        j.last_error
+),
+
+recorded_failure AS (
+    INSERT INTO goqueue.job_failures (job_id, lease_token, attempt, failed_at, started_at, error)
+    SELECT
+        b.id,
+        b.lease_token,
+        b.attempts,
+        statement_timestamp() AS failed_at,
+        b.started_at,
+        b.last_error
+    FROM buried_job AS b
+)
+
+SELECT b.id
+FROM buried_job AS b;
+
+
+-- name: release_jobs(ids, tokens)
+-- Gives running jobs back untried, as at a shutdown: they wait as before, and the attempt does not count.
+-- Returns: the ids of the jobs that the caller held; they are pending.
+-- Index: jobs_pkey, one probe a job.
+-- Locks: the jobs' rows, in the order of the array.
+UPDATE goqueue.jobs AS j
+SET
+    status = 'pending',
+    attempts = greatest(j.attempts - 1, 0),
+    locked_by = NULL,
+    locked_at = NULL,
+    lease_expires_at = NULL,
+    updated_at = statement_timestamp()
+FROM unnest(:ids::uuid[], :tokens::bigint[]) AS l (id, token)
+WHERE j.id = l.id AND j.lease_token = l.token AND j.status = 'running'
+RETURNING j.id;
+
+
+-- name: rescue_jobs(job_limit)
+-- Jobs whose holder was not heard of in time wait for their next attempt, due at once; without one left they are dead.
+-- Returns: id and status of the jobs rescued; nothing when no lease has expired.
+-- Index: jobs_status_idx for the running jobs, which are as many as the workers hold; jobs_pkey. job_failures_pkey.
+-- Locks: the jobs rescued; those that others have locked are passed over.
+WITH expired_job AS MATERIALIZED (
+    SELECT
+        j.id,
+        j.locked_by
+    FROM goqueue.jobs AS j
+    WHERE j.status = 'running' AND j.lease_expires_at <= statement_timestamp()
+    LIMIT :job_limit::bigint
+    FOR UPDATE SKIP LOCKED
+),
+
+rescued_job AS (
+    UPDATE goqueue.jobs AS j
+    SET
+        status = CASE WHEN j.attempts < j.max_attempts THEN 'pending' ELSE 'dead' END::goqueue.job_status,
+        last_error = 'the lease expired: its holder was not heard of in time',
+        locked_by = NULL,
+        locked_at = NULL,
+        lease_expires_at = NULL,
+        -- Now, and not its old time: a claim that goes on where another ended must find it.
+        scheduled_at = CASE WHEN j.attempts < j.max_attempts THEN statement_timestamp() ELSE j.scheduled_at END,
+        updated_at = statement_timestamp(),
+        completed_at = CASE WHEN j.attempts >= j.max_attempts THEN statement_timestamp() END
+    WHERE j.id = ANY(ARRAY(SELECT e.id FROM expired_job AS e))
+    RETURNING
+        j.id,
+        j.status,
+        j.lease_token,
+        j.attempts,
+        j.started_at,
+        j.last_error
+),
+
+recorded_failure AS (
+    INSERT INTO goqueue.job_failures (job_id, lease_token, attempt, failed_at, started_at, worker_id, error)
+    SELECT
+        r.id,
+        r.lease_token,
+        r.attempts,
+        statement_timestamp() AS failed_at,
+        r.started_at,
+        e.locked_by,
+        r.last_error
+    FROM rescued_job AS r
+    INNER JOIN expired_job AS e ON r.id = e.id
+)
+
+SELECT
+    r.id,
+    r.status
+FROM rescued_job AS r;
+
+
+-- name: list_failures(job_id)
+-- The failed attempts of one job.
+-- Returns: the attempts in their order, none when there are none.
+-- Index: job_failures_pkey.
+-- Locks: none.
+SELECT
+    f.lease_token,
+    f.attempt,
+    f.started_at,
+    f.failed_at,
+    f.worker_id,
+    f.error
+FROM goqueue.job_failures AS f
+WHERE f.job_id = :job_id::uuid
+ORDER BY f.lease_token;
+
+
+-- name: next_job_at(queues)$
+-- When the next job of the queues is due, for a worker that found none and wants to sleep until then.
+-- Returns: a time, which is past when a job is due already; null when no job waits.
+-- Index: jobs_claim_idx, two probes a queue and priority.
+-- Locks: none.
+WITH RECURSIVE lane (queue, priority, scheduled_at) AS (
+    SELECT
+        q.queue,
+        first_job.priority,
+        first_job.scheduled_at
+    FROM (SELECT DISTINCT u.queue FROM unnest(:queues::text[]) AS u (queue)) AS q
+    CROSS JOIN LATERAL (
+        SELECT
+            j.priority,
+            j.scheduled_at
+        FROM goqueue.jobs AS j
+        WHERE j.status = 'pending' AND j.queue = q.queue
+        ORDER BY j.priority, j.scheduled_at
+        LIMIT 1
+    ) AS first_job
+    UNION ALL
+    SELECT
+        l.queue,
+        first_job.priority,
+        first_job.scheduled_at
+    FROM lane AS l
+    CROSS JOIN LATERAL (
+        SELECT
+            j.priority,
+            j.scheduled_at
+        FROM goqueue.jobs AS j
+        WHERE j.status = 'pending' AND j.queue = l.queue AND j.priority > l.priority
+        ORDER BY j.priority, j.scheduled_at
+        LIMIT 1
+    ) AS first_job
+)
+
+SELECT min(l.scheduled_at)
+FROM lane AS l;
