@@ -917,7 +917,7 @@ RETURNING
 -- Withdraws waiting and running jobs. Who runs one learns it from the next heartbeat or from completing it.
 -- Returns: the ids of the jobs cancelled; finished ones and those that do not exist are left out.
 -- Index: jobs_pkey, one probe a job.
--- Locks: the jobs' rows, in the order of the array.
+-- Locks: the jobs' rows, in the order of their ids.
 UPDATE goqueue.jobs AS j
 SET
     status = 'cancelled',
@@ -926,8 +926,8 @@ SET
     lease_expires_at = NULL,
     updated_at = now(),
     completed_at = now()
-FROM unnest(:ids::uuid[]) AS wanted (id)
-WHERE j.id = wanted.id AND j.status IN ('pending', 'running')
+-- By id alone: see leases.sql for the array and for IS TRUE.
+WHERE j.id = ANY(ARRAY(SELECT unnest(:ids::uuid[]))) AND (j.status IN ('pending', 'running')) IS TRUE
 RETURNING j.id;
 
 
@@ -935,7 +935,7 @@ RETURNING j.id;
 -- Makes dead and cancelled jobs pending again, due at once and with all their attempts.
 -- Returns: the ids of the jobs that wait again; others are left out.
 -- Index: jobs_pkey, one probe a job.
--- Locks: the jobs' rows, in the order of the array.
+-- Locks: the jobs' rows, in the order of their ids.
 UPDATE goqueue.jobs AS j
 SET
     status = 'pending',
@@ -943,8 +943,8 @@ SET
     scheduled_at = now(),
     updated_at = now(),
     completed_at = NULL
-FROM unnest(:ids::uuid[]) AS wanted (id)
-WHERE j.id = wanted.id AND j.status IN ('dead', 'cancelled')
+-- By id alone: see leases.sql for the array and for IS TRUE.
+WHERE j.id = ANY(ARRAY(SELECT unnest(:ids::uuid[]))) AND (j.status IN ('dead', 'cancelled')) IS TRUE
 RETURNING j.id;
 
 
@@ -952,13 +952,13 @@ RETURNING j.id;
 -- Gives waiting jobs another time: scheduled_at, or delay from now.
 -- Returns: the ids of the jobs moved; those that do not wait are left out.
 -- Index: jobs_pkey, one probe a job.
--- Locks: the jobs' rows, in the order of the array.
+-- Locks: the jobs' rows, in the order of their ids.
 UPDATE goqueue.jobs AS j
 SET
     scheduled_at = coalesce(:scheduled_at::timestamptz, now() + coalesce(:delay::interval, '0')),
     updated_at = now()
-FROM unnest(:ids::uuid[]) AS wanted (id)
-WHERE j.id = wanted.id AND j.status = 'pending'
+-- By id alone: see leases.sql for the array and for IS TRUE.
+WHERE j.id = ANY(ARRAY(SELECT unnest(:ids::uuid[]))) AND (j.status = 'pending') IS TRUE
 RETURNING j.id;
 
 

@@ -2,6 +2,9 @@
 -- token of its claim, and changes nothing for an older token. The rules of this folder are in jobs.sql.
 --
 -- Due is what is due by the server's clock when the statement starts: inside a long transaction now() stands still.
+--
+-- Jobs are found by id alone. `IS TRUE` keeps the other conditions out of the planner's hands: by its statistics hardly
+-- any job is running, and it would rather read all index entries of that status, dead ones included, or join.
 
 
 -- name: claim_jobs(queues, worker_id, job_limit, lease, lane_queues, lane_priorities, lane_times, lane_ids)
@@ -211,13 +214,25 @@ ORDER BY c.priority, c.scheduled_at, c.id;
 -- Renews the leases of running jobs.
 -- Returns: the ids of the jobs that the caller still holds, and holds on to.
 -- Index: jobs_pkey, one probe a job. No indexed column changes, so that no index entry is added (HOT).
--- Locks: the jobs' rows, in the order of the array.
+-- Locks: the jobs' rows, in the order of their ids.
+WITH lease AS MATERIALIZED (
+    SELECT
+        given.id,
+        given.token
+    FROM unnest(:ids::uuid[], :tokens::bigint[]) AS given (id, token)
+)
+
 UPDATE goqueue.jobs AS j
 SET
     lease_expires_at = statement_timestamp() + :lease::interval,
     updated_at = statement_timestamp()
-FROM unnest(:ids::uuid[], :tokens::bigint[]) AS l (id, token)
-WHERE j.id = l.id AND j.lease_token = l.token AND j.status = 'running'
+WHERE
+    j.id = ANY(ARRAY(SELECT l.id FROM lease AS l))
+    AND ((j.id, j.lease_token) IN (SELECT
+l.id,
+l.token
+FROM lease AS l)) IS TRUE
+    AND (j.status = 'running') IS TRUE
 RETURNING j.id;
 
 
@@ -225,7 +240,14 @@ RETURNING j.id;
 -- Running jobs are done.
 -- Returns: the ids of the jobs that the caller held; they are completed.
 -- Index: jobs_pkey, one probe a job.
--- Locks: the jobs' rows, in the order of the array.
+-- Locks: the jobs' rows, in the order of their ids.
+WITH lease AS MATERIALIZED (
+    SELECT
+        given.id,
+        given.token
+    FROM unnest(:ids::uuid[], :tokens::bigint[]) AS given (id, token)
+)
+
 UPDATE goqueue.jobs AS j
 SET
     status = 'completed',
@@ -234,8 +256,13 @@ SET
     lease_expires_at = NULL,
     updated_at = statement_timestamp(),
     completed_at = statement_timestamp()
-FROM unnest(:ids::uuid[], :tokens::bigint[]) AS l (id, token)
-WHERE j.id = l.id AND j.lease_token = l.token AND j.status = 'running'
+WHERE
+    j.id = ANY(ARRAY(SELECT l.id FROM lease AS l))
+    AND ((j.id, j.lease_token) IN (SELECT
+l.id,
+l.token
+FROM lease AS l)) IS TRUE
+    AND (j.status = 'running') IS TRUE
 RETURNING j.id;
 
 
@@ -245,12 +272,21 @@ RETURNING j.id;
 -- share jitter longer (at random, so that jobs that failed together do not come back together).
 -- Returns: id and status of the jobs that the caller held.
 -- Index: jobs_pkey, one probe a job. job_failures_pkey.
--- Locks: the jobs' rows, in the order of the array.
-WITH failed_job AS (
+-- Locks: the jobs' rows, in the order of their ids.
+WITH lease AS MATERIALIZED (
+    SELECT
+        given.id,
+        given.token,
+        given.error
+    FROM unnest(:ids::uuid[], :tokens::bigint[], :errors::text[]) AS given (id, token, error)
+),
+
+failed_job AS (
     UPDATE goqueue.jobs AS j
     SET
         status = CASE WHEN j.attempts < j.max_attempts THEN 'pending' ELSE 'dead' END::goqueue.job_status,
-        last_error = l.error,
+        last_error = (SELECT l.error FROM lease AS l
+WHERE l.id = j.id AND l.token = j.lease_token),
         locked_by = NULL,
         locked_at = NULL,
         lease_expires_at = NULL,
@@ -267,24 +303,19 @@ WITH failed_job AS (
         END,
         updated_at = statement_timestamp(),
         completed_at = CASE WHEN j.attempts >= j.max_attempts THEN statement_timestamp() END
-    FROM (
-        SELECT
-            held.id,
-            held.locked_by,
-            given.error
-        FROM unnest(:ids::uuid[], :tokens::bigint[], :errors::text[]) AS given (id, token, error)
-        INNER JOIN goqueue.jobs AS held
-            ON given.id = held.id AND given.token = held.lease_token AND held.status = 'running'
-        FOR NO KEY UPDATE OF held
-    ) AS l
-    WHERE j.id = l.id
+    WHERE
+        j.id = ANY(ARRAY(SELECT l.id FROM lease AS l))
+        AND ((j.id, j.lease_token) IN (SELECT
+l.id,
+l.token
+FROM lease AS l)) IS TRUE
+        AND (j.status = 'running') IS TRUE
     RETURNING
         j.id,
         j.status,
         j.lease_token,
         j.attempts,
         j.started_at,
-        l.locked_by AS worker_id,
         j.last_error
 ),
 
@@ -296,7 +327,9 @@ recorded_failure AS (
         f.attempts,
         statement_timestamp() AS failed_at,
         f.started_at,
-        f.worker_id,
+        -- This statement still sees the row as it was before the update above.
+        (SELECT was.locked_by FROM goqueue.jobs AS was
+WHERE was.id = f.id) AS worker_id,
         f.last_error
     FROM failed_job AS f
 )
@@ -311,19 +344,33 @@ FROM failed_job AS f;
 -- Running jobs that can't be run at all are dead, whatever attempts are left.
 -- Returns: the ids of the jobs that the caller held; they are dead.
 -- Index: jobs_pkey, one probe a job. job_failures_pkey.
--- Locks: the jobs' rows, in the order of the array.
-WITH buried_job AS (
+-- Locks: the jobs' rows, in the order of their ids.
+WITH lease AS MATERIALIZED (
+    SELECT
+        given.id,
+        given.token,
+        given.error
+    FROM unnest(:ids::uuid[], :tokens::bigint[], :errors::text[]) AS given (id, token, error)
+),
+
+buried_job AS (
     UPDATE goqueue.jobs AS j
     SET
         status = 'dead',
-        last_error = l.error,
+        last_error = (SELECT l.error FROM lease AS l
+WHERE l.id = j.id AND l.token = j.lease_token),
         locked_by = NULL,
         locked_at = NULL,
         lease_expires_at = NULL,
         updated_at = statement_timestamp(),
         completed_at = statement_timestamp()
-    FROM unnest(:ids::uuid[], :tokens::bigint[], :errors::text[]) AS l (id, token, error)
-    WHERE j.id = l.id AND j.lease_token = l.token AND j.status = 'running'
+    WHERE
+        j.id = ANY(ARRAY(SELECT l.id FROM lease AS l))
+        AND ((j.id, j.lease_token) IN (SELECT
+l.id,
+l.token
+FROM lease AS l)) IS TRUE
+        AND (j.status = 'running') IS TRUE
     RETURNING
         j.id,
         j.lease_token,
@@ -333,13 +380,15 @@ WITH buried_job AS (
 ),
 
 recorded_failure AS (
-    INSERT INTO goqueue.job_failures (job_id, lease_token, attempt, failed_at, started_at, error)
+    INSERT INTO goqueue.job_failures (job_id, lease_token, attempt, failed_at, started_at, worker_id, error)
     SELECT
         b.id,
         b.lease_token,
         b.attempts,
         statement_timestamp() AS failed_at,
         b.started_at,
+        (SELECT was.locked_by FROM goqueue.jobs AS was
+WHERE was.id = b.id) AS worker_id,
         b.last_error
     FROM buried_job AS b
 )
@@ -352,7 +401,14 @@ FROM buried_job AS b;
 -- Gives running jobs back untried, as at a shutdown: they wait as before, and the attempt does not count.
 -- Returns: the ids of the jobs that the caller held; they are pending.
 -- Index: jobs_pkey, one probe a job.
--- Locks: the jobs' rows, in the order of the array.
+-- Locks: the jobs' rows, in the order of their ids.
+WITH lease AS MATERIALIZED (
+    SELECT
+        given.id,
+        given.token
+    FROM unnest(:ids::uuid[], :tokens::bigint[]) AS given (id, token)
+)
+
 UPDATE goqueue.jobs AS j
 SET
     status = 'pending',
@@ -361,8 +417,13 @@ SET
     locked_at = NULL,
     lease_expires_at = NULL,
     updated_at = statement_timestamp()
-FROM unnest(:ids::uuid[], :tokens::bigint[]) AS l (id, token)
-WHERE j.id = l.id AND j.lease_token = l.token AND j.status = 'running'
+WHERE
+    j.id = ANY(ARRAY(SELECT l.id FROM lease AS l))
+    AND ((j.id, j.lease_token) IN (SELECT
+l.id,
+l.token
+FROM lease AS l)) IS TRUE
+    AND (j.status = 'running') IS TRUE
 RETURNING j.id;
 
 
