@@ -228,10 +228,14 @@ SET
     updated_at = statement_timestamp()
 WHERE
     j.id = ANY(ARRAY(SELECT l.id FROM lease AS l))
-    AND ((j.id, j.lease_token) IN (SELECT
-l.id,
-l.token
-FROM lease AS l)) IS TRUE
+    AND (
+        (j.id, j.lease_token) IN (
+            SELECT
+                l.id,
+                l.token
+            FROM lease AS l
+        )
+    ) IS TRUE
     AND (j.status = 'running') IS TRUE
 RETURNING j.id;
 
@@ -258,10 +262,14 @@ SET
     completed_at = statement_timestamp()
 WHERE
     j.id = ANY(ARRAY(SELECT l.id FROM lease AS l))
-    AND ((j.id, j.lease_token) IN (SELECT
-l.id,
-l.token
-FROM lease AS l)) IS TRUE
+    AND (
+        (j.id, j.lease_token) IN (
+            SELECT
+                l.id,
+                l.token
+            FROM lease AS l
+        )
+    ) IS TRUE
     AND (j.status = 'running') IS TRUE
 RETURNING j.id;
 
@@ -285,8 +293,11 @@ failed_job AS (
     UPDATE goqueue.jobs AS j
     SET
         status = CASE WHEN j.attempts < j.max_attempts THEN 'pending' ELSE 'dead' END::goqueue.job_status,
-        last_error = (SELECT l.error FROM lease AS l
-WHERE l.id = j.id AND l.token = j.lease_token),
+        last_error = (
+            SELECT l.error
+            FROM lease AS l
+            WHERE l.id = j.id AND l.token = j.lease_token
+        ),
         locked_by = NULL,
         locked_at = NULL,
         lease_expires_at = NULL,
@@ -305,10 +316,14 @@ WHERE l.id = j.id AND l.token = j.lease_token),
         completed_at = CASE WHEN j.attempts >= j.max_attempts THEN statement_timestamp() END
     WHERE
         j.id = ANY(ARRAY(SELECT l.id FROM lease AS l))
-        AND ((j.id, j.lease_token) IN (SELECT
-l.id,
-l.token
-FROM lease AS l)) IS TRUE
+        AND (
+            (j.id, j.lease_token) IN (
+                SELECT
+                    l.id,
+                    l.token
+                FROM lease AS l
+            )
+        ) IS TRUE
         AND (j.status = 'running') IS TRUE
     RETURNING
         j.id,
@@ -328,8 +343,11 @@ recorded_failure AS (
         statement_timestamp() AS failed_at,
         f.started_at,
         -- This statement still sees the row as it was before the update above.
-        (SELECT was.locked_by FROM goqueue.jobs AS was
-WHERE was.id = f.id) AS worker_id,
+        (
+            SELECT was.locked_by
+            FROM goqueue.jobs AS was
+            WHERE was.id = f.id
+        ) AS worker_id,
         f.last_error
     FROM failed_job AS f
 )
@@ -357,8 +375,11 @@ buried_job AS (
     UPDATE goqueue.jobs AS j
     SET
         status = 'dead',
-        last_error = (SELECT l.error FROM lease AS l
-WHERE l.id = j.id AND l.token = j.lease_token),
+        last_error = (
+            SELECT l.error
+            FROM lease AS l
+            WHERE l.id = j.id AND l.token = j.lease_token
+        ),
         locked_by = NULL,
         locked_at = NULL,
         lease_expires_at = NULL,
@@ -366,10 +387,14 @@ WHERE l.id = j.id AND l.token = j.lease_token),
         completed_at = statement_timestamp()
     WHERE
         j.id = ANY(ARRAY(SELECT l.id FROM lease AS l))
-        AND ((j.id, j.lease_token) IN (SELECT
-l.id,
-l.token
-FROM lease AS l)) IS TRUE
+        AND (
+            (j.id, j.lease_token) IN (
+                SELECT
+                    l.id,
+                    l.token
+                FROM lease AS l
+            )
+        ) IS TRUE
         AND (j.status = 'running') IS TRUE
     RETURNING
         j.id,
@@ -387,8 +412,11 @@ recorded_failure AS (
         b.attempts,
         statement_timestamp() AS failed_at,
         b.started_at,
-        (SELECT was.locked_by FROM goqueue.jobs AS was
-WHERE was.id = b.id) AS worker_id,
+        (
+            SELECT was.locked_by
+            FROM goqueue.jobs AS was
+            WHERE was.id = b.id
+        ) AS worker_id,
         b.last_error
     FROM buried_job AS b
 )
@@ -419,10 +447,14 @@ SET
     updated_at = statement_timestamp()
 WHERE
     j.id = ANY(ARRAY(SELECT l.id FROM lease AS l))
-    AND ((j.id, j.lease_token) IN (SELECT
-l.id,
-l.token
-FROM lease AS l)) IS TRUE
+    AND (
+        (j.id, j.lease_token) IN (
+            SELECT
+                l.id,
+                l.token
+            FROM lease AS l
+        )
+    ) IS TRUE
     AND (j.status = 'running') IS TRUE
 RETURNING j.id;
 
