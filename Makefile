@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 WORKERS ?= 2
 # migrations.yml sets the lock_timeout, and an undo file drops on purpose.
 SQUAWK_OFF := require-lock-timeout,require-statement-timeout
-SQUAWK_OFF_UNDO := ban-drop-table,ban-drop-column,ban-drop-constraint,ban-drop-function,ban-drop-type,require-concurrent-index-deletion
+SQUAWK_OFF_UNDO := ban-drop-table,ban-drop-column,ban-drop-constraint,ban-drop-function,ban-drop-trigger,ban-drop-type,require-concurrent-index-deletion
 ARGS    ?=
 
 .DEFAULT_GOAL := help

@@ -19,6 +19,7 @@ from goqueue.errors import (
     StorageUnavailableError,
     TransactionConflictError,
 )
+from goqueue.listener import Listener
 from goqueue.logs import configure_logging
 from goqueue.models import (
     Backoff,
@@ -59,6 +60,7 @@ __all__ = [
     "JsonValue",
     "Lease",
     "LeaseLostError",
+    "Listener",
     "LoggingConfig",
     "NewJob",
     "Page",

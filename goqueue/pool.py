@@ -24,7 +24,7 @@ def open_pool(config: DatabaseConfig) -> Pool:
     """
     conninfo = _conninfo(config)
     try:
-        psycopg.connect(conninfo).close()
+        open_connection(config).close()
     except psycopg.Error as exc:
         raise translate(exc) from exc
     pool: Pool = ConnectionPool(
@@ -44,6 +44,11 @@ def open_pool(config: DatabaseConfig) -> Pool:
     )
     pool.open()
     return pool
+
+
+def open_connection(config: DatabaseConfig) -> Connection[tuple[Any, ...]]:
+    """A connection in autocommit mode that no pool has. Raises psycopg's own errors."""
+    return psycopg.connect(_conninfo(config), autocommit=True, prepare_threshold=config.prepare_threshold)
 
 
 def _check(pool: Pool, connection: Connection[Any]) -> None:

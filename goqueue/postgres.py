@@ -19,6 +19,7 @@ from psycopg import Connection
 from goqueue.config import DatabaseConfig
 from goqueue.dberrors import duplicate_of, translate
 from goqueue.errors import CorruptJobError, InvalidJobError, JobNotFoundError, JobStateError, LeaseLostError
+from goqueue.listener import Listener
 from goqueue.models import (
     MAX_PAGE,
     Backoff,
@@ -45,7 +46,7 @@ from goqueue.models import (
     make_cursor,
     read_cursor,
 )
-from goqueue.pool import Pool, open_pool
+from goqueue.pool import Pool, open_connection, open_pool
 from goqueue.queries import load_queries
 from goqueue.resume import Resume
 from goqueue.storage import Held, JobId, Jobs
@@ -520,6 +521,13 @@ class PostgresStorage:
         with self._connection() as connection:
             at: datetime | None = self._queries.next_job_at(connection, queues=_queue_names(queues))
         return at
+
+    def listen(self, queues: str | Collection[str]) -> Listener:
+        """A `Listener` that wakes an idle worker when jobs of the queues become ready; open it with ``with``.
+
+        It has a connection of its own, also on a store that is bound to one. Queries: listen, announce_listener.
+        """
+        return Listener(partial(open_connection, self.config), self._queries, _queue_names(queues))
 
     def list_failures(self, job_id: JobId) -> list[Failure]:
         """The failed attempts of one job, the first one first. Query: list_failures."""

@@ -801,6 +801,11 @@ SET
             THEN coalesce(j.locked_by, nullif(current_setting('application_name'), ''), session_user)
     END,
     locked_at = CASE WHEN c.status_after = 'running' THEN coalesce(j.locked_at, now()) END,
+    -- Set running by hand, it has a new holder: whoever held it before has lost it.
+    lease_token = CASE
+        WHEN c.status_after = 'running' AND j.status <> 'running' THEN j.lease_token + 1
+        ELSE j.lease_token
+    END,
     lease_expires_at = CASE WHEN c.status_after = 'running' THEN j.lease_expires_at END,
     scheduled_at = CASE
         WHEN c.fields ? 'scheduled_at' THEN coalesce((c.fields ->> 'scheduled_at')::timestamptz, now())

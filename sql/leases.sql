@@ -294,7 +294,7 @@ failed_job AS (
     SET
         status = CASE WHEN j.attempts < j.max_attempts THEN 'pending' ELSE 'dead' END::goqueue.job_status,
         last_error = (
-            SELECT l.error
+            SELECT max(l.error)
             FROM lease AS l
             WHERE l.id = j.id AND l.token = j.lease_token
         ),
@@ -304,11 +304,13 @@ failed_job AS (
         scheduled_at = CASE
             WHEN j.attempts < j.max_attempts THEN statement_timestamp() + coalesce(
                 :retry_in::interval,
-                -- The exponent's bound keeps the power a number; the times it would matter are beyond any max.
+                -- In seconds: an interval overflows where a double does not. The exponent's bound keeps the power a number;
+                -- the times it would matter are beyond any max.
                 least(
-                    :backoff_base::interval * power(:backoff_factor::double precision, least(j.attempts - 1, 40)),
-                    :backoff_max::interval
-                ) * (1 + :backoff_jitter::double precision * random())
+                    extract(EPOCH FROM :backoff_base::interval)::double precision
+                    * power(:backoff_factor::double precision, least(j.attempts - 1, 100)),
+                    extract(EPOCH FROM :backoff_max::interval)::double precision
+                ) * (1 + :backoff_jitter::double precision * random()) * '1 second'::interval
             )
             ELSE j.scheduled_at
         END,
@@ -350,6 +352,13 @@ recorded_failure AS (
         ) AS worker_id,
         f.last_error
     FROM failed_job AS f
+    -- A failure left behind by a job deleted by hand must not keep a job of the same id from failing.
+    ON CONFLICT (job_id, lease_token) DO UPDATE SET
+        attempt = excluded.attempt,
+        failed_at = excluded.failed_at,
+        started_at = excluded.started_at,
+        worker_id = excluded.worker_id,
+        error = excluded.error
 )
 
 SELECT
@@ -376,7 +385,7 @@ buried_job AS (
     SET
         status = 'dead',
         last_error = (
-            SELECT l.error
+            SELECT max(l.error)
             FROM lease AS l
             WHERE l.id = j.id AND l.token = j.lease_token
         ),
@@ -419,6 +428,13 @@ recorded_failure AS (
         ) AS worker_id,
         b.last_error
     FROM buried_job AS b
+    -- A failure left behind by a job deleted by hand must not keep a job of the same id from failing.
+    ON CONFLICT (job_id, lease_token) DO UPDATE SET
+        attempt = excluded.attempt,
+        failed_at = excluded.failed_at,
+        started_at = excluded.started_at,
+        worker_id = excluded.worker_id,
+        error = excluded.error
 )
 
 SELECT b.id
@@ -508,6 +524,13 @@ recorded_failure AS (
         r.last_error
     FROM rescued_job AS r
     INNER JOIN expired_job AS e ON r.id = e.id
+    -- A failure left behind by a job deleted by hand must not keep a job of the same id from failing.
+    ON CONFLICT (job_id, lease_token) DO UPDATE SET
+        attempt = excluded.attempt,
+        failed_at = excluded.failed_at,
+        started_at = excluded.started_at,
+        worker_id = excluded.worker_id,
+        error = excluded.error
 )
 
 SELECT

@@ -163,6 +163,8 @@ class TestOpening:
             assert shown("idle_in_transaction_session_timeout") == "11s"
             assert shown("application_name") == "billing"
             assert shown("TimeZone") == "UTC"
+            assert shown("plan_cache_mode") == "force_generic_plan"
+            assert shown("jit") == "off"
             assert connection.autocommit
             assert connection.prepare_threshold == 5
 

@@ -1,0 +1,86 @@
+"""Waits for the server to say that jobs are ready. Imports psycopg and goqueue.dberrors."""
+
+import logging
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any, Self
+
+import psycopg
+from psycopg import Connection
+
+from goqueue.dberrors import translate
+
+_log = logging.getLogger("goqueue")
+
+
+class Listener:
+    """Wakes an idle worker early. It holds a connection of its own; use it in a ``with`` statement::
+
+        with store.listen(["mail"]) as listener:
+            while True:
+                for job in store.claim_jobs(["mail"], "worker-1", limit=10):
+                    ...
+                listener.wait(timedelta(seconds=5))
+
+    A notification is a hint: it can be late, doubled or lost (behind a transaction-pooling pgbouncer it never comes).
+    So poll as if there were none; `wait` merely returns before its time when there is something to find.
+    """
+
+    def __init__(self, connect: Callable[[], Connection[Any]], queries: Any, queues: list[str]) -> None:
+        """For `PostgresStorage.listen`."""
+        self._connect = connect
+        self._queries = queries
+        self._queues = frozenset(queues)
+        self._connection: Connection[Any] | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self._open()
+        except psycopg.Error as exc:
+            raise translate(exc) from exc
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stops listening. Calling it again does nothing."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def wait(self, timeout: timedelta) -> frozenset[str]:
+        """The queues in which jobs became ready, as soon as there are some; none when ``timeout`` has passed.
+
+        A lost connection is no error: it is opened again, and all queues are given, since a hint may have been missed.
+        While that fails, the time is slept through. Queries: listen, announce_listener.
+        """
+        deadline = time.monotonic() + timeout.total_seconds()
+        try:
+            if self._connection is None:
+                self._open()
+                return self._queues
+            while (left := deadline - time.monotonic()) > 0:
+                ready = {note.payload for note in self._connection.notifies(timeout=left, stop_after=1)}
+                # What has come along with it.
+                ready |= {note.payload for note in self._connection.notifies(timeout=0)}
+                if ready & self._queues:
+                    return frozenset(ready & self._queues)
+        except psycopg.Error as exc:
+            _log.warning("listening was interrupted: %s", translate(exc))
+            with suppress(psycopg.Error):
+                self.close()
+            time.sleep(max(0.0, deadline - time.monotonic()))
+        return frozenset()
+
+    def _open(self) -> None:
+        connection = self._connect()
+        try:
+            self._queries.listen(connection)
+            self._queries.announce_listener(connection)
+        except BaseException:
+            connection.close()
+            raise
+        self._connection = connection

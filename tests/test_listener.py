@@ -1,0 +1,110 @@
+"""Waking up early: notifications for due jobs, once a statement and queue, and only while somebody listens."""
+
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+import pytest
+
+from goqueue import NewJob, PostgresStorage, StorageUnavailableError
+
+SECOND = timedelta(seconds=1)
+
+
+def notes(connection: psycopg.Connection[Any]) -> list[str]:
+    return [note.payload for note in connection.notifies(timeout=0.3)]
+
+
+@pytest.fixture
+def ear(goqueue_connection: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
+    goqueue_connection.execute("LISTEN goqueue")
+    return goqueue_connection
+
+
+def test_a_due_job_wakes_whoever_listens_to_its_queue(goqueue_store: PostgresStorage) -> None:
+    with goqueue_store.listen(["mail", "report"]) as listener:
+        timer = threading.Timer(0.2, lambda: goqueue_store.create_job(NewJob(job_type="t", queue="mail")))
+        timer.start()
+        start = time.monotonic()
+        assert listener.wait(20 * SECOND) == {"mail"}
+        assert time.monotonic() - start < 10
+        timer.join()
+
+
+def test_jobs_of_other_queues_and_of_later_wake_nobody(goqueue_store: PostgresStorage) -> None:
+    with goqueue_store.listen("mail") as listener:
+        goqueue_store.create_job(NewJob(job_type="t", queue="report"))
+        goqueue_store.create_job(NewJob(job_type="t", queue="mail", delay=timedelta(hours=1)))
+        assert listener.wait(0.5 * SECOND) == frozenset()
+
+
+def test_one_notification_a_statement_and_queue(goqueue_store: PostgresStorage, ear: psycopg.Connection[Any]) -> None:
+    with goqueue_store.listen("a"):
+        goqueue_store.create_jobs(NewJob(job_type="t", queue=queue) for _ in range(300) for queue in ("a", "b"))
+        assert sorted(notes(ear)) == ["a", "b"]
+        ear.execute("INSERT INTO goqueue.jobs (job_type, queue) VALUES ('by hand', 'c')")
+        assert notes(ear) == ["c"]
+
+
+def test_nothing_is_sent_while_nobody_listens(goqueue_store: PostgresStorage, ear: psycopg.Connection[Any]) -> None:
+    goqueue_store.create_job(NewJob(job_type="t"))
+    assert notes(ear) == []
+    with goqueue_store.listen("default"):
+        goqueue_store.create_job(NewJob(job_type="t"))
+        assert notes(ear) == ["default"]
+    goqueue_store.create_job(NewJob(job_type="t"))
+    assert notes(ear) == []
+
+
+def test_a_rolled_back_job_wakes_nobody(goqueue_store: PostgresStorage, goqueue_database: str) -> None:
+    with goqueue_store.listen("default") as listener, psycopg.connect(goqueue_database) as connection:
+        goqueue_store.bound_to(connection).create_job(NewJob(job_type="t"))
+        connection.rollback()
+        assert listener.wait(0.3 * SECOND) == frozenset()
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_lost_connection_is_opened_again(
+    goqueue_store: PostgresStorage, goqueue_connection: psycopg.Connection[Any], count: int
+) -> None:
+    with goqueue_store.listen("default") as listener:
+        for _ in range(count):
+            goqueue_connection.execute(
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_locks "
+                "WHERE locktype = 'advisory' AND mode = 'ShareLock'"
+            )
+            assert listener.wait(0.2 * SECOND) == frozenset()
+            assert listener.wait(SECOND) == {"default"}, "a hint may have been missed"
+        goqueue_store.create_job(NewJob(job_type="t"))
+        assert listener.wait(10 * SECOND) == {"default"}
+
+
+def test_nobody_there_is_said_at_once(goqueue_store: PostgresStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> Any:
+        raise psycopg.OperationalError("no")
+
+    listener = goqueue_store.listen("default")
+    monkeypatch.setattr(listener, "_connect", refuse)
+    with pytest.raises(StorageUnavailableError):
+        listener.__enter__()
+    start = time.monotonic()
+    assert listener.wait(0.2 * SECOND) == frozenset()
+    assert time.monotonic() - start >= 0.2
+
+
+def test_two_listeners_and_many_writers_do_not_block(goqueue_store: PostgresStorage, goqueue_database: str) -> None:
+    def write() -> None:
+        with psycopg.connect(goqueue_database, autocommit=True) as connection:
+            for _ in range(50):
+                PostgresStorage.bound_to(connection).create_job(NewJob(job_type="t"))
+
+    with goqueue_store.listen("default") as first, goqueue_store.listen("default") as second:
+        threads = [threading.Thread(target=write) for _ in range(4)]
+        work: list[Callable[[], None]] = [thread.start for thread in threads] + [thread.join for thread in threads]
+        for step in work:
+            step()
+        assert first.wait(10 * SECOND) == second.wait(10 * SECOND) == {"default"}
+    assert goqueue_store.count_jobs() == 200
