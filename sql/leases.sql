@@ -9,9 +9,9 @@
 
 -- name: claim_jobs(queues, worker_id, job_limit, lease, lane_queues, lane_priorities, lane_times, lane_ids)
 -- Takes due jobs of the queues: by priority, then scheduled_at, then id. A job whose attempts are used up becomes dead.
--- Returns: the jobs taken, in that order, each with: how many of the wanted jobs were seen before locking (null for a
--- single lane), how many entries of the claim index were read, and the lanes (queue and priority) there are. Without a
--- job one row with these alone.
+-- Returns: the jobs taken, in that order, each with: how many due jobs were seen, those that became dead included, how
+-- many entries of the claim index were read, and the lanes (queue and priority) there are. Without a job one row with
+-- these alone.
 -- Index: jobs_claim_idx, jobs_pkey.
 -- Locks: the jobs taken; those that others have locked are passed over (SKIP LOCKED), never waited for.
 -- Notes: A lane is a queue and a priority, and each is visited for itself: so scheduled_at is a range on the last column
@@ -144,6 +144,43 @@ locked_job AS MATERIALIZED (
     ) AS due
 ),
 
+-- When others had locked some of the first jobs, what comes next, lane by lane: none stays behind in a lane that had no
+-- share. The limit, which is zero otherwise, stops the nested loop before a job too many is locked.
+next_job AS MATERIALIZED (
+    SELECT due.id
+    FROM (
+        SELECT
+            l.queue,
+            l.priority,
+            l.after_time,
+            l.after_id
+        FROM lane AS l
+        ORDER BY l.priority
+    ) AS by_priority
+    CROSS JOIN LATERAL (
+        SELECT j.id
+        FROM goqueue.jobs AS j
+        WHERE
+            j.status = 'pending'
+            AND j.queue = by_priority.queue
+            AND j.priority = by_priority.priority
+            AND j.scheduled_at <= statement_timestamp()
+            AND (j.scheduled_at, j.id) > (by_priority.after_time, by_priority.after_id)
+            AND j.id <> ALL(ARRAY(SELECT k.id FROM locked_job AS k))
+        ORDER BY j.scheduled_at, j.id
+        LIMIT :job_limit::bigint
+        FOR UPDATE SKIP LOCKED
+    ) AS due
+    LIMIT (
+        SELECT
+            CASE
+                WHEN count(*) < (SELECT max(s.seen) FROM share AS s) THEN :job_limit::bigint - count(*)
+                ELSE 0
+            END
+        FROM locked_job
+    )
+),
+
 claimed_job AS (
     UPDATE goqueue.jobs AS j
     SET
@@ -158,7 +195,14 @@ claimed_job AS (
         updated_at = statement_timestamp(),
         started_at = CASE WHEN j.attempts < j.max_attempts THEN statement_timestamp() ELSE j.started_at END,
         completed_at = CASE WHEN j.attempts >= j.max_attempts THEN statement_timestamp() END
-    WHERE j.id = ANY(ARRAY(SELECT l.id FROM locked_job AS l))
+    WHERE
+        j.id = ANY(
+            ARRAY(
+                SELECT k.id FROM locked_job AS k
+                UNION ALL
+                SELECT n.id FROM next_job AS n
+            )
+        )
     RETURNING
         j.id,
         j.queue,
@@ -201,7 +245,7 @@ SELECT
     c.updated_at,
     c.started_at,
     c.completed_at,
-    (SELECT max(s.seen) FROM share AS s) AS seen,
+    (SELECT count(*) FROM claimed_job) AS seen,
     pg_stat_get_xact_tuples_returned('goqueue.jobs_claim_idx'::regclass)
     - (SELECT b.entries FROM counted_before AS b) AS entries_read,
     (SELECT jsonb_agg(jsonb_build_array(l.queue, l.priority)) FROM lane AS l)::text AS lanes
