@@ -82,11 +82,11 @@ def _conninfo(config: DatabaseConfig) -> str:
         "idle_in_transaction_session_timeout": config.idle_in_transaction_timeout,
     }
     # Every statement here is short; compiling one (jit) takes longer than running it ever does.
-    options = [
-        "-c TimeZone=UTC",
-        "-c jit=off",
-        *(f"-c {name}={_milliseconds(value)}" for name, value in settings.items()),
-    ]
+    # Every statement is written for one plan, whatever its parameters: planning a page anew takes longer than reading
+    # it, and compiling (jit) longer still. So what EXPLAIN (GENERIC_PLAN) shows is what runs.
+    fixed = ("TimeZone=UTC", "plan_cache_mode=force_generic_plan", "jit=off")
+    options = [f"-c {setting}" for setting in fixed]
+    options += [f"-c {name}={_milliseconds(value)}" for name, value in settings.items()]
     # What the caller's own options say comes last, and so wins.
     options.append(str(given.get("options") or os.environ.get("PGOPTIONS", "")))
     # A server that vanishes without a word is given up after the statement's own time and a little more.
