@@ -51,6 +51,7 @@ GOOD: dict[str, tuple[str, object]] = {
     "database.connect_timeout": ("1s", timedelta(seconds=1)),
     "database.statement_timeout": ("0", timedelta(0)),
     "database.lock_timeout": ("0s", timedelta(0)),
+    "database.claim_resume_time": ("250ms", timedelta(milliseconds=250)),
     "database.idle_in_transaction_timeout": ("24d", timedelta(days=24)),
     "database.application_name": ("my app", "my app"),
     "database.prepare_threshold": ("None", None),
@@ -117,7 +118,10 @@ BAD: dict[str, list[str]] = {
 for _setting in SETTINGS:
     if isinstance(_setting.default, timedelta):
         BAD.setdefault(_setting.key, DURATIONS)
-MAY_BE_ZERO = {"database.statement_timeout", "database.lock_timeout", "database.idle_in_transaction_timeout"}
+MAY_BE_ZERO = {
+    "database.statement_timeout", "database.lock_timeout", "database.idle_in_transaction_timeout",
+    "database.claim_resume_time",
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -183,6 +187,7 @@ def test_defaults_are_the_documented_ones() -> None:
         "database.connect_timeout": "5s",
         "database.statement_timeout": "30s",
         "database.lock_timeout": "5s",
+        "database.claim_resume_time": "1s",
         "database.idle_in_transaction_timeout": "1m",
         "database.application_name": "goqueue",
         "database.prepare_threshold": 5,
