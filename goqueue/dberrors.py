@@ -65,7 +65,12 @@ def translate(error: psycopg.Error) -> GoQueueError:  # noqa: C901, PLR0911, PLR
             return SchemaError(f"{said}; run `pgmigrate migrate` on this database, with this version's migrations")
         case pg.InsufficientPrivilege():
             return SchemaError(f"{said}; grant the role what sql/README.md lists, or connect as another")
-        case psycopg.DataError():
+        case pg.IdleInTransactionSessionTimeout():
+            return StorageUnavailableError(
+                f"the transaction stood idle for too long: {said} "
+                "(GOQUEUE_DATABASE_IDLE_IN_TRANSACTION_TIMEOUT sets how long it may)"
+            )
+        case psycopg.DataError() | pg.ProgramLimitExceeded():
             return InvalidJobError(f"a value can't be stored: {said}")
         case psycopg.OperationalError() | psycopg.InterfaceError():
             return StorageUnavailableError(f"the database can't be reached or went away: {said}")

@@ -5,11 +5,21 @@ where there was one, is the ``__cause__``; passwords never appear.
 """
 
 from collections.abc import Sequence
+from typing import Any
 from uuid import UUID
 
 
 class GoQueueError(Exception):
-    """The base of every error that goqueue raises."""
+    """The base of every error that goqueue raises. All can be pickled, to cross processes."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.args, self.__dict__.copy())
+
+
+def _rebuild(kind: type[GoQueueError], args: tuple[Any, ...], state: dict[str, Any]) -> GoQueueError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error
 
 
 class ConfigError(GoQueueError):
@@ -20,9 +30,6 @@ class ConfigError(GoQueueError):
         count = len(self.problems)
         heading = "1 problem in the configuration:" if count == 1 else f"{count} problems in the configuration:"
         super().__init__("\n".join([heading, *(f"  - {problem}" for problem in self.problems)]))
-
-    def __reduce__(self) -> tuple[type["ConfigError"], tuple[tuple[str, ...]]]:
-        return type(self), (self.problems,)
 
 
 class InvalidJobError(GoQueueError, ValueError):
@@ -72,7 +79,8 @@ class JobStateError(GoQueueError):
 class LeaseLostError(GoQueueError):
     """The caller doesn't hold these jobs any more (``job_ids``): a lease expired, or the job was cancelled or deleted.
 
-    Stop working on them. Nothing was changed in them; the other jobs of the same call were changed as asked.
+    Stop working on them. Nothing was changed in them; the other jobs of the same call were changed as asked. It is also
+    what a second try says when the first one was committed and only its answer was lost.
     """
 
     def __init__(self, message: str, *, job_ids: Sequence[UUID]) -> None:
@@ -85,7 +93,11 @@ class StorageError(GoQueueError):
 
 
 class StorageUnavailableError(StorageError):
-    """The database can't be reached, or did not answer in time. Trying the same call again is safe."""
+    """The database can't be reached, or did not answer in time.
+
+    Trying the same call again is safe. It can find its own work done: `create_job` then gives the job, `complete_job`
+    says `LeaseLostError`.
+    """
 
 
 class TransactionConflictError(StorageError):

@@ -7,7 +7,7 @@ field, what was got and what is allowed. What the database gives (`Job`) is take
 import hashlib
 import sys
 from collections.abc import Collection, Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from math import isfinite
 from typing import Any, Final, Self
@@ -125,6 +125,8 @@ class Backoff(Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         check_interval("base", self.base)
         check_interval("maximum", self.maximum)
+        check_kind("factor", self.factor, int, float)
+        check_kind("jitter", self.jitter, int, float)
         if not 1 <= self.factor <= 100:
             raise InvalidJobError(f"factor must be from 1 to 100, not {_shown(self.factor)}")
         if not 0 <= self.jitter <= 1:
@@ -173,7 +175,7 @@ class NewJob(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         if (job_id := as_job_id(self.id)) is not self.id:
             msgspec.structs.force_setattr(self, "id", job_id)
         if self.scheduled_at is not None:
-            check_time("scheduled_at", self.scheduled_at)
+            msgspec.structs.force_setattr(self, "scheduled_at", check_time("scheduled_at", self.scheduled_at))
             if self.delay is not None:
                 raise InvalidJobError("scheduled_at and delay are both given; give one of them")
         if self.delay is not None:
@@ -219,7 +221,7 @@ class JobUpdate(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_un
         elif self.last_error not in (UNSET, None):
             raise InvalidJobError(f"last_error must be a string or None, not {_shown(self.last_error)}")
         if self.scheduled_at not in (UNSET, None):
-            check_time("scheduled_at", self.scheduled_at)
+            msgspec.structs.force_setattr(self, "scheduled_at", check_time("scheduled_at", self.scheduled_at))
 
 
 class JobFilter(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -243,14 +245,15 @@ class JobFilter(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def parameters(self) -> dict[str, Any]:
         """The filter as the parameters of list_jobs and count_jobs: sorted lists without repetition, times, or None."""
         try:
-            for name in _RANGE_FIELDS:
-                if (time := getattr(self, name)) is not None:
-                    check_time(name, time)
+            times = {
+                name: None if (time := getattr(self, name)) is None else check_time(name, time)
+                for name in _RANGE_FIELDS
+            }
             return {
                 "statuses": _several("status", self.status, as_status),
                 "queues": _several("queue", self.queue, lambda value: check_name("queue", value)),
                 "job_types": _several("job_type", self.job_type, lambda value: check_name("job_type", value)),
-                **{name: getattr(self, name) for name in _RANGE_FIELDS},
+                **times,
             }
         except InvalidFilterError:
             raise
@@ -403,14 +406,19 @@ def check_integer(name: str, value: object, least: int, most: int) -> None:
         raise InvalidJobError(f"{name} must be a whole number from {least:,} to {most:,}, not {_shown(value)}")
 
 
-def check_time(name: str, value: object) -> None:
-    """Raises `InvalidJobError` unless ``value`` is an aware datetime."""
+def check_time(name: str, value: object) -> datetime:
+    """``value`` in UTC, if it is an aware datetime; else `InvalidJobError`."""
     if not isinstance(value, datetime):
         raise InvalidJobError(f"{name} must be a datetime, not {_shown(value)}")
     if value.utcoffset() is None:
         raise InvalidJobError(
             f"{name} is {value.isoformat()} without a time zone; give an aware datetime, such as datetime.now(UTC)"
         )
+    try:
+        # In UTC, because JSON has no seconds in a time zone's offset, and so that equal times are written alike.
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise InvalidJobError(f"{name} is {value.isoformat()}, which is beyond the years 1 to 9999 in UTC") from None
 
 
 def check_interval(name: str, value: object) -> timedelta:
@@ -420,9 +428,16 @@ def check_interval(name: str, value: object) -> timedelta:
     return value
 
 
-def clean_text(value: str, most: int = 10_000) -> str:
+def check_kind(name: str, value: object, *kinds: type) -> None:
+    """Raises `InvalidJobError` unless ``value`` is of one of the kinds."""
+    if not isinstance(value, kinds):
+        wanted = " or a ".join(kind.__name__ for kind in kinds)
+        raise InvalidJobError(f"{name} must be a {wanted}, not {_shown(value)}")
+
+
+def clean_text(value: object, most: int = 10_000) -> str:
     """``value`` as PostgreSQL can hold it, at most ``most`` characters: no report of an error must be lost over one."""
-    text = value.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
+    text = str(value).replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 

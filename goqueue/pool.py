@@ -89,12 +89,16 @@ def _conninfo(config: DatabaseConfig) -> str:
     options += [f"-c {name}={_milliseconds(value)}" for name, value in settings.items()]
     # What the caller's own options say comes last, and so wins.
     options.append(str(given.get("options") or os.environ.get("PGOPTIONS", "")))
-    # A server that vanishes without a word is given up after the statement's own time and a little more.
+    # A host that vanishes without a word is given up after the statement's own time and a little more: tcp_user_timeout
+    # watches what was sent and not acknowledged, keepalives what was acknowledged and never answered.
     silence = config.statement_timeout + config.connect_timeout
     ours: dict[str, Any] = {
         "application_name": config.application_name,
         "connect_timeout": ceil(config.connect_timeout.total_seconds()),
         "tcp_user_timeout": _milliseconds(silence) if config.statement_timeout else 0,
+        "keepalives_idle": ceil(silence.total_seconds()),
+        "keepalives_interval": ceil(config.connect_timeout.total_seconds()),
+        "keepalives_count": 2,
         "client_encoding": "UTF8",
     }
     return make_conninfo(**{**ours, **given, "options": " ".join(options).strip()})

@@ -4,9 +4,10 @@ Imports the rest of the package; nothing in it but the public face and the comma
 """
 
 import logging
+import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Self
 from uuid import UUID
@@ -15,10 +16,21 @@ import psycopg
 from msgspec import UNSET
 from msgspec.structs import replace
 from psycopg import Connection
+from psycopg.conninfo import make_conninfo
+from psycopg.pq import TransactionStatus
 
-from goqueue.config import DatabaseConfig
+from goqueue.config import Config, DatabaseConfig
 from goqueue.dberrors import duplicate_of, translate
-from goqueue.errors import CorruptJobError, InvalidJobError, JobNotFoundError, JobStateError, LeaseLostError
+from goqueue.errors import (
+    CorruptJobError,
+    InvalidJobError,
+    JobNotFoundError,
+    JobStateError,
+    LeaseLostError,
+    StorageError,
+    StorageUnavailableError,
+    TransactionConflictError,
+)
 from goqueue.listener import Listener
 from goqueue.models import (
     MAX_PAGE,
@@ -36,6 +48,7 @@ from goqueue.models import (
     as_job_id,
     as_status,
     check_interval,
+    check_kind,
     check_limit,
     check_name,
     check_payload,
@@ -48,7 +61,7 @@ from goqueue.models import (
 )
 from goqueue.pool import Pool, open_connection, open_pool
 from goqueue.queries import load_queries
-from goqueue.resume import Resume
+from goqueue.resume import Lane, Position, Resume
 from goqueue.storage import Held, JobId, Jobs
 
 DEFAULT_LEASE = timedelta(minutes=5)
@@ -57,10 +70,15 @@ LEASE_TOKEN = Job.__struct_fields__.index("lease_token")
 
 _log = logging.getLogger("goqueue")
 
+# How often an insert that added nothing is tried again while the job in its way is not to be found.
+_TRIES = 100
+_SUPPRESSED = "the database adds no job and shows none in its way; look for a trigger, a rule or a policy that hides it"
+
 # A statement's one JSON parameter is kept far below jsonb's limit of 256 MB, and the client's memory modest.
 _MAX_BATCH_BYTES = 16 * 2**20
 
 _NO_FILTER = JobFilter()
+_FIRST: Position = (datetime(1, 1, 1, tzinfo=UTC), UUID(int=0))
 
 
 class _BoundTo:
@@ -69,14 +87,18 @@ class _BoundTo:
     def __get__(
         self, store: "PostgresStorage | None", owner: type["PostgresStorage"]
     ) -> Callable[[Connection[Any]], "PostgresStorage"]:
-        config, resumes = (DatabaseConfig(), None) if store is None else (store.config, store._resumes)  # noqa: SLF001
-
         def bound_to(connection: Connection[Any]) -> PostgresStorage:
             """The same methods on a psycopg connection of the caller's, inside the caller's transaction.
 
             It never commits, rolls back or closes; after an error from the server the transaction is the caller's to
             roll back, as always with psycopg. Its row factory doesn't matter. Queries: those of the methods.
             """
+            check_kind("connection", connection, Connection)
+            if store is not None:
+                config, resumes = store.config, store._resumes  # noqa: SLF001
+            else:  # `listen` opens a connection of its own, to the same database.
+                info = connection.info
+                config, resumes = DatabaseConfig(url=make_conninfo(info.dsn, password=info.password or None)), None
             return owner(lambda: nullcontext(connection), config, resumes=resumes)
 
         return bound_to
@@ -110,18 +132,23 @@ class PostgresStorage:
         self.config = config
         self._connections = connections
         self._pool = pool
+        self._process = os.getpid()
         self._resumes = {} if resumes is None else resumes
         self._queries = load_queries()
 
     @classmethod
-    def open(cls, config: DatabaseConfig | str = "") -> Self:
-        """A store over a connection pool. ``config``: a `DatabaseConfig`, or a URL alone (empty: the PG* variables).
+    def open(cls, config: DatabaseConfig | Config | str = "") -> Self:
+        """A store over a connection pool. ``config``: a `DatabaseConfig` (or the `Config` with it), or a URL alone
+        (empty: the PG* variables). Not to be used across a fork: open one in each process.
 
         Raises `ConfigError` for unusable settings, `StorageUnavailableError` when the server can't be reached, and
         `SchemaError` when the database has not been migrated. Close it, or use it in a ``with`` statement.
         """
         if isinstance(config, str):
             config = DatabaseConfig(url=config)
+        elif isinstance(config, Config):
+            config = config.database
+        check_kind("config", config, DatabaseConfig, str)
         pool = open_pool(config)
         store = cls(pool.connection, config, pool=pool)
         try:
@@ -159,14 +186,16 @@ class PostgresStorage:
 
         Queries: create_job, and find_duplicate_job when that added nothing.
         """
+        check_kind("job", job, NewJob)
         values = self._values(job)
         with self._connection() as connection:
-            while True:
+            for _ in range(_TRIES):
                 if row := self._queries.create_job(connection, **values):
                     return Job.from_row(row), True
                 if row := self._queries.find_duplicate_job(connection, id=job.id, idempotency_key=job.idempotency_key):
                     return Job.from_row(row), False
                 # The job in the way was deleted between the two statements: the way is free.
+        raise StorageError(_SUPPRESSED)
 
     def create_jobs(self, jobs: Iterable[NewJob]) -> list[tuple[UUID, bool]]:
         """Adds many jobs, all of them or on an error none. In the order given: (id, created).
@@ -209,7 +238,7 @@ class PostgresStorage:
         created: set[UUID] = set()
         taken: dict[UUID | str, UUID] = {}
         missing = batch
-        while missing:
+        for _ in range(_TRIES):
             document = b"[%b]" % b",".join(encoded for _, encoded in missing)
             created.update(row[0] for row in self._queries.create_jobs(connection, jobs=document.decode()))
             missing = [(job, encoded) for job, encoded in missing if job.id not in created]
@@ -217,6 +246,10 @@ class PostgresStorage:
                 taken.update(self._taken(connection, [job for job, _ in missing]))
                 # Neither added nor in the table: what was in the way has been deleted since, and the way is free.
                 missing = [item for item in missing if item[0].id not in taken and item[0].idempotency_key not in taken]
+            if not missing:
+                break
+        else:
+            raise StorageError(_SUPPRESSED)
         results = []
         for job, _ in batch:
             if job.id in created:
@@ -265,7 +298,8 @@ class PostgresStorage:
         A page can be short and not be the last: with a range of ``scheduled_at`` it ends after some 3,000 index
         entries.
         """
-        parameters = (job_filter or _NO_FILTER).parameters()
+        parameters = _parameters(job_filter)
+        page_limit = check_limit(limit)
         created_at, job_id = read_cursor(parameters, cursor)
         with self._connection() as connection:
             rows = list(
@@ -274,7 +308,7 @@ class PostgresStorage:
                     **parameters,
                     cursor_created_at=created_at,
                     cursor_id=job_id,
-                    page_limit=check_limit(limit),
+                    page_limit=page_limit,
                 )
             )
         *_, next_created_at, next_id = rows[0]
@@ -288,8 +322,9 @@ class PostgresStorage:
 
         Query: count_jobs.
         """
+        parameters = _parameters(job_filter)
         with self._connection() as connection:
-            count, exact = self._queries.count_jobs(connection, **(job_filter or _NO_FILTER).parameters())
+            count, exact = self._queries.count_jobs(connection, **parameters)
         return JobCount(count, exact=exact)
 
     # --- change -----------------------------------------------------------------------------------------------------
@@ -301,6 +336,7 @@ class PostgresStorage:
         for an idempotency key that another job has.
         """
         wanted = as_job_id(job_id)
+        check_kind("update", update, JobUpdate)
         changes = self._encode(update).decode()
         with self._connection() as connection:
             if row := self._queries.update_job(connection, id=wanted, changes=changes):
@@ -310,6 +346,8 @@ class PostgresStorage:
                 other = self._queries.get_job_by_idempotency_key(connection, idempotency_key=key)
                 if other is not None and other[0] != wanted:
                     raise duplicate_of(other[0], key)
+        if update.status is UNSET:
+            raise TransactionConflictError(f"job {wanted} was changed by another at the same time; try again")
         raise JobStateError(f"job {wanted} is {current.status} and can't become {update.status}; nothing was changed")
 
     def replace_pending_job(self, job: NewJob) -> Job:
@@ -318,6 +356,7 @@ class PostgresStorage:
         `DuplicateJobError` when the key's job is not pending any more; `InvalidJobError` for a job without a key.
         Query: replace_pending_job.
         """
+        check_kind("job", job, NewJob)
         if job.idempotency_key is None:
             raise InvalidJobError("replace_pending_job needs an idempotency_key to find the job by")
         with self._connection() as connection:
@@ -422,8 +461,9 @@ class PostgresStorage:
         given. While an old snapshot keeps dead index entries alive, a job that becomes due out of order can be
         overlooked for ``claim_resume_time`` (GOQUEUE_DATABASE_CLAIM_RESUME_TIME). Query: claim_jobs.
         """
+        values = _claim_values(queues, worker_id, limit, lease)
         with self._connection() as connection:
-            return self._claim(connection, _queue_names(queues), worker_id, limit, lease)
+            return self._claim(connection, values)
 
     def complete_and_claim(
         self,
@@ -436,10 +476,10 @@ class PostgresStorage:
         """`complete_jobs` and `claim_jobs` with one commit. When a lease was lost (`LeaseLostError`) the other jobs are
         completed, and none is claimed. Queries: complete_jobs, claim_jobs.
         """
-        names = _queue_names(queues)
+        values = _claim_values(queues, worker_id, limit, lease)
         with self._connection() as connection, self._transaction(connection):
             lost = self._settle(connection, self._queries.complete_jobs, leases)
-            jobs = [] if lost else self._claim(connection, names, worker_id, limit, lease)
+            jobs = [] if lost else self._claim(connection, values)
         _check_lost(lost)
         return jobs
 
@@ -553,17 +593,35 @@ class PostgresStorage:
             for queue, *counts, exact, age, expired in rows
         ]
 
-    def _claim(
-        self, connection: Connection[Any], queues: list[str], worker_id: str, limit: int, lease: timedelta
-    ) -> list[Job]:
-        values = {
-            "queues": queues,
-            "worker_id": check_name("worker_id", worker_id),
-            "job_limit": check_limit(limit),
-            "lease": check_interval("lease", lease),
-        }
-        resume = self._resumes.setdefault(tuple(queues), Resume(self.config.claim_resume_time.total_seconds()))
+    def _claim(self, connection: Connection[Any], values: dict[str, Any]) -> list[Job]:
+        resume = self._resumes.setdefault(
+            tuple(values["queues"]), Resume(self.config.claim_resume_time.total_seconds())
+        )
         lanes = resume.lanes()
+        jobs, seen, entries_read, found = self._take(connection, values, lanes)
+        resume.learn(
+            found,
+            {(job.queue, job.priority): (job.scheduled_at, job.id) for job in jobs},
+            resumed=lanes is not None,
+            entries_read=entries_read,
+            cheap=1000 + 10 * values["job_limit"],
+        )
+        if jobs or not seen:
+            return jobs
+        # Others had locked the jobs that were seen, or these are dead now. None is due only when none is behind them.
+        for queue, priority in sorted(found, key=lambda lane: lane[1]):
+            lane = {(queue, priority): (lanes or {}).get((queue, priority), _FIRST)}
+            while seen:
+                jobs, seen, *_ = self._take(connection, values, lane)
+                if jobs:
+                    return jobs
+            seen = 1
+        return []
+
+    def _take(
+        self, connection: Connection[Any], values: dict[str, Any], lanes: dict[Lane, Position] | None
+    ) -> tuple[list[Job], int, int, list[list[Any]]]:
+        """One claim, of all lanes or after the positions in some: the jobs, and what it has seen, read and found."""
         if lanes is None:
             where = dict.fromkeys(("lane_queues", "lane_priorities", "lane_times", "lane_ids"))
         else:
@@ -574,7 +632,7 @@ class PostgresStorage:
                 "lane_ids": [job_id for _, job_id in lanes.values()],
             }
         rows = list(self._queries.claim_jobs(connection, **values, **where))
-        *_, _seen, entries_read, found = rows[0]
+        *_, seen, entries_read, found = rows[0]
         jobs, unreadable = [], []
         for row in rows:
             if row[0] is not None:
@@ -582,19 +640,12 @@ class PostgresStorage:
                     jobs.append(Job.from_row(row[:-3]))
                 except CorruptJobError as error:
                     unreadable.append((Lease(row[0], row[LEASE_TOKEN]), error))
-        resume.learn(
-            decode_payload(found) if found else [],
-            {(job.queue, job.priority): (job.scheduled_at, job.id) for job in jobs},
-            resumed=lanes is not None,
-            entries_read=entries_read,
-            cheap=1000 + 10 * limit,
-        )
         if unreadable:
             for _, corrupt in unreadable:
                 _log.error("%s; it is set aside as dead", corrupt, extra={"job_id": corrupt.job_id})
             leases, reasons = zip(*unreadable, strict=True)
             self._settle(connection, self._queries.bury_jobs, leases, [str(reason) for reason in reasons])
-        return jobs
+        return jobs, seen, entries_read, decode_payload(found) if found else []
 
     def _settle(
         self,
@@ -606,7 +657,7 @@ class PostgresStorage:
     ) -> list[UUID]:
         """Runs a query over leases, in the order of their ids, so that two callers never wait for each other. The ids
         of the jobs that the caller doesn't hold; into ``statuses`` go those that the query gives."""
-        held = [(lease.id, lease.lease_token) for lease in leases]
+        held = [(as_job_id(lease.id), lease.lease_token) for lease in leases]
         order = sorted(range(len(held)), key=lambda place: held[place])
         values: dict[str, Any] = {
             "ids": [held[place][0] for place in order],
@@ -618,7 +669,8 @@ class PostgresStorage:
         if statuses is not None:
             statuses.update((job_id, JobStatus(status)) for job_id, status in rows)
         done = {row[0] for row in rows}
-        return [job_id for job_id, _ in held if job_id not in done]
+        newest = dict(sorted(held))
+        return [job_id for job_id, token in held if job_id not in done or token < newest[job_id]]
 
     def ping(self) -> None:
         """Returns when the server answers and the table can be read. Query: ping."""
@@ -629,6 +681,9 @@ class PostgresStorage:
 
     @contextmanager
     def _connection(self) -> Iterator[Connection[Any]]:
+        if self._pool is not None and self._process != os.getpid():
+            # Two processes on one socket read each other's answers.
+            raise StorageUnavailableError("this store was opened in the process this one was forked from; open another")
         try:
             with self._connections() as connection:
                 yield connection
@@ -636,8 +691,11 @@ class PostgresStorage:
             raise translate(exc) from exc
 
     def _transaction(self, connection: Connection[Any]) -> AbstractContextManager[object]:
-        """All or nothing on a connection of our own; on the caller's, the transaction is the caller's affair."""
-        return nullcontext() if self._pool is None else connection.transaction()
+        """All or nothing: a transaction on a connection of our own, or on the caller's in autocommit; a savepoint in
+        the caller's transaction, which stays the caller's to commit."""
+        if not connection.autocommit and connection.info.transaction_status == TransactionStatus.IDLE:
+            self._queries.ping(connection)  # psycopg begins the caller's transaction with it, and not one of ours
+        return connection.transaction()
 
     def _values(self, job: NewJob) -> dict[str, Any]:
         """The parameters of the queries that add one job."""
@@ -674,6 +732,13 @@ class PostgresStorage:
         return encode_json(job)
 
 
+def _parameters(job_filter: JobFilter | None) -> dict[str, Any]:
+    if job_filter is None:
+        return _NO_FILTER.parameters()
+    check_kind("job_filter", job_filter, JobFilter)
+    return job_filter.parameters()
+
+
 def _found(row: tuple[Any, ...] | None, message: str) -> Job:
     if row is None:
         raise JobNotFoundError(message)
@@ -687,6 +752,16 @@ def _check_lost(job_ids: list[UUID]) -> None:
             f"not held any more: {names}; the lease expired, or the job was cancelled or deleted: stop working on it",
             job_ids=job_ids,
         )
+
+
+def _claim_values(queues: str | Collection[str], worker_id: str, limit: int, lease: timedelta) -> dict[str, Any]:
+    """The parameters of claim_jobs but for the lanes."""
+    return {
+        "queues": _queue_names(queues),
+        "worker_id": check_name("worker_id", worker_id),
+        "job_limit": check_limit(limit),
+        "lease": check_interval("lease", lease),
+    }
 
 
 def _queue_names(queues: str | Collection[str]) -> list[str]:

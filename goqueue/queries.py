@@ -70,7 +70,8 @@ class _Adapter(PyFormatAdapter):
         return f"{first_word} /* goqueue:{query_name} */ {rest}"
 
     def _cursor(self, conn: Any) -> Any:
-        return conn.cursor(row_factory=tuple_row)
+        # psycopg's plain cursor, whichever kind the connection makes.
+        return psycopg.Cursor(conn, row_factory=tuple_row)
 
     def select(
         self, conn: Any, query_name: str, sql: str, parameters: Any, record_class: Any = None
@@ -82,6 +83,10 @@ class _Adapter(PyFormatAdapter):
         with self._cursor(conn) as cursor:
             rows = _rows(cursor.execute(sql, parameters))
         return rows[0] if rows else None
+
+    def select_value(self, conn: Any, query_name: str, sql: str, parameters: Any) -> Any:
+        row = self.select_one(conn, query_name, sql, parameters)
+        return None if row is None else row[0]
 
 
 @cache

@@ -9,9 +9,9 @@
 
 -- name: claim_jobs(queues, worker_id, job_limit, lease, lane_queues, lane_priorities, lane_times, lane_ids)
 -- Takes due jobs of the queues: by priority, then scheduled_at, then id. A job whose attempts are used up becomes dead.
--- Returns: the jobs taken, in that order, each with: how many due jobs were seen, those that became dead included, how
--- many entries of the claim index were read, and the lanes (queue and priority) there are. Without a job one row with
--- these alone.
+-- Returns: the jobs taken, in that order, each with: how many due jobs were seen, which others had locked and which became
+-- dead included, how many entries of the claim index were read, and the lanes (queue and priority) there are. Without a
+-- job one row with these alone.
 -- Index: jobs_claim_idx, jobs_pkey.
 -- Locks: the jobs taken; those that others have locked are passed over (SKIP LOCKED), never waited for.
 -- Notes: A lane is a queue and a priority, and each is visited for itself: so scheduled_at is a range on the last column
@@ -144,43 +144,6 @@ locked_job AS MATERIALIZED (
     ) AS due
 ),
 
--- When others had locked some of the first jobs, what comes next, lane by lane: none stays behind in a lane that had no
--- share. The limit, which is zero otherwise, stops the nested loop before a job too many is locked.
-next_job AS MATERIALIZED (
-    SELECT due.id
-    FROM (
-        SELECT
-            l.queue,
-            l.priority,
-            l.after_time,
-            l.after_id
-        FROM lane AS l
-        ORDER BY l.priority
-    ) AS by_priority
-    CROSS JOIN LATERAL (
-        SELECT j.id
-        FROM goqueue.jobs AS j
-        WHERE
-            j.status = 'pending'
-            AND j.queue = by_priority.queue
-            AND j.priority = by_priority.priority
-            AND j.scheduled_at <= statement_timestamp()
-            AND (j.scheduled_at, j.id) > (by_priority.after_time, by_priority.after_id)
-            AND j.id <> ALL(ARRAY(SELECT k.id FROM locked_job AS k))
-        ORDER BY j.scheduled_at, j.id
-        LIMIT :job_limit::bigint
-        FOR UPDATE SKIP LOCKED
-    ) AS due
-    LIMIT (
-        SELECT
-            CASE
-                WHEN count(*) < (SELECT max(s.seen) FROM share AS s) THEN :job_limit::bigint - count(*)
-                ELSE 0
-            END
-        FROM locked_job
-    )
-),
-
 claimed_job AS (
     UPDATE goqueue.jobs AS j
     SET
@@ -190,19 +153,12 @@ claimed_job AS (
         locked_at = CASE WHEN j.attempts < j.max_attempts THEN statement_timestamp() END,
         lease_token = j.lease_token + 1,
         lease_expires_at = CASE
-            WHEN j.attempts < j.max_attempts THEN statement_timestamp() + :lease::interval
+            WHEN j.attempts < j.max_attempts THEN statement_timestamp() + extract(epoch FROM :lease::interval) * INTERVAL '1 second'
         END,
         updated_at = statement_timestamp(),
         started_at = CASE WHEN j.attempts < j.max_attempts THEN statement_timestamp() ELSE j.started_at END,
         completed_at = CASE WHEN j.attempts >= j.max_attempts THEN statement_timestamp() END
-    WHERE
-        j.id = ANY(
-            ARRAY(
-                SELECT k.id FROM locked_job AS k
-                UNION ALL
-                SELECT n.id FROM next_job AS n
-            )
-        )
+    WHERE j.id = ANY(ARRAY(SELECT l.id FROM locked_job AS l))
     RETURNING
         j.id,
         j.queue,
@@ -245,7 +201,7 @@ SELECT
     c.updated_at,
     c.started_at,
     c.completed_at,
-    (SELECT count(*) FROM claimed_job) AS seen,
+    coalesce((SELECT max(s.seen) FROM share AS s), (SELECT count(*) FROM claimed_job)) AS seen,
     pg_stat_get_xact_tuples_returned('goqueue.jobs_claim_idx'::regclass)
     - (SELECT b.entries FROM counted_before AS b) AS entries_read,
     (SELECT jsonb_agg(jsonb_build_array(l.queue, l.priority)) FROM lane AS l)::text AS lanes
@@ -268,7 +224,7 @@ WITH lease AS MATERIALIZED (
 
 UPDATE goqueue.jobs AS j
 SET
-    lease_expires_at = statement_timestamp() + :lease::interval,
+    lease_expires_at = statement_timestamp() + extract(epoch FROM :lease::interval) * INTERVAL '1 second',
     updated_at = statement_timestamp()
 WHERE
     j.id = ANY(ARRAY(SELECT l.id FROM lease AS l))
@@ -347,7 +303,7 @@ failed_job AS (
         lease_expires_at = NULL,
         scheduled_at = CASE
             WHEN j.attempts < j.max_attempts THEN statement_timestamp() + coalesce(
-                :retry_in::interval,
+                extract(epoch FROM :retry_in::interval) * INTERVAL '1 second',
                 -- In seconds: an interval overflows where a double does not. The exponent's bound keeps the power a number;
                 -- the times it would matter are beyond any max.
                 least(

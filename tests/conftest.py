@@ -1,8 +1,13 @@
 """What the whole suite needs in common. Imports goqueue's plugin by name, and hypothesis."""
 
 import os
+from collections.abc import Iterator
 
+import psycopg
+import pytest
 from hypothesis import HealthCheck, settings
+
+from goqueue import PostgresStorage, Storage
 
 pytest_plugins = ["goqueue.pytest_plugin", "pytester"]
 
@@ -11,3 +16,14 @@ settings.register_profile("goqueue", deadline=None, suppress_health_check=[Healt
 # The same examples at every run: a pull request must not fail by chance.
 settings.register_profile("goqueue-ci", settings.get_profile("goqueue"), derandomize=True)
 settings.load_profile("goqueue-ci" if os.environ.get("CI") else "goqueue")
+
+
+@pytest.fixture(params=["pool", "bound"])
+def store(request: pytest.FixtureRequest, goqueue_database: str) -> Iterator[Storage]:
+    """Every way to get a storage, each on the test's database; what is tested with it is the contract."""
+    if request.param == "pool":
+        with PostgresStorage.open(goqueue_database) as opened:
+            yield opened
+    else:
+        with psycopg.connect(goqueue_database, autocommit=True) as connection:
+            yield PostgresStorage.bound_to(connection)

@@ -1,6 +1,6 @@
 """What every storage backend has to do: the methods of `goqueue.Storage`, one behaviour a test.
 
-A backend joins by a fixture parameter that opens it on the test's database.
+The `store` is conftest's: a backend joins by a parameter of that fixture which opens it on the test's database.
 """
 
 from collections.abc import Iterator
@@ -8,7 +8,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
-import psycopg
 import pytest
 
 from goqueue import (
@@ -24,19 +23,8 @@ from goqueue import (
     JobStatus,
     JobUpdate,
     NewJob,
-    PostgresStorage,
     Storage,
 )
-
-
-@pytest.fixture(params=["pool", "bound"])
-def store(request: pytest.FixtureRequest, goqueue_database: str) -> Iterator[Storage]:
-    if request.param == "pool":
-        with PostgresStorage.open(goqueue_database) as opened:
-            yield opened
-    else:
-        with psycopg.connect(goqueue_database, autocommit=True) as connection:
-            yield PostgresStorage.bound_to(connection)
 
 
 def fill(store: Storage, count: int, **fields: Any) -> list[UUID]:

@@ -1,7 +1,6 @@
 """What the README says is true: its examples run, its commands and links exist."""
 
 import re
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +32,10 @@ def test_the_example_in_a_transaction_runs(goqueue_database: str, goqueue_store:
 
 def test_the_workers_example_runs(goqueue_store: PostgresStorage) -> None:
     goqueue_store.create_jobs(NewJob(job_type="t", payload=number) for number in range(25))
-    names = {"store": goqueue_store, "timedelta": lambda **parts: timedelta(**parts) / 10}
-    exec(EXAMPLES[2], names)
+    # The worker's loop has no end; here it ends when the jobs do.
+    example = EXAMPLES[2].replace("listener.wait(timedelta(seconds=1))", "break")
+    assert example != EXAMPLES[2]
+    exec(example, {"store": goqueue_store})
     assert goqueue_store.count_jobs(JobFilter(status="completed")) == 25
 
 

@@ -1,4 +1,4 @@
-"""`python -m tests.bench`: runs the measurements, prints their table, writes their JSON.
+"""`python -m tests.bench`: runs the measurements, prints their table, writes their JSON and draws it.
 
 Imports goqueue.embedded, rich and the modules beside it.
 """
@@ -18,7 +18,10 @@ from goqueue.embedded import EmbeddedServer
 from tests.bench.harness import Bench, Line, checkout
 from tests.bench.indexes import measure_indexes
 from tests.bench.lists import measure_list_jobs
+from tests.bench.picture import draw
 from tests.bench.single import measure_create_job, measure_create_jobs, measure_get_job, measure_memory
+from tests.bench.triggers import measure_triggers
+from tests.bench.work import measure_pinned, measure_work
 
 MEASUREMENTS: dict[str, Callable[[Bench], list[Line]]] = {
     "create_job": measure_create_job,
@@ -27,6 +30,9 @@ MEASUREMENTS: dict[str, Callable[[Bench], list[Line]]] = {
     "memory": measure_memory,
     "list_jobs": measure_list_jobs,
     "indexes": measure_indexes,
+    "work": measure_work,
+    "pinned": measure_pinned,
+    "triggers": measure_triggers,
 }
 # Room for the tables, and no checkpoint amid a measurement. Commits wait for the disk, as they do by default.
 _SETTINGS = {"shared_buffers": "512MB", "max_wal_size": "4GB", "checkpoint_timeout": "30min"}
@@ -52,7 +58,8 @@ def main() -> None:
         version = server.version
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_bytes(msgspec.json.format(msgspec.json.encode(lines), indent=2) + b"\n")
-    written = [options.output]
+    written = [options.output, options.output.with_suffix(".svg")]
+    draw(options.output, written[-1])
     if bench.plans:
         written.append(options.output.with_name("plans.txt"))
         written[-1].write_text(bench.plans, encoding="utf-8")
@@ -73,7 +80,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, help="rows of the table that is listed (default: 1,000,000; quick: 5,000)")
     parser.add_argument("--only", action="append", choices=list(MEASUREMENTS), help="this measurement (repeatable)")
     default = checkout() / ".bench" / "results.json"
-    parser.add_argument("--output", type=Path, default=default, help="the JSON; plans.txt goes beside it")
+    parser.add_argument("--output", type=Path, default=default, help="the JSON; its picture and plans.txt go beside it")
     return parser.parse_args()
 
 

@@ -3,6 +3,7 @@
 Imports goqueue.embedded, goqueue.migrate, psycopg and rich.
 """
 
+import os
 import re
 import subprocess
 import tempfile
@@ -142,8 +143,8 @@ class Bench:
 
     def pgbench(
         self, url: str, script: str, transactions: int, variables: Mapping[str, str] | None = None
-    ) -> tuple[float, float]:
-        """Transactions a second of one client running ``script``, and the seconds that its last statement took."""
+    ) -> tuple[float, list[float]]:
+        """Transactions a second of one client running ``script``, and the seconds that each of its commands took."""
         with tempfile.NamedTemporaryFile("w", suffix=".sql", encoding="utf-8") as file:
             file.write(script)
             file.flush()
@@ -154,13 +155,15 @@ class Bench:
                     *(f"--define={name}={value}" for name, value in (variables or {}).items()),
                     url,
                 ],
+                # As on the store's connections.
+                env=os.environ | {"PGOPTIONS": "-c plan_cache_mode=force_generic_plan -c jit=off"},
                 capture_output=True, text=True, check=False,
             )  # fmt: skip
         rate = re.search(r"^tps = ([\d.]+)", run.stdout, re.MULTILINE)
         latencies = re.findall(r"^ +([\d.]+) +\d+ +\S", run.stdout, re.MULTILINE)
         if run.returncode != 0 or rate is None or not latencies:
             raise RuntimeError(f"pgbench failed:\n{run.stderr.strip()}\n{run.stdout.strip()}")
-        return float(rate[1]), float(latencies[-1]) / 1000
+        return float(rate[1]), [float(latency) / 1000 for latency in latencies]
 
 
 def rendered(statement: str, values: Mapping[str, str]) -> str:

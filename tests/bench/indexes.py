@@ -1,6 +1,7 @@
-"""What each index of goqueue.jobs, and all CHECK constraints together, cost an insert and a change of status.
+"""What each index of goqueue.jobs, and all CHECK constraints together, cost an insert, a change of status, and a job's
+claim and completion by the statements of sql/.
 
-Imports goqueue, psycopg, tests.bench.harness and tests.bench.seed.
+Imports goqueue, psycopg, tests.bench.harness, tests.bench.seed and tests.bench.work.
 """
 
 from contextlib import ExitStack
@@ -11,11 +12,13 @@ from uuid import uuid4
 import psycopg
 from psycopg import sql
 
-from goqueue import NewJob
+from goqueue import DatabaseConfig, NewJob
 from goqueue.models import encode_json
+from goqueue.pool import open_connection
 from goqueue.queries import load_queries
 from tests.bench.harness import Bench, Line, seconds
 from tests.bench.seed import seed
+from tests.bench.work import QUEUE, Bare
 
 _INDEXES = ("claim", "idempotency_key", "status", "queue")
 _BATCH = 1000
@@ -47,7 +50,7 @@ def measure_indexes(bench: Bench) -> list[Line]:
         connections = []
         for number, step in enumerate(steps):
             url = stack.enter_context(bench.database(f"bench_index_{number}", template="bench_index_base"))
-            connection = stack.enter_context(psycopg.connect(url, autocommit=True, prepare_threshold=0))
+            connection = stack.enter_context(open_connection(DatabaseConfig(url=url, prepare_threshold=0)))
             connection.execute("SET synchronous_commit = off")
             connection.execute("ALTER TABLE goqueue.jobs SET (autovacuum_enabled = off)")
             if step == "no CHECKs":
@@ -61,18 +64,27 @@ def measure_indexes(bench: Bench) -> list[Line]:
             _one_round(connection, 1)
         inserts: list[list[float]] = [[] for _ in steps]
         changes: list[list[float]] = [[] for _ in steps]
+        works: list[list[float]] = [[] for _ in steps[1:]]
         for number in range(bench.rounds):
             bench.tell(f"indexes: round {number + 1} of {bench.rounds}")
             taken = [[_one_round(connection, batches) for connection in connections] for _ in range(slices)]
             for place, pairs in enumerate(zip(*taken, strict=True)):
                 inserts[place].append(median(insert for insert, _ in pairs))
                 changes[place].append(median(change for _, change in pairs))
+            # Without the claim index a claim reads the whole table: the first step is left out.
+            worked = [[_work(connection, batches) for connection in connections[1:]] for _ in range(slices)]
+            for place, times in enumerate(zip(*worked, strict=True)):
+                works[place].append(median(times))
     lines = []
     for work, samples in (("insert", inserts), ("status change", changes)):
         lines.append(bench.line(f"{work}, primary key alone", "µs", samples[0]))
         for place, name in enumerate(_INDEXES, start=1):
             lines.append(_marginal(bench, f"{work}, + {name} index", samples[place], samples[place - 1]))
         lines.append(_marginal(bench, f"{work}, + CHECKs", samples[-2], samples[-1]))
+    lines.append(bench.line("claim + complete, claim index alone", "µs", works[0]))
+    for place, name in enumerate(_INDEXES[1:], start=1):
+        lines.append(_marginal(bench, f"claim + complete, + {name} index", works[place], works[place - 1]))
+    lines.append(_marginal(bench, "claim + complete, + CHECKs", works[-2], works[-1]))
     return lines
 
 
@@ -95,10 +107,17 @@ def _one_round(connection: psycopg.Connection[Any], batches: int) -> tuple[float
     return insert / (batches * _BATCH) * 1e6, change / (batches * _BATCH) * 1e6
 
 
-def _new_job() -> NewJob:
-    return NewJob(
-        job_type="type_1", queue="queue_00", payload={"to": "user1@example.com"}, idempotency_key=str(uuid4())
-    )
+def _work(connection: psycopg.Connection[Any], batches: int) -> float:
+    """Microseconds a job for its claim and its completion, in batches of 1000."""
+    for _ in range(batches):
+        jobs = encode_json([_new_job(QUEUE) for _ in range(_BATCH)]).decode()
+        connection.execute(load_queries().create_jobs.sql, {"jobs": jobs})
+    bare = Bare(connection, _BATCH)
+    return seconds(lambda: [bare.complete(bare.claim()) for _ in range(batches)]) / (batches * _BATCH) * 1e6
+
+
+def _new_job(queue: str = "queue_00") -> NewJob:
+    return NewJob(job_type="type_1", queue=queue, payload={"to": "user1@example.com"}, idempotency_key=str(uuid4()))
 
 
 def _marginal(bench: Bench, name: str, with_it: list[float], without: list[float]) -> Line:

@@ -85,7 +85,7 @@ def _first_page(bench: Bench, url: str) -> list[Line]:
 
         ours()  # prepares the statement, and warms the server's memory
         floors, mine = bench.interleaved(
-            "list_jobs, page 1", lambda: bench.pgbench(url, script, count)[1] * _MILLISECONDS, ours, slices=8
+            "list_jobs, page 1", lambda: bench.pgbench(url, script, count)[1][-1] * _MILLISECONDS, ours, slices=8
         )
     return [bench.line("list_jobs, page 1, no filter", "ms", mine, floors, target=Target("value", "at most", 10))]
 

@@ -92,7 +92,7 @@ def measure_get_job(bench: Bench) -> list[Line]:
             lambda: each(store.get_job),
             lambda: each(bound.get_job),
             lambda: each(lambda job_id: cursor.execute(statement, {"id": job_id}, prepare=True).fetchone()),
-            lambda: bench.pgbench(url, script, count, {"id": str(ids[0])})[1] * 1e6,
+            lambda: bench.pgbench(url, script, count, {"id": str(ids[0])})[1][-1] * 1e6,
             slices=15,
         )
     share = [whole - part for whole, part in zip(mine, in_hand, strict=True)]
@@ -131,7 +131,7 @@ def measure_create_jobs(bench: Bench) -> list[Line]:
             for n in range(batches):
                 document = encode_json([new_job() for _ in range(size)]).decode()
                 connection.execute("INSERT INTO public.document VALUES (%s, %s)", (n + 1, document))
-            return size / bench.pgbench(url, script, batches, {"n": "0"})[1]
+            return size / bench.pgbench(url, script, batches, {"n": "0"})[1][-1]
 
         def made_inside() -> float:
             empty()

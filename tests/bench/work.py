@@ -1,0 +1,385 @@
+"""What a worker costs: claims and completions by one, by a hundred and by four processes, and under an old snapshot.
+
+Imports goqueue, psycopg and tests.bench.harness.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from statistics import mean, median
+from typing import Any
+from urllib.parse import quote
+from uuid import UUID
+
+import psycopg
+
+from goqueue import DatabaseConfig, Job, PostgresStorage
+from goqueue.pool import open_connection
+from goqueue.queries import load_queries
+from goqueue.resume import Resume
+from tests.bench.harness import Bench, Line, Target, checkout, rendered, seconds
+
+QUEUE = "mail"
+_LEASE = "5 minutes"
+_TOKEN = Job.__struct_fields__.index("lease_token")
+_BATCH = 100
+
+# Due, in an order of their own, so that the nth claim of a hundred takes the nth hundred.
+_FILL = """
+INSERT INTO goqueue.jobs (id, queue, job_type, payload, scheduled_at)
+SELECT
+    uuidv7(), %(queue)s, 'send_email', '{"to": "user1@example.com", "template": "welcome", "tries": 3}',
+    now() - interval '1 hour' + n * interval '1 millisecond'
+FROM generate_series(1, %(count)s::integer) AS n
+"""
+_BATCHES = """
+INSERT INTO public.batch (n, ids, tokens)
+SELECT r.place / %(size)s + 1, array_agg(r.id ORDER BY r.place), array_agg(r.lease_token + 1 ORDER BY r.place)
+FROM (
+    SELECT j.id, j.lease_token, row_number() OVER (ORDER BY j.priority, j.scheduled_at, j.id) - 1 AS place
+    FROM goqueue.jobs AS j
+    WHERE j.status = 'pending'
+) AS r
+GROUP BY 1
+"""
+_FINISHED = """
+INSERT INTO goqueue.jobs (
+    id, queue, job_type, payload, status, attempts, lease_token, scheduled_at, created_at, updated_at, started_at,
+    completed_at
+)
+SELECT
+    uuidv7(d.at - now()), %(queue)s, 'send_email', '{"to": "user1@example.com", "template": "welcome", "tries": 3}',
+    'completed', 1, 1, d.at, d.at, d.at, d.at, d.at
+FROM (
+    SELECT now() - interval '28 days' * (1 - n / %(count)s::double precision) - interval '2 hours' AS at
+    FROM generate_series(1, %(count)s::integer) AS n
+) AS d
+"""
+
+
+class Bare:
+    """What a caller would write without the store: the same statements on one connection with the store's settings."""
+
+    def __init__(self, connection: psycopg.Connection[Any], limit: int) -> None:
+        queries = load_queries()
+        self._connection = connection
+        self._claim, self._complete = queries.claim_jobs.sql, queries.complete_jobs.sql
+        given = {"queues": [QUEUE], "worker_id": "bench", "job_limit": limit, "lease": _LEASE}
+        # Nulls: look through all lanes.
+        self._values = dict.fromkeys(queries.claim_jobs.parameters) | given
+
+    def claim(self) -> list[tuple[Any, ...]]:
+        rows = self._connection.execute(self._claim, self._values, prepare=True).fetchall()
+        return rows if rows[0][0] is not None else []
+
+    def complete(self, rows: Sequence[tuple[Any, ...]]) -> None:
+        values = {"ids": [row[0] for row in rows], "tokens": [row[_TOKEN] for row in rows]}
+        self._connection.execute(self._complete, values, prepare=True).fetchall()
+
+
+class _Table:
+    """A database with jobs to work off, a store of one connection and a bare connection, all with autovacuum off: the
+    rows of one sample are removed before the next, and never amid it."""
+
+    def __init__(self, stack: ExitStack, bench: Bench, name: str, finished: int = 0) -> None:
+        self.url = stack.enter_context(bench.database(name))
+        self.config = DatabaseConfig(url=self.url, pool_max_size=1)
+        self.store = stack.enter_context(PostgresStorage.open(self.config))
+        self.bare = stack.enter_context(open_connection(self.config))
+        self.admin = stack.enter_context(psycopg.connect(self.url, autocommit=True))
+        self.admin.execute("ALTER TABLE goqueue.jobs SET (autovacuum_enabled = off)")
+        self.admin.execute("CREATE TABLE public.batch (n bigint PRIMARY KEY, ids uuid[], tokens bigint[])")
+        if finished:
+            self.admin.execute(_FINISHED, {"queue": QUEUE, "count": finished})
+            self.admin.execute("VACUUM ANALYZE goqueue.jobs")
+
+    def fill(self, count: int) -> None:
+        self.admin.execute("DELETE FROM goqueue.jobs WHERE updated_at > now() - interval '1 hour'")
+        self.admin.execute("VACUUM goqueue.jobs")
+        self.admin.execute(_FILL, {"queue": QUEUE, "count": count})
+        self.admin.execute("ANALYZE goqueue.jobs")
+
+    def note_batches(self) -> None:
+        """Writes down which jobs each claim of a hundred will take."""
+        self.admin.execute("TRUNCATE public.batch")
+        self.admin.execute(_BATCHES, {"size": _BATCH})
+
+    def check(self) -> None:
+        """A floor that leaves jobs behind has measured something else."""
+        left = self.admin.execute("SELECT count(*) FROM goqueue.jobs WHERE status IN ('pending', 'running')").fetchone()
+        if left != (0,):
+            raise RuntimeError(f"{left} jobs were not worked off")
+
+    def jobs_per_second(self, count: int, work: Callable[[], object]) -> float:
+        self.fill(count)
+        taken = seconds(work)
+        self.check()
+        return count / taken
+
+    def cpu(self, count: int, work: Callable[[], object]) -> float:
+        """Microseconds of this process's own time a job."""
+        self.fill(count)
+        start = time.process_time()
+        work()
+        taken = time.process_time() - start
+        self.check()
+        return taken / count * 1e6
+
+
+def _by_store(store: PostgresStorage, limit: int) -> None:
+    while jobs := store.claim_jobs(QUEUE, "bench", limit):
+        store.complete_jobs(jobs)
+
+
+def _by_store_at_once(store: PostgresStorage, limit: int) -> None:
+    jobs: list[Job] = store.claim_jobs(QUEUE, "bench", limit)
+    while jobs:
+        jobs = store.complete_and_claim(jobs, QUEUE, "bench", limit)
+
+
+def _by_bare(connection: psycopg.Connection[Any], limit: int) -> None:
+    bare = Bare(connection, limit)
+    while rows := bare.claim():
+        bare.complete(rows)
+
+
+def _by_bare_at_once(connection: psycopg.Connection[Any], limit: int) -> None:
+    bare = Bare(connection, limit)
+    rows = bare.claim()
+    while rows:
+        with connection.transaction():
+            bare.complete(rows)
+            rows = bare.claim()
+
+
+def _claim_script(limit: int) -> tuple[str, dict[str, str]]:
+    """pgbench's text of claim_jobs, and its variables. One that it was not given is null, as in the store's call."""
+    claim = load_queries().claim_jobs
+    variables = {"queues": f"{{{QUEUE}}}", "worker_id": "bench", "job_limit": str(limit), "lease": _LEASE}
+    return rendered(claim.sql, {name: f":{name}" for name in claim.parameters}), variables
+
+
+def _pgbench_single(bench: Bench, table: _Table, count: int) -> float:
+    """The very two statements; the id and the token go from the one to the other as variables."""
+    claim, variables = _claim_script(1)
+    complete = rendered(load_queries().complete_jobs.sql, {"ids": "ARRAY[:id]", "tokens": "ARRAY[:lease_token]"})
+    table.fill(count)
+    rate = bench.pgbench(table.url, f"{claim.rstrip().rstrip(';')} \\gset\n{complete}", count, variables)[0]
+    table.check()
+    return rate
+
+
+def _pgbench_batches(bench: Bench, table: _Table, count: int) -> float:
+    r"""The very two statements, which send and get all that psycopg does.
+
+    pgbench can't make an array of a hundred rows (\gset takes one), and a claim wrapped in another query is not the
+    same SQL. But which jobs the nth claim takes is known before: their ids and tokens lie ready in a scratch table.
+    What counts is the time of the claim and of the completion, as pgbench reports it for each command; reading the
+    scratch table does not. The rows' way into the client's memory is in it, their way into objects is not.
+    """
+    claim, variables = _claim_script(_BATCH)
+    complete = rendered(load_queries().complete_jobs.sql, {"ids": ":ids", "tokens": ":tokens"})
+    script = f"\\set n :n + 1\nSELECT ids, tokens FROM public.batch WHERE n = :n \\gset\n{claim}\n{complete}"
+    table.fill(count)
+    table.note_batches()
+    latencies = bench.pgbench(table.url, script, count // _BATCH, variables | {"n": "0"})[1]
+    table.check()
+    return _BATCH / sum(latencies[-2:])
+
+
+def measure_work(bench: Bench) -> list[Line]:
+    """Every commit waits for the disk. The stores of one process have one connection."""
+    with ExitStack() as stack:
+        table = _Table(stack, bench, "bench_work")
+        return [
+            *_singles(bench, table),
+            *_batches(bench, table),
+            *_finished(bench, table),
+            *_cpu(bench, table),
+            *_processes(bench, table),
+        ]
+
+
+def _singles(bench: Bench, table: _Table) -> list[Line]:
+    # Enough for pgbench's first statements, which its new connection has to plan, not to count.
+    count = bench.size(400, 20)
+    floors, mine, bares = bench.interleaved(
+        "claim 1 + complete 1",
+        lambda: _pgbench_single(bench, table, count),
+        lambda: table.jobs_per_second(count, lambda: _by_store(table.store, 1)),
+        lambda: table.jobs_per_second(count, lambda: _by_bare(table.bare, 1)),
+        slices=3,
+    )
+    name = "claim 1 + complete 1"
+    return [
+        bench.line(name, "jobs/s", mine, floors, target=Target("ratio", "at least", 0.8), note="a commit each"),
+        bench.line(f"{name}, bare psycopg", "jobs/s", bares, floors, note="what any Python client can reach"),
+    ]
+
+
+def _batches(bench: Bench, table: _Table) -> list[Line]:
+    count = bench.size(5_000, 500)
+    floors, mine, bares, at_once, bares_at_once = bench.interleaved(
+        "claim 100 + complete 100",
+        lambda: _pgbench_batches(bench, table, count),
+        lambda: table.jobs_per_second(count, lambda: _by_store(table.store, _BATCH)),
+        lambda: table.jobs_per_second(count, lambda: _by_bare(table.bare, _BATCH)),
+        lambda: table.jobs_per_second(count, lambda: _by_store_at_once(table.store, _BATCH)),
+        lambda: table.jobs_per_second(count, lambda: _by_bare_at_once(table.bare, _BATCH)),
+        slices=6,
+    )
+    name = "claim 100 + complete 100"
+    floor = "the floor is the two statements' time in pgbench, rows received but not decoded"
+    return [
+        bench.line(name, "jobs/s", mine, floors, target=Target("ratio", "at least", 0.75), note=floor),
+        bench.line(f"{name}, bare psycopg", "jobs/s", bares, floors, note="tuples, no Structs"),
+        bench.line(
+            "complete_and_claim 100", "jobs/s", at_once, mine, target=Target("ratio", "at least", 1),
+            note="against the two calls: one commit less, BEGIN and COMMIT are round trips more",
+        ),
+        bench.line("complete_and_claim 100, bare psycopg", "jobs/s", bares_at_once, bares),
+    ]  # fmt: skip
+
+
+def _finished(bench: Bench, table: _Table) -> list[Line]:
+    count, finished = bench.size(5_000, 500), bench.size(500_000, 5_000)
+    bench.tell(f"claim 100 + complete 100: adding {finished:,} finished jobs")
+    with ExitStack() as stack:
+        full = _Table(stack, bench, "bench_work_full", finished)
+        with_them, without = bench.interleaved(
+            f"claim 100 + complete 100, {finished:,} finished jobs",
+            *(partial(t.jobs_per_second, count, partial(_by_store, t.store, _BATCH)) for t in (full, table)),
+            slices=5,
+        )
+    target = Target("ratio", "at least", 0.95)
+    note = f"{finished:,} completed jobs of the same queue in the table, against none"
+    name = "claim + complete 100, 500,000 finished"
+    return [bench.line(name, "jobs/s", with_them, without, target=target, note=note)]
+
+
+def _cpu(bench: Bench, table: _Table) -> list[Line]:
+    lines = []
+    for limit, count in ((_BATCH, bench.size(5_000, 500)), (1, bench.size(300, 20))):
+        name = f"client CPU, claim {limit} + complete {limit}"
+        mine, bares = bench.interleaved(
+            name,
+            partial(table.cpu, count, partial(_by_store, table.store, limit)),
+            partial(table.cpu, count, partial(_by_bare, table.bare, limit)),
+            slices=4,
+        )
+        lines.append(bench.line(name, "µs", mine, bares, target=Target("ratio", "at most", 1.2)))
+    return lines
+
+
+def _processes(bench: Bench, table: _Table) -> list[Line]:
+    count = bench.size(20_000, 1_000)
+    four, one, bare_four, bare_one = bench.interleaved(
+        "four processes draining",
+        *(
+            partial(_drain, table, count, kind, workers)
+            for kind, workers in (("drain", 4), ("drain", 1), ("drain-bare", 4), ("drain-bare", 1))
+        ),
+        slices=2,
+    )
+    target = Target("ratio", "at least", 1.5)
+    name, note = "drain by four processes", "against one; claims of 100, a commit each"
+    return [
+        bench.line(name, "jobs/s", four, one, target=target, note=note),
+        bench.line(f"{name}, bare psycopg", "jobs/s", bare_four, bare_one, note="what the machine has to give"),
+    ]
+
+
+def _drain(table: _Table, count: int, kind: str, workers: int) -> float:
+    table.fill(count)
+    with ExitStack() as stack:
+        processes = [stack.enter_context(worker(kind, table.url)) for _ in range(workers)]
+        for process in processes:
+            print("go", file=process.stdin, flush=True)
+        results = [json.loads(process.stdout.readline()) for process in processes]
+    table.check()
+    return count / (max(result["end"] for result in results) - min(result["start"] for result in results))
+
+
+@contextmanager
+def worker(*arguments: str) -> Iterator[Any]:
+    """A process of `tests.bench.worker` that is ready."""
+    command = [sys.executable, "-m", "tests.bench.worker", *arguments]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=checkout(), stdin=pipe, stdout=pipe, text=True) as process:
+        try:
+            if process.stdout.readline() != "ready\n":
+                raise RuntimeError(f"the worker {arguments[0]} did not start")
+            yield process
+        finally:
+            process.kill()
+
+
+class _CountedResume(Resume):
+    """Counts the claims that look through all lanes from their start."""
+
+    full = 0
+
+    def lanes(self) -> Any:
+        lanes = super().lanes()
+        self.full += lanes is None
+        return lanes
+
+
+def measure_pinned(bench: Bench) -> list[Line]:
+    """Claims of 100, each batch completed, while a transaction elsewhere holds its snapshot: no dead entry can go.
+
+    Commits don't wait for the disk here: what is looked for is how the claims grow. Each line is measured once. Without
+    resuming a claim grows without bound, so that far fewer jobs show it.
+    """
+    lines = []
+    for name, resume, count in (
+        ("claim 100, snapshot held", "1s", bench.size(300_000, 5_000)),
+        ("claim 100, snapshot held, no resuming", "0", bench.size(30_000, 2_000)),
+    ):
+        with bench.database("bench_pinned") as url:
+            bench.tell(f"{name}: {count:,} jobs")
+            first, last, note = _pinned(url, resume, count)
+        target = Target("ratio", "at most", 1.5) if resume != "0" else None
+        line = bench.line(name, "ms", [last], [first], target=target, note=note)
+        lines.append(line)
+    return lines
+
+
+def _pinned(url: str, resume_time: str, count: int) -> tuple[float, float, str]:
+    """The mean milliseconds of the first and of the last tenth of the claims, and what else is worth telling."""
+    config = DatabaseConfig(
+        url=f"{url}&options={quote('-c synchronous_commit=off')}", pool_max_size=1, claim_resume_time=resume_time
+    )
+    with (
+        psycopg.connect(url, autocommit=True) as admin,
+        psycopg.connect(url) as holder,
+        PostgresStorage.open(config) as store,
+    ):
+        admin.execute(_FILL, {"queue": QUEUE, "count": count})
+        admin.execute("VACUUM ANALYZE goqueue.jobs")
+        counted = store._resumes[QUEUE,] = _CountedResume(config.claim_resume_time.total_seconds())
+        holder.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        holder.execute("SELECT FROM goqueue.jobs LIMIT 1")
+        times, ids = [], set[UUID]()
+        while True:
+            start = time.perf_counter()
+            jobs = store.claim_jobs(QUEUE, "bench", _BATCH)
+            if not jobs:
+                break
+            times.append((time.perf_counter() - start) * 1000)
+            ids |= {job.id for job in jobs}
+            store.complete_jobs(jobs)
+        holder.rollback()
+    if len(ids) != count:
+        raise RuntimeError(f"{len(ids)} of {count} jobs were claimed")
+    tenth = len(times) // 10
+    note = (
+        f"mean of the last tenth of {len(times):,} claims against the first; {counted.full:,} looked from the start; "
+        f"median {median(times[-tenth:]):.1f} ms against {median(times[:tenth]):.1f} ms, "
+        f"slowest {max(times):.0f} ms; no waiting for the disk"
+    )
+    return mean(times[:tenth]), mean(times[-tenth:]), note

@@ -1,0 +1,1179 @@
+"""What every storage backend has to do for workers and operators: claims, leases, retries, statistics; one behaviour a
+test. The `store` is conftest's.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from goqueue import (
+    Backoff,
+    DatabaseConfig,
+    DuplicateJobError,
+    InvalidFilterError,
+    InvalidJobError,
+    Job,
+    JobFilter,
+    JobNotFoundError,
+    JobStateError,
+    JobStatus,
+    JobUpdate,
+    Lease,
+    LeaseLostError,
+    NewJob,
+    PostgresStorage,
+    Storage,
+)
+from goqueue.resume import Resume
+
+ZERO = timedelta(0)
+SECOND = timedelta(seconds=1)
+MINUTE = timedelta(minutes=1)
+HOUR = timedelta(hours=1)
+FIRST = datetime(1, 1, 1, tzinfo=UTC)
+LAST = datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)
+EXACT = Backoff(base=SECOND, jitter=0)
+
+PENDING, RUNNING, COMPLETED, DEAD, CANCELLED = JobStatus
+
+
+@pytest.fixture
+def sql(goqueue_connection: psycopg.Connection[Any]) -> Callable[..., Any]:
+    return goqueue_connection.execute
+
+
+@pytest.fixture
+def other(goqueue_database: str) -> Iterator[psycopg.Connection[Any]]:
+    """Somebody else's connection; its transaction goes on until it is rolled back."""
+    with psycopg.connect(goqueue_database) as connection:
+        yield connection
+        connection.rollback()
+
+
+def fill(store: Storage, count: int, **fields: Any) -> list[UUID]:
+    return [job_id for job_id, _ in store.create_jobs(NewJob(job_type="t", **fields) for _ in range(count))]
+
+
+def claim(
+    store: Storage, limit: int = 1, *, lease: timedelta = HOUR, worker: str = "w1", queue: str = "default"
+) -> Any:
+    jobs = store.claim_jobs(queue, worker, limit, lease)
+    return jobs if limit > 1 else jobs[0]
+
+
+def claimed(store: Storage, **fields: Any) -> Job:
+    """A new job, held."""
+    job_id = store.create_job(NewJob(job_type="t", **fields)).id
+    job: Job = claim(store, queue=fields.get("queue", "default"))
+    assert job.id == job_id
+    return job
+
+
+def expire(sql: Callable[..., Any], *jobs: Job) -> None:
+    sql(
+        "UPDATE goqueue.jobs SET lease_expires_at = now() - interval '1 s' WHERE id = ANY(%s)",
+        [[job.id for job in jobs]],
+    )
+
+
+class TestClaim:
+    def test_takes_a_job_and_says_who_holds_it_until_when(self, store: Storage) -> None:
+        new = store.create_job(NewJob(job_type="t", payload={"a": [1]}, idempotency_key="k"))
+        [job] = store.claim_jobs("default", "w1", lease=MINUTE)
+        assert job == store.get_job(new.id)
+        assert (job.status, job.locked_by, job.attempts, job.lease_token) == (RUNNING, "w1", 1, 1)
+        assert job.locked_at is not None
+        assert job.locked_at == job.started_at == job.updated_at
+        assert job.lease_expires_at == job.locked_at + MINUTE
+        for name in ("id", "queue", "job_type", "payload", "priority", "scheduled_at", "created_at", "idempotency_key"):
+            assert getattr(job, name) == getattr(new, name), name
+
+    def test_by_priority_then_time_then_id_over_all_the_queues(self, store: Storage) -> None:
+        early, late = datetime(2020, 1, 1, tzinfo=UTC), datetime(2020, 1, 2, tzinfo=UTC)
+        jobs = [
+            NewJob(job_type="t", queue=queue, priority=priority, scheduled_at=at)
+            for queue in ("b", "a", "c")
+            for priority in (1, -1, 0)
+            for at in (late, early, early)
+        ]
+        store.create_jobs(jobs)
+        expected = [job.id for job in sorted(jobs, key=lambda job: (job.priority, job.scheduled_at, job.id))]
+        first = store.claim_jobs(["c", "a", "b"], "w1", 10)
+        assert [job.id for job in first] == expected[:10]
+        assert [claim_one.id for _ in range(5) for claim_one in store.claim_jobs({"a", "b", "c"}, "w1")] == expected[
+            10:15
+        ]
+        assert [job.id for job in store.claim_jobs(("a", "b", "c", "a"), "w1", 1000)] == expected[15:]
+        assert store.claim_jobs(["a", "b", "c"], "w1", 10) == []
+
+    def test_a_job_that_is_not_due_waits(self, store: Storage, sql: Any) -> None:
+        store.create_job(NewJob(job_type="t", delay=HOUR, priority=-5))
+        assert store.claim_jobs("default", "w1", 10) == []
+        due = store.create_job(NewJob(job_type="t"))
+        assert [job.id for job in store.claim_jobs("default", "w1", 10)] == [due.id]
+        sql("UPDATE goqueue.jobs SET scheduled_at = now()")
+        assert claim(store).priority == -5
+
+    def test_no_more_than_asked_for(self, store: Storage) -> None:
+        fill(store, 5)
+        assert len(claim(store, 2)) == 2
+        assert len(claim(store, 1000)) == 3
+
+    def test_other_queues_are_left_alone(self, store: Storage) -> None:
+        ids = fill(store, 2, queue="other")
+        fill(store, 1)
+        assert len(claim(store, 10)) == 1
+        assert store.claim_jobs("nope", "w1") == []
+        assert {job.status for job in store.get_jobs(ids)} == {PENDING}
+
+    @pytest.mark.parametrize("status", [RUNNING, COMPLETED, DEAD, CANCELLED])
+    def test_only_what_waits_is_taken(self, store: Storage, status: JobStatus) -> None:
+        job = store.create_job(NewJob(job_type="t"))
+        store.update_job(job.id, JobUpdate(status=status))
+        assert store.claim_jobs("default", "w1", 10) == []
+
+    def test_claims_at_once_share_no_job(self, store: Storage, goqueue_database: str) -> None:
+        fill(store, 300)
+        fill(store, 300, priority=1)
+        config = DatabaseConfig(url=goqueue_database, pool_min_size=4)
+        with PostgresStorage.open(config) as shared, ThreadPoolExecutor(4) as threads:
+
+            def work(number: int) -> list[UUID]:
+                mine: list[UUID] = []
+                while jobs := shared.claim_jobs("default", f"w{number}", 7):
+                    assert {job.locked_by for job in jobs} == {f"w{number}"}
+                    mine += [job.id for job in jobs]
+                return mine
+
+            taken = [job_id for ids in threads.map(work, range(4)) for job_id in ids]
+        assert len(taken) == len(set(taken)) == 600
+        assert store.claim_jobs("default", "w1") == []
+
+    def test_jobs_that_others_have_locked_are_passed_over(self, store: Storage, other: Any) -> None:
+        ids = fill(store, 5)
+        other.execute("SELECT FROM goqueue.jobs WHERE id = ANY(%s) FOR UPDATE", [ids[:3]])
+        assert [job.id for job in claim(store, 10)] == ids[3:]
+        assert store.claim_jobs("default", "w1") == []
+        other.rollback()
+        assert [job.id for job in claim(store, 10)] == ids[:3]
+
+    @pytest.mark.parametrize("limit", [1, 3])
+    def test_what_lies_behind_a_locked_lane_is_found(self, store: Storage, other: Any, limit: int) -> None:
+        locked = fill(store, 3, priority=-1) + fill(store, 2, queue="b", priority=0)
+        free = fill(store, 3, queue="a", priority=5)
+        other.execute("SELECT FROM goqueue.jobs WHERE id = ANY(%s) FOR UPDATE", [locked])
+        got = [job.id for _ in range(4) for job in store.claim_jobs(["default", "a", "b"], "w1", limit)]
+        assert sorted(got) == free
+
+    def test_a_claim_in_a_transaction_that_is_rolled_back_never_was(self, store: Storage, other: Any) -> None:
+        job_id = fill(store, 1)[0]
+        assert claim(PostgresStorage.bound_to(other)).id == job_id
+        assert store.claim_jobs("default", "w1") == []
+        other.rollback()
+        assert (claim(store).id, store.get_job(job_id).lease_token) == (job_id, 1)
+
+    @pytest.mark.parametrize("lanes", [1, 2])
+    def test_a_job_with_no_attempt_left_is_dead_and_never_given(self, store: Storage, lanes: int) -> None:
+        spent = [fill(store, 1, max_attempts=2, priority=n % lanes)[0] for n in range(3)]
+        for job_id in spent:
+            store.update_job(job_id, JobUpdate(attempts=2))
+        good = fill(store, 2, priority=lanes - 1)
+        # An empty list would mean that none is due.
+        assert [job.id for _ in range(4) for job in store.claim_jobs("default", "w1")] == good
+        for job in store.get_jobs(spent):
+            assert (job.status, job.attempts, job.locked_by, job.lease_expires_at) == (DEAD, 2, None, None)
+            assert job.completed_at == job.updated_at
+            assert job.started_at is None
+        assert store.claim_jobs("default", "w1", 10) == []
+
+    @pytest.mark.parametrize("limit", [1, 10])
+    def test_a_payload_that_cannot_be_read_is_set_aside(
+        self, store: Storage, sql: Any, caplog: pytest.LogCaptureFixture, limit: int
+    ) -> None:
+        bad, *good = fill(store, 3)
+        sql("UPDATE goqueue.jobs SET payload = '1e5000' WHERE id = %s", [bad])
+        with caplog.at_level(logging.ERROR, "goqueue"):
+            assert [job.id for _ in range(3) for job in store.claim_jobs("default", "w1", limit)] == good
+        assert [(record.levelname, record.job_id) for record in caplog.records] == [("ERROR", bad)]
+        assert "set aside as dead" in caplog.text
+        [(status, error)] = sql("SELECT status, last_error FROM goqueue.jobs WHERE id = %s", [bad]).fetchall()
+        assert status == "dead"
+        assert "its payload can't be read" in error
+        [failure] = store.list_failures(bad)
+        assert (failure.error, failure.attempt, failure.worker_id) == (error, 1, "w1")
+
+    def test_infinite_times_put_there_by_hand_do_not_stop_it(self, store: Storage, sql: Any) -> None:
+        never, always, usual = fill(store, 3)
+        sql("UPDATE goqueue.jobs SET scheduled_at = 'infinity', created_at = '-infinity' WHERE id = %s", [never])
+        sql("UPDATE goqueue.jobs SET scheduled_at = '-infinity', created_at = 'infinity' WHERE id = %s", [always])
+        jobs = claim(store, 10)
+        assert [job.id for job in jobs] == [always, usual]
+        assert jobs[0].scheduled_at == FIRST
+        store.complete_jobs(jobs)
+
+    @pytest.mark.parametrize("worker", ["", "x" * 256, "a\0b", "a\ud800b", None, 5, b"w"])
+    def test_a_worker_has_a_name(self, store: Storage, worker: Any) -> None:
+        fill(store, 1)
+        with pytest.raises(InvalidJobError, match="worker_id"):
+            store.claim_jobs("default", worker)
+        with pytest.raises(InvalidJobError, match="worker_id"):
+            store.complete_and_claim([], "default", worker)
+        assert store.count_jobs(JobFilter(status="pending")) == 1
+
+    @pytest.mark.parametrize("queues", [[], (), {}, "", [""], ["x" * 256], ["ok", None], ["a\0"]])
+    def test_queues_have_names(self, store: Storage, queues: Any) -> None:
+        for call in (
+            lambda: store.claim_jobs(queues, "w1"),
+            lambda: store.complete_and_claim([], queues, "w1"),
+            lambda: store.next_job_at(queues),
+        ):
+            with pytest.raises(InvalidJobError, match="queue"):
+                call()
+
+    @pytest.mark.parametrize("limit", [0, -1, 1001, 1.5, "1", None, True])
+    def test_a_limit_is_from_1_to_1000(self, store: Storage, limit: Any) -> None:
+        for call in (
+            lambda: store.claim_jobs("default", "w1", limit),
+            lambda: store.complete_and_claim([], "default", "w1", limit),
+            lambda: store.rescue_jobs(limit),
+            lambda: store.prune_jobs(ZERO, limit=limit),
+        ):
+            with pytest.raises(InvalidJobError, match="limit must be a whole number from 1 to 1,000"):
+                call()
+
+    @pytest.mark.parametrize("lease", [-SECOND, timedelta(microseconds=-1), 5, None, "1m", timedelta.max])
+    def test_a_lease_is_a_time_that_can_be(self, store: Storage, lease: Any) -> None:
+        held = claimed(store)
+        fill(store, 1)
+        for call in (
+            lambda: store.claim_jobs("default", "w1", lease=lease),
+            lambda: store.heartbeat_jobs([held], lease),
+            lambda: store.complete_and_claim([], "default", "w1", lease=lease),
+        ):
+            with pytest.raises(InvalidJobError):
+                call()
+        assert store.get_job(held.id) == held
+        assert store.count_jobs(JobFilter(status="pending")) == 1
+
+
+class TestHeartbeat:
+    def test_holds_on_to_the_job_from_now(self, store: Storage) -> None:
+        job = claimed(store)
+        assert store.heartbeat_jobs([job], 2 * HOUR) is None
+        after = store.get_job(job.id)
+        assert after.updated_at > job.updated_at
+        assert after.lease_expires_at == after.updated_at + 2 * HOUR
+        for name in ("status", "locked_by", "locked_at", "lease_token", "attempts", "started_at", "scheduled_at"):
+            assert getattr(after, name) == getattr(job, name), name
+
+    def test_revives_a_lease_that_has_expired_and_was_not_rescued(self, store: Storage, sql: Any) -> None:
+        job = claimed(store)
+        expire(sql, job)
+        store.heartbeat_jobs([Lease(job.id, job.lease_token)])
+        assert store.rescue_jobs() == {}
+
+    def test_a_lease_given_twice_is_held(self, store: Storage) -> None:
+        job = claimed(store)
+        store.heartbeat_jobs([job, Lease(job.id, 1)])
+
+
+class TestComplete:
+    def test_the_job_is_done(self, store: Storage) -> None:
+        job = claimed(store)
+        assert store.complete_job(job) is None
+        done = store.get_job(job.id)
+        assert (done.status, done.attempts, done.lease_token) == (COMPLETED, 1, 1)
+        assert (done.locked_by, done.locked_at, done.lease_expires_at) == (None, None, None)
+        assert done.completed_at == done.updated_at
+        assert done.started_at == job.started_at
+
+    def test_many_and_none(self, store: Storage) -> None:
+        fill(store, 1200)
+        jobs = claim(store, 1000) + claim(store, 1000)
+        assert store.complete_jobs(iter(jobs)) is None
+        assert store.complete_jobs([]) is None
+        assert store.count_jobs(JobFilter(status="completed")) == 1200
+
+    def test_a_lease_is_enough_also_with_its_id_as_text(self, store: Storage) -> None:
+        first, second = claimed(store), claimed(store)
+        store.complete_jobs([Lease(first.id, first.lease_token), Lease(str(second.id), 1)])  # type: ignore[arg-type]
+        assert store.count_jobs(JobFilter(status="completed")) == 2
+
+    def test_a_lease_with_no_id_at_all_is_refused(self, store: Storage) -> None:
+        job = claimed(store)
+        with pytest.raises(InvalidJobError, match="must be a UUID"):
+            store.complete_jobs([job, Lease("nonsense", 1)])  # type: ignore[arg-type]
+        assert store.get_job(job.id) == job
+
+    def test_twice_is_once(self, store: Storage) -> None:
+        job = claimed(store)
+        store.complete_job(job)
+        done = store.get_job(job.id)
+        with pytest.raises(LeaseLostError) as caught:
+            store.complete_job(job)
+        assert caught.value.job_ids == (job.id,)
+        assert store.get_job(job.id) == done
+
+
+class TestCompleteAndClaim:
+    def test_does_both(self, store: Storage) -> None:
+        first, second = fill(store, 2)
+        held = claim(store)
+        [job] = store.complete_and_claim([held], "default", "w2", lease=MINUTE)
+        assert (job.id, job.locked_by, job.status) == (second, "w2", RUNNING)
+        assert job.locked_at is not None
+        assert job.lease_expires_at == job.locked_at + MINUTE
+        assert store.get_job(first).status == COMPLETED
+        assert store.complete_and_claim([job], ["default", "x"], "w2", 10) == []
+        assert store.complete_and_claim([], "default", "w2") == []
+
+    def test_with_a_lost_lease_completes_the_others_and_claims_none(self, store: Storage) -> None:
+        kept, lost = claimed(store), claimed(store)
+        waiting = fill(store, 1)[0]
+        store.cancel_jobs(lost.id)
+        with pytest.raises(LeaseLostError) as caught:
+            store.complete_and_claim([lost, kept], "default", "w1")
+        assert caught.value.job_ids == (lost.id,)
+        assert store.get_job(kept.id).status == COMPLETED
+        assert store.get_job(waiting).status == PENDING
+
+    def test_a_bad_argument_completes_none(self, store: Storage) -> None:
+        held = claimed(store)
+        for arguments in (([], "w"), ("default", ""), ("default", "w", 0), ("default", "w", 1, -SECOND)):
+            with pytest.raises(InvalidJobError):
+                store.complete_and_claim([held], *arguments)  # type: ignore[arg-type]
+            assert store.get_job(held.id) == held, arguments
+
+
+class TestFail:
+    def test_the_job_waits_for_its_next_attempt(self, store: Storage) -> None:
+        job = claimed(store)
+        assert store.fail_job(job, "TimeoutError: too slow", retry_in=HOUR) == PENDING
+        after = store.get_job(job.id)
+        assert (after.status, after.attempts, after.last_error) == (PENDING, 1, "TimeoutError: too slow")
+        assert (after.locked_by, after.locked_at, after.lease_expires_at, after.completed_at) == (
+            None,
+            None,
+            None,
+            None,
+        )
+        assert after.scheduled_at == after.updated_at + HOUR
+        assert (after.started_at, after.lease_token) == (job.started_at, 1)
+        assert store.claim_jobs("default", "w1") == []
+
+    def test_is_dead_without_an_attempt_left(self, store: Storage) -> None:
+        job_id = fill(store, 1, max_attempts=2)[0]
+        assert store.fail_job(claim(store), "one", retry_in=ZERO) == PENDING
+        assert store.fail_job(claim(store), "two", retry_in=ZERO) == DEAD
+        job = store.get_job(job_id)
+        assert (job.status, job.attempts, job.last_error, job.lease_token) == (DEAD, 2, "two", 2)
+        assert job.completed_at == job.updated_at
+        assert (job.locked_by, job.locked_at, job.lease_expires_at) == (None, None, None)
+        assert store.claim_jobs("default", "w1") == []
+
+    def test_the_history_tells_every_attempt(self, store: Storage) -> None:
+        job_id = fill(store, 1, max_attempts=3)[0]
+        assert store.list_failures(job_id) == []
+        holders = []
+        for number in range(3):
+            holders.append(claim(store, worker=f"w{number}"))
+            store.fail_job(holders[-1], f"e{number}", retry_in=ZERO)
+        failures = store.list_failures(str(job_id))
+        assert [failure.error for failure in failures] == ["e0", "e1", "e2"]
+        assert [failure.worker_id for failure in failures] == ["w0", "w1", "w2"]
+        assert [failure.attempt for failure in failures] == [1, 2, 3]
+        assert [(failure.lease_token, failure.started_at) for failure in failures] == [
+            (job.lease_token, job.started_at) for job in holders
+        ]
+        assert [failure.failed_at for failure in failures] == sorted(failure.failed_at for failure in failures)
+        store.retry_jobs(job_id)
+        store.fail_job(claim(store), "again")
+        assert [failure.attempt for failure in store.list_failures(job_id)] == [1, 2, 3, 1]
+        assert store.list_failures(uuid4()) == []
+
+    def test_many_at_once_each_with_its_error(self, store: Storage) -> None:
+        last, more = claimed(store, max_attempts=1), claimed(store)
+        statuses = store.fail_jobs(iter([(more, "a"), (last, "b")]), retry_in=ZERO)
+        assert statuses == {more.id: PENDING, last.id: DEAD}
+        assert [job.last_error for job in store.get_jobs([more.id, last.id])] == ["a", "b"]
+        assert store.fail_jobs([]) == {}
+
+    def test_the_same_lease_twice_in_a_call_fails_once(self, store: Storage) -> None:
+        job = claimed(store)
+        assert store.fail_jobs([(job, "a"), (job, "b")]) == {job.id: PENDING}
+        [failure] = store.list_failures(job.id)
+        assert failure.error in "ab"
+
+    @pytest.mark.parametrize(
+        ("attempt", "backoff", "seconds"),
+        [
+            (1, EXACT, 1),
+            (2, EXACT, 2),
+            (5, EXACT, 16),
+            (1, Backoff(base=ZERO, jitter=0), 0),
+            (4, Backoff(base=SECOND, factor=1, jitter=0), 1),
+            (4, Backoff(base=SECOND, factor=3, maximum=20 * SECOND, jitter=0), 20),
+            (4, Backoff(base=SECOND, factor=3, maximum=HOUR, jitter=0), 27),
+            (1, Backoff(base=HOUR, maximum=MINUTE, jitter=0), 60),
+            (41, Backoff(jitter=0), 6 * 3600),
+            (1000, Backoff(jitter=0), 6 * 3600),
+            (10_000, Backoff(base=HOUR, factor=100, jitter=0), 6 * 3600),
+            (50, Backoff(base=timedelta(days=9999), maximum=timedelta(days=30), jitter=0), 30 * 86400),
+        ],
+    )
+    def test_the_pause_grows_up_to_its_maximum(
+        self, store: Storage, attempt: int, backoff: Backoff, seconds: float
+    ) -> None:
+        job_id = fill(store, 1, max_attempts=10_000 if attempt == 1000 else min(attempt + 1, 10_000))[0]
+        store.update_job(job_id, JobUpdate(attempts=min(attempt, 9999) - 1))
+        assert store.fail_job(claim(store), "e", backoff=backoff) == PENDING
+        job = store.get_job(job_id)
+        assert job.scheduled_at - job.updated_at == timedelta(seconds=seconds)
+
+    def test_jitter_lies_within_its_share(self, store: Storage) -> None:
+        ids = fill(store, 100)
+        held = claim(store, 100)
+        store.fail_jobs([(job, "e") for job in held], backoff=Backoff(base=100 * SECOND, jitter=0.5))
+        pauses = [(job.scheduled_at - job.updated_at).total_seconds() for job in store.get_jobs(ids)]
+        assert min(pauses) >= 100
+        assert max(pauses) <= 150
+        assert len(set(pauses)) > 50
+
+    def test_errors_are_kept_whatever_is_in_them(self, store: Storage) -> None:
+        job = claimed(store)
+        store.fail_job(job, "a\0b \ud800 ü " + "x" * 20_000)
+        error = store.get_job(job.id).last_error
+        assert error is not None
+        assert error.startswith("a\N{REPLACEMENT CHARACTER}b ? ü xxx")
+        assert (len(error), error[-1]) == (10_000, "…")
+        assert store.list_failures(job.id)[0].error == error
+
+    def test_an_empty_error_is_one(self, store: Storage) -> None:
+        job = claimed(store)
+        store.fail_job(job, "")
+        assert (store.get_job(job.id).last_error, store.list_failures(job.id)[0].error) == ("", "")
+
+    @pytest.mark.parametrize("retry_in", [-SECOND, 5, "1m", timedelta.max])
+    def test_a_pause_is_a_time_that_can_be(self, store: Storage, retry_in: Any) -> None:
+        job = claimed(store)
+        with pytest.raises(InvalidJobError):
+            store.fail_job(job, "e", retry_in=retry_in)
+        assert store.get_job(job.id) == job
+        assert store.list_failures(job.id) == []
+
+    @pytest.mark.parametrize(
+        "fields",
+        [{"base": -SECOND}, {"base": 1}, {"maximum": -SECOND}, {"factor": 0.5}, {"factor": 101},
+         {"factor": float("nan")}, {"jitter": -0.1}, {"jitter": 1.1}, {"jitter": float("nan")}],
+    )  # fmt: skip
+    def test_a_backoff_says_what_is_wrong(self, fields: Any) -> None:
+        with pytest.raises(InvalidJobError, match=next(iter(fields))):
+            Backoff(**fields)
+
+    def test_failures_left_by_a_job_deleted_by_hand_are_no_hindrance(self, store: Storage, sql: Any) -> None:
+        new = NewJob(job_type="t", max_attempts=1)
+        for end in ("fail", "rescue"):
+            sql("DELETE FROM goqueue.jobs")
+            store.create_job(new)
+            held = claim(store)
+            if end == "fail":
+                store.fail_job(held, "mine")
+            else:
+                expire(sql, held)
+                assert store.rescue_jobs() == {new.id: DEAD}
+        [failure] = store.list_failures(new.id)
+        assert "lease expired" in failure.error
+
+
+class TestRelease:
+    def test_the_job_waits_as_before_and_the_attempt_does_not_count(self, store: Storage) -> None:
+        job = claimed(store, max_attempts=1)
+        assert store.release_jobs([job]) is None
+        after = store.get_job(job.id)
+        assert (after.status, after.attempts, after.scheduled_at) == (PENDING, 0, job.scheduled_at)
+        assert (after.locked_by, after.locked_at, after.lease_expires_at) == (None, None, None)
+        again = claim(store)
+        assert (again.id, again.attempts, again.lease_token) == (job.id, 1, 2)
+        assert store.list_failures(job.id) == []
+
+    def test_none(self, store: Storage) -> None:
+        store.release_jobs([])
+
+    def test_one_set_running_by_hand_has_no_attempt_to_give_back(self, store: Storage) -> None:
+        job = store.create_job(NewJob(job_type="t"))
+        store.release_jobs([store.update_job(job.id, JobUpdate(status=RUNNING))])
+        assert store.get_job(job.id).attempts == 0
+
+
+# How a holder loses its job.
+def _release(store: Storage, job: Job, sql: Any) -> None:
+    store.release_jobs([job])
+
+
+def _fail(store: Storage, job: Job, sql: Any) -> None:
+    store.fail_job(job, "e", retry_in=ZERO)
+
+
+def _rescue(store: Storage, job: Job, sql: Any) -> None:
+    expire(sql, job)
+    assert store.rescue_jobs() == {job.id: PENDING}
+
+
+def _cancel_and_retry(store: Storage, job: Job, sql: Any) -> None:
+    store.cancel_jobs(job.id)
+    store.retry_jobs(job.id)
+
+
+def _update(store: Storage, job: Job, sql: Any) -> None:
+    store.update_job(job.id, JobUpdate(status=PENDING))
+
+
+# What a holder may do.
+HOLDERS_CALLS: dict[str, Callable[[Storage, list[Any]], Any]] = {
+    "heartbeat": lambda store, jobs: store.heartbeat_jobs(jobs),
+    "complete": lambda store, jobs: store.complete_jobs(jobs),
+    "complete_and_claim": lambda store, jobs: store.complete_and_claim(jobs, "none", "w1"),
+    "fail": lambda store, jobs: store.fail_jobs([(job, "stale") for job in jobs]),
+    "release": lambda store, jobs: store.release_jobs(jobs),
+}
+
+
+class TestLostLeases:
+    @pytest.mark.parametrize("call", HOLDERS_CALLS.values(), ids=HOLDERS_CALLS)
+    @pytest.mark.parametrize("lose", [_release, _fail, _rescue, _cancel_and_retry, _update])
+    @pytest.mark.parametrize("held_again", [True, False])
+    def test_only_the_lost_jobs_are_named_and_left_alone(
+        self, store: Storage, sql: Any, lose: Any, call: Any, held_again: bool
+    ) -> None:
+        stale = claimed(store)
+        lose(store, stale, sql)
+        if held_again:
+            assert claim(store, worker="w2").id == stale.id
+        kept = claimed(store, queue="another")
+        before, failures = store.get_job(stale.id), store.list_failures(stale.id)
+        with pytest.raises(LeaseLostError, match=str(stale.id)) as caught:
+            call(store, [kept, stale, Lease(kept.id, kept.lease_token)])
+        assert caught.value.job_ids == (stale.id,)
+        assert str(kept.id) not in str(caught.value)
+        assert store.get_job(stale.id) == before
+        assert store.list_failures(stale.id) == failures
+        assert store.get_job(kept.id).updated_at > kept.updated_at
+
+    @pytest.mark.parametrize("call", HOLDERS_CALLS.values(), ids=HOLDERS_CALLS)
+    def test_a_job_set_running_by_hand_is_its_new_holders(self, store: Storage, call: Any) -> None:
+        stale = claimed(store)
+        store.release_jobs([stale])
+        by_hand = store.update_job(stale.id, JobUpdate(status=RUNNING, locked_by="me"))
+        assert by_hand.lease_token > stale.lease_token
+        with pytest.raises(LeaseLostError):
+            call(store, [stale])
+        assert store.get_job(stale.id) == by_hand
+        call(store, [by_hand])
+
+    @pytest.mark.parametrize("call", HOLDERS_CALLS.values(), ids=HOLDERS_CALLS)
+    @pytest.mark.parametrize("status", [COMPLETED, DEAD, CANCELLED])
+    def test_a_finished_job_is_nobodys(self, store: Storage, call: Any, status: JobStatus) -> None:
+        job = claimed(store)
+        after = store.update_job(job.id, JobUpdate(status=status))
+        with pytest.raises(LeaseLostError):
+            call(store, [job])
+        assert store.get_job(job.id) == after
+
+    @pytest.mark.parametrize("call", HOLDERS_CALLS.values(), ids=HOLDERS_CALLS)
+    def test_deleted_unknown_and_made_up_ones(self, store: Storage, call: Any) -> None:
+        job = claimed(store)
+        store.delete_job(job.id)
+        kept = claimed(store)
+        made_up = [job, Lease(uuid4(), 1), Lease(kept.id, 0), Lease(kept.id, 2)]
+        with pytest.raises(LeaseLostError) as caught:
+            call(store, made_up)
+        assert list(caught.value.job_ids) == [lease.id for lease in made_up]
+        assert store.get_job(kept.id) == kept
+        assert store.list_failures(job.id) == []
+
+    @pytest.mark.parametrize("call", HOLDERS_CALLS.values(), ids=HOLDERS_CALLS)
+    def test_an_old_token_beside_the_new_one_is_lost(self, store: Storage, call: Any) -> None:
+        stale = claimed(store)
+        store.release_jobs([stale])
+        held = claim(store)
+        with pytest.raises(LeaseLostError) as caught:
+            call(store, [held, stale])
+        assert caught.value.job_ids == (stale.id,)
+        assert store.get_job(held.id).updated_at > held.updated_at
+
+    def test_the_message_stays_short(self, store: Storage) -> None:
+        with pytest.raises(LeaseLostError, match="and 90 more") as caught:
+            store.heartbeat_jobs([Lease(uuid4(), 1) for _ in range(100)])
+        assert len(caught.value.job_ids) == 100
+
+    def test_an_expired_lease_holds_until_it_is_rescued(self, store: Storage, sql: Any) -> None:
+        job = claimed(store)
+        expire(sql, job)
+        store.complete_job(job)
+        assert store.get_job(job.id).status == COMPLETED
+
+
+class TestRescue:
+    def test_expired_jobs_wait_again_or_are_dead(self, store: Storage, sql: Any) -> None:
+        more, last, held = claimed(store), claimed(store, max_attempts=1), claimed(store)
+        expire(sql, more, last)
+        assert store.rescue_jobs() == {more.id: PENDING, last.id: DEAD}
+        assert store.rescue_jobs() == {}
+        waiting, dead = store.get_jobs([more.id, last.id])
+        for job in (waiting, dead):
+            assert (job.attempts, job.locked_by, job.locked_at, job.lease_expires_at) == (1, None, None, None)
+            assert "lease expired" in (job.last_error or "")
+            [failure] = store.list_failures(job.id)
+            assert (failure.error, failure.attempt, failure.lease_token, failure.worker_id) == (
+                job.last_error,
+                1,
+                1,
+                "w1",
+            )
+            assert failure.started_at == job.started_at
+        assert (waiting.status, waiting.scheduled_at, waiting.completed_at) == (PENDING, waiting.updated_at, None)
+        assert (dead.status, dead.completed_at) == (DEAD, dead.updated_at)
+        assert store.get_job(held.id) == held
+        assert claim(store).lease_token == 2
+
+    def test_a_lease_of_no_time_expires_at_once(self, store: Storage) -> None:
+        fill(store, 1)
+        job = claim(store, lease=ZERO)
+        assert store.rescue_jobs() == {job.id: PENDING}
+
+    def test_a_job_set_running_by_hand_has_no_lease_to_expire(self, store: Storage) -> None:
+        job = store.create_job(NewJob(job_type="t"))
+        by_hand = store.update_job(job.id, JobUpdate(status=RUNNING))
+        assert by_hand.lease_expires_at is None
+        assert store.rescue_jobs() == {}
+        assert store.get_job(job.id) == by_hand
+
+    def test_no_more_than_asked_for_and_none_that_others_hold(self, store: Storage, sql: Any, other: Any) -> None:
+        fill(store, 5)
+        jobs = claim(store, 5)
+        expire(sql, *jobs)
+        other.execute("SELECT FROM goqueue.jobs WHERE id = %s FOR UPDATE", [jobs[0].id])
+        assert len(store.rescue_jobs(limit=3)) == 3
+        assert len(store.rescue_jobs(limit=3)) == 1
+        other.rollback()
+        assert store.rescue_jobs() == {jobs[0].id: PENDING}
+
+
+def _by_id(ids: list[UUID]) -> Any:
+    return ids
+
+
+def _by_text(ids: list[UUID]) -> Any:
+    return (str(job_id) for job_id in [*ids, *ids])
+
+
+def _by_filter(ids: list[UUID]) -> Any:
+    return JobFilter(queue="default")
+
+
+@pytest.mark.parametrize("given_as", [_by_id, _by_text, _by_filter])
+class TestOperators:
+    @pytest.fixture
+    def ids(self, store: Storage) -> list[UUID]:
+        """A job of each status, and one in another queue that must stay as it is."""
+        fill(store, 1, queue="another")
+        ids = []
+        for status in JobStatus:
+            [job_id] = fill(store, 1)
+            ids.append(store.update_job(job_id, JobUpdate(status=status, attempts=3)).id)
+        return ids
+
+    def statuses(self, store: Storage, ids: list[UUID]) -> list[JobStatus]:
+        assert store.list_jobs(JobFilter(queue="another")).jobs[0].status == PENDING
+        return [job.status for job in store.get_jobs(ids)]
+
+    def test_cancel_withdraws_what_waits_and_runs(self, store: Storage, ids: list[UUID], given_as: Any) -> None:
+        before = store.get_jobs(ids)
+        assert store.cancel_jobs(given_as(ids)) == 2
+        after = store.get_jobs(ids)
+        assert self.statuses(store, ids) == [CANCELLED, CANCELLED, COMPLETED, DEAD, CANCELLED]
+        assert after[2:] == before[2:]
+        for job in after[:2]:
+            assert (job.completed_at, job.locked_by, job.lease_expires_at) == (job.updated_at, None, None)
+        assert store.cancel_jobs(given_as(ids)) == 0
+
+    def test_retry_gives_all_attempts_again(self, store: Storage, ids: list[UUID], given_as: Any) -> None:
+        before = store.get_jobs(ids)
+        assert store.retry_jobs(given_as(ids)) == 2
+        after = store.get_jobs(ids)
+        assert self.statuses(store, ids) == [PENDING, RUNNING, COMPLETED, PENDING, PENDING]
+        assert after[:3] == before[:3]
+        for job in after[3:]:
+            assert (job.attempts, job.completed_at, job.scheduled_at) == (0, None, job.updated_at)
+        assert store.retry_jobs(given_as(ids)) == 0
+
+    def test_reschedule_moves_what_waits(self, store: Storage, ids: list[UUID], given_as: Any) -> None:
+        before = store.get_jobs(ids)
+        at = datetime(2040, 1, 1, tzinfo=UTC)
+        assert store.reschedule_jobs(given_as(ids), scheduled_at=at) == 1
+        assert store.get_job(ids[0]).scheduled_at == at
+        assert store.reschedule_jobs(given_as(ids), delay=HOUR) == 1
+        job = store.get_job(ids[0])
+        assert job.scheduled_at == job.updated_at + HOUR
+        assert (job.attempts, job.status) == (3, PENDING)
+        assert store.get_jobs(ids[1:]) == before[1:]
+
+
+class TestOperatorsArguments:
+    def test_one_id_alone(self, store: Storage) -> None:
+        first, second = fill(store, 2)
+        assert store.reschedule_jobs(first, delay=HOUR) == 1
+        assert store.cancel_jobs(str(first)) == 1
+        assert store.retry_jobs(first) == 1
+        assert store.get_job(second).updated_at == store.get_job(second).created_at
+
+    def test_none_and_unknown_ones(self, store: Storage) -> None:
+        fill(store, 1)
+        for jobs in ([], [uuid4()], JobFilter(queue="nope")):
+            assert store.cancel_jobs(jobs) == 0
+            assert store.retry_jobs(jobs) == 0
+            assert store.reschedule_jobs(jobs, delay=ZERO) == 0
+        assert store.count_jobs(JobFilter(status="pending")) == 1
+
+    def test_a_filter_of_a_status_that_cannot_move_matches_none(self, store: Storage) -> None:
+        fill(store, 1)
+        assert store.cancel_jobs(JobFilter(status="completed")) == 0
+        assert store.retry_jobs(JobFilter(status=["pending", "running"])) == 0
+        assert store.reschedule_jobs(JobFilter(status=["dead", "running"]), delay=ZERO) == 0
+        assert store.cancel_jobs(JobFilter(status=["pending", "completed"])) == 1
+
+    def test_more_than_a_page(self, store: Storage) -> None:
+        ids = fill(store, 2300)
+        assert store.reschedule_jobs(JobFilter(), delay=HOUR) == 2300
+        assert store.cancel_jobs(ids) == 2300
+        assert store.retry_jobs(JobFilter(status="cancelled")) == 2300
+        assert store.count_jobs(JobFilter(status="pending")) == 2300
+
+    @pytest.mark.parametrize("bad", ["", "nonsense", ["nonsense"], [None], [5]])
+    def test_malformed_ids_are_refused(self, store: Storage, bad: Any) -> None:
+        for call in (store.cancel_jobs, store.retry_jobs, lambda jobs: store.reschedule_jobs(jobs, delay=ZERO)):
+            with pytest.raises(InvalidJobError, match="must be a UUID"):
+                call(bad)
+
+    @pytest.mark.parametrize(
+        "times",
+        [{}, {"delay": ZERO, "scheduled_at": datetime(2030, 1, 1, tzinfo=UTC)}, {"delay": -SECOND}, {"delay": 5},
+         {"scheduled_at": datetime(2030, 1, 1)}, {"scheduled_at": "2030-01-01"}],  # noqa: DTZ001
+    )  # fmt: skip
+    def test_a_new_time_is_one_time(self, store: Storage, times: Any) -> None:
+        [job_id] = fill(store, 1)
+        before = store.get_job(job_id)
+        with pytest.raises(InvalidJobError):
+            store.reschedule_jobs(job_id, **times)
+        assert store.get_job(job_id) == before
+
+
+class TestReplacePending:
+    def test_adds_a_job(self, store: Storage) -> None:
+        new = NewJob(job_type="t", idempotency_key="k", payload=1)
+        job = store.replace_pending_job(new)
+        assert (job.id, job.payload, job) == (new.id, 1, store.get_job(new.id))
+
+    def test_takes_the_place_of_the_pending_one(self, store: Storage) -> None:
+        first = store.create_job(NewJob(job_type="t", idempotency_key="k"))
+        store.fail_job(claim(store), "e")
+        at = datetime(2035, 1, 1, tzinfo=UTC)
+        new = NewJob(
+            job_type="t2", queue="q2", payload=[2], priority=5, max_attempts=3, scheduled_at=at, idempotency_key="k"
+        )
+        job = store.replace_pending_job(new)
+        assert job == store.get_job(first.id)
+        for name in ("job_type", "queue", "payload", "priority", "max_attempts", "scheduled_at", "idempotency_key"):
+            assert getattr(job, name) == getattr(new, name), name
+        assert (job.status, job.attempts, job.last_error, job.created_at) == (PENDING, 0, None, first.created_at)
+        assert job.lease_token == 1
+        assert store.count_jobs() == 1
+
+    @pytest.mark.parametrize("status", [RUNNING, COMPLETED, DEAD, CANCELLED])
+    def test_leaves_one_that_is_not_pending(self, store: Storage, status: JobStatus) -> None:
+        first = store.create_job(NewJob(job_type="t", idempotency_key="k"))
+        before = store.update_job(first.id, JobUpdate(status=status))
+        with pytest.raises(DuplicateJobError) as caught:
+            store.replace_pending_job(NewJob(job_type="t", idempotency_key="k"))
+        assert (caught.value.job_id, caught.value.idempotency_key) == (first.id, "k")
+        assert store.get_job(first.id) == before
+
+    def test_needs_a_key(self, store: Storage) -> None:
+        with pytest.raises(InvalidJobError, match="idempotency_key"):
+            store.replace_pending_job(NewJob(job_type="t"))
+
+
+class TestPrune:
+    @pytest.fixture
+    def ids(self, store: Storage, sql: Any) -> list[UUID]:
+        """One job of each status, an hour old, all with a failure in their history; then the same ones of now."""
+        ids = []
+        for _age in range(2):
+            for status in JobStatus:
+                held = claimed(store, priority=-1)
+                store.fail_job(held, "e", retry_in=HOUR)
+                ids.append(held.id)
+                store.update_job(held.id, JobUpdate(status=status))
+        sql(
+            "UPDATE goqueue.jobs SET created_at = created_at - interval '1 h', "
+            "completed_at = completed_at - interval '1 h' WHERE id = ANY(%s)",
+            [ids[:5]],
+        )
+        return ids
+
+    def test_deletes_what_finished_long_enough_ago_and_its_history(self, store: Storage, ids: list[UUID]) -> None:
+        assert store.prune_jobs(2 * HOUR) == 0
+        assert store.prune_jobs(HOUR / 2) == 3
+        left = ids[:2] + ids[5:]
+        assert [job.id for job in store.get_jobs(ids)] == left
+        assert [job_id for job_id in ids if store.list_failures(job_id)] == left
+        assert store.prune_jobs(ZERO) == 3
+        assert {job.status for job in store.get_jobs(ids)} == {PENDING, RUNNING}
+
+    def test_only_the_statuses_asked_for(self, store: Storage, ids: list[UUID]) -> None:
+        assert store.prune_jobs(ZERO, {"dead"}) == 2  # type: ignore[arg-type]
+        assert store.prune_jobs(ZERO, [CANCELLED, CANCELLED]) == 2
+        assert store.prune_jobs(ZERO, []) == 0
+        assert store.count_jobs(JobFilter(status="completed")) == 2
+
+    def test_the_oldest_first_and_no_more_than_asked_for(self, store: Storage, ids: list[UUID]) -> None:
+        assert [store.prune_jobs(ZERO, [DEAD], limit=1) for _ in range(3)] == [1, 1, 0]
+        assert store.prune_jobs(ZERO, [COMPLETED, CANCELLED], limit=3) == 3
+        assert store.prune_jobs(ZERO, [COMPLETED], limit=1) + store.prune_jobs(ZERO, [CANCELLED], limit=1) == 1
+
+    def test_one_that_finished_late_is_not_old(self, store: Storage, sql: Any) -> None:
+        job = claimed(store)
+        store.complete_job(job)
+        sql("UPDATE goqueue.jobs SET created_at = created_at - interval '1 year'")
+        assert store.prune_jobs(HOUR) == 0
+
+    @pytest.mark.parametrize("statuses", [[PENDING], [RUNNING, DEAD], ["pending"], ["nonsense"], [None]])
+    def test_refuses_what_is_not_finished(self, store: Storage, ids: list[UUID], statuses: Any) -> None:
+        with pytest.raises(InvalidJobError):
+            store.prune_jobs(ZERO, statuses)
+        assert store.count_jobs() == len(ids)
+
+    @pytest.mark.parametrize("age", [-SECOND, 5, None])
+    def test_an_age_is_a_time(self, store: Storage, age: Any) -> None:
+        with pytest.raises(InvalidJobError, match="older_than"):
+            store.prune_jobs(age)
+
+
+def test_deleting_a_job_deletes_its_history(store: Storage) -> None:
+    first, second = claimed(store), claimed(store)
+    store.fail_jobs([(first, "a"), (second, "b")])
+    store.delete_job(first.id)
+    assert store.list_failures(first.id) == []
+    assert len(store.list_failures(second.id)) == 1
+    with pytest.raises(JobNotFoundError):
+        store.delete_job(first.id)
+
+
+class TestNextJobAt:
+    def test_the_earliest_of_all_queues_and_priorities(self, store: Storage) -> None:
+        assert store.next_job_at("default") is None
+        times = {
+            (queue, priority): store.create_job(
+                NewJob(job_type="t", queue=queue, priority=priority, delay=HOUR * hours)
+            ).scheduled_at
+            for queue, priority, hours in [("a", 0, 4), ("a", 1, 3), ("b", -1, 5), ("b", 9, 2), ("c", 0, 1)]
+        }
+        assert store.next_job_at("a") == times["a", 1]
+        assert store.next_job_at(["a", "b"]) == times["b", 9]
+        assert store.next_job_at({"b", "c", "nope"}) == times["c", 0]
+        assert store.next_job_at(["nope"]) is None
+
+    def test_past_when_one_is_due_and_none_when_all_are_taken(self, store: Storage) -> None:
+        job = store.create_job(NewJob(job_type="t"))
+        assert store.next_job_at("default") == job.scheduled_at
+        held = claim(store)
+        assert store.next_job_at("default") is None
+        store.complete_job(held)
+        assert store.next_job_at("default") is None
+
+    @pytest.mark.parametrize(("time", "expected"), [("infinity", LAST), ("-infinity", FIRST)])
+    def test_an_infinite_time_put_there_by_hand(self, store: Storage, sql: Any, time: str, expected: datetime) -> None:
+        fill(store, 1)
+        sql("UPDATE goqueue.jobs SET scheduled_at = %s", [time])
+        assert store.next_job_at("default") == expected
+
+
+class TestQueueStats:
+    def test_nothing_of_nothing(self, store: Storage) -> None:
+        assert store.queue_stats() == []
+
+    def test_counts_by_queue_and_status(self, store: Storage) -> None:
+        expected = {"a": [3, 1, 2, 0, 1], "b": [0, 0, 0, 2, 0]}
+        for queue, counts in expected.items():
+            for status, count in zip(JobStatus, counts, strict=True):
+                for number in range(count):
+                    job = store.create_job(NewJob(job_type=f"t{number}", queue=queue, delay=HOUR))
+                    store.update_job(job.id, JobUpdate(status=status))
+        stats = store.queue_stats()
+        assert {entry.queue: list(entry.counts.values()) for entry in stats} == expected
+        assert [entry.queue for entry in stats] == ["a", "b"]
+        for entry in stats:
+            assert list(entry.counts) == list(JobStatus)
+            assert all(count.exact for count in entry.counts.values())
+            assert (entry.oldest_ready_age, entry.expired_leases) == (None, 0)
+
+    def test_a_count_beyond_a_thousand_says_that_it_is_an_estimate(self, store: Storage) -> None:
+        fill(store, 1000, queue="full")
+        fill(store, 600, queue="over")
+        store.create_jobs(NewJob(job_type="another", queue="over") for _ in range(401))
+        fill(store, 3, queue="over", delay=HOUR, priority=1)
+        store.cancel_jobs(JobFilter(queue="over", scheduled_from=datetime.now(UTC) + HOUR / 2))
+        full, over = store.queue_stats()
+        assert (full.counts[PENDING], full.counts[PENDING].exact) == (1000, True)
+        assert not over.counts[PENDING].exact
+        assert 1001 <= over.counts[PENDING] < 2000
+        assert (over.counts[CANCELLED], over.counts[CANCELLED].exact) == (3, True)
+
+    def test_the_age_of_the_oldest_due_job(self, store: Storage) -> None:
+        now = datetime.now(UTC)
+        for priority, hours in ((-1, 1), (0, 3), (1, 2), (2, -5)):
+            store.create_job(NewJob(job_type="t", priority=priority, scheduled_at=now - HOUR * hours))
+        store.create_job(NewJob(job_type="t", queue="later", delay=HOUR))
+        stats = {entry.queue: entry.oldest_ready_age for entry in store.queue_stats()}
+        assert stats["later"] is None
+        assert stats["default"] is not None
+        assert 3 * HOUR <= stats["default"] < 4 * HOUR
+        claim(store, 2)  # the oldest is among the first two
+        [age] = [entry.oldest_ready_age for entry in store.queue_stats() if entry.queue == "default"]
+        assert age is not None
+        assert 2 * HOUR <= age < 3 * HOUR
+
+    def test_expired_leases(self, store: Storage, sql: Any) -> None:
+        fill(store, 3)
+        jobs = claim(store, 3)
+        expire(sql, *jobs[:2])
+        [entry] = store.queue_stats()
+        assert (entry.expired_leases, entry.counts[RUNNING]) == (2, 3)
+        store.rescue_jobs()
+        assert store.queue_stats()[0].expired_leases == 0
+
+    def test_infinite_times_put_there_by_hand(self, store: Storage, sql: Any) -> None:
+        ids = fill(store, 2)
+        sql("UPDATE goqueue.jobs SET scheduled_at = '-infinity' WHERE id = %s", [ids[0]])
+        [entry] = store.queue_stats()
+        assert entry.counts[PENDING] == 2
+        assert entry.oldest_ready_age is not None
+        assert entry.oldest_ready_age > timedelta(days=700_000)
+
+
+class TestUpdatingAHeldJob:
+    def test_a_token_grows_only_when_the_holder_changes(self, store: Storage) -> None:
+        job = claimed(store)
+        same = store.update_job(job.id, JobUpdate(status=RUNNING, priority=3))
+        assert (same.lease_token, same.lease_expires_at, same.locked_by) == (1, job.lease_expires_at, "w1")
+        done = store.update_job(job.id, JobUpdate(status=COMPLETED))
+        assert (done.lease_token, done.lease_expires_at) == (1, None)
+        with pytest.raises(JobStateError):
+            store.update_job(job.id, JobUpdate(status=RUNNING))
+
+
+class TestResuming:
+    """While somebody's snapshot keeps dead index entries alive, claims go on where others ended."""
+
+    RESUME_TIME = timedelta(seconds=0.5)
+
+    @pytest.fixture
+    def resuming(self, goqueue_database: str) -> Iterator[PostgresStorage]:
+        with PostgresStorage.open(DatabaseConfig(url=goqueue_database, claim_resume_time=self.RESUME_TIME)) as opened:
+            yield opened
+
+    @pytest.fixture
+    def snapshot(self, other: psycopg.Connection[Any]) -> Callable[[], None]:
+        def hold() -> None:
+            other.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+            other.execute("SELECT count(*) FROM goqueue.jobs")
+
+        return hold
+
+    @staticmethod
+    def resumes(store: PostgresStorage, *queues: str) -> bool:
+        return queues in store._resumes and store._resumes[queues].lanes() is not None
+
+    def until_resuming(self, store: PostgresStorage, *queues: str) -> list[UUID]:
+        """Claims until a claim has found itself dear; what it took."""
+        taken: list[UUID] = []
+        while not self.resumes(store, *queues):
+            jobs = store.claim_jobs(queues, "w1", 100)
+            assert jobs, "it never resumed"
+            taken += [job.id for job in jobs]
+        return taken
+
+    def test_jobs_that_become_due_out_of_order_wait_no_longer_than_that(
+        self, resuming: PostgresStorage, snapshot: Any
+    ) -> None:
+        ids = fill(resuming, 6000)
+        snapshot()
+        taken = self.until_resuming(resuming, "default")
+        held = resuming.claim_jobs("default", "w1")[0]
+        surprises = {
+            *fill(resuming, 1, priority=-1),
+            *fill(resuming, 1, scheduled_at=datetime(2020, 1, 1, tzinfo=UTC)),
+            held.id,
+        }
+        resuming.release_jobs([held])
+        deadline = time.monotonic() + 20
+        appeared = set()
+        # Claiming goes on all the while: the time of a resume must not be prolonged by its use.
+        while not surprises <= appeared:
+            assert time.monotonic() < deadline
+            jobs = resuming.claim_jobs("default", "w1")
+            taken += [job.id for job in jobs]
+            appeared |= surprises & {job.id for job in jobs}
+        while jobs := resuming.claim_jobs("default", "w1", 500):
+            taken += [job.id for job in jobs]
+        assert len(taken) == len(set(taken))
+        time.sleep(self.RESUME_TIME.total_seconds())  # what was passed over comes now
+        taken += [job.id for job in resuming.claim_jobs("default", "w1", 500)]
+        assert sorted(taken) == sorted({*ids, *surprises})
+
+    def test_a_resumed_claim_reads_less(self, goqueue_database: str, snapshot: Any) -> None:
+        config = DatabaseConfig(url=goqueue_database, claim_resume_time=MINUTE)
+        with PostgresStorage.open(config) as store:
+            ids = fill(store, 4000)
+            snapshot()
+            taken = self.until_resuming(store, "default")
+
+            def entries_read(connection: psycopg.Connection[Any]) -> int:
+                row = connection.execute(
+                    "SELECT pg_stat_get_xact_tuples_returned('goqueue.jobs_claim_idx'::regclass)"
+                ).fetchone()
+                assert row is not None
+                return int(row[0])
+
+            with store._connection() as connection, connection.transaction():
+                before = entries_read(connection)
+                taken += [job.id for job in store.bound_to(connection).claim_jobs("default", "w1", 10)]
+                assert entries_read(connection) - before < 100
+            while jobs := store.claim_jobs("default", "w1", 1000):
+                taken += [job.id for job in jobs]
+            assert taken == ids
+
+    def test_the_order_within_each_lane_stays(self, goqueue_database: str, snapshot: Any) -> None:
+        config = DatabaseConfig(url=goqueue_database, claim_resume_time=MINUTE)
+        with PostgresStorage.open(config) as store:
+            lanes = [("a", 0), ("b", 0), ("a", 1)]
+            ids = {lane: fill(store, 1500, queue=lane[0], priority=lane[1]) for lane in lanes}
+            snapshot()
+            taken: dict[tuple[str, int], list[UUID]] = {lane: [] for lane in lanes}
+            priorities = []
+            resumed = False
+            while jobs := store.claim_jobs(["b", "a"], "w1", 90):
+                resumed = resumed or self.resumes(store, "a", "b")
+                for job in jobs:
+                    taken[job.queue, job.priority].append(job.id)
+                    priorities.append(job.priority)
+            assert resumed
+            assert taken == ids
+            assert priorities == sorted(priorities)
+
+    def test_without_an_old_snapshot_the_order_is_exact(self, resuming: PostgresStorage, sql: Any) -> None:
+        ids = fill(resuming, 3000)
+        for number in range(10):
+            assert [job.id for job in resuming.claim_jobs("default", "w1", 100)] == ids[number * 100 :][:100]
+            sql("VACUUM goqueue.jobs")
+            [better] = fill(resuming, 1, priority=-1)
+            assert claim(resuming).id == better
+        assert not self.resumes(resuming, "default")
+
+    def test_turned_off_every_claim_is_exact(self, goqueue_database: str, snapshot: Any) -> None:
+        with PostgresStorage.open(DatabaseConfig(url=goqueue_database, claim_resume_time=ZERO)) as store:
+            fill(store, 3000)
+            snapshot()
+            for _ in range(20):
+                store.claim_jobs("default", "w1", 100)
+            [better] = fill(store, 1, priority=-1)
+            assert claim(store).id == better
+
+    def test_nothing_is_left_behind_by_claims_at_once(self, resuming: PostgresStorage, snapshot: Any) -> None:
+        ids = fill(resuming, 2500) + fill(resuming, 2500, priority=1)
+        snapshot()
+
+        def work(number: int) -> list[UUID]:
+            mine: list[UUID] = []
+            done_at = None
+            # Jobs behind a position come back after the resume's time at the latest.
+            while done_at is None or time.monotonic() < done_at:
+                jobs = resuming.claim_jobs("default", f"w{number}", 100)
+                mine += [job.id for job in jobs]
+                if jobs:
+                    done_at = None
+                elif done_at is None:
+                    done_at = time.monotonic() + 2 * self.RESUME_TIME.total_seconds()
+                else:
+                    time.sleep(0.02)
+            return mine
+
+        with ThreadPoolExecutor(3) as threads:
+            taken = [job_id for mine in threads.map(work, range(3)) for job_id in mine]
+        assert sorted(taken) == sorted(ids)
+
+
+_lanes = st.tuples(st.sampled_from(["a", "b"]), st.integers(0, 2))
+_positions = st.tuples(st.datetimes(timezones=st.just(UTC)), st.uuids())
+
+
+class TestResume:
+    @given(
+        found=st.lists(_lanes, unique=True),
+        last=st.dictionaries(_lanes, _positions, max_size=3),
+        later=st.dictionaries(_lanes, _positions, max_size=3),
+        entries=st.integers(0, 5000),
+        cheap=st.integers(0, 5000),
+    )
+    def test_goes_on_after_the_last_job_of_each_lane_when_a_claim_was_dear(
+        self, found: Any, last: Any, later: Any, entries: int, cheap: int
+    ) -> None:
+        last = {lane: at for lane, at in last.items() if lane in found}
+        resume = Resume(3600)
+        assert resume.lanes() is None
+        resume.learn([list(lane) for lane in found], last, resumed=False, entries_read=entries, cheap=cheap)
+        lanes = resume.lanes()
+        if entries <= cheap:
+            assert lanes is None
+            return
+        assert lanes is not None
+        assert lanes.keys() == set(found)
+        for lane, at in lanes.items():
+            # Never after a job that was not taken.
+            assert at == last.get(lane, (FIRST, UUID(int=0)))
+        resume.learn([], later, resumed=True, entries_read=10**6, cheap=cheap)
+        after = resume.lanes()
+        assert after is not None
+        assert after == {lane: later.get(lane, at) for lane, at in lanes.items()}
+
+    @given(st.lists(st.booleans(), max_size=5))
+    def test_no_longer_than_its_time(self, resumed: list[bool]) -> None:
+        resume = Resume(0)
+        for flag in resumed:
+            resume.learn([["a", 0]], {}, resumed=flag, entries_read=10**6, cheap=1)
+            assert resume.lanes() is None
+
+    def test_its_use_does_not_prolong_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        now = 100.0
+        monkeypatch.setattr("goqueue.resume.monotonic", lambda: now)
+        resume = Resume(10)
+        resume.learn([["a", 0]], {}, resumed=False, entries_read=2, cheap=1)
+        now = 109.9
+        assert resume.lanes() is not None
+        resume.learn([["a", 0]], {}, resumed=True, entries_read=2, cheap=1)
+        now = 110.0
+        assert resume.lanes() is None
+
+
+def test_filters_are_refused_as_filters(store: Storage) -> None:
+    with pytest.raises(InvalidFilterError):
+        store.rescue_jobs(0)

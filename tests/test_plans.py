@@ -1,0 +1,530 @@
+"""Every query's plan on a million rows, custom and generic: the indexes it names, how much it reads, no table scan."""
+
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import product
+from typing import Any, ClassVar
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from goqueue.pytest_plugin import DatabaseServer
+from tests.plans import JIT_ABOVE_COST, MODES, NOTES, Explainer, Plan, seed
+
+# Two databases, each seeded once for all tests of it:
+#   history  a million jobs of 28 days in a hundred queues, most of them finished; "archive", where 50,000 are finished
+#            and some hundred wait; "churn", where 100,000 are due
+#   future   a million jobs of "future" at the best priority that are not due yet, a thousand at another one that are,
+#            and a twentieth of the above
+# Much fewer rows than 200,000, and the planner rightly takes reading a table for cheaper than an index.
+ROWS = int(os.environ.get("GOQUEUE_TEST_PLAN_ROWS", "1000000"))
+
+# The first test of a database waits until it is seeded.
+pytestmark = pytest.mark.timeout(300)
+
+MINUTE = timedelta(minutes=1)
+DAY = timedelta(days=1)
+PAGE = 50
+# What TABLESAMPLE reads of the table: some 500 pages of some 40 rows.
+SAMPLED_PAGES, SAMPLED_ROWS = 700, 30_000
+WITHOUT_A_PLAN = {"listen"}  # no statement that EXPLAIN takes
+ENTRIES_READ = -2  # of a row that claim_jobs gives
+
+PKEY, CLAIM, KEY, STATUS, QUEUE = (
+    "jobs_pkey",
+    "jobs_claim_idx",
+    "jobs_idempotency_key_idx",
+    "jobs_status_idx",
+    "jobs_queue_idx",
+)
+FAILURES = "job_failures_pkey"
+
+
+@pytest.fixture(scope="session")
+def seeded(goqueue_server: DatabaseServer, goqueue_template: str) -> Iterator[Callable[[str], str]]:
+    """Gives the URL of a seeded database. Workers share it: the first one to ask seeds it, the last one drops it."""
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))[:16]
+    names: set[str] = set()
+    with psycopg.connect(goqueue_server.url, autocommit=True) as connection:
+
+        def lock(how: str, *key: str) -> bool:
+            # The locks end with the connection, so that a worker which dies leaves none.
+            row = connection.execute(f"SELECT pg_{how}(hashtextextended(%s, 0))", ["/".join(key)]).fetchone()
+            return row == (True,)
+
+        def url_of(which: str) -> str:
+            name = f"goqueue_plans_{which}_{run}"
+            url = make_conninfo(goqueue_server.url, dbname=name)
+            if name not in names:
+                lock("advisory_lock", name)
+                lock("advisory_lock_shared", name, "use")
+                names.add(name)
+                if not connection.execute("SELECT FROM pg_database WHERE datname = %s", [name]).rowcount:
+                    connection.execute(f"CREATE DATABASE {name} TEMPLATE {goqueue_template}")
+                    try:
+                        with psycopg.connect(url, autocommit=True) as seeding:
+                            seed(seeding, which, ROWS)
+                    except BaseException:
+                        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+                        raise
+                lock("advisory_unlock", name)
+            return url
+
+        yield url_of
+        for name in names:
+            lock("advisory_unlock_shared", name, "use")
+            if lock("try_advisory_lock", name, "use"):
+                connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="session", params=["history", "future"])
+def database(request: pytest.FixtureRequest, seeded: Callable[[str], str]) -> str:
+    """The URL of a seeded database; its name tells which one it is."""
+    return seeded(request.param)
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the tests have to name of the rows: ids by status and keys, picked all over the table."""
+
+    running: list[UUID]
+    pending: list[UUID]
+    dead: list[UUID]
+    completed: list[UUID]
+    keys: list[str]
+    lanes: dict[tuple[str, str], int]
+    deep: tuple[datetime, UUID]
+
+    @property
+    def jobs_by_queue(self) -> Counter[str]:
+        jobs: Counter[str] = Counter()
+        for (queue, _), count in self.lanes.items():
+            jobs[queue] += count
+        return jobs
+
+    @property
+    def queues(self) -> int:
+        return len(self.jobs_by_queue)
+
+
+@pytest.fixture(scope="session")
+def known(database: str) -> Known:
+    with psycopg.connect(database) as connection:
+
+        def column(query: str) -> list[Any]:
+            return [row[0] for row in connection.execute(query)]
+
+        by_status = {
+            status: column(
+                f"SELECT id FROM goqueue.jobs WHERE status = '{status}' AND queue LIKE 'queue%' "
+                "ORDER BY md5(id::text) LIMIT 1000"
+            )
+            for status in ("running", "pending", "dead", "completed")
+        }
+        keys = column(
+            "SELECT idempotency_key FROM goqueue.jobs WHERE idempotency_key IS NOT NULL ORDER BY md5(id::text) "
+            "LIMIT 1000"
+        )
+        pairs = connection.execute("SELECT queue, job_type, count(*) FROM goqueue.jobs GROUP BY queue, job_type")
+        lanes = {(queue, job_type): count for queue, job_type, count in pairs}
+        deep = connection.execute(
+            "SELECT created_at, id FROM goqueue.jobs "
+            "WHERE queue LIKE 'queue%' AND created_at < now() - interval '20 days' ORDER BY created_at DESC LIMIT 1"
+        ).fetchone()
+        assert deep is not None
+    return Known(**by_status, keys=keys, lanes=lanes, deep=deep)
+
+
+@pytest.fixture(scope="session")
+def explainer(database: str) -> Iterator[Explainer]:
+    with psycopg.connect(database, autocommit=True) as connection:
+        # The server's own setting for a caller's connection, where the pool's doesn't hold.
+        connection.execute(f"SET jit_above_cost = {JIT_ABOVE_COST}")
+        yield Explainer(connection)
+
+
+def check(plan: Plan, name: str, *, indexes: set[str], rows: float, pages: float, sample: bool = False) -> None:
+    """Fails, with the plan, unless the run read these indexes and no others, and no more than so much of the tables."""
+    problems = []
+    if scans := plan.table_scans - ({"Sample Scan"} if sample else set()):
+        problems.append(f"it has a {' and a '.join(sorted(scans))} of the table")
+    if plan.used_indexes != indexes:
+        problems.append(f"it reads {sorted(plan.used_indexes)}, expected were {sorted(indexes)}")
+    if strangers := {index for index in plan.named_indexes if index not in NOTES[name].index}:
+        problems.append(f"the comment in sql/{NOTES[name].file} doesn't name {sorted(strangers)}")
+    if plan.rows_read > rows:
+        problems.append(f"it reads {plan.rows_read:.0f} rows, at most {rows:.0f} were expected")
+    if plan.pages > pages:
+        problems.append(f"it looks at {plan.pages} pages, at most {pages:.0f} were expected")
+    if plan.cost >= JIT_ABOVE_COST or plan.is_compiled:
+        problems.append(f"it is estimated at {plan.cost:.0f}, and from {JIT_ABOVE_COST} on a plan is compiled")
+    assert not problems, f"{name}: {'; '.join(problems)}\n{plan}"
+
+
+@dataclass(frozen=True)
+class Case:
+    """Values for a query, and what its plan may cost then.
+
+    ``rows``: table rows and index entries that scans may read. ``writes``: rows written; each costs up to a descent and
+    a page of every index.
+    """
+
+    query: str
+    label: str
+    values: Callable[[Known], dict[str, Any]]
+    indexes: set[str]
+    rows: int
+    writes: int = 0
+
+    @property
+    def pages(self) -> int:
+        # A row costs a descent of four pages and itself at worst.
+        return 50 + 5 * self.rows + 45 * self.writes
+
+    def __str__(self) -> str:
+        return f"{self.query}-{self.label}"
+
+
+def leases(known: Known, count: int) -> dict[str, Any]:
+    """As many held jobs as there are, at most half, among jobs that are not held, as after a long pause."""
+    ids = sorted((known.running[: (count + 1) // 2] + known.pending)[:count])
+    return {"ids": ids, "tokens": [1] * len(ids)}
+
+
+def new_job(key: str | None = None) -> dict[str, Any]:
+    return {
+        "id": uuid4(),
+        "queue": "queue_00",
+        "job_type": "type_0",
+        "payload": '{"to": "someone@example.com"}',
+        "priority": 0,
+        "max_attempts": 25,
+        "scheduled_at": None,
+        "delay": None,
+        "idempotency_key": key,
+    }
+
+
+def new_jobs(count: int) -> str:
+    jobs = [{**new_job(f"new-{number}"), "id": str(uuid4()), "payload": {}} for number in range(count)]
+    return json.dumps(jobs)
+
+
+BACKOFF = {
+    "retry_in": None,
+    "backoff_base": timedelta(seconds=10),
+    "backoff_factor": 2.0,
+    "backoff_max": 60 * MINUTE,
+    "backoff_jitter": 0.1,
+}
+FINISHED = ["completed", "dead", "cancelled"]
+NO_FILTER = dict.fromkeys(
+    ("statuses", "queues", "job_types", "created_from", "created_before", "scheduled_from", "scheduled_before")
+)
+HUNDRED = [f"queue_{number:02}" for number in range(100)]
+
+
+def cases_by_count(count: int) -> list[Case]:
+    """The queries that take many ids or a limit."""
+    label = str(count)
+
+    def case(query: str, values: Callable[[Known], dict[str, Any]], *indexes: str, rows: int, writes: int = 0) -> Case:
+        return Case(query, label, values, set(indexes), rows * count, writes * count)
+
+    return [
+        case("get_jobs", lambda known: {"ids": known.completed[:count]}, PKEY, rows=1),
+        case(
+            "find_duplicate_jobs",
+            lambda known: {"ids": known.completed[:count], "idempotency_keys": known.keys[:count]},
+            *(PKEY, KEY),
+            rows=2,
+        ),
+        case("heartbeat_jobs", lambda known: {**leases(known, count), "lease": MINUTE}, PKEY, rows=1, writes=1),
+        case("complete_jobs", lambda known: leases(known, count), PKEY, rows=1, writes=1),
+        case("release_jobs", lambda known: leases(known, count), PKEY, rows=1, writes=1),
+        case(
+            "fail_jobs",
+            lambda known: {**leases(known, count), "errors": ["boom"] * count, **BACKOFF},
+            PKEY,
+            rows=2,
+            writes=1,
+        ),
+        case("bury_jobs", lambda known: {**leases(known, count), "errors": ["boom"] * count}, PKEY, rows=2, writes=1),
+        case("cancel_jobs", lambda known: {"ids": known.pending[:count]}, PKEY, rows=1, writes=1),
+        case("retry_jobs", lambda known: {"ids": known.dead[:count]}, PKEY, rows=1, writes=1),
+        case(
+            "reschedule_jobs",
+            lambda known: {"ids": known.pending[:count], "scheduled_at": None, "delay": MINUTE},
+            PKEY,
+            rows=1,
+            writes=1,
+        ),
+        # All that run are read until enough have expired: as many as the workers hold, here some 500.
+        Case("rescue_jobs", label, lambda _: {"job_limit": count}, {STATUS, PKEY}, 600 + count, count),
+        # A job and its failure. One in 50 was created in time and finished too late: it is read in vain.
+        case(
+            "prune_jobs",
+            lambda _: {"older_than": 7 * DAY, "statuses": FINISHED, "job_limit": count},
+            *(STATUS, PKEY, FAILURES),
+            rows=4,
+        ),
+    ]
+
+
+CASES = [
+    *cases_by_count(1),
+    *cases_by_count(1000),
+    Case("ping", "", lambda _: {}, set(), 0),
+    Case("announce_listener", "", lambda _: {}, set(), 0),
+    Case("get_job", "", lambda known: {"id": known.completed[0]}, {PKEY}, 1),
+    Case("get_job", "unknown", lambda _: {"id": uuid4()}, {PKEY}, 0),
+    Case("get_job_by_idempotency_key", "", lambda known: {"idempotency_key": known.keys[0]}, {KEY}, 1),
+    Case("list_failures", "", lambda known: {"job_id": known.dead[0]}, {FAILURES}, 5),
+    Case("find_duplicate_job", "id", lambda known: {"id": known.dead[0], "idempotency_key": None}, {PKEY}, 2),
+    Case("find_duplicate_job", "key", lambda known: {"id": uuid4(), "idempotency_key": known.keys[0]}, {PKEY, KEY}, 2),
+    Case("find_duplicate_jobs", "none", lambda _: {"ids": [], "idempotency_keys": []}, {PKEY, KEY}, 0),
+    Case("create_job", "new", lambda _: new_job("new"), set(), 0, 1),
+    Case("create_job", "duplicate", lambda known: new_job(known.keys[0]), set(), 0, 1),
+    Case("create_jobs", "1000", lambda _: {"jobs": new_jobs(1000)}, set(), 0, 1000),
+    Case("replace_pending_job", "new", lambda _: new_job("new"), set(), 0, 1),
+    Case("replace_pending_job", "taken", lambda known: new_job(known.keys[0]), set(), 0, 1),
+    Case(
+        "update_job",
+        "status",
+        lambda known: {"id": known.pending[0], "changes": '{"status": "running", "locked_by": "me"}'},
+        {PKEY, KEY},
+        3,
+        1,
+    ),
+    Case(
+        "update_job",
+        "key",
+        lambda known: {"id": known.pending[0], "changes": '{"idempotency_key": "new"}'},
+        {PKEY, KEY},
+        3,
+        1,
+    ),
+    Case("delete_job", "", lambda known: {"id": known.dead[0]}, {PKEY, FAILURES}, 5, 1),
+    Case(
+        "prune_jobs",
+        "nothing due",
+        lambda _: {"older_than": 100 * DAY, "statuses": FINISHED, "job_limit": 1000},
+        {STATUS, PKEY, FAILURES},
+        0,
+    ),
+    # A queue has up to three priorities; each takes a probe, and each queue one to learn that there is no other.
+    Case("next_job_at", "two of a hundred", lambda _: {"queues": ["queue_07", "queue_42"]}, {CLAIM}, 8),
+    Case("next_job_at", "future", lambda _: {"queues": ["future"]}, {CLAIM}, 3),
+    Case("next_job_at", "a hundred", lambda _: {"queues": HUNDRED}, {CLAIM}, 400),
+]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_it_reads_what_it_needs(case: Case, mode: str, explainer: Explainer, known: Known) -> None:
+    plan = explainer.explain(case.query, case.values(known), mode, case.pages)
+    check(plan, case.query, indexes=case.indexes, rows=case.rows, pages=case.pages)
+
+
+class TestListsAndCounts:
+    """Each combination of filters; the lanes of sql/jobs.sql are what the work may grow with."""
+
+    STATUSES = (None, ["dead"], ["pending", "completed"])
+    QUEUES = (None, ["queue_03"], ["queue_00", "queue_03", "queue_42"], ["unknown"])
+    TYPES = (None, ["type_0"], ["type_0", "type_1", "type_2"], ["unknown"])
+
+    @staticmethod
+    def lanes(known: Known, statuses: Any, queues: Any, types: Any) -> int:
+        count = 1
+        if queues or types:
+            count = sum(1 for queue, kind in known.lanes if queue in (queues or [queue]) and kind in (types or [kind]))
+        return count * len(statuses or range(5))
+
+    @staticmethod
+    def probes(known: Known, queues: Any, types: Any) -> int:
+        """To find the lanes: each queue for a type without a queue, each type of a queue without a type."""
+        every_queue = known.queues if types and not queues else 0
+        return every_queue + len(queues or range(every_queue)) * len(types or range(10))
+
+    @staticmethod
+    def indexes(queues: Any, types: Any) -> set[str]:
+        return {QUEUE} if queues or types else {STATUS}
+
+    @pytest.mark.parametrize("mode", MODES)
+    @pytest.mark.parametrize("of_statuses", STATUSES, ids=lambda value: "+".join(value or ["any status"]))
+    @pytest.mark.parametrize("of_queues", QUEUES, ids=lambda value: "+".join(value or ["any queue"]))
+    def test_a_page(self, of_statuses: Any, of_queues: Any, mode: str, explainer: Explainer, known: Known) -> None:
+        created_at, job_id = known.deep
+        for types, created, scheduled, deep in product(self.TYPES, *[(False, True)] * 3):
+            values = {
+                **NO_FILTER,
+                "statuses": of_statuses,
+                "queues": of_queues,
+                "job_types": types,
+                "created_from": created_at - 5 * DAY if created else None,
+                "created_before": created_at + 5 * DAY if created else None,
+                "scheduled_from": created_at + 3 * DAY if scheduled else None,
+                "scheduled_before": created_at + 4 * DAY if scheduled else None,
+                "cursor_created_at": created_at if deep else None,
+                "cursor_id": job_id if deep else None,
+                "page_limit": PAGE,
+            }
+            lanes = self.lanes(known, of_statuses, of_queues, types)
+            probes = self.probes(known, of_queues, types)
+            entries = lanes * (PAGE + 1)
+            if scheduled:
+                entries = max(entries, 3000)
+            # An entry costs its row's page where vacuum has not been, and another for a row that has moved.
+            pages = 50 + 2 * entries + 8 * (lanes + probes) + 5 * PAGE
+            plan = explainer.explain("list_jobs", values, mode, pages)
+            check(
+                plan,
+                "list_jobs",
+                # The jobs' rows are fetched by their ids; an empty page may spare that.
+                indexes=self.indexes(of_queues, types) | (plan.used_indexes & {PKEY}),
+                rows=entries + probes + PAGE,
+                pages=pages,
+            )
+            assert plan.entries_read(PKEY) <= PAGE, f"{plan}"
+
+    @pytest.mark.parametrize("mode", MODES)
+    @pytest.mark.parametrize("of_statuses", STATUSES, ids=lambda value: "+".join(value or ["any status"]))
+    @pytest.mark.parametrize("of_queues", QUEUES, ids=lambda value: "+".join(value or ["any queue"]))
+    def test_a_count(self, of_statuses: Any, of_queues: Any, mode: str, explainer: Explainer, known: Known) -> None:
+        for types, created in product(self.TYPES, (False, True)):
+            values = {
+                **NO_FILTER,
+                "statuses": of_statuses,
+                "queues": of_queues,
+                "job_types": types,
+                "created_before": known.deep[0] if created else None,
+            }
+            lanes = self.lanes(known, of_statuses, of_queues, types)
+            probes = self.probes(known, of_queues, types)
+            pages = 50 + 2 * 10001 + 8 * (lanes + probes) + SAMPLED_PAGES
+            plan = explainer.explain("count_jobs", values, mode, pages)
+            check(
+                plan,
+                "count_jobs",
+                indexes=self.indexes(of_queues, types),
+                rows=10001 + 2 * probes + SAMPLED_ROWS,
+                pages=pages,
+                sample=True,
+            )
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_statistics_grow_with_queues_and_types(mode: str, explainer: Explainer, known: Known) -> None:
+    # At most 1001 entries are counted of a queue's jobs of one status.
+    counted = sum(min(jobs, 5 * 1001) for jobs in known.jobs_by_queue.values())
+    # Besides: a probe for each queue and type, two for each queue and priority, all that run.
+    rows = counted + len(known.lanes) + 6 * known.queues + 600 + SAMPLED_ROWS
+    pages = 2 * rows
+    plan = explainer.explain("queue_stats", {}, mode, pages)
+    check(plan, "queue_stats", indexes={QUEUE, CLAIM, STATUS}, rows=rows, pages=pages, sample=True)
+
+
+def claim(queues: list[str], count: int, lanes: list[tuple[str, int, datetime, UUID]] | None = None) -> dict[str, Any]:
+    columns = dict.fromkeys(("lane_queues", "lane_priorities", "lane_times", "lane_ids"))
+    if lanes is not None:
+        columns = dict(zip(columns, map(list, zip(*lanes, strict=True)), strict=True))
+    return {"queues": queues, "worker_id": "worker-1", "job_limit": count, "lease": MINUTE, **columns}
+
+
+class TestClaims:
+    """A claim of n jobs reads O(n) index entries: those of n jobs in each lane asked for, and n more to lock them."""
+
+    SITUATIONS: ClassVar[dict[str, tuple[str, list[str], int]]] = {
+        # name: the database, the queues asked for, their lanes (a queue and a priority each)
+        "a backlog": ("history", ["queue_00"], 3),
+        "nearly all finished": ("history", ["archive"], 1),
+        "a million for later at a better priority": ("future", ["future"], 2),
+        "two of a hundred queues": ("both", ["queue_03", "queue_07"], 6),
+        "all of a hundred queues": ("both", HUNDRED, 300),
+        "an unknown queue": ("both", ["unknown"], 0),
+    }
+
+    @pytest.mark.parametrize("count", [1, 10, 100])
+    @pytest.mark.parametrize("mode", MODES)
+    @pytest.mark.parametrize("situation", SITUATIONS)
+    def test_a_claim_reads_what_it_takes(
+        self, situation: str, mode: str, count: int, explainer: Explainer, database: str
+    ) -> None:
+        where, queues, lanes = self.SITUATIONS[situation]
+        if where != "both" and where not in database:
+            pytest.skip("of the other database")
+        values = claim(queues, count)
+        # Besides the jobs: a probe for each lane, one to learn that there is no other, and one beyond what is due.
+        entries = (lanes + 1) * count + 2 * lanes + len(queues)
+        pages = 50 + 5 * len(queues) + 10 * lanes + 2 * entries + 60 * count
+        plan = explainer.explain("claim_jobs", values, mode, pages)
+        check(plan, "claim_jobs", indexes={CLAIM, PKEY}, rows=entries + count, pages=pages)
+        taken = explainer.run("claim_jobs", values, mode)
+        assert len([row for row in taken if row[0] is not None]) == (count if lanes else 0)
+        assert taken[0][ENTRIES_READ] <= entries, f"{plan}"
+
+    @pytest.mark.parametrize("count", [1, 10, 100])
+    @pytest.mark.parametrize("mode", MODES)
+    def test_a_claim_goes_on_where_another_ended(
+        self, mode: str, count: int, explainer: Explainer, known: Known
+    ) -> None:
+        position = (known.deep[0], UUID(int=0))
+        values = claim(["queue_00"], count, [("queue_00", priority, *position) for priority in range(3)])
+        pages = 80 + 70 * count
+        plan = explainer.explain("claim_jobs", values, mode, pages)
+        check(plan, "claim_jobs", indexes={CLAIM, PKEY}, rows=5 * count + 3, pages=pages)
+
+
+def test_claims_next_to_dead_entries(database: str, explainer: Explainer) -> None:
+    if "history" not in database:
+        pytest.skip("of the other database")
+    with ExitStack() as stack:
+        old, worker = (stack.enter_context(psycopg.connect(database, autocommit=True)) for _ in range(2))
+        old.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        old.execute("SELECT 1 FROM goqueue.jobs LIMIT 1")
+        [(last_time, last_id)] = worker.execute(
+            "SELECT scheduled_at, id FROM goqueue.jobs WHERE queue = 'churn' AND status = 'pending' "
+            "ORDER BY scheduled_at DESC, id DESC OFFSET 1000 LIMIT 1"
+        ).fetchall()
+        dead = worker.execute(
+            "UPDATE goqueue.jobs SET status = 'completed', completed_at = now() "
+            "WHERE queue = 'churn' AND status = 'pending' AND (scheduled_at, id) <= (%s, %s)",
+            [last_time, last_id],
+        ).rowcount
+        assert dead > ROWS // 20
+        # A transaction elsewhere keeps the entries: who looks from the start reads all of them, who goes on none.
+        assert explainer.run("claim_jobs", claim(["churn"], 10))[0][ENTRIES_READ] > dead
+        resumed = claim(["churn"], 10, [("churn", 0, last_time, last_id)])
+        plan = explainer.explain("claim_jobs", resumed, "generic", 900)
+        check(plan, "claim_jobs", indexes={CLAIM, PKEY}, rows=30, pages=900)
+        assert explainer.run("claim_jobs", resumed, "generic")[0][ENTRIES_READ] <= 11
+        # Without it, who passes marks them, and the next passes over them unread. The server is slow to notice that the
+        # old transaction is gone, while others write in whatever database.
+        old.execute("ROLLBACK")
+        deadline = time.monotonic() + 60
+        while any(explainer.run("claim_jobs", claim(["churn"], 10), mode)[0][ENTRIES_READ] > 30 for mode in MODES):
+            assert time.monotonic() < deadline, "the dead entries are read by every claim"
+            time.sleep(0.2)
+
+
+@pytest.mark.parametrize("name", [name for name in NOTES if name not in WITHOUT_A_PLAN])
+def test_the_plan_for_no_values_in_particular_names_the_same_indexes(name: str, explainer: Explainer) -> None:
+    if explainer.connection.info.server_version < 160000:
+        pytest.skip("EXPLAIN (GENERIC_PLAN) needs PostgreSQL 16")
+    plan = explainer.generic_plan(name)
+    assert "Seq Scan" not in plan.table_scans, f"{plan}"
+    assert {index for index in plan.named_indexes if index not in NOTES[name].index} == set(), f"{plan}"
+    assert plan.cost < JIT_ABOVE_COST, f"{plan}"
+
+
+def test_every_query_is_tested_here() -> None:
+    elsewhere = {"list_jobs", "count_jobs", "queue_stats", "claim_jobs", *WITHOUT_A_PLAN}
+    assert {case.query for case in CASES} | elsewhere == set(NOTES)
