@@ -35,7 +35,7 @@ VALUES (
     :payload::jsonb,
     :priority::smallint,
     :max_attempts::integer,
-    coalesce(:scheduled_at::timestamptz, now() + coalesce(extract(epoch FROM :delay::interval) * INTERVAL '1 second', '0')),
+    coalesce(:scheduled_at::timestamptz, now() + coalesce(extract(EPOCH FROM :delay::interval) * interval '1 second', '0')),
     :idempotency_key::text
 )
 ON CONFLICT DO NOTHING
@@ -127,7 +127,7 @@ SELECT
     coalesce(n.payload, 'null'::jsonb) AS payload,
     n.priority,
     n.max_attempts,
-    coalesce(n.scheduled_at, now() + coalesce(extract(epoch FROM n.delay) * INTERVAL '1 second', '0')) AS scheduled_at,
+    coalesce(n.scheduled_at, now() + coalesce(extract(EPOCH FROM n.delay) * interval '1 second', '0')) AS scheduled_at,
     n.idempotency_key
 FROM jsonb_to_recordset(:jobs::jsonb) AS n (
         id uuid,
@@ -894,7 +894,7 @@ VALUES (
     :payload::jsonb,
     :priority::smallint,
     :max_attempts::integer,
-    coalesce(:scheduled_at::timestamptz, now() + coalesce(extract(epoch FROM :delay::interval) * INTERVAL '1 second', '0')),
+    coalesce(:scheduled_at::timestamptz, now() + coalesce(extract(EPOCH FROM :delay::interval) * interval '1 second', '0')),
     :idempotency_key::text
 )
 ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO UPDATE SET
@@ -972,7 +972,7 @@ RETURNING j.id;
 -- Locks: the jobs' rows, in the order of their ids.
 UPDATE goqueue.jobs AS j
 SET
-    scheduled_at = coalesce(:scheduled_at::timestamptz, now() + coalesce(extract(epoch FROM :delay::interval) * INTERVAL '1 second', '0')),
+    scheduled_at = coalesce(:scheduled_at::timestamptz, now() + coalesce(extract(EPOCH FROM :delay::interval) * interval '1 second', '0')),
     updated_at = now()
 -- By id alone: see leases.sql for the array and for IS TRUE.
 WHERE j.id = ANY(ARRAY(SELECT unnest(:ids::uuid[]))) AND (j.status = 'pending') IS TRUE
@@ -1012,8 +1012,8 @@ WITH due_job AS MATERIALIZED (
         FROM goqueue.jobs AS j
         WHERE
             j.status = wanted.status
-            AND j.created_at < statement_timestamp() - extract(epoch FROM :older_than::interval) * INTERVAL '1 second'
-            AND j.completed_at < statement_timestamp() - extract(epoch FROM :older_than::interval) * INTERVAL '1 second'
+            AND j.created_at < statement_timestamp() - extract(EPOCH FROM :older_than::interval) * interval '1 second'
+            AND j.completed_at < statement_timestamp() - extract(EPOCH FROM :older_than::interval) * interval '1 second'
         ORDER BY j.created_at, j.id
         LIMIT :job_limit::bigint
         FOR UPDATE SKIP LOCKED

@@ -153,7 +153,7 @@ claimed_job AS (
         locked_at = CASE WHEN j.attempts < j.max_attempts THEN statement_timestamp() END,
         lease_token = j.lease_token + 1,
         lease_expires_at = CASE
-            WHEN j.attempts < j.max_attempts THEN statement_timestamp() + extract(epoch FROM :lease::interval) * INTERVAL '1 second'
+            WHEN j.attempts < j.max_attempts THEN statement_timestamp() + extract(EPOCH FROM :lease::interval) * interval '1 second'
         END,
         updated_at = statement_timestamp(),
         started_at = CASE WHEN j.attempts < j.max_attempts THEN statement_timestamp() ELSE j.started_at END,
@@ -224,7 +224,7 @@ WITH lease AS MATERIALIZED (
 
 UPDATE goqueue.jobs AS j
 SET
-    lease_expires_at = statement_timestamp() + extract(epoch FROM :lease::interval) * INTERVAL '1 second',
+    lease_expires_at = statement_timestamp() + extract(EPOCH FROM :lease::interval) * interval '1 second',
     updated_at = statement_timestamp()
 WHERE
     j.id = ANY(ARRAY(SELECT l.id FROM lease AS l))
@@ -303,7 +303,7 @@ failed_job AS (
         lease_expires_at = NULL,
         scheduled_at = CASE
             WHEN j.attempts < j.max_attempts THEN statement_timestamp() + coalesce(
-                extract(epoch FROM :retry_in::interval) * INTERVAL '1 second',
+                extract(EPOCH FROM :retry_in::interval) * interval '1 second',
                 -- In seconds: an interval overflows where a double does not. The exponent's bound keeps the power a number;
                 -- the times it would matter are beyond any max.
                 least(

@@ -176,7 +176,7 @@ def test_the_tables_limits_are_those_told_beforehand(goqueue_connection: psycopg
 
 def test_every_statement_stays_within_the_schema() -> None:
     for name in NOTES:
-        sql = getattr(QUERIES, name).sql.replace("extract(epoch FROM", "extract(")
+        sql = getattr(QUERIES, name).sql.replace("extract(EPOCH FROM", "extract(")
         for relation in re.findall(r"\b(?:FROM|JOIN|INTO|UPDATE)\s+([a-z_]+\.[a-z_]+|jobs\b)", sql):
             assert relation in ("goqueue.jobs", "goqueue.job_failures"), f"{name}: {relation}"
         assert not re.search(r"(SELECT|RETURNING|,|\w\.)\s*\*(?!/)", sql), f"{name} has a *"
