@@ -1,7 +1,7 @@
 """A tour of the store on a real server: what `make run` shows. Imports the public face, and the parts that start it.
 
 Uses the database of GOQUEUE_DATABASE_URL (or goqueue.yaml) when there is one, else an embedded PostgreSQL that is
-thrown away at the end. On a database of yours it touches nothing but its own queue, and leaves that empty.
+thrown away at the end. A database of yours it migrates; of the jobs it touches its own queue's alone, and deletes them.
 """
 
 import sys
@@ -45,7 +45,7 @@ console = Console(highlight=False)
 def _database() -> Iterator[DatabaseConfig]:
     config = load_config().database
     if config.url:
-        console.print("[bold]Server[/]: the one that GOQUEUE_DATABASE_URL names")
+        console.print("[bold]Server[/]: the one that the configuration names (GOQUEUE_DATABASE_URL)")
         yield config
         return
     with console.status("starting an embedded PostgreSQL (the first start takes a second or two) ..."):

@@ -16,7 +16,7 @@ _log = logging.getLogger("goqueue")
 
 
 class Listener:
-    """Wakes an idle worker early. It holds a connection of its own; use it in a ``with`` statement::
+    """Wakes an idle worker early, when new jobs are due. It holds a connection of its own; use it in a ``with``::
 
         with store.listen(["mail"]) as listener:
             while True:
@@ -24,8 +24,9 @@ class Listener:
                     ...
                 listener.wait(timedelta(seconds=5))
 
-    A notification is a hint: it can be late, doubled or lost (behind a transaction-pooling pgbouncer it never comes).
-    So poll as if there were none; `wait` merely returns before its time when there is something to find.
+    A notification is a hint: it can be late, doubled or lost (behind a transaction-pooling pgbouncer it never comes),
+    and jobs that become due later or wait again (a retry, a release) send none. So poll as if there were none; `wait`
+    merely returns before its time when there is something to find.
     """
 
     def __init__(self, connect: Callable[[], Connection[Any]], queries: Any, queues: list[str]) -> None:

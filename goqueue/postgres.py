@@ -200,8 +200,9 @@ class PostgresStorage:
     def create_jobs(self, jobs: Iterable[NewJob]) -> list[tuple[UUID, bool]]:
         """Adds many jobs, all of them or on an error none. In the order given: (id, created).
 
-        A job whose idempotency key is taken, by a stored job or by an earlier one of ``jobs``, is not created; the id
-        is that of the job which has the key. Query: create_jobs, for every ``batch_size`` jobs.
+        ``jobs`` is read while the transaction is open: let it not wait, nor use the same store. A job whose idempotency
+        key is taken, by a stored job or by an earlier one of ``jobs``, is not created; the id is that of the job which
+        has the key. Query: create_jobs, for every ``batch_size`` jobs.
         """
         results: list[tuple[UUID, bool]] = []
         with self._connection() as connection, self._transaction(connection):

@@ -58,8 +58,9 @@ def main() -> None:
         version = server.version
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_bytes(msgspec.json.format(msgspec.json.encode(lines), indent=2) + b"\n")
-    written = [options.output, options.output.with_suffix(".svg")]
-    draw(options.output, written[-1])
+    written = [options.output]
+    if draw(options.output, options.output.with_suffix(".svg")):
+        written.append(options.output.with_suffix(".svg"))
     if bench.plans:
         written.append(options.output.with_name("plans.txt"))
         written[-1].write_text(bench.plans, encoding="utf-8")

@@ -17,7 +17,8 @@ _INK, _QUIET, _PANEL, _MET, _MISSED = "#1f2328", "#59636e", "#f6f8fa", "#2f81c7"
 _ROW = 0.36  # inches
 
 
-def draw(results: Path, picture: Path) -> None:
+def draw(results: Path, picture: Path) -> bool:
+    """Whether there was anything to draw."""
     lines = [line for line in json.loads(results.read_text(encoding="utf-8")) if _bound(line) is not None]
     more = [line for line in lines if line["target"].startswith("≥")]
     less = [line for line in lines if line["target"].startswith("≤")]
@@ -29,11 +30,13 @@ def draw(results: Path, picture: Path) -> None:
         )
         if group
     ]
+    if not groups:
+        return False
     # A fixed salt and no date: nothing in the file but the numbers makes it differ. Letters as outlines look alike
     # everywhere.
     style = {"svg.hashsalt": "goqueue", "svg.fonttype": "path", "font.size": 10.5, "text.color": _INK}
     with mpl.rc_context(style):
-        heights = [len(group) + 1.6 for _, group in groups] or [1]
+        heights = [len(group) + 1.6 for _, group in groups]
         width, height = 10, sum(heights) * _ROW + 0.75
         figure = Figure(figsize=(width, height), facecolor="none")
         # A ground of its own, so that it can be read on a light and on a dark page.
@@ -41,7 +44,7 @@ def draw(results: Path, picture: Path) -> None:
             (0.008, 0.012), 0.984, 0.976, boxstyle="round,pad=0,rounding_size=0.012", transform=figure.transFigure,
             facecolor=_PANEL, edgecolor="#d1d9e0", zorder=-1, mutation_aspect=width / height,
         )  # fmt: skip
-        figure.patches.append(ground)
+        figure.add_artist(ground)
         top = height - 0.2
         for (title, group), rows in zip(groups, heights, strict=True):
             size = len(group) * _ROW
@@ -51,7 +54,9 @@ def draw(results: Path, picture: Path) -> None:
             top -= rows * _ROW
         legend = "Grey line: the floor, taken in the same run. Black mark: the target. Orange: not reached."
         figure.text(0.03, 0.19 / height, legend, color=_QUIET, fontsize=9.5, va="center")
-        figure.savefig(picture, format=picture.suffix[1:], metadata={"Date": None} if picture.suffix == ".svg" else {})
+        unchanging = {"Date": None, "Creator": None} if picture.suffix == ".svg" else {"Software": None}
+        figure.savefig(picture, format=picture.suffix[1:], metadata=unchanging)
+    return True
 
 
 def _bound(line: dict[str, Any]) -> float | None:
@@ -82,7 +87,7 @@ def _bars(axes: Axes, lines: list[dict[str, Any]]) -> None:
     for side in axes.spines.values():
         side.set_visible(False)
     for place, line in zip(places, lines, strict=True):
-        figures = f"{line['ratio']:.2f} x    {_number(line['value'])} {line['unit']} / {_number(line['floor'])}"
+        figures = f"{line['ratio']:.2f} x    {_number(line['value'])} / {_number(line['floor'])} {line['unit']}"
         axes.annotate(figures, (1.02, place), xycoords=("axes fraction", "data"), va="center", fontsize=9.5, color=_INK)
 
 
