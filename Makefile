@@ -60,7 +60,7 @@ run: $(STAMP) ## See it work: start a server (or use GOQUEUE_DATABASE_URL), migr
 migrate: $(STAMP) ## Run `pgmigrate migrate` on the database that the PG* variables name
 	$(BIN)/pgmigrate migrate -v
 
-bench: $(STAMP) ## Measure against pgbench running the same SQL; writes .bench/results.json
+bench: $(STAMP) ## Measure against pgbench running the same SQL; writes .bench/results.json and a picture of it
 	$(BIN)/python -m tests.bench $(ARGS)
 
 catalogue: $(STAMP) ## Write sql/README.md and the migrations' checksums from the files they describe

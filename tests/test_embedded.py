@@ -218,6 +218,9 @@ def child_process(body: str, *, python: str = sys.executable, **popen: Any) -> s
     code = """
         import os, signal, sys, time, psycopg
         from goqueue.embedded import EmbeddedServer
+        # A test run in the background, or by nohup, hands on signals that are ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         def told(server):
             with psycopg.connect(server.url()) as connection:
                 query = "SELECT split_part(pg_read_file('postmaster.pid'), chr(10), 1)"
