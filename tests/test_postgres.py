@@ -345,7 +345,8 @@ class TestLostConnections:
                     lambda: (
                         goqueue_connection.execute(
                             "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
-                            "WHERE wait_event_type = 'Lock' AND query LIKE 'INSERT /* goqueue:create_job */%'"
+                            "WHERE datname = current_database() AND wait_event_type = 'Lock' "
+                            "AND query LIKE 'INSERT /* goqueue:create_job */%'"
                         ).fetchone()
                         == (True,)
                     )
