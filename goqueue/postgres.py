@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Self
 from uuid import UUID
@@ -61,7 +61,7 @@ from goqueue.models import (
 )
 from goqueue.pool import Pool, open_connection, open_pool
 from goqueue.queries import load_queries
-from goqueue.resume import Lane, Position, Resume
+from goqueue.resume import START, Lane, Position, Resume
 from goqueue.storage import Held, JobId, Jobs
 
 DEFAULT_LEASE = timedelta(minutes=5)
@@ -78,7 +78,6 @@ _SUPPRESSED = "the database adds no job and shows none in its way; look for a tr
 _MAX_BATCH_BYTES = 16 * 2**20
 
 _NO_FILTER = JobFilter()
-_FIRST: Position = (datetime(1, 1, 1, tzinfo=UTC), UUID(int=0))
 
 
 class _BoundTo:
@@ -611,7 +610,7 @@ class PostgresStorage:
             return jobs
         # Others had locked the jobs that were seen, or these are dead now. None is due only when none is behind them.
         for queue, priority in sorted(found, key=lambda lane: lane[1]):
-            lane = {(queue, priority): (lanes or {}).get((queue, priority), _FIRST)}
+            lane = {(queue, priority): (lanes or {}).get((queue, priority), START)}
             while seen:
                 jobs, seen, *_ = self._take(connection, values, lane)
                 if jobs:

@@ -14,7 +14,7 @@ from uuid import UUID
 Lane = tuple[str, int]
 Position = tuple[datetime, UUID]
 
-_START: Position = (datetime(1, 1, 1, tzinfo=UTC), UUID(int=0))
+START: Position = (datetime(1, 1, 1, tzinfo=UTC), UUID(int=0))
 
 
 class Resume:
@@ -36,5 +36,5 @@ class Resume:
         if resumed:
             self._lanes = self._lanes | {lane: at for lane, at in last.items() if lane in self._lanes}
         elif entries_read > cheap:
-            self._lanes = dict.fromkeys(((queue, priority) for queue, priority in lanes), _START) | last
+            self._lanes = dict.fromkeys(((queue, priority) for queue, priority in lanes), START) | last
             self._until = monotonic() + self._seconds
