@@ -123,7 +123,7 @@ def test_on_a_terminal_the_table_fits_and_loses_nothing(monkeypatch: pytest.Monk
         for setting in settings_of(section):
             if setting.name.endswith("timeout"):
                 monkeypatch.setenv(setting.variable, "12h34m56s")
-    table = cli._table(load_settings())
+    table = cli.config._table(load_settings())
     console = Console(file=io.StringIO(), width=width, color_system=None)
     with console.capture() as capture:
         console.print(table)

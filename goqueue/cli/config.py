@@ -1,60 +1,17 @@
-"""The `goqueue` command. Imports the modules it has commands for; nothing imports it."""
+"""`goqueue config`: the settings in force. Imports goqueue.config."""
 
-import json
 import sys
-from importlib.metadata import version
 from itertools import groupby
-from pathlib import Path
-from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from goqueue.cli.common import AsJson, ConfigFile, console, print_json
 from goqueue.config import EffectiveSetting, load_settings
-from goqueue.errors import ConfigError
-
-__all__ = ["app", "main"]
-
-EXIT_CODES = (
-    "Exit status: 0 when all went well, 1 after any other error, 2 when the configuration or the call is invalid."
-)
-
-app = typer.Typer(
-    help="goqueue: a job queue in PostgreSQL.",
-    epilog=EXIT_CODES,
-    no_args_is_help=True,
-    add_completion=False,
-    # A traceback of ours with its local variables could show a password.
-    pretty_exceptions_enable=False,
-)
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"goqueue {version('goqueue')}")
-        raise typer.Exit
-
-
-# Beside --version, this keeps `config` a command of its own: typer takes a lone command for the whole program.
-@app.callback()
-def _goqueue(
-    show_version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
-    ] = False,
-) -> None:
-    pass
-
-
-@app.command("config", epilog=EXIT_CODES)
-def show_config(
-    file: Annotated[
-        Path | None,
-        typer.Option("--file", metavar="PATH", help="Read this file instead of GOQUEUE_CONFIG or ./goqueue.yaml."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array, for programs.")] = False,
-) -> None:
+def show_config(file: ConfigFile = None, as_json: AsJson = False) -> None:
     """Show every setting in force and where it comes from, without passwords.
 
     The environment (GOQUEUE_SERVER_PORT) goes before the file (server: port),
@@ -62,9 +19,9 @@ def show_config(
     """
     settings = load_settings(file)
     if as_json:
-        typer.echo(json.dumps([setting._asdict() for setting in settings], indent=2))
+        print_json([setting._asdict() for setting in settings])
     elif sys.stdout.isatty():
-        Console().print(_table(settings))
+        console().print(_table(settings))
     else:
         rows = [(f"{setting.section}.{setting.name}", _shown(setting.value), setting.source) for setting in settings]
         names, values = (max(len(row[column]) for row in rows) for column in (0, 1))
@@ -90,12 +47,3 @@ def _table(settings: tuple[EffectiveSetting, ...]) -> Table:
 def _shown(value: int | str | list[str] | None) -> str:
     text = "none" if value is None else ", ".join(value) if isinstance(value, list) else str(value)
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text) or "(empty)"
-
-
-def main() -> None:
-    """Run the command; the entry point of `goqueue` on the shell."""
-    try:
-        app()
-    except ConfigError as error:
-        typer.echo(f"goqueue: {error}", err=True)
-        sys.exit(2)
