@@ -2,6 +2,9 @@
 
 import logging
 
+from goqueue.aio.listener import AsyncListener
+from goqueue.aio.postgres import AsyncPostgresStorage
+from goqueue.aio.storage import AsyncStorage
 from goqueue.config import Config, DatabaseConfig, LoggingConfig, ServerConfig, WorkerConfig, load_config
 from goqueue.errors import (
     ConfigError,
@@ -39,6 +42,9 @@ from goqueue.postgres import PostgresStorage
 from goqueue.storage import Storage
 
 __all__ = [
+    "AsyncListener",
+    "AsyncPostgresStorage",
+    "AsyncStorage",
     "Backoff",
     "Config",
     "ConfigError",

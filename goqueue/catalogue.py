@@ -1,8 +1,6 @@
-"""Reads the comments of the SQL files, and writes what is made from files: the catalogue and the checksums.
-
-``python -m goqueue.catalogue`` writes, ``--check`` only says whether they are fresh. Imports goqueue.config and
-goqueue.queries.
-"""
+"""Reads the comments of the SQL files, and writes what is made from files: the catalogue, the checksums, the modules
+without async. ``python -m goqueue.catalogue`` writes, ``--check`` only says whether they are fresh. Imports
+goqueue.config, goqueue.queries and goqueue.unasync."""
 
 import argparse
 import hashlib
@@ -16,6 +14,7 @@ import msgspec
 
 from goqueue.config import SECTIONS, format_duration, settings_of
 from goqueue.queries import load_queries, shipped_folder
+from goqueue.unasync import made_modules
 
 _NAME = re.compile(r"^-- name: (\w+)\((.*)\)([\^$!]?)$")
 _RESULTS = {"^": "one row or none", "$": "one value or none", "!": "the number of rows", "": "rows"}
@@ -172,6 +171,7 @@ def made_files() -> dict[Path, str]:
         front: f"{before}{begin}\n\n{settings_table()}\n\n{_SETTINGS_END}{rest.partition(_SETTINGS_END)[2]}",
         readme: by_hand + catalogue(),
         shipped_folder("migrations") / "callbacks" / "record_checksums.sql": checksums(),
+        **made_modules(),
     }
 
 

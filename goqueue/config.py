@@ -296,6 +296,9 @@ class DatabaseConfig(_Section, frozen=True, kw_only=True):
     claim_resume_time: Annotated[
         timedelta, _duration("Longest a claim goes on where another ended (old snapshots).", or_off=True)
     ] = timedelta(seconds=1)
+    slow_query_time: Annotated[
+        timedelta, _duration("Logs a statement that takes this long, as a warning.", or_off=True)
+    ] = timedelta(seconds=1)
     max_payload_bytes: Annotated[int, _integer("Largest payload of a job, as JSON in bytes.", 1, 268_435_455)] = 2**20
     batch_size: Annotated[int, _integer("Most jobs written by one statement.", 1, 10_000)] = 1000
 

@@ -1,3 +1,4 @@
+# Made by `make catalogue` from goqueue/aio/listener.py; change that.
 """Waits for the server to say that jobs are ready. Imports psycopg and goqueue.dberrors."""
 
 import logging
@@ -5,6 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
+from time import monotonic
 from typing import Any, Self
 
 import psycopg
@@ -58,12 +60,12 @@ class Listener:
         A lost connection is no error: it is opened again, and all queues are given, since a hint may have been missed.
         While that fails, the time is slept through. Queries: listen, announce_listener.
         """
-        deadline = time.monotonic() + timeout.total_seconds()
+        deadline = monotonic() + timeout.total_seconds()
         try:
             if self._connection is None:
                 self._open()
                 return self._queues
-            while (left := deadline - time.monotonic()) > 0:
+            while (left := deadline - monotonic()) > 0:
                 ready = {note.payload for note in self._connection.notifies(timeout=left, stop_after=1)}
                 # What has come along with it.
                 ready |= {note.payload for note in self._connection.notifies(timeout=0)}
@@ -73,7 +75,7 @@ class Listener:
             _log.warning("listening was interrupted: %s", translate(exc))
             with suppress(psycopg.Error):
                 self.close()
-            time.sleep(max(0.0, deadline - time.monotonic()))
+            time.sleep(max(0.0, deadline - monotonic()))
         return frozenset()
 
     def _open(self) -> None:

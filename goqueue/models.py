@@ -6,7 +6,7 @@ field, what was got and what is allowed. What the database gives (`Job`) is take
 
 import hashlib
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from math import isfinite
@@ -26,11 +26,14 @@ else:
 __all__ = [
     "Backoff",
     "Failure",
+    "Held",
     "Job",
     "JobCount",
     "JobFilter",
+    "JobId",
     "JobStatus",
     "JobUpdate",
+    "Jobs",
     "JsonValue",
     "Lease",
     "NewJob",
@@ -302,6 +305,14 @@ class QueueStats(Struct, frozen=True):
 
 def _job_count(count: int, exact: bool) -> JobCount:
     return JobCount(count, exact=exact)
+
+
+#: A job's id, as such or as text.
+JobId = UUID | str
+#: What the methods for leases take: a claimed job, or its id and token.
+Held = Job | Lease
+#: What the methods for many jobs take: ids, or a filter.
+Jobs = JobId | Iterable[JobId] | JobFilter
 
 
 # --- payloads -------------------------------------------------------------------------------------------------------

@@ -2,11 +2,13 @@
 
 A claim looks through the claim index from each lane's start: that is exact, and cheap while vacuum and the scans
 themselves remove dead entries. A transaction left open somewhere keeps them all alive, and the claims slow down without
-bound. The server counts the entries that a claim reads; when they were too many for the jobs it took, the following
-claims go on where it ended, for a bounded time. A job that becomes due out of order meanwhile waits that long at most.
+bound. The server counts the entries that a claim reads; when they were too many for the jobs it took, it names the
+lanes, and the following claims go on where each one ended, for a bounded time. A job that becomes due out of order
+meanwhile waits that long at most.
 """
 
-from datetime import UTC, datetime
+from collections.abc import Iterable
+from datetime import datetime
 from time import monotonic
 from typing import Any
 from uuid import UUID
@@ -14,7 +16,7 @@ from uuid import UUID
 Lane = tuple[str, int]
 Position = tuple[datetime, UUID]
 
-START: Position = (datetime(1, 1, 1, tzinfo=UTC), UUID(int=0))
+_FROM_THE_START = dict.fromkeys(("lane_queues", "lane_priorities", "lane_times", "lane_ids"))
 
 
 class Resume:
@@ -25,16 +27,24 @@ class Resume:
         self._until = 0.0
         self._lanes: dict[Lane, Position] = {}
 
-    def lanes(self) -> dict[Lane, Position] | None:
-        """Each lane and the (time, id) to go on after; None to look through all of them from the start."""
-        return self._lanes if monotonic() < self._until else None
+    def parameters(self) -> tuple[dict[str, Any], bool]:
+        """The lane_ parameters of claim_jobs, and whether they say where to go on (else: from the start)."""
+        if monotonic() >= self._until:
+            return _FROM_THE_START, False
+        lanes = self._lanes
+        return {
+            "lane_queues": [queue for queue, _ in lanes],
+            "lane_priorities": [priority for _, priority in lanes],
+            "lane_times": [time for time, _ in lanes.values()],
+            "lane_ids": [job_id for _, job_id in lanes.values()],
+        }, True
 
-    def learn(
-        self, lanes: list[list[Any]], last: dict[Lane, Position], *, resumed: bool, entries_read: int, cheap: int
-    ) -> None:
-        """What a claim has found: the lanes there are, the last job it took of each, the index entries it read."""
-        if resumed:
-            self._lanes = self._lanes | {lane: at for lane, at in last.items() if lane in self._lanes}
-        elif entries_read > cheap:
-            self._lanes = dict.fromkeys(((queue, priority) for queue, priority in lanes), START) | last
-            self._until = monotonic() + self._seconds
+    def begin(self, lanes: Iterable[tuple[str, int, datetime, UUID]]) -> None:
+        """A claim was dear: these are the lanes and their first jobs, to go on from for a while."""
+        self._lanes = {(queue, priority): (time, job_id) for queue, priority, time, job_id in lanes}
+        self._until = monotonic() + self._seconds
+
+    def move(self, taken: Iterable[tuple[str, int, datetime, UUID]]) -> None:
+        """Jobs were taken, in the order of their lanes: the next ones come after the last of each lane."""
+        last = {(queue, priority): (time, job_id) for queue, priority, time, job_id in taken}
+        self._lanes = self._lanes | {lane: at for lane, at in last.items() if lane in self._lanes}

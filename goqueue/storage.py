@@ -1,3 +1,4 @@
+# Made by `make catalogue` from goqueue/aio/storage.py; change that.
 """The contract that every storage backend fulfils; tests/test_contract.py checks it. Imports goqueue.models alone."""
 
 from collections.abc import Collection, Iterable, Iterator
@@ -8,23 +9,18 @@ from uuid import UUID
 from goqueue.models import (
     Backoff,
     Failure,
+    Held,
     Job,
     JobCount,
     JobFilter,
+    JobId,
+    Jobs,
     JobStatus,
     JobUpdate,
-    Lease,
     NewJob,
     Page,
     QueueStats,
 )
-
-#: A job's id, as such or as text.
-JobId = UUID | str
-#: What the methods for leases take: a claimed job, or its id and token.
-Held = Job | Lease
-#: What the methods for many jobs take: ids, or a filter.
-Jobs = JobId | Iterable[JobId] | JobFilter
 
 
 @runtime_checkable
@@ -165,6 +161,3 @@ class Storage(Protocol):
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *exc_info: object) -> None: ...
-
-
-__all__ = ["Held", "JobId", "Jobs", "Storage"]

@@ -9,49 +9,63 @@
 
 -- name: claim_jobs(queues, worker_id, job_limit, lease, lane_queues, lane_priorities, lane_times, lane_ids)
 -- Takes due jobs of the queues: by priority, then scheduled_at, then id. A job whose attempts are used up becomes dead.
--- Returns: the jobs taken, in that order, each with: how many due jobs were seen, which others had locked and which became
--- dead included, how many entries of the claim index were read, and the lanes (queue and priority) there are. Without a
--- job one row with these alone.
+-- Returns: the jobs taken, in that order, each with: how many others became dead, and, if many index entries were read,
+-- the lanes (queue and priority) with the time and id of their first jobs. Without a job one row with these alone.
 -- Index: jobs_claim_idx, jobs_pkey.
 -- Locks: the jobs taken; those that others have locked are passed over (SKIP LOCKED), never waited for.
 -- Notes: A lane is a queue and a priority, and each is visited for itself: so scheduled_at is a range on the last column
 -- searched, and a million jobs of a better priority that are not due yet cost nothing. With the lane_ parameters given,
--- only these lanes are visited, each after its (time, id): a claim that goes on where another ended passes over no dead
+-- only these lanes are visited, each from its (time, id) on: a claim that goes on where another ended passes over no dead
 -- index entries, which a transaction left open elsewhere keeps from being removed. Without them every lane is found by a
 -- loose index scan. UPDATE takes its ids from an array, because the planner takes an unknown LIMIT for a tenth of the
--- table, and joins that many rows by reading all.
-WITH RECURSIVE counted_before AS MATERIALIZED (
+-- table, and joins that many rows by reading all. From counted_before on complete_and_claim has the same text.
+WITH RECURSIVE wanted AS MATERIALIZED (
+    SELECT :job_limit::bigint AS job_count
+),
+
+counted_before AS MATERIALIZED (
     SELECT pg_stat_get_xact_tuples_returned('goqueue.jobs_claim_idx'::regclass) AS entries
 ),
 
-found_lane (queue, priority) AS (
+-- Each lane with its first job.
+found_lane (queue, priority, scheduled_at, id) AS (
     SELECT
         q.queue,
-        first_lane.priority
+        first_job.priority,
+        first_job.scheduled_at,
+        first_job.id
     FROM (
         SELECT DISTINCT u.queue
         FROM unnest(:queues::text[]) AS u (queue)
         WHERE :lane_queues::text[] IS NULL AND (SELECT b.entries >= 0 FROM counted_before AS b)
     ) AS q
     CROSS JOIN LATERAL (
-        SELECT j.priority
+        SELECT
+            j.priority,
+            j.scheduled_at,
+            j.id
         FROM goqueue.jobs AS j
         WHERE j.status = 'pending' AND j.queue = q.queue
-        ORDER BY j.priority
+        ORDER BY j.priority, j.scheduled_at, j.id
         LIMIT 1
-    ) AS first_lane
+    ) AS first_job
     UNION ALL
     SELECT
         l.queue,
-        following.priority
+        first_job.priority,
+        first_job.scheduled_at,
+        first_job.id
     FROM found_lane AS l
     CROSS JOIN LATERAL (
-        SELECT j.priority
+        SELECT
+            j.priority,
+            j.scheduled_at,
+            j.id
         FROM goqueue.jobs AS j
         WHERE j.status = 'pending' AND j.queue = l.queue AND j.priority > l.priority
-        ORDER BY j.priority
+        ORDER BY j.priority, j.scheduled_at, j.id
         LIMIT 1
-    ) AS following
+    ) AS first_job
 ),
 
 -- Through arrays, because the planner takes an array for ten rows, and its own guess for the recursion is a thousand.
@@ -59,24 +73,36 @@ lane AS MATERIALIZED (
     SELECT
         u.queue,
         u.priority,
-        '-infinity'::timestamptz AS after_time,
-        '00000000-0000-0000-0000-000000000000'::uuid AS after_id
+        u.scheduled_at,
+        u.id
     FROM (
         SELECT
             array_agg(f.queue) AS queues,
-            array_agg(f.priority) AS priorities
+            array_agg(f.priority) AS priorities,
+            array_agg(f.scheduled_at) AS times,
+            array_agg(f.id) AS ids
         FROM found_lane AS f
     ) AS a
-    CROSS JOIN LATERAL unnest(a.queues, a.priorities) AS u (queue, priority)
+    CROSS JOIN LATERAL unnest(a.queues, a.priorities, a.times, a.ids) AS u (queue, priority, scheduled_at, id)
     UNION ALL
     SELECT
         k.queue,
         k.priority,
-        k.after_time,
-        k.after_id
+        k.scheduled_at,
+        k.id
     FROM unnest(
         :lane_queues::text[], :lane_priorities::smallint[], :lane_times::timestamptz[], :lane_ids::uuid[]
-    ) AS k (queue, priority, after_time, after_id)
+    ) AS k (queue, priority, scheduled_at, id)
+),
+
+due_lane AS MATERIALIZED (
+    SELECT
+        l.queue,
+        l.priority,
+        l.scheduled_at,
+        l.id
+    FROM lane AS l
+    WHERE l.scheduled_at <= statement_timestamp()
 ),
 
 -- How many of the first jobs lie in each lane. A single lane has them all, and need not be looked at twice.
@@ -84,27 +110,28 @@ share AS MATERIALIZED (
     SELECT
         l.queue,
         l.priority,
-        l.after_time,
-        l.after_id,
-        :job_limit::bigint AS job_count,
+        l.scheduled_at,
+        l.id,
+        w.job_count,
         NULL::bigint AS seen
-    FROM lane AS l
-    WHERE (SELECT count(*) FROM lane) = 1
+    FROM due_lane AS l
+    CROSS JOIN wanted AS w
+    WHERE (SELECT count(*) FROM due_lane) = 1
     UNION ALL
     SELECT
         first_job.queue,
         first_job.priority,
-        first_job.after_time,
-        first_job.after_id,
+        first_job.scheduled_at,
+        first_job.id,
         count(*) AS job_count,
         (sum(count(*)) OVER ())::bigint AS seen
     FROM (
         SELECT
             l.queue,
             l.priority,
-            l.after_time,
-            l.after_id
-        FROM lane AS l
+            l.scheduled_at,
+            l.id
+        FROM due_lane AS l
         CROSS JOIN LATERAL (
             SELECT
                 j.scheduled_at,
@@ -115,15 +142,15 @@ share AS MATERIALIZED (
                 AND j.queue = l.queue
                 AND j.priority = l.priority
                 AND j.scheduled_at <= statement_timestamp()
-                AND (j.scheduled_at, j.id) > (l.after_time, l.after_id)
+                AND (j.scheduled_at, j.id) >= (l.scheduled_at, l.id)
             ORDER BY j.scheduled_at, j.id
-            LIMIT :job_limit::bigint
+            LIMIT (SELECT w.job_count FROM wanted AS w)
         ) AS due
-        WHERE (SELECT count(*) FROM lane) > 1
+        WHERE (SELECT count(*) FROM due_lane) > 1
         ORDER BY l.priority, due.scheduled_at, due.id
-        LIMIT :job_limit::bigint
+        LIMIT (SELECT w.job_count FROM wanted AS w)
     ) AS first_job
-    GROUP BY first_job.queue, first_job.priority, first_job.after_time, first_job.after_id
+    GROUP BY first_job.queue, first_job.priority, first_job.scheduled_at, first_job.id
 ),
 
 locked_job AS MATERIALIZED (
@@ -137,11 +164,41 @@ locked_job AS MATERIALIZED (
             AND j.queue = s.queue
             AND j.priority = s.priority
             AND j.scheduled_at <= statement_timestamp()
-            AND (j.scheduled_at, j.id) > (s.after_time, s.after_id)
+            AND (j.scheduled_at, j.id) >= (s.scheduled_at, s.id)
         ORDER BY j.scheduled_at, j.id
         LIMIT s.job_count
         FOR UPDATE SKIP LOCKED
     ) AS due
+),
+
+-- Where others had locked so many that a lane ran out, the lanes are gone through in order for what is missing.
+further_job AS MATERIALIZED (
+    SELECT due.id
+    FROM (
+        SELECT
+            l.queue,
+            l.priority,
+            l.scheduled_at,
+            l.id
+        FROM due_lane AS l
+        WHERE (SELECT count(*) FROM locked_job) < (SELECT max(s.seen) FROM share AS s)
+        ORDER BY l.priority
+    ) AS o
+    CROSS JOIN LATERAL (
+        SELECT j.id
+        FROM goqueue.jobs AS j
+        WHERE
+            j.status = 'pending'
+            AND j.queue = o.queue
+            AND j.priority = o.priority
+            AND j.scheduled_at <= statement_timestamp()
+            AND (j.scheduled_at, j.id) >= (o.scheduled_at, o.id)
+            AND (j.id <> ALL(ARRAY(SELECT k.id FROM locked_job AS k))) IS TRUE
+        ORDER BY j.scheduled_at, j.id
+        LIMIT (SELECT w.job_count FROM wanted AS w)
+        FOR UPDATE SKIP LOCKED
+    ) AS due
+    LIMIT (SELECT w.job_count FROM wanted AS w) - (SELECT count(*) FROM locked_job)
 ),
 
 claimed_job AS (
@@ -149,6 +206,10 @@ claimed_job AS (
     SET
         status = CASE WHEN j.attempts < j.max_attempts THEN 'running' ELSE 'dead' END::goqueue.job_status,
         attempts = least(j.attempts + 1, j.max_attempts),
+        last_error = CASE
+            WHEN j.attempts < j.max_attempts THEN j.last_error
+            ELSE coalesce(j.last_error, 'no attempt was left when it was claimed')
+        END,
         locked_by = CASE WHEN j.attempts < j.max_attempts THEN :worker_id::text END,
         locked_at = CASE WHEN j.attempts < j.max_attempts THEN statement_timestamp() END,
         lease_token = j.lease_token + 1,
@@ -158,7 +219,13 @@ claimed_job AS (
         updated_at = statement_timestamp(),
         started_at = CASE WHEN j.attempts < j.max_attempts THEN statement_timestamp() ELSE j.started_at END,
         completed_at = CASE WHEN j.attempts >= j.max_attempts THEN statement_timestamp() END
-    WHERE j.id = ANY(ARRAY(SELECT l.id FROM locked_job AS l))
+    WHERE j.id = ANY(
+        ARRAY(
+            SELECT k.id FROM locked_job AS k
+            UNION ALL
+            SELECT k.id FROM further_job AS k
+        )
+    )
     RETURNING
         j.id,
         j.queue,
@@ -179,6 +246,21 @@ claimed_job AS (
         j.updated_at,
         j.started_at,
         j.completed_at
+),
+
+-- The lanes, when so many entries were read that the next claims had better go on where this one ended.
+dear AS (
+    SELECT
+        array_agg(l.queue) AS lane_queues,
+        array_agg(l.priority) AS lane_priorities,
+        array_agg(l.scheduled_at) AS lane_times,
+        array_agg(l.id) AS lane_ids
+    FROM lane AS l
+    WHERE
+        -- Only when all are claimed is it known how many were read.
+        (SELECT count(*) FROM claimed_job) >= 0
+        AND pg_stat_get_xact_tuples_returned('goqueue.jobs_claim_idx'::regclass)
+        - (SELECT b.entries FROM counted_before AS b) > 1000 + 10 * (SELECT w.job_count FROM wanted AS w)
 )
 
 SELECT
@@ -201,11 +283,15 @@ SELECT
     c.updated_at,
     c.started_at,
     c.completed_at,
-    coalesce((SELECT max(s.seen) FROM share AS s), (SELECT count(*) FROM claimed_job)) AS seen,
-    pg_stat_get_xact_tuples_returned('goqueue.jobs_claim_idx'::regclass)
-    - (SELECT b.entries FROM counted_before AS b) AS entries_read,
-    (SELECT jsonb_agg(jsonb_build_array(l.queue, l.priority)) FROM lane AS l)::text AS lanes
-FROM (VALUES (TRUE)) AS always_one (row)
+    (
+        SELECT count(*) FROM claimed_job AS x
+        WHERE x.status = 'dead'
+    ) AS dead_count,
+    d.lane_queues,
+    d.lane_priorities,
+    d.lane_times,
+    d.lane_ids
+FROM dear AS d
 LEFT JOIN claimed_job AS c ON c.status = 'running'
 ORDER BY c.priority, c.scheduled_at, c.id;
 
@@ -272,6 +358,339 @@ WHERE
     ) IS TRUE
     AND (j.status = 'running') IS TRUE
 RETURNING j.id;
+
+
+-- name: complete_and_claim(ids, tokens, queues, worker_id, job_limit, lease, lane_queues, lane_priorities, lane_times, lane_ids)
+-- Running jobs are done, and the next due ones are taken: complete_jobs and claim_jobs with one round trip and one commit.
+-- When a lease was lost, the other jobs are completed and none is taken.
+-- Returns: what claim_jobs returns, and, if the caller did not hold all the jobs, the ids of those that it held (else null).
+-- Index: jobs_claim_idx, jobs_pkey.
+-- Locks: the jobs completed, in the order of their ids; those of claim_jobs.
+-- Notes: Those of claim_jobs. Both parts see the table as it was before: a job of one is never a job of the other.
+WITH RECURSIVE given_lease AS MATERIALIZED (
+    SELECT
+        given.id,
+        given.token
+    FROM unnest(:ids::uuid[], :tokens::bigint[]) AS given (id, token)
+),
+
+completed_job AS (
+    UPDATE goqueue.jobs AS j
+    SET
+        status = 'completed',
+        locked_by = NULL,
+        locked_at = NULL,
+        lease_expires_at = NULL,
+        updated_at = statement_timestamp(),
+        completed_at = statement_timestamp()
+    WHERE
+        j.id = ANY(ARRAY(SELECT l.id FROM given_lease AS l))
+        AND (
+            (j.id, j.lease_token) IN (
+                SELECT
+                    l.id,
+                    l.token
+                FROM given_lease AS l
+            )
+        ) IS TRUE
+        AND (j.status = 'running') IS TRUE
+    RETURNING
+        j.id,
+        j.lease_token
+),
+
+-- The jobs that were held, if some were not.
+held_job AS MATERIALIZED (
+    SELECT ARRAY(SELECT c.id FROM completed_job AS c) AS ids
+    FROM given_lease AS l
+    WHERE
+        (
+            (l.id, l.token) IN (
+                SELECT
+                    c.id,
+                    c.lease_token
+                FROM completed_job AS c
+            )
+        ) IS FALSE
+    LIMIT 1
+),
+
+wanted AS MATERIALIZED (
+    SELECT CASE WHEN EXISTS (SELECT FROM held_job) THEN 0 ELSE :job_limit::bigint END AS job_count
+),
+
+counted_before AS MATERIALIZED (
+    SELECT pg_stat_get_xact_tuples_returned('goqueue.jobs_claim_idx'::regclass) AS entries
+),
+
+-- Each lane with its first job.
+found_lane (queue, priority, scheduled_at, id) AS (
+    SELECT
+        q.queue,
+        first_job.priority,
+        first_job.scheduled_at,
+        first_job.id
+    FROM (
+        SELECT DISTINCT u.queue
+        FROM unnest(:queues::text[]) AS u (queue)
+        WHERE :lane_queues::text[] IS NULL AND (SELECT b.entries >= 0 FROM counted_before AS b)
+    ) AS q
+    CROSS JOIN LATERAL (
+        SELECT
+            j.priority,
+            j.scheduled_at,
+            j.id
+        FROM goqueue.jobs AS j
+        WHERE j.status = 'pending' AND j.queue = q.queue
+        ORDER BY j.priority, j.scheduled_at, j.id
+        LIMIT 1
+    ) AS first_job
+    UNION ALL
+    SELECT
+        l.queue,
+        first_job.priority,
+        first_job.scheduled_at,
+        first_job.id
+    FROM found_lane AS l
+    CROSS JOIN LATERAL (
+        SELECT
+            j.priority,
+            j.scheduled_at,
+            j.id
+        FROM goqueue.jobs AS j
+        WHERE j.status = 'pending' AND j.queue = l.queue AND j.priority > l.priority
+        ORDER BY j.priority, j.scheduled_at, j.id
+        LIMIT 1
+    ) AS first_job
+),
+
+-- Through arrays, because the planner takes an array for ten rows, and its own guess for the recursion is a thousand.
+lane AS MATERIALIZED (
+    SELECT
+        u.queue,
+        u.priority,
+        u.scheduled_at,
+        u.id
+    FROM (
+        SELECT
+            array_agg(f.queue) AS queues,
+            array_agg(f.priority) AS priorities,
+            array_agg(f.scheduled_at) AS times,
+            array_agg(f.id) AS ids
+        FROM found_lane AS f
+    ) AS a
+    CROSS JOIN LATERAL unnest(a.queues, a.priorities, a.times, a.ids) AS u (queue, priority, scheduled_at, id)
+    UNION ALL
+    SELECT
+        k.queue,
+        k.priority,
+        k.scheduled_at,
+        k.id
+    FROM unnest(
+        :lane_queues::text[], :lane_priorities::smallint[], :lane_times::timestamptz[], :lane_ids::uuid[]
+    ) AS k (queue, priority, scheduled_at, id)
+),
+
+due_lane AS MATERIALIZED (
+    SELECT
+        l.queue,
+        l.priority,
+        l.scheduled_at,
+        l.id
+    FROM lane AS l
+    WHERE l.scheduled_at <= statement_timestamp()
+),
+
+-- How many of the first jobs lie in each lane. A single lane has them all, and need not be looked at twice.
+share AS MATERIALIZED (
+    SELECT
+        l.queue,
+        l.priority,
+        l.scheduled_at,
+        l.id,
+        w.job_count,
+        NULL::bigint AS seen
+    FROM due_lane AS l
+    CROSS JOIN wanted AS w
+    WHERE (SELECT count(*) FROM due_lane) = 1
+    UNION ALL
+    SELECT
+        first_job.queue,
+        first_job.priority,
+        first_job.scheduled_at,
+        first_job.id,
+        count(*) AS job_count,
+        (sum(count(*)) OVER ())::bigint AS seen
+    FROM (
+        SELECT
+            l.queue,
+            l.priority,
+            l.scheduled_at,
+            l.id
+        FROM due_lane AS l
+        CROSS JOIN LATERAL (
+            SELECT
+                j.scheduled_at,
+                j.id
+            FROM goqueue.jobs AS j
+            WHERE
+                j.status = 'pending'
+                AND j.queue = l.queue
+                AND j.priority = l.priority
+                AND j.scheduled_at <= statement_timestamp()
+                AND (j.scheduled_at, j.id) >= (l.scheduled_at, l.id)
+            ORDER BY j.scheduled_at, j.id
+            LIMIT (SELECT w.job_count FROM wanted AS w)
+        ) AS due
+        WHERE (SELECT count(*) FROM due_lane) > 1
+        ORDER BY l.priority, due.scheduled_at, due.id
+        LIMIT (SELECT w.job_count FROM wanted AS w)
+    ) AS first_job
+    GROUP BY first_job.queue, first_job.priority, first_job.scheduled_at, first_job.id
+),
+
+locked_job AS MATERIALIZED (
+    SELECT due.id
+    FROM share AS s
+    CROSS JOIN LATERAL (
+        SELECT j.id
+        FROM goqueue.jobs AS j
+        WHERE
+            j.status = 'pending'
+            AND j.queue = s.queue
+            AND j.priority = s.priority
+            AND j.scheduled_at <= statement_timestamp()
+            AND (j.scheduled_at, j.id) >= (s.scheduled_at, s.id)
+        ORDER BY j.scheduled_at, j.id
+        LIMIT s.job_count
+        FOR UPDATE SKIP LOCKED
+    ) AS due
+),
+
+-- Where others had locked so many that a lane ran out, the lanes are gone through in order for what is missing.
+further_job AS MATERIALIZED (
+    SELECT due.id
+    FROM (
+        SELECT
+            l.queue,
+            l.priority,
+            l.scheduled_at,
+            l.id
+        FROM due_lane AS l
+        WHERE (SELECT count(*) FROM locked_job) < (SELECT max(s.seen) FROM share AS s)
+        ORDER BY l.priority
+    ) AS o
+    CROSS JOIN LATERAL (
+        SELECT j.id
+        FROM goqueue.jobs AS j
+        WHERE
+            j.status = 'pending'
+            AND j.queue = o.queue
+            AND j.priority = o.priority
+            AND j.scheduled_at <= statement_timestamp()
+            AND (j.scheduled_at, j.id) >= (o.scheduled_at, o.id)
+            AND (j.id <> ALL(ARRAY(SELECT k.id FROM locked_job AS k))) IS TRUE
+        ORDER BY j.scheduled_at, j.id
+        LIMIT (SELECT w.job_count FROM wanted AS w)
+        FOR UPDATE SKIP LOCKED
+    ) AS due
+    LIMIT (SELECT w.job_count FROM wanted AS w) - (SELECT count(*) FROM locked_job)
+),
+
+claimed_job AS (
+    UPDATE goqueue.jobs AS j
+    SET
+        status = CASE WHEN j.attempts < j.max_attempts THEN 'running' ELSE 'dead' END::goqueue.job_status,
+        attempts = least(j.attempts + 1, j.max_attempts),
+        last_error = CASE
+            WHEN j.attempts < j.max_attempts THEN j.last_error
+            ELSE coalesce(j.last_error, 'no attempt was left when it was claimed')
+        END,
+        locked_by = CASE WHEN j.attempts < j.max_attempts THEN :worker_id::text END,
+        locked_at = CASE WHEN j.attempts < j.max_attempts THEN statement_timestamp() END,
+        lease_token = j.lease_token + 1,
+        lease_expires_at = CASE
+            WHEN j.attempts < j.max_attempts THEN statement_timestamp() + extract(EPOCH FROM :lease::interval) * interval '1 second'
+        END,
+        updated_at = statement_timestamp(),
+        started_at = CASE WHEN j.attempts < j.max_attempts THEN statement_timestamp() ELSE j.started_at END,
+        completed_at = CASE WHEN j.attempts >= j.max_attempts THEN statement_timestamp() END
+    WHERE j.id = ANY(
+        ARRAY(
+            SELECT k.id FROM locked_job AS k
+            UNION ALL
+            SELECT k.id FROM further_job AS k
+        )
+    )
+    RETURNING
+        j.id,
+        j.queue,
+        j.job_type,
+        j.payload,
+        j.status,
+        j.priority,
+        j.attempts,
+        j.max_attempts,
+        j.last_error,
+        j.idempotency_key,
+        j.locked_by,
+        j.locked_at,
+        j.lease_token,
+        j.lease_expires_at,
+        j.scheduled_at,
+        j.created_at,
+        j.updated_at,
+        j.started_at,
+        j.completed_at
+),
+
+-- The lanes, when so many entries were read that the next claims had better go on where this one ended.
+dear AS (
+    SELECT
+        array_agg(l.queue) AS lane_queues,
+        array_agg(l.priority) AS lane_priorities,
+        array_agg(l.scheduled_at) AS lane_times,
+        array_agg(l.id) AS lane_ids
+    FROM lane AS l
+    WHERE
+        -- Only when all are claimed is it known how many were read.
+        (SELECT count(*) FROM claimed_job) >= 0
+        AND pg_stat_get_xact_tuples_returned('goqueue.jobs_claim_idx'::regclass)
+        - (SELECT b.entries FROM counted_before AS b) > 1000 + 10 * (SELECT w.job_count FROM wanted AS w)
+)
+
+SELECT
+    c.id,
+    c.queue,
+    c.job_type,
+    c.payload::text AS payload,
+    c.status,
+    c.priority,
+    c.attempts,
+    c.max_attempts,
+    c.last_error,
+    c.idempotency_key,
+    c.locked_by,
+    c.locked_at,
+    c.lease_token,
+    c.lease_expires_at,
+    c.scheduled_at,
+    c.created_at,
+    c.updated_at,
+    c.started_at,
+    c.completed_at,
+    (
+        SELECT count(*) FROM claimed_job AS x
+        WHERE x.status = 'dead'
+    ) AS dead_count,
+    d.lane_queues,
+    d.lane_priorities,
+    d.lane_times,
+    d.lane_ids,
+    (SELECT h.ids FROM held_job AS h) AS held_ids
+FROM dear AS d
+LEFT JOIN claimed_job AS c ON c.status = 'running'
+ORDER BY c.priority, c.scheduled_at, c.id;
 
 
 -- name: fail_jobs(ids, tokens, errors, retry_in, backoff_base, backoff_factor, backoff_max, backoff_jitter)

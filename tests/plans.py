@@ -262,6 +262,8 @@ class Explainer:
     def __init__(self, connection: psycopg.Connection[Any]) -> None:
         self.connection = connection
         self._prepared: set[str] = set()
+        #: How many entries of the claim index the latest run has read.
+        self.entries_read = 0
 
     def explain(self, name: str, values: Mapping[str, Any], mode: str, pages: float) -> Plan:
         """The plan of a run with these values; ``mode`` is custom or generic.
@@ -302,4 +304,13 @@ class Explainer:
             # One at a time: workers of a test run share the database, and claims pass over what another has locked.
             self.connection.execute("SELECT pg_advisory_xact_lock(1)")
             self.connection.execute(f"SET LOCAL plan_cache_mode = force_{mode}_plan")
-            yield self.connection.execute(statement).fetchall()
+            before = self._entries()
+            rows = self.connection.execute(statement).fetchall()
+            self.entries_read = self._entries() - before
+            yield rows
+
+    def _entries(self) -> int:
+        [(count,)] = self.connection.execute(
+            "SELECT pg_stat_get_xact_tuples_returned('goqueue.jobs_claim_idx'::regclass)"
+        ).fetchall()
+        return int(count)

@@ -52,6 +52,7 @@ GOOD: dict[str, tuple[str, object]] = {
     "database.statement_timeout": ("0", timedelta(0)),
     "database.lock_timeout": ("0s", timedelta(0)),
     "database.claim_resume_time": ("250ms", timedelta(milliseconds=250)),
+    "database.slow_query_time": ("2s", timedelta(seconds=2)),
     "database.idle_in_transaction_timeout": ("24d", timedelta(days=24)),
     "database.application_name": ("my app", "my app"),
     "database.prepare_threshold": ("None", None),
@@ -120,7 +121,7 @@ for _setting in SETTINGS:
         BAD.setdefault(_setting.key, DURATIONS)
 MAY_BE_ZERO = {
     "database.statement_timeout", "database.lock_timeout", "database.idle_in_transaction_timeout",
-    "database.claim_resume_time",
+    "database.claim_resume_time", "database.slow_query_time",
 }  # fmt: skip
 
 
@@ -188,6 +189,7 @@ def test_defaults_are_the_documented_ones() -> None:
         "database.statement_timeout": "30s",
         "database.lock_timeout": "5s",
         "database.claim_resume_time": "1s",
+        "database.slow_query_time": "1s",
         "database.idle_in_transaction_timeout": "1m",
         "database.application_name": "goqueue",
         "database.prepare_threshold": 5,

@@ -45,6 +45,8 @@ EXACT = Backoff(base=SECOND, jitter=0)
 
 PENDING, RUNNING, COMPLETED, DEAD, CANCELLED = JobStatus
 
+LANE_PARAMETERS = ("lane_queues", "lane_priorities", "lane_times", "lane_ids")
+
 
 @pytest.fixture
 def sql(goqueue_connection: psycopg.Connection[Any]) -> Callable[..., Any]:
@@ -1001,7 +1003,7 @@ class TestResuming:
 
     @staticmethod
     def resumes(store: PostgresStorage, *queues: str) -> bool:
-        return queues in store._resumes and store._resumes[queues].lanes() is not None
+        return queues in store._resumes and store._resumes[queues].parameters()[1]
 
     def until_resuming(self, store: PostgresStorage, *queues: str) -> list[UUID]:
         """Claims until a claim has found itself dear; what it took."""
@@ -1128,50 +1130,37 @@ _positions = st.tuples(st.datetimes(timezones=st.just(UTC)), st.uuids())
 
 class TestResume:
     @given(
-        found=st.lists(_lanes, unique=True),
-        last=st.dictionaries(_lanes, _positions, max_size=3),
-        later=st.dictionaries(_lanes, _positions, max_size=3),
-        entries=st.integers(0, 5000),
-        cheap=st.integers(0, 5000),
+        first=st.dictionaries(_lanes, _positions),
+        taken=st.lists(st.tuples(_lanes, _positions)),
     )
-    def test_goes_on_after_the_last_job_of_each_lane_when_a_claim_was_dear(
-        self, found: Any, last: Any, later: Any, entries: int, cheap: int
-    ) -> None:
-        last = {lane: at for lane, at in last.items() if lane in found}
+    def test_goes_on_after_the_last_job_of_each_lane(self, first: Any, taken: Any) -> None:
         resume = Resume(3600)
-        assert resume.lanes() is None
-        resume.learn([list(lane) for lane in found], last, resumed=False, entries_read=entries, cheap=cheap)
-        lanes = resume.lanes()
-        if entries <= cheap:
-            assert lanes is None
-            return
-        assert lanes is not None
-        assert lanes.keys() == set(found)
-        for lane, at in lanes.items():
-            # Never after a job that was not taken.
-            assert at == last.get(lane, (FIRST, UUID(int=0)))
-        resume.learn([], later, resumed=True, entries_read=10**6, cheap=cheap)
-        after = resume.lanes()
-        assert after is not None
-        assert after == {lane: later.get(lane, at) for lane, at in lanes.items()}
+        assert resume.parameters() == (dict.fromkeys(LANE_PARAMETERS), False)
+        resume.begin((*lane, *at) for lane, at in first.items())
+        resume.move((*lane, *at) for lane, at in taken)
+        values, resumed = resume.parameters()
+        assert resumed
+        lanes = list(zip(*(values[name] for name in LANE_PARAMETERS), strict=True))
+        last = {lane: at for lane, at in taken if lane in first}  # never in a lane that was not found
+        assert {(queue, priority): at for queue, priority, *at in lanes} == {
+            lane: list(last.get(lane, at)) for lane, at in first.items()
+        }
 
-    @given(st.lists(st.booleans(), max_size=5))
-    def test_no_longer_than_its_time(self, resumed: list[bool]) -> None:
+    def test_no_longer_than_its_time(self) -> None:
         resume = Resume(0)
-        for flag in resumed:
-            resume.learn([["a", 0]], {}, resumed=flag, entries_read=10**6, cheap=1)
-            assert resume.lanes() is None
+        resume.begin([("a", 0, FIRST, UUID(int=0))])
+        assert resume.parameters() == (dict.fromkeys(LANE_PARAMETERS), False)
 
     def test_its_use_does_not_prolong_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
         now = 100.0
         monkeypatch.setattr("goqueue.resume.monotonic", lambda: now)
         resume = Resume(10)
-        resume.learn([["a", 0]], {}, resumed=False, entries_read=2, cheap=1)
+        resume.begin([("a", 0, FIRST, UUID(int=0))])
         now = 109.9
-        assert resume.lanes() is not None
-        resume.learn([["a", 0]], {}, resumed=True, entries_read=2, cheap=1)
+        assert resume.parameters()[1]
+        resume.move([("a", 0, LAST, UUID(int=1))])
         now = 110.0
-        assert resume.lanes() is None
+        assert not resume.parameters()[1]
 
 
 def test_filters_are_refused_as_filters(store: Storage) -> None:

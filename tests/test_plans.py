@@ -36,7 +36,7 @@ PAGE = 50
 # What TABLESAMPLE reads of the table: some 500 pages of some 40 rows.
 SAMPLED_PAGES, SAMPLED_ROWS = 700, 30_000
 WITHOUT_A_PLAN = {"listen"}  # no statement that EXPLAIN takes
-ENTRIES_READ = -2  # of a row that claim_jobs gives
+LANES = -4  # of a row that claim_jobs gives
 
 PKEY, CLAIM, KEY, STATUS, QUEUE = (
     "jobs_pkey",
@@ -249,6 +249,14 @@ def cases_by_count(count: int) -> list[Case]:
         ),
         case("heartbeat_jobs", lambda known: {**leases(known, count), "lease": MINUTE}, PKEY, rows=1, writes=1),
         case("complete_jobs", lambda known: leases(known, count), PKEY, rows=1, writes=1),
+        Case(
+            "complete_and_claim",
+            label,
+            lambda known: {**leases(known, count), **claim(["queue_00"], count)},
+            {PKEY, CLAIM},
+            7 * count + 10,
+            2 * count,
+        ),
         case("release_jobs", lambda known: leases(known, count), PKEY, rows=1, writes=1),
         case(
             "fail_jobs",
@@ -469,7 +477,7 @@ class TestClaims:
         check(plan, "claim_jobs", indexes={CLAIM, PKEY}, rows=entries + count, pages=pages)
         taken = explainer.run("claim_jobs", values, mode)
         assert len([row for row in taken if row[0] is not None]) == (count if lanes else 0)
-        assert taken[0][ENTRIES_READ] <= entries, f"{plan}"
+        assert explainer.entries_read <= entries, f"{plan}"
 
     @pytest.mark.parametrize("count", [1, 10, 100])
     @pytest.mark.parametrize("mode", MODES)
@@ -501,16 +509,20 @@ def test_claims_next_to_dead_entries(database: str, explainer: Explainer) -> Non
         ).rowcount
         assert dead > ROWS // 20
         # A transaction elsewhere keeps the entries: who looks from the start reads all of them, who goes on none.
-        assert explainer.run("claim_jobs", claim(["churn"], 10))[0][ENTRIES_READ] > dead
+        assert explainer.run("claim_jobs", claim(["churn"], 10))[0][LANES] == ["churn"]
+        assert explainer.entries_read > dead
         resumed = claim(["churn"], 10, [("churn", 0, last_time, last_id)])
         plan = explainer.explain("claim_jobs", resumed, "generic", 900)
         check(plan, "claim_jobs", indexes={CLAIM, PKEY}, rows=30, pages=900)
-        assert explainer.run("claim_jobs", resumed, "generic")[0][ENTRIES_READ] <= 11
+        assert explainer.run("claim_jobs", resumed, "generic")[0][LANES] is None
+        assert explainer.entries_read <= 11
         # Without it, who passes marks them, and the next passes over them unread. The server is slow to notice that the
         # old transaction is gone, while others write in whatever database.
         old.execute("ROLLBACK")
         deadline = time.monotonic() + 60
-        while any(explainer.run("claim_jobs", claim(["churn"], 10), mode)[0][ENTRIES_READ] > 30 for mode in MODES):
+        while any(
+            explainer.run("claim_jobs", claim(["churn"], 10), mode) and explainer.entries_read > 30 for mode in MODES
+        ):
             assert time.monotonic() < deadline, "the dead entries are read by every claim"
             time.sleep(0.2)
 

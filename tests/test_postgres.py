@@ -326,6 +326,20 @@ class TestLostConnections:
             "WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
 
+    @staticmethod
+    def lose_the_one_that_waits(admin: psycopg.Connection[Any], query: str) -> None:
+        """Ends the session that waits for a lock in the query."""
+        wait_until(
+            lambda: (
+                admin.execute(
+                    "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+                    "WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE %s",
+                    [f"%/* goqueue:{query} */%"],
+                ).fetchone()
+                == (True,)
+            )
+        )
+
     def test_idle_ones_are_replaced_unnoticed(self, goqueue_database: str, goqueue_connection: Any) -> None:
         with PostgresStorage.open(config(goqueue_database, pool_min_size=4)) as store:
             for _ in range(3):
@@ -341,16 +355,7 @@ class TestLostConnections:
             new = NewJob(job_type="t", idempotency_key="k")
             with ThreadPoolExecutor(1) as thread:
                 call = thread.submit(store.create_job, new)
-                wait_until(
-                    lambda: (
-                        goqueue_connection.execute(
-                            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
-                            "WHERE datname = current_database() AND wait_event_type = 'Lock' "
-                            "AND query LIKE 'INSERT /* goqueue:create_job */%'"
-                        ).fetchone()
-                        == (True,)
-                    )
-                )
+                self.lose_the_one_that_waits(goqueue_connection, "create_job")
                 with pytest.raises(StorageUnavailableError):
                     call.result(10)
             blocker.rollback()
@@ -366,16 +371,27 @@ class TestLostConnections:
         assert goqueue_store.create_jobs([new]) == [(new.id, False)]
 
     def test_many_at_once_are_all_or_none(self, goqueue_database: str, goqueue_connection: Any) -> None:
-        def jobs() -> Iterator[NewJob]:
-            for number in range(2500):
-                if number == 2200:
-                    self.lose(goqueue_connection)
-                yield NewJob(job_type="t")
-
-        with PostgresStorage.open(goqueue_database) as store:
-            with pytest.raises(StorageUnavailableError):
-                store.create_jobs(jobs())
+        jobs = [NewJob(job_type="t", idempotency_key="k" if number == 2200 else None) for number in range(2500)]
+        with PostgresStorage.open(goqueue_database) as store, psycopg.connect(goqueue_database) as blocker:
+            # The third batch waits for the key that the blocker holds; then its connection is lost.
+            PostgresStorage.bound_to(blocker).create_job(NewJob(job_type="t", idempotency_key="k"))
+            with ThreadPoolExecutor(1) as thread:
+                call = thread.submit(store.create_jobs, jobs)
+                self.lose_the_one_that_waits(goqueue_connection, "create_jobs")
+                with pytest.raises(StorageUnavailableError):
+                    call.result(10)
+            blocker.rollback()
             assert store.count_jobs() == 0
+            assert len(store.create_jobs(jobs)) == 2500
+
+    def test_an_error_of_the_jobs_own_source_is_not_taken_for_the_stores(self, goqueue_store: PostgresStorage) -> None:
+        def jobs() -> Iterator[NewJob]:
+            yield NewJob(job_type="t")
+            raise psycopg.OperationalError("of the caller's other database")
+
+        with pytest.raises(psycopg.OperationalError, match="other database"):
+            goqueue_store.create_jobs(jobs())
+        assert goqueue_store.count_jobs() == 0
 
     def test_a_killed_process_leaves_all_or_none(self, goqueue_database: str, goqueue_store: PostgresStorage) -> None:
         program = """

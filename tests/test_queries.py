@@ -151,8 +151,25 @@ def test_a_page_is_jobs_and_where_it_goes_on(goqueue_connection: psycopg.Connect
 
 def test_claimed_jobs_are_jobs_and_what_the_claim_read(goqueue_connection: psycopg.Connection[Any]) -> None:
     described = describe(goqueue_connection, "claim_jobs")
-    assert described[:-3] == describe(goqueue_connection, "get_job")
-    assert described[-3:] == [("seen", "int8"), ("entries_read", "int8"), ("lanes", "text")]
+    assert described[:-5] == describe(goqueue_connection, "get_job")
+    assert described[-5:] == [
+        ("dead_count", "int8"),
+        ("lane_queues", "_text"),
+        ("lane_priorities", "_int2"),
+        ("lane_times", "_timestamptz"),
+        ("lane_ids", "_uuid"),
+    ]
+    assert describe(goqueue_connection, "complete_and_claim") == [*described, ("held_ids", "_uuid")]
+
+
+def test_both_claims_have_one_text() -> None:
+    claim, both = (getattr(QUERIES, name).sql for name in ("claim_jobs", "complete_and_claim"))
+    start = "counted_before AS MATERIALIZED"
+    shared = claim[claim.index(start) :]
+    assert both[both.index(start) :].replace(",\n    (SELECT h.ids FROM held_job AS h) AS held_ids", "") == shared
+    completing, alone = both[: both.index(start)], QUERIES.complete_jobs.sql
+    changes = alone[alone.index("UPDATE goqueue.jobs") : alone.index("WHERE")]
+    assert "".join(changes.split()) in "".join(completing.split())
 
 
 def test_the_tables_limits_are_those_told_beforehand(goqueue_connection: psycopg.Connection[Any]) -> None:

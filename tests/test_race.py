@@ -74,7 +74,7 @@ WORKER = """
             if not jobs:
                 jobs = store.claim_jobs(["one", "two"], name, batch, lease)
                 write("claimed", jobs)
-            if any(resume.lanes() is not None for resume in store._resumes.values()):
+            if any(resume.parameters()[1] for resume in store._resumes.values()):
                 os.write(1, b"resumed\\n")
             if not jobs:
                 store.rescue_jobs()

@@ -1,6 +1,6 @@
 """What the measurements share: scratch databases, pgbench, interleaved rounds, and lines of the result.
 
-Imports goqueue.embedded, goqueue.migrate, psycopg and rich.
+Imports goqueue.config, goqueue.embedded, goqueue.migrate, goqueue.pool, psycopg and rich.
 """
 
 import os
@@ -19,8 +19,17 @@ import psycopg
 from psycopg import sql
 from rich.progress import Progress, TaskID
 
+from goqueue.config import DatabaseConfig
 from goqueue.embedded import EmbeddedServer
 from goqueue.migrate import migrate
+from goqueue.pool import open_connection
+
+
+def bare_connection(config: DatabaseConfig) -> psycopg.Connection[Any]:
+    """A connection with the store's settings, and with psycopg's own cursors: what a caller has without the store."""
+    connection = open_connection(config)
+    connection.cursor_factory = psycopg.Cursor
+    return connection
 
 
 class Target(NamedTuple):

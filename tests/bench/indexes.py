@@ -14,9 +14,8 @@ from psycopg import sql
 
 from goqueue import DatabaseConfig, NewJob
 from goqueue.models import encode_json
-from goqueue.pool import open_connection
 from goqueue.queries import load_queries
-from tests.bench.harness import Bench, Line, seconds
+from tests.bench.harness import Bench, Line, bare_connection, seconds
 from tests.bench.seed import seed
 from tests.bench.work import QUEUE, Bare
 
@@ -50,7 +49,7 @@ def measure_indexes(bench: Bench) -> list[Line]:
         connections = []
         for number, step in enumerate(steps):
             url = stack.enter_context(bench.database(f"bench_index_{number}", template="bench_index_base"))
-            connection = stack.enter_context(open_connection(DatabaseConfig(url=url, prepare_threshold=0)))
+            connection = stack.enter_context(bare_connection(DatabaseConfig(url=url, prepare_threshold=0)))
             connection.execute("SET synchronous_commit = off")
             connection.execute("ALTER TABLE goqueue.jobs SET (autovacuum_enabled = off)")
             if step == "no CHECKs":

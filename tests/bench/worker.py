@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import Any
 
 from goqueue import DatabaseConfig, PostgresStorage
-from goqueue.pool import open_connection
+from tests.bench.harness import bare_connection
 from tests.bench.work import QUEUE, Bare
 
 _POLL = 0.05
@@ -23,7 +23,7 @@ def main() -> None:
     kind, url, *count = sys.argv[1:]
     config = DatabaseConfig(url=url, pool_max_size=1)
     if kind == "drain-bare":
-        with open_connection(config) as connection:
+        with bare_connection(config) as connection:
             bare = Bare(connection, 100)
             _drain(bare.claim, bare.complete)
         return

@@ -1,0 +1,88 @@
+"""Waits for the server to say that jobs are ready. Imports psycopg and goqueue.dberrors."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import timedelta
+from time import monotonic
+from typing import Any, Self
+
+import psycopg
+from psycopg import AsyncConnection
+
+from goqueue.dberrors import translate
+
+_log = logging.getLogger("goqueue")
+
+
+class AsyncListener:
+    """Wakes an idle worker early, when new jobs are due. It holds a connection of its own; use it in a ``with``::
+
+        async with store.listen(["mail"]) as listener:
+            while True:
+                for job in await store.claim_jobs(["mail"], "worker-1", limit=10):
+                    ...
+                await listener.wait(timedelta(seconds=5))
+
+    A notification is a hint: it can be late, doubled or lost (behind a transaction-pooling pgbouncer it never comes),
+    and jobs that become due later or wait again (a retry, a release) send none. So poll as if there were none; `wait`
+    merely returns before its time when there is something to find.
+    """
+
+    def __init__(self, connect: Callable[[], Awaitable[AsyncConnection[Any]]], queries: Any, queues: list[str]) -> None:
+        """For `AsyncPostgresStorage.listen`."""
+        self._connect = connect
+        self._queries = queries
+        self._queues = frozenset(queues)
+        self._connection: AsyncConnection[Any] | None = None
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._open()
+        except psycopg.Error as exc:
+            raise translate(exc) from exc
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Stops listening. Calling it again does nothing."""
+        if self._connection is not None:
+            await self._connection.close()
+            self._connection = None
+
+    async def wait(self, timeout: timedelta) -> frozenset[str]:
+        """The queues in which jobs became ready, as soon as there are some; none when ``timeout`` has passed.
+
+        A lost connection is no error: it is opened again, and all queues are given, since a hint may have been missed.
+        While that fails, the time is slept through. Queries: listen, announce_listener.
+        """
+        deadline = monotonic() + timeout.total_seconds()
+        try:
+            if self._connection is None:
+                await self._open()
+                return self._queues
+            while (left := deadline - monotonic()) > 0:
+                ready = {note.payload async for note in self._connection.notifies(timeout=left, stop_after=1)}
+                # What has come along with it.
+                ready |= {note.payload async for note in self._connection.notifies(timeout=0)}
+                if ready & self._queues:
+                    return frozenset(ready & self._queues)
+        except psycopg.Error as exc:
+            _log.warning("listening was interrupted: %s", translate(exc))
+            with suppress(psycopg.Error):
+                await self.close()
+            await asyncio.sleep(max(0.0, deadline - monotonic()))
+        return frozenset()
+
+    async def _open(self) -> None:
+        connection = await self._connect()
+        try:
+            await self._queries.listen(connection)
+            await self._queries.announce_listener(connection)
+        except BaseException:
+            await connection.close()
+            raise
+        self._connection = connection

@@ -1,0 +1,65 @@
+"""Opens connections and pools: the one place that does. Imports psycopg, goqueue.config, goqueue.dberrors and
+goqueue.session."""
+
+from typing import Any
+
+import psycopg
+from psycopg import AsyncConnection, AsyncRawCursor
+from psycopg_pool import AsyncConnectionPool
+
+from goqueue.config import DatabaseConfig
+from goqueue.dberrors import translate
+from goqueue.session import conninfo, readable
+
+AsyncPool = AsyncConnectionPool[AsyncConnection[tuple[Any, ...]]]
+
+
+async def open_pool(config: DatabaseConfig) -> AsyncPool:
+    """A pool of connections in autocommit mode. Raises StorageUnavailableError when the server can't be reached now.
+
+    The first connection is made here and not by the pool, because a pool tells only that it waited in vain.
+    """
+    try:
+        await (await open_connection(config)).close()
+    except psycopg.Error as exc:
+        raise translate(exc) from exc
+    pool: AsyncPool = AsyncConnectionPool(
+        conninfo(config),
+        kwargs=_options(config),
+        min_size=config.pool_min_size,
+        max_size=max(config.pool_max_size, config.pool_min_size),
+        timeout=config.pool_timeout.total_seconds(),
+        max_idle=config.pool_max_idle.total_seconds(),
+        max_lifetime=config.pool_max_lifetime.total_seconds(),
+        # As long as a caller waits. The pool's own default, five minutes, lets the pauses between its attempts grow
+        # until a server that is back goes unnoticed for a minute.
+        reconnect_timeout=config.pool_timeout.total_seconds(),
+        check=lambda connection: _check(pool, connection),
+        name=config.application_name,
+        open=False,
+    )
+    await pool.open()
+    return pool
+
+
+async def open_connection(config: DatabaseConfig) -> AsyncConnection[tuple[Any, ...]]:
+    """A connection in autocommit mode that no pool has. Raises psycopg's own errors."""
+    return await AsyncConnection.connect(conninfo(config), **_options(config))
+
+
+def _options(config: DatabaseConfig) -> dict[str, Any]:
+    return {"autocommit": True, "prepare_threshold": config.prepare_threshold, "cursor_factory": AsyncRawCursor}
+
+
+async def _check(pool: AsyncPool, connection: AsyncConnection[Any]) -> None:
+    """Raises for a connection that the server has closed meanwhile, so that the pool hands out another.
+
+    A round trip for every call would be dear. An idle connection with something to read has been closed, or holds a
+    notice: only then is the server asked. Once one is found dead, all of the pool are replaced at once.
+    """
+    if readable(connection.fileno()):
+        try:
+            await AsyncConnectionPool.check_connection(connection)
+        except psycopg.Error:
+            await pool.drain()
+            raise

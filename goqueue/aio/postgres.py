@@ -1,0 +1,619 @@
+"""`AsyncPostgresStorage`: the storage contract over psycopg. Each method runs the query of its own name in sql/.
+
+Imports the rest of the package; nothing in it but the public face and the command line imports this.
+"""
+
+import os
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any, Protocol, Self
+from uuid import UUID
+
+import psycopg
+from msgspec import UNSET
+from msgspec.structs import replace
+from psycopg import AsyncConnection
+from psycopg.conninfo import make_conninfo
+from psycopg.pq import TransactionStatus
+
+from goqueue.aio.adapter import AsyncAdapter
+from goqueue.aio.iterate import each  # async only
+from goqueue.aio.listener import AsyncListener
+from goqueue.aio.pool import AsyncPool, open_connection, open_pool
+from goqueue.config import Config, DatabaseConfig
+from goqueue.dberrors import duplicate_of, translate
+from goqueue.errors import (
+    InvalidJobError,
+    JobNotFoundError,
+    JobStateError,
+    StorageError,
+    StorageUnavailableError,
+    TransactionConflictError,
+)
+from goqueue.models import (
+    MAX_PAGE,
+    Backoff,
+    Failure,
+    Held,
+    Job,
+    JobCount,
+    JobFilter,
+    JobId,
+    Jobs,
+    JobStatus,
+    JobUpdate,
+    NewJob,
+    Page,
+    QueueStats,
+    as_job_id,
+    as_status,
+    check_interval,
+    check_kind,
+    check_limit,
+    check_name,
+    check_time,
+    make_cursor,
+    read_cursor,
+)
+from goqueue.queries import load_queries
+from goqueue.requests import (
+    Batch,
+    Claimed,
+    Leases,
+    as_job_ids,
+    check_lost,
+    claim_values,
+    document,
+    encoded_job,
+    filter_values,
+    found,
+    in_batches,
+    is_same,
+    job_values,
+    queue_names,
+    stats_of,
+)
+from goqueue.resume import Resume
+
+DEFAULT_LEASE = timedelta(minutes=5)
+DEFAULT_BACKOFF = Backoff()
+
+# How often an insert that added nothing is tried again while the job in its way is not to be found.
+_TRIES = 100
+_SUPPRESSED = "the database adds no job and shows none in its way; look for a trigger, a rule or a policy that hides it"
+
+
+class AsyncBind(Protocol):
+    """What `bound_to` is: a function of a connection."""
+
+    def __call__(self, connection: AsyncConnection[Any]) -> "AsyncPostgresStorage": ...
+
+
+class _BoundTo:
+    """Makes `bound_to` work on an opened store, with its settings, and on the class, with the default ones."""
+
+    def __get__(self, store: "AsyncPostgresStorage | None", owner: "type[AsyncPostgresStorage]") -> AsyncBind:
+        def bound_to(connection: AsyncConnection[Any]) -> AsyncPostgresStorage:
+            """The same methods on a psycopg connection of the caller's, inside the caller's transaction.
+
+            It never commits, rolls back or closes; after an error from the server the transaction is the caller's to
+            roll back, as always with psycopg. Its row factory doesn't matter. Queries: those of the methods.
+            """
+            check_kind("connection", connection, AsyncConnection)
+            if store is not None:
+                config, resumes = store.config, store._resumes  # noqa: SLF001
+            else:  # `listen` opens a connection of its own, to the same database.
+                info = connection.info
+                config, resumes = DatabaseConfig(url=make_conninfo(info.dsn, password=info.password or None)), None
+            return owner(lambda: nullcontext(connection), config, resumes=resumes)
+
+        return bound_to
+
+
+class AsyncPostgresStorage:
+    """Jobs in PostgreSQL, for asyncio. Open one per event loop and share it between tasks::
+
+        async with await AsyncPostgresStorage.open("postgresql://app@db/app") as store:
+            job = await store.create_job(NewJob(job_type="send_email", payload={"to": "a@example.com"}))
+
+    Inside a transaction of the caller's own, on the caller's connection::
+
+        async with await psycopg.AsyncConnection.connect(...) as connection:
+            await connection.execute("INSERT INTO orders ...")
+            await store.bound_to(connection).create_job(NewJob(job_type="ship"))
+            # The job exists if and only if this transaction commits.
+    """
+
+    bound_to = _BoundTo()
+
+    def __init__(
+        self,
+        connections: Callable[[], AbstractAsyncContextManager[AsyncConnection[Any]]],
+        config: DatabaseConfig,
+        *,
+        pool: AsyncPool | None = None,
+        resumes: dict[tuple[str, ...], Resume] | None = None,
+    ) -> None:
+        """For `open` and `bound_to`: ``connections`` gives a connection for the time of one call."""
+        self.config = config
+        self._connections = connections
+        self._pool = pool
+        self._process = os.getpid()
+        self._resumes = {} if resumes is None else resumes
+        self._queries = load_queries(None, AsyncAdapter, config.slow_query_time.total_seconds())
+
+    @classmethod
+    async def open(cls, config: DatabaseConfig | Config | str = "") -> Self:
+        """A store over a connection pool. ``config``: a `DatabaseConfig` (or the `Config` with it), or a URL alone
+        (empty: the PG* variables). Not to be used across a fork: open one in each process.
+
+        Raises `ConfigError` for unusable settings, `StorageUnavailableError` when the server can't be reached, and
+        `SchemaError` when the database has not been migrated. Close it, or use it in a ``with`` statement.
+        """
+        if isinstance(config, str):
+            config = DatabaseConfig(url=config)
+        elif isinstance(config, Config):
+            config = config.database
+        check_kind("config", config, DatabaseConfig, str)
+        pool = await open_pool(config)
+        store = cls(pool.connection, config, pool=pool)
+        try:
+            await store.ping()
+        except BaseException:
+            await store.close()
+            raise
+        return store
+
+    async def close(self) -> None:
+        """Closes the pool; a caller's own connection stays open. Calling it again does nothing."""
+        if self._pool is not None:
+            await self._pool.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+    # --- create -----------------------------------------------------------------------------------------------------
+
+    async def create_job(self, job: NewJob) -> Job:
+        """Adds a job. `DuplicateJobError` (with the existing job's id) when its idempotency key or its id is taken.
+
+        Creating the very same `NewJob` again is no error: it gives the job that the first call made. Query: create_job.
+        """
+        existing, created = await self.get_or_create_job(job)
+        if created or is_same(existing, job):
+            return existing
+        raise duplicate_of(existing.id, None if existing.id == job.id else job.idempotency_key)
+
+    async def get_or_create_job(self, job: NewJob) -> tuple[Job, bool]:
+        """The job with the idempotency key (or the id) of ``job``, and whether this call created it.
+
+        Queries: create_job, and find_duplicate_job when that added nothing.
+        """
+        values = job_values(job, self.config)
+        same = {"id": job.id, "idempotency_key": job.idempotency_key}
+        async with self._connection() as connection:
+            for _ in range(_TRIES):
+                if row := await self._queries.create_job(connection, **values):
+                    return Job.from_row(row), True
+                if row := await self._queries.find_duplicate_job(connection, **same):
+                    return Job.from_row(row), False
+                # The job in the way was deleted between the two statements: the way is free.
+        raise StorageError(_SUPPRESSED)
+
+    async def create_jobs(self, jobs: Iterable[NewJob] | AsyncIterable[NewJob]) -> list[tuple[UUID, bool]]:
+        """Adds many jobs, all of them or on an error none. In the order given: (id, created).
+
+        ``jobs`` is read to its end before the transaction begins. A job whose idempotency key is taken, by a stored job
+        or by an earlier one of ``jobs``, is not created; the id is that of the job which has the key.
+        Query: create_jobs, for every ``batch_size`` jobs.
+        """
+        batches = [batch async for batch in self._batches(jobs)]
+        results: list[tuple[UUID, bool]] = []
+        async with self._connection() as connection, await self._transaction(connection):
+            for batch in batches:
+                results += await self._create_batch(connection, batch)
+        return results
+
+    async def create_jobs_in_batches(
+        self, jobs: Iterable[NewJob] | AsyncIterable[NewJob]
+    ) -> AsyncIterator[list[tuple[UUID, bool]]]:
+        """`create_jobs` for an iterable of any length, in constant memory: one batch is read, added and committed each
+        time the next result is asked for. What was given out stays, also when a later batch fails. Query: create_jobs.
+        """
+        async for batch in self._batches(jobs):
+            async with self._connection() as connection, await self._transaction(connection):
+                results = await self._create_batch(connection, batch)
+            yield results
+
+    async def _batches(self, jobs: Iterable[NewJob] | AsyncIterable[NewJob]) -> AsyncIterator[Batch]:
+        batch = Batch(self.config)
+        async for job in each(jobs):
+            if not batch.add(job):
+                yield batch
+                batch = Batch(self.config)
+                batch.add(job)
+        if batch.jobs:
+            yield batch
+
+    async def _create_batch(self, connection: AsyncConnection[Any], batch: Batch) -> list[tuple[UUID, bool]]:
+        created: set[UUID] = set()
+        taken: dict[UUID | str, UUID] = {}
+        missing = list(zip(batch.jobs, batch.encoded, strict=True))
+        for _ in range(_TRIES):
+            jobs = document(encoded for _, encoded in missing)
+            created.update([job_id async for (job_id,) in self._queries.create_jobs(connection, jobs=jobs)])
+            missing = [(job, encoded) for job, encoded in missing if job.id not in created]
+            if missing:
+                taken.update(await self._taken(connection, [job for job, _ in missing]))
+                # Neither added nor in the table: what was in the way has been deleted since, and the way is free.
+                missing = [item for item in missing if item[0].id not in taken and item[0].idempotency_key not in taken]
+            if not missing:
+                break
+        else:
+            raise StorageError(_SUPPRESSED)
+        results = []
+        for job in batch.jobs:
+            if job.id in created:
+                created.remove(job.id)  # Given twice, a job is created once.
+                taken[job.id] = job.id
+                results.append((job.id, True))
+            else:
+                results.append((taken.get(job.id) or taken[job.idempotency_key or ""], False))
+        return results
+
+    async def _taken(self, connection: AsyncConnection[Any], jobs: list[NewJob]) -> dict[UUID | str, UUID]:
+        """Which of the jobs' ids and idempotency keys are in the table, and the id of the job that has each."""
+        keys = [job.idempotency_key for job in jobs if job.idempotency_key is not None]
+        rows = self._queries.find_duplicate_jobs(connection, ids=[job.id for job in jobs], idempotency_keys=keys)
+        return {name: job_id async for job_id, key in rows for name in (job_id, key) if name is not None}
+
+    # --- read -------------------------------------------------------------------------------------------------------
+
+    async def get_job(self, job_id: JobId) -> Job:
+        """The job with this id; `JobNotFoundError` when there is none. Query: get_job."""
+        wanted = as_job_id(job_id)
+        async with self._connection() as connection:
+            row = await self._queries.get_job(connection, id=wanted)
+        return found(row, f"no job has the id {wanted}")
+
+    async def get_jobs(self, job_ids: Iterable[JobId]) -> list[Job]:
+        """The jobs with these ids, in their order; those that do not exist are left out. Query: get_jobs."""
+        wanted = as_job_ids(job_ids)
+        async with self._connection() as connection:
+            return [Job.from_row(row) async for row in self._queries.get_jobs(connection, ids=wanted)]
+
+    async def get_job_by_idempotency_key(self, idempotency_key: str) -> Job:
+        """The job with this key; `JobNotFoundError` when there is none. Query: get_job_by_idempotency_key."""
+        key = check_name("idempotency_key", idempotency_key)
+        async with self._connection() as connection:
+            row = await self._queries.get_job_by_idempotency_key(connection, idempotency_key=key)
+        return found(row, f"no job has the idempotency key {key!r}")
+
+    async def list_jobs(self, job_filter: JobFilter | None = None, limit: int = 50, cursor: str | None = None) -> Page:
+        """A page of at most ``limit`` (1 to 1000) jobs, newest first, going on from the ``next_cursor`` of a page of
+        the same filter. Query: list_jobs.
+
+        A page can be short and not be the last: with a range of ``scheduled_at`` it ends after some 3,000 index
+        entries.
+        """
+        wanted = filter_values(job_filter)
+        created_at, job_id = read_cursor(wanted, cursor)
+        page = {"page_limit": check_limit(limit), "cursor_created_at": created_at, "cursor_id": job_id}
+        async with self._connection() as connection:
+            rows = [row async for row in self._queries.list_jobs(connection, **wanted, **page)]
+        *_, next_created_at, next_id = rows[0]
+        return Page(
+            jobs=[Job.from_row(row[:-2]) for row in rows if row[0] is not None],
+            next_cursor=None if next_id is None else make_cursor(wanted, next_created_at, next_id),
+        )
+
+    async def count_jobs(self, job_filter: JobFilter | None = None) -> JobCount:
+        """How many jobs match: exact as far as 10,000 rows have to be looked at, beyond that an estimate that says so.
+
+        Query: count_jobs.
+        """
+        wanted = filter_values(job_filter)
+        async with self._connection() as connection:
+            count, exact = await self._queries.count_jobs(connection, **wanted)
+        return JobCount(count, exact=exact)
+
+    # --- change -----------------------------------------------------------------------------------------------------
+
+    async def update_job(self, job_id: JobId, update: JobUpdate) -> Job:
+        """Changes the given fields, and returns the job as it is then. Query: update_job.
+
+        `JobNotFoundError`; `JobStateError` for a status that doesn't follow from the present one; `DuplicateJobError`
+        for an idempotency key that another job has.
+        """
+        wanted = as_job_id(job_id)
+        check_kind("update", update, JobUpdate)
+        changes = encoded_job(update, self.config).decode()
+        async with self._connection() as connection:
+            if row := await self._queries.update_job(connection, id=wanted, changes=changes):
+                return Job.from_row(row)
+            current = found(await self._queries.get_job(connection, id=wanted), f"no job has the id {wanted}")
+            if isinstance(key := update.idempotency_key, str):
+                other = await self._queries.get_job_by_idempotency_key(connection, idempotency_key=key)
+                if other is not None and other[0] != wanted:
+                    raise duplicate_of(other[0], key)
+        if update.status is UNSET:
+            raise TransactionConflictError(f"job {wanted} was changed by another at the same time; try again")
+        raise JobStateError(f"job {wanted} is {current.status} and can't become {update.status}; nothing was changed")
+
+    async def replace_pending_job(self, job: NewJob) -> Job:
+        """Adds a job, or puts it in the place of the pending one that has its idempotency key (and keeps its id).
+
+        `DuplicateJobError` when the key's job is not pending any more; `InvalidJobError` for a job without a key.
+        Query: replace_pending_job.
+        """
+        values = job_values(job, self.config)
+        if job.idempotency_key is None:
+            raise InvalidJobError("replace_pending_job needs an idempotency_key to find the job by")
+        async with self._connection() as connection:
+            if row := await self._queries.replace_pending_job(connection, **values):
+                return Job.from_row(row)
+            other = await self._queries.get_job_by_idempotency_key(connection, idempotency_key=job.idempotency_key)
+        raise duplicate_of(None if other is None else other[0], job.idempotency_key)
+
+    async def cancel_jobs(self, jobs: Jobs) -> int:
+        """Withdraws waiting and running jobs, by ids or by filter; how many. Others are left as they are.
+
+        Who runs one gets `LeaseLostError` at its next call. Query: cancel_jobs, once for up to 1000 jobs.
+        """
+        return await self._for_each(jobs, self._queries.cancel_jobs, (JobStatus.PENDING, JobStatus.RUNNING))
+
+    async def retry_jobs(self, jobs: Jobs) -> int:
+        """Makes dead and cancelled jobs pending again, due at once and with all their attempts; how many.
+
+        Query: retry_jobs, once for up to 1000 jobs.
+        """
+        return await self._for_each(jobs, self._queries.retry_jobs, (JobStatus.DEAD, JobStatus.CANCELLED))
+
+    async def reschedule_jobs(
+        self, jobs: Jobs, *, scheduled_at: datetime | None = None, delay: timedelta | None = None
+    ) -> int:
+        """Gives waiting jobs another time: ``scheduled_at`` (aware), or ``delay`` from now; how many.
+
+        Query: reschedule_jobs, once for up to 1000 jobs.
+        """
+        if (scheduled_at is None) == (delay is None):
+            raise InvalidJobError("give either scheduled_at or delay")
+        if scheduled_at is not None:
+            check_time("scheduled_at", scheduled_at)
+        if delay is not None:
+            check_interval("delay", delay)
+        run = partial(self._queries.reschedule_jobs, scheduled_at=scheduled_at, delay=delay)
+        return await self._for_each(jobs, run, (JobStatus.PENDING,))
+
+    async def _for_each(self, jobs: Jobs, run: Callable[..., Any], statuses: tuple[JobStatus, ...]) -> int:
+        """Runs a query over the ids given, or over those of a filter (narrowed to ``statuses``), in batches."""
+        count = 0
+        async for ids in self._ids(jobs, statuses):
+            async with self._connection() as connection:
+                count += len([row async for row in run(connection, ids=ids)])
+        return count
+
+    async def _ids(self, jobs: Jobs, statuses: tuple[JobStatus, ...]) -> AsyncIterator[list[UUID]]:
+        if not isinstance(jobs, JobFilter):
+            for ids in in_batches(as_job_ids(jobs)):
+                yield ids
+            return
+        wanted = statuses if jobs.status is None else tuple(set(jobs.parameters()["statuses"]) & set(statuses))
+        if not wanted:
+            return
+        narrowed, cursor = replace(jobs, status=wanted), None
+        while True:
+            page = await self.list_jobs(narrowed, limit=MAX_PAGE, cursor=cursor)
+            for ids in in_batches(job.id for job in page.jobs):
+                yield ids
+            if (cursor := page.next_cursor) is None:
+                return
+
+    async def delete_job(self, job_id: JobId) -> None:
+        """Deletes the job for good, whatever its status; `JobNotFoundError` when there is none. Query: delete_job."""
+        wanted = as_job_id(job_id)
+        async with self._connection() as connection:
+            if await self._queries.delete_job(connection, id=wanted) is None:
+                raise JobNotFoundError(f"no job has the id {wanted}")
+
+    async def prune_jobs(
+        self,
+        older_than: timedelta,
+        statuses: Collection[JobStatus] = (JobStatus.COMPLETED, JobStatus.DEAD, JobStatus.CANCELLED),
+        limit: int = 1000,
+    ) -> int:
+        """Deletes one batch of at most ``limit`` (1 to 1000) jobs finished longer than ``older_than`` ago; how many.
+
+        Call it until it gives fewer than ``limit``; each call is a short transaction. Query: prune_jobs.
+        """
+        wanted = [as_status(status) for status in statuses]
+        if unfinished := set(wanted) & {JobStatus.PENDING, JobStatus.RUNNING}:
+            raise InvalidJobError(f"only finished jobs can be pruned, not {', '.join(sorted(unfinished))}")
+        values = {"older_than": check_interval("older_than", older_than), "job_limit": check_limit(limit)}
+        async with self._connection() as connection:
+            return len([row async for row in self._queries.prune_jobs(connection, statuses=wanted, **values)])
+
+    # --- work -------------------------------------------------------------------------------------------------------
+
+    async def claim_jobs(
+        self, queues: str | Collection[str], worker_id: str, limit: int = 1, lease: timedelta = DEFAULT_LEASE
+    ) -> list[Job]:
+        """Takes at most ``limit`` (1 to 1000) due jobs of the queues for ``worker_id``, which holds each for ``lease``.
+
+        By priority (the lower number first), then by scheduled_at, then by id. An empty list means that none is due. A
+        job whose payload can't be read is set aside as dead, with the reason as its error, and logged; the others are
+        given. While an old snapshot keeps dead index entries alive, a job that becomes due out of order can be
+        overlooked for ``claim_resume_time`` (GOQUEUE_DATABASE_CLAIM_RESUME_TIME). Query: claim_jobs.
+        """
+        values = claim_values(queues, worker_id, limit, lease)
+        async with self._connection() as connection:
+            return (await self._claim(connection, self._queries.claim_jobs, values)).jobs
+
+    async def complete_and_claim(
+        self,
+        leases: Iterable[Held],
+        queues: str | Collection[str],
+        worker_id: str,
+        limit: int = 1,
+        lease: timedelta = DEFAULT_LEASE,
+    ) -> list[Job]:
+        """`complete_jobs` and `claim_jobs` in one statement, with one commit. When a lease was lost (`LeaseLostError`)
+        the other jobs are completed, and none is claimed. Query: complete_and_claim.
+        """
+        values = claim_values(queues, worker_id, limit, lease)
+        done = Leases(leases)
+        run = partial(self._queries.complete_and_claim, **done.values)
+        async with self._connection() as connection:
+            claimed = await self._claim(connection, run, values)
+        if claimed.held is not None:
+            check_lost(done.lost(set(claimed.held)))
+        return claimed.jobs
+
+    async def _claim(
+        self, connection: AsyncConnection[Any], run: Callable[..., Any], values: dict[str, Any]
+    ) -> Claimed:
+        """What ``run`` takes; or, if the jobs that it saw are dead now, the next claim."""
+        resume = self._resumes.setdefault(
+            tuple(values["queues"]), Resume(self.config.claim_resume_time.total_seconds())
+        )
+        while True:
+            lanes, resumed = resume.parameters()
+            claimed = Claimed([row async for row in run(connection, **values, **lanes)])
+            if claimed.lanes and not resumed:
+                resume.begin(claimed.lanes)
+            if claimed.lanes or resumed:
+                resume.move(claimed.taken)
+            if claimed.unreadable.held:
+                _ = [row async for row in self._queries.bury_jobs(connection, **claimed.unreadable.values)]
+            if claimed.jobs or not claimed.look_again:
+                return claimed
+            run = self._queries.claim_jobs
+
+    async def heartbeat_jobs(self, leases: Iterable[Held], lease: timedelta = DEFAULT_LEASE) -> None:
+        """Holds on to running jobs for ``lease`` from now. `LeaseLostError` names those lost. Query: heartbeat_jobs."""
+        run = partial(self._queries.heartbeat_jobs, lease=check_interval("lease", lease))
+        await self._settle(run, Leases(leases))
+
+    async def complete_jobs(self, leases: Iterable[Held]) -> None:
+        """The jobs are done. `LeaseLostError` names those lost; the others are completed. Query: complete_jobs."""
+        await self._settle(self._queries.complete_jobs, Leases(leases))
+
+    async def complete_job(self, lease: Held) -> None:
+        """`complete_jobs` for one. Query: complete_jobs."""
+        await self.complete_jobs([lease])
+
+    async def fail_jobs(
+        self,
+        failures: Iterable[tuple[Held, str]],
+        *,
+        retry_in: timedelta | None = None,
+        backoff: Backoff = DEFAULT_BACKOFF,
+    ) -> dict[UUID, JobStatus]:
+        """Attempts have failed: (lease, error) each. A job waits for its next attempt, for ``retry_in`` or else as
+        ``backoff`` says; without an attempt left it is dead. The status by id; the errors are kept (`list_failures`).
+
+        `LeaseLostError` names the jobs lost; the others are failed. Query: fail_jobs.
+        """
+        check_kind("backoff", backoff, Backoff)
+        run = partial(
+            self._queries.fail_jobs,
+            retry_in=None if retry_in is None else check_interval("retry_in", retry_in),
+            backoff_base=backoff.base,
+            backoff_factor=backoff.factor,
+            backoff_max=backoff.maximum,
+            backoff_jitter=backoff.jitter,
+        )
+        rows = await self._settle(run, Leases.failed(failures))
+        return {job_id: JobStatus(status) for job_id, status in rows}
+
+    async def fail_job(
+        self, lease: Held, error: str, *, retry_in: timedelta | None = None, backoff: Backoff = DEFAULT_BACKOFF
+    ) -> JobStatus:
+        """`fail_jobs` for one; pending or dead. Query: fail_jobs."""
+        [status] = (await self.fail_jobs([(lease, error)], retry_in=retry_in, backoff=backoff)).values()
+        return status
+
+    async def release_jobs(self, leases: Iterable[Held]) -> None:
+        """Gives jobs back untried, as at a shutdown: they wait as before, and the attempt doesn't count.
+
+        `LeaseLostError` names the jobs lost; the others are released. Query: release_jobs.
+        """
+        await self._settle(self._queries.release_jobs, Leases(leases))
+
+    async def _settle(self, run: Callable[..., Any], leases: Leases) -> list[tuple[Any, ...]]:
+        """The rows of a query over leases, one for each that the caller held; `LeaseLostError` names the others."""
+        rows: list[tuple[Any, ...]] = []
+        if leases.held:
+            async with self._connection() as connection:
+                rows = [row async for row in run(connection, **leases.values)]
+        check_lost(leases.lost({row[0] for row in rows}))
+        return rows
+
+    async def rescue_jobs(self, limit: int = 1000) -> dict[UUID, JobStatus]:
+        """At most ``limit`` (1 to 1000) jobs whose lease has expired wait again, due at once, or are dead when no
+        attempt is left. The status by id. Query: rescue_jobs.
+        """
+        job_limit = check_limit(limit)
+        async with self._connection() as connection:
+            rows = self._queries.rescue_jobs(connection, job_limit=job_limit)
+            return {job_id: JobStatus(status) async for job_id, status in rows}
+
+    async def next_job_at(self, queues: str | Collection[str]) -> datetime | None:
+        """When the next job of the queues is due (past, if one is due already); None when no job waits.
+
+        Query: next_job_at.
+        """
+        names = queue_names(queues)
+        async with self._connection() as connection:
+            at: datetime | None = await self._queries.next_job_at(connection, queues=names)
+        return at
+
+    def listen(self, queues: str | Collection[str]) -> AsyncListener:
+        """A `AsyncListener` that wakes an idle worker when jobs of the queues become ready; open it with ``with``.
+
+        It has a connection of its own, also on a store that is bound to one. Queries: listen, announce_listener.
+        """
+        return AsyncListener(partial(open_connection, self.config), self._queries, queue_names(queues))
+
+    async def list_failures(self, job_id: JobId) -> list[Failure]:
+        """The failed attempts of one job, the first one first. Query: list_failures."""
+        wanted = as_job_id(job_id)
+        async with self._connection() as connection:
+            return [Failure(*row) async for row in self._queries.list_failures(connection, job_id=wanted)]
+
+    async def queue_stats(self) -> list[QueueStats]:
+        """Each queue's jobs by status (exact up to 1000, then an estimate that says so), the age of its oldest due job,
+        and its expired leases; by name. Query: queue_stats.
+        """
+        async with self._connection() as connection:
+            return [stats_of(row) async for row in self._queries.queue_stats(connection)]
+
+    async def ping(self) -> None:
+        """Returns when the server answers and the table can be read. Query: ping."""
+        async with self._connection() as connection:
+            await self._queries.ping(connection)
+
+    # --- the way to the server --------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[AsyncConnection[Any]]:
+        if self._pool is not None and self._process != os.getpid():
+            # Two processes on one socket read each other's answers.
+            raise StorageUnavailableError("this store was opened in the process this one was forked from; open another")
+        try:
+            async with self._connections() as connection:
+                yield connection
+        except psycopg.Error as exc:
+            raise translate(exc) from exc
+
+    async def _transaction(self, connection: AsyncConnection[Any]) -> AbstractAsyncContextManager[object]:
+        """All or nothing: a transaction on a connection of our own, or on the caller's in autocommit; a savepoint in
+        the caller's transaction, which stays the caller's to commit."""
+        if not connection.autocommit and connection.info.transaction_status == TransactionStatus.IDLE:
+            await self._queries.ping(connection)  # psycopg begins the caller's transaction with it, and not one of ours
+        return connection.transaction()

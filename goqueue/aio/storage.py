@@ -1,0 +1,162 @@
+"""The contract that every storage backend fulfils; tests/test_contract.py checks it. Imports goqueue.models alone."""
+
+from collections.abc import AsyncIterator, Collection, Iterable
+from datetime import datetime, timedelta
+from typing import Protocol, Self, runtime_checkable
+from uuid import UUID
+
+from goqueue.models import (
+    Backoff,
+    Failure,
+    Held,
+    Job,
+    JobCount,
+    JobFilter,
+    JobId,
+    Jobs,
+    JobStatus,
+    JobUpdate,
+    NewJob,
+    Page,
+    QueueStats,
+)
+
+
+@runtime_checkable
+class AsyncStorage(Protocol):
+    """Where jobs are kept.
+
+    Every method raises `InvalidJobError` (or a subclass) for an argument that can't be used, before anything is
+    changed; `StorageUnavailableError` when the storage can't be reached in time; other `StorageError`s when it refuses.
+    An id may be a UUID or its text.
+    """
+
+    async def create_job(self, job: NewJob) -> Job:
+        """Adds a job. `DuplicateJobError` (with the existing job's id) when its idempotency key or its id is taken.
+
+        Creating the very same `NewJob` again is no error: it gives the job that the first call made.
+        """
+
+    async def get_or_create_job(self, job: NewJob) -> tuple[Job, bool]:
+        """The job with the idempotency key (or the id) of ``job``, and whether this call created it."""
+
+    async def create_jobs(self, jobs: Iterable[NewJob]) -> list[tuple[UUID, bool]]:
+        """Adds many jobs, all of them or on an error none. In the order given: (id, created).
+
+        A job whose idempotency key is taken, by a stored job or by an earlier one of ``jobs``, is not created; the id
+        is that of the job which has the key.
+        """
+
+    def create_jobs_in_batches(self, jobs: Iterable[NewJob]) -> AsyncIterator[list[tuple[UUID, bool]]]:
+        """`create_jobs` for an iterable of any length, in constant memory: one batch is read, added and committed each
+        time the next result is asked for. What was given out stays, also when a later batch fails."""
+
+    async def get_job(self, job_id: JobId) -> Job:
+        """The job with this id; `JobNotFoundError` when there is none."""
+
+    async def get_jobs(self, job_ids: Iterable[JobId]) -> list[Job]:
+        """The jobs with these ids, in their order; those that do not exist are left out."""
+
+    async def get_job_by_idempotency_key(self, idempotency_key: str) -> Job:
+        """The job with this idempotency key; `JobNotFoundError` when there is none."""
+
+    async def list_jobs(self, job_filter: JobFilter | None = None, limit: int = 50, cursor: str | None = None) -> Page:
+        """A page of at most ``limit`` (1 to 1000) jobs, newest first, going on from the ``next_cursor`` of a page of
+        the same filter. A page can be short and not be the last: only ``next_cursor`` None says so."""
+
+    async def count_jobs(self, job_filter: JobFilter | None = None) -> JobCount:
+        """How many jobs match: exact as far as 10,000 rows have to be looked at, beyond that an estimate that says
+        so."""
+
+    async def update_job(self, job_id: JobId, update: JobUpdate) -> Job:
+        """Changes the given fields, and returns the job as it is then.
+
+        `JobNotFoundError`; `JobStateError` for a status that doesn't follow from the present one; `DuplicateJobError`
+        for an idempotency key that another job has.
+        """
+
+    async def replace_pending_job(self, job: NewJob) -> Job:
+        """Adds a job, or puts it in the place of the pending one that has its idempotency key (and keeps its id).
+
+        `DuplicateJobError` when the key's job is not pending any more; `InvalidJobError` for a job without a key.
+        """
+
+    async def cancel_jobs(self, jobs: Jobs) -> int:
+        """Withdraws waiting and running jobs, by ids or by filter; how many. Others are left as they are."""
+
+    async def retry_jobs(self, jobs: Jobs) -> int:
+        """Makes dead and cancelled jobs pending again, due at once and with all their attempts; how many."""
+
+    async def reschedule_jobs(
+        self, jobs: Jobs, *, scheduled_at: datetime | None = None, delay: timedelta | None = None
+    ) -> int:
+        """Gives waiting jobs another time: ``scheduled_at`` (aware), or ``delay`` from now; how many."""
+
+    async def delete_job(self, job_id: JobId) -> None:
+        """Deletes the job for good, whatever its status; `JobNotFoundError` when there is none."""
+
+    async def prune_jobs(self, older_than: timedelta, statuses: Collection[JobStatus] = ..., limit: int = 1000) -> int:
+        """Deletes one batch of at most ``limit`` jobs finished longer than ``older_than`` ago; how many."""
+
+    async def claim_jobs(
+        self, queues: str | Collection[str], worker_id: str, limit: int = 1, lease: timedelta = ...
+    ) -> list[Job]:
+        """Takes at most ``limit`` due jobs of the queues, by priority, then scheduled_at, then id; each is held by
+        ``worker_id`` for ``lease``. A job is held by one worker at a time. An empty list means that none is due."""
+
+    async def complete_and_claim(
+        self,
+        leases: Iterable[Held],
+        queues: str | Collection[str],
+        worker_id: str,
+        limit: int = 1,
+        lease: timedelta = ...,
+    ) -> list[Job]:
+        """`complete_jobs` and `claim_jobs` with one commit. When a lease was lost, none is claimed."""
+
+    async def heartbeat_jobs(self, leases: Iterable[Held], lease: timedelta = ...) -> None:
+        """Holds on to running jobs for ``lease`` from now. `LeaseLostError` names those lost."""
+
+    async def complete_jobs(self, leases: Iterable[Held]) -> None:
+        """The jobs are done. `LeaseLostError` names those lost; the others are completed."""
+
+    async def complete_job(self, lease: Held) -> None:
+        """`complete_jobs` for one."""
+
+    async def fail_jobs(
+        self, failures: Iterable[tuple[Held, str]], *, retry_in: timedelta | None = None, backoff: Backoff = ...
+    ) -> dict[UUID, JobStatus]:
+        """Attempts have failed: (lease, error) each. A job waits for its next attempt, or is dead without one left.
+
+        The status by id. `LeaseLostError` names the jobs lost; the others are failed.
+        """
+
+    async def fail_job(
+        self, lease: Held, error: str, *, retry_in: timedelta | None = None, backoff: Backoff = ...
+    ) -> JobStatus:
+        """`fail_jobs` for one; pending or dead."""
+
+    async def release_jobs(self, leases: Iterable[Held]) -> None:
+        """Gives jobs back untried: they wait as before, and the attempt doesn't count."""
+
+    async def rescue_jobs(self, limit: int = 1000) -> dict[UUID, JobStatus]:
+        """Jobs whose lease has expired wait again, due at once, or are dead. The status by id."""
+
+    async def next_job_at(self, queues: str | Collection[str]) -> datetime | None:
+        """When the next job of the queues is due (past, if one is due already); None when no job waits."""
+
+    async def list_failures(self, job_id: JobId) -> list[Failure]:
+        """The failed attempts of one job, the first one first."""
+
+    async def queue_stats(self) -> list[QueueStats]:
+        """Each queue's jobs by status, the age of its oldest due job, and its expired leases; by name."""
+
+    async def ping(self) -> None:
+        """Returns when the storage answers and can be used."""
+
+    async def close(self) -> None:
+        """Gives up what the store holds open. Calling it again does nothing."""
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(self, *exc_info: object) -> None: ...

@@ -1,0 +1,271 @@
+"""What the storage methods make of their arguments and of rows, whichever way they are run. Imports goqueue.config,
+goqueue.errors and goqueue.models."""
+
+import logging
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from datetime import timedelta
+from typing import Any, Self
+from uuid import UUID
+
+from msgspec import UNSET
+
+from goqueue.config import DatabaseConfig
+from goqueue.errors import CorruptJobError, InvalidJobError, JobNotFoundError, LeaseLostError
+from goqueue.models import (
+    MAX_PAGE,
+    Held,
+    Job,
+    JobCount,
+    JobFilter,
+    JobId,
+    JobStatus,
+    JobUpdate,
+    Lease,
+    NewJob,
+    QueueStats,
+    as_job_id,
+    check_integer,
+    check_interval,
+    check_kind,
+    check_limit,
+    check_name,
+    check_payload,
+    clean_text,
+    encode_json,
+)
+
+_log = logging.getLogger("goqueue")
+
+# A statement's one JSON parameter is kept far below jsonb's limit of 256 MB, and the client's memory modest.
+_MAX_BATCH_BYTES = 16 * 2**20
+
+_NO_FILTER = JobFilter()
+_JOB_COLUMNS = len(Job.__struct_fields__)
+_LEASE_TOKEN = Job.__struct_fields__.index("lease_token")
+_MAX_TOKEN = 2**63 - 1
+
+# --- new jobs -------------------------------------------------------------------------------------------------------
+
+
+def job_values(job: NewJob, config: DatabaseConfig) -> dict[str, Any]:
+    """The parameters of the queries that add one job."""
+    check_kind("job", job, NewJob)
+    return {
+        "id": job.id,
+        "queue": job.queue,
+        "job_type": job.job_type,
+        "payload": _payload(job, config).decode(),
+        "priority": job.priority,
+        "max_attempts": job.max_attempts,
+        "scheduled_at": job.scheduled_at,
+        "delay": job.delay,
+        "idempotency_key": job.idempotency_key,
+    }
+
+
+def _payload(job: NewJob | JobUpdate, config: DatabaseConfig) -> bytes:
+    check_payload(job.payload)
+    encoded = encode_json(job.payload)
+    if len(encoded) > config.max_payload_bytes:
+        raise InvalidJobError(
+            f"the payload has {len(encoded):,} bytes as JSON; GOQUEUE_DATABASE_MAX_PAYLOAD_BYTES allows "
+            f"{config.max_payload_bytes:,}: keep large data elsewhere and put a reference to it in the job"
+        )
+    return encoded
+
+
+def encoded_job(job: NewJob | JobUpdate, config: DatabaseConfig) -> bytes:
+    """The whole Struct as JSON, its payload checked."""
+    if isinstance(job, NewJob) or job.payload is not UNSET:
+        check_payload(job.payload)
+        encoded = encode_json(job)
+        if len(encoded) > config.max_payload_bytes:
+            _payload(job, config)
+        return encoded
+    return encode_json(job)
+
+
+class Batch:
+    """Jobs for one create_jobs statement: at most ``batch_size`` and some 16 MiB."""
+
+    def __init__(self, config: DatabaseConfig) -> None:
+        self._config = config
+        self._size = 0
+        self.jobs: list[NewJob] = []
+        self.encoded: list[bytes] = []
+
+    def add(self, job: NewJob) -> bool:
+        """Takes the job, or says False when it is full. `InvalidJobError` for what is no job."""
+        if not isinstance(job, NewJob):
+            raise InvalidJobError(f"create_jobs takes NewJob objects, not {type(job).__name__}")
+        encoded = encoded_job(job, self._config)
+        full = len(self.jobs) >= self._config.batch_size or self._size + len(encoded) > _MAX_BATCH_BYTES
+        if full and self.jobs:
+            return False
+        self.jobs.append(job)
+        self.encoded.append(encoded)
+        self._size += len(encoded)
+        return True
+
+
+def document(batch: Iterable[bytes]) -> str:
+    """The one parameter of create_jobs."""
+    return (b"[%b]" % b",".join(batch)).decode()
+
+
+def is_same(existing: Job, job: NewJob) -> bool:
+    """Whether the stored job is the one that ``job`` made: another job may have been given its id."""
+    return (existing.id, existing.job_type, existing.idempotency_key) == (job.id, job.job_type, job.idempotency_key)
+
+
+# --- filters and ids ------------------------------------------------------------------------------------------------
+
+
+def filter_values(job_filter: JobFilter | None) -> dict[str, Any]:
+    """The parameters of list_jobs and count_jobs but for the page."""
+    if job_filter is None:
+        return _NO_FILTER.parameters()
+    check_kind("job_filter", job_filter, JobFilter)
+    return job_filter.parameters()
+
+
+def as_job_ids(jobs: JobId | Iterable[JobId]) -> list[UUID]:
+    """One id or many, as UUIDs."""
+    if isinstance(jobs, (UUID, str)):
+        return [as_job_id(jobs)]
+    check_kind("jobs", jobs, Iterable)
+    return [as_job_id(job_id) for job_id in jobs]
+
+
+def in_batches(ids: Iterable[UUID]) -> Iterator[list[UUID]]:
+    """Ids without repetition, in one order everywhere, so that two callers never wait for each other."""
+    given = sorted(set(ids))
+    for start in range(0, len(given), MAX_PAGE):
+        yield given[start : start + MAX_PAGE]
+
+
+def found(row: tuple[Any, ...] | None, message: str) -> Job:
+    """The row's job; `JobNotFoundError` without one."""
+    if row is None:
+        raise JobNotFoundError(message)
+    return Job.from_row(row)
+
+
+# --- leases ---------------------------------------------------------------------------------------------------------
+
+
+def claim_values(queues: str | Collection[str], worker_id: str, limit: int, lease: timedelta) -> dict[str, Any]:
+    """The parameters of claim_jobs but for the lanes."""
+    return {
+        "queues": queue_names(queues),
+        "worker_id": check_name("worker_id", worker_id),
+        "job_limit": check_limit(limit),
+        "lease": check_interval("lease", lease),
+    }
+
+
+def queue_names(queues: str | Collection[str]) -> list[str]:
+    """One name or several: sorted, without repetition."""
+    check_kind("queues", queues, str, Iterable)
+    names = {check_name("queue", queue) for queue in ([queues] if isinstance(queues, str) else queues)}
+    if not names:
+        raise InvalidJobError("no queue is given to take jobs from")
+    return sorted(names)
+
+
+class Leases:
+    """What a holder names its jobs by, in the order of their ids, so that two callers never wait for each other."""
+
+    def __init__(self, leases: Iterable[Held]) -> None:
+        """`InvalidJobError` for what is no lease."""
+        check_kind("leases", leases, Iterable)
+        self.held: list[tuple[UUID, int]] = []
+        for lease in leases:
+            check_kind("lease", lease, Job, Lease)
+            check_integer("lease_token", lease.lease_token, 0, _MAX_TOKEN)
+            self.held.append((as_job_id(lease.id), lease.lease_token))
+        ordered = sorted(self.held, key=_in_order)
+        self.values: dict[str, Any] = {
+            "ids": [lease[0] for lease in ordered],
+            "tokens": [lease[1] for lease in ordered],
+        }
+
+    @classmethod
+    def failed(cls, failures: Iterable[tuple[Held, object]]) -> Self:
+        """Leases with the reason why each attempt failed."""
+        check_kind("failures", failures, Iterable)
+        pairs = [_pair(failure) for failure in failures]
+        self = cls([lease for lease, _ in pairs])
+        reasons = sorted(zip(self.held, (clean_text(error) for _, error in pairs), strict=True), key=_by_lease)
+        self.values["errors"] = [error for _, error in reasons]
+        return self
+
+    def lost(self, done: Collection[UUID]) -> list[UUID]:
+        """The jobs that the caller doesn't hold: all but the newest lease of each of those ``done``."""
+        if len(done) == len(self.held):
+            return []
+        newest = dict(sorted(self.held))
+        return [job_id for job_id, token in self.held if job_id not in done or token < newest[job_id]]
+
+
+def _in_order(lease: tuple[UUID, int]) -> tuple[int, int]:
+    return lease[0].int, lease[1]  # UUIDs compare at ten times the cost
+
+
+def _by_lease(reason: tuple[tuple[UUID, int], str]) -> tuple[int, int]:
+    return _in_order(reason[0])
+
+
+def _pair(failure: object) -> tuple[Held, object]:
+    if not isinstance(failure, tuple) or len(failure) != 2:
+        raise InvalidJobError("a failure must be a pair of the lease and the error")
+    return failure
+
+
+class Claimed:
+    """The rows of claim_jobs and complete_and_claim."""
+
+    def __init__(self, rows: Sequence[tuple[Any, ...]]) -> None:
+        self.jobs: list[Job] = []
+        dead_count, *lanes = rows[0][_JOB_COLUMNS : _JOB_COLUMNS + 5]
+        #: The lanes and their first jobs, if the claim was dear.
+        self.lanes = list(zip(*lanes, strict=True)) if lanes[0] is not None else []
+        #: The jobs that were completed along with the claim, if not all of those given were; else None.
+        self.held: list[UUID] | None = (rows[0][_JOB_COLUMNS + 5 :] or (None,))[0]
+        unreadable: list[tuple[Lease, object]] = []
+        for row in rows:
+            if row[0] is None:
+                continue
+            try:
+                self.jobs.append(Job.from_row(row[:_JOB_COLUMNS]))
+            except CorruptJobError as corrupt:
+                _log.error("%s; it is set aside as dead", corrupt, extra={"job_id": corrupt.job_id})
+                unreadable.append((Lease(row[0], row[_LEASE_TOKEN]), corrupt))
+        #: What can't be run at all.
+        self.unreadable = Leases.failed(unreadable)
+        #: Whether there may be more, although no job came back: some of those looked at are dead now.
+        self.look_again: bool = dead_count > 0 or bool(unreadable)
+
+    @property
+    def taken(self) -> Iterator[tuple[Any, ...]]:
+        """Where the jobs stand in the index: queue, priority, time and id."""
+        return ((job.queue, job.priority, job.scheduled_at, job.id) for job in self.jobs)
+
+
+def check_lost(ids: Sequence[UUID]) -> None:
+    """`LeaseLostError` if there are any."""
+    if ids:
+        names = ", ".join(map(str, ids[:10])) + (f" and {len(ids) - 10:,} more" if len(ids) > 10 else "")
+        raise LeaseLostError(
+            f"not held any more: {names}; the lease expired, or the job was cancelled or deleted: stop working on it",
+            job_ids=ids,
+        )
+
+
+def stats_of(row: tuple[Any, ...]) -> QueueStats:
+    """A row of queue_stats."""
+    queue, *counts, exact, age, expired = row
+    by_status = {
+        status: JobCount(count, exact=status in exact) for status, count in zip(JobStatus, counts, strict=True)
+    }
+    return QueueStats(queue, by_status, age, expired)

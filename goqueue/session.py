@@ -1,0 +1,54 @@
+"""What a session is opened with, and whether it is still there. Imports psycopg and goqueue.config."""
+
+import os
+import select
+from datetime import timedelta
+from math import ceil
+from typing import Any
+
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from goqueue.config import DatabaseConfig
+
+
+def readable(fileno: int) -> bool:
+    """Whether the socket has something to read, or was closed by the other side."""
+    if hasattr(select, "poll"):  # select() takes no descriptor above 1023; Windows has nothing else.
+        poll = select.poll()
+        poll.register(fileno, select.POLLIN)
+        return bool(poll.poll(0))
+    return bool(select.select([fileno], [], [], 0)[0])
+
+
+def conninfo(config: DatabaseConfig) -> str:
+    """libpq's connection string: the configured one, ours under it and the session's settings as options."""
+    given = conninfo_to_dict(config.url)
+    settings = {
+        "statement_timeout": config.statement_timeout,
+        "lock_timeout": config.lock_timeout,
+        "idle_in_transaction_session_timeout": config.idle_in_transaction_timeout,
+    }
+    # Every statement is written for one plan, whatever its parameters: planning a page anew takes longer than reading
+    # it, and compiling (jit) longer still. So what EXPLAIN (GENERIC_PLAN) shows is what runs.
+    fixed = ("TimeZone=UTC", "plan_cache_mode=force_generic_plan", "jit=off")
+    options = [f"-c {setting}" for setting in fixed]
+    options += [f"-c {name}={_milliseconds(value)}" for name, value in settings.items()]
+    # What the caller's own options say comes last, and so wins.
+    options.append(str(given.get("options") or os.environ.get("PGOPTIONS", "")))
+    # A host that vanishes without a word is given up after the statement's own time and a little more: tcp_user_timeout
+    # watches what was sent and not acknowledged, keepalives what was acknowledged and never answered.
+    silence = config.statement_timeout + config.connect_timeout
+    ours: dict[str, Any] = {
+        "application_name": config.application_name,
+        "connect_timeout": ceil(config.connect_timeout.total_seconds()),
+        "tcp_user_timeout": _milliseconds(silence) if config.statement_timeout else 0,
+        "keepalives_idle": ceil(silence.total_seconds()),
+        "keepalives_interval": ceil(config.connect_timeout.total_seconds()),
+        "keepalives_count": 2,
+        "client_encoding": "UTF8",
+    }
+    return make_conninfo(**{**ours, **given, "options": " ".join(options).strip()})
+
+
+def _milliseconds(value: timedelta) -> int:
+    return int(value / timedelta(milliseconds=1))

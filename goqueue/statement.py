@@ -1,0 +1,94 @@
+"""What a statement is on its way to the server: its tag, its parameters, its rows, its line in the log. Imports
+psycopg."""
+
+import logging
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from functools import cache
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from psycopg.adapt import AdaptersMap, Transformer
+from psycopg.types.datetime import TimestamptzLoader
+
+_log = logging.getLogger("goqueue.sql")
+
+_FIRST = datetime(1, 1, 1, tzinfo=UTC)
+_LAST = datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)
+
+# What a log record says of a statement's parameters, by the name of its field.
+_LOGGED = {"job_id": ("id", "job_id"), "queue": ("queue", "queues"), "worker_id": ("worker_id",)}
+
+
+def tagged(name: str, sql: str) -> str:
+    """The statement with its name behind the first word: pg_stat_statements drops a comment in front of it, and
+    pg_stat_activity cuts a long statement's end off. It never varies, so it neither defeats prepared statements nor
+    splits statistics."""
+    first_word, rest = sql.split(maxsplit=1)
+    return f"{first_word} /* goqueue:{name} */ {rest}"
+
+
+@cache
+def rendered(sql: str) -> tuple[bytes, tuple[str, ...]]:
+    """The statement with ``%(name)s`` as ``$1`` and on, and the names in that order. Done once: psycopg would parse a
+    statement of more than 4,096 characters again at every call, which costs more than sending it."""
+    numbers: dict[str, int] = {}
+    numbered = re.sub(r"%\((\w+)\)s", lambda found: f"${numbers.setdefault(found[1], len(numbers) + 1)}", sql)
+    return numbered.replace("%%", "%").encode(), tuple(numbers)
+
+
+def as_parameter(value: object) -> object:
+    """Lists of ids and of numbers as PostgreSQL writes them: psycopg takes seven times as long for them."""
+    if type(value) is list and value and type(value[0]) in (UUID, int):
+        return "{" + ",".join(map(str, value)) + "}"
+    return value
+
+
+class _EndlessTimes(TimestamptzLoader):
+    """Reads PostgreSQL's infinity, and its years after 9999, as the last time that Python has; likewise the first."""
+
+    def load(self, data: Any) -> datetime:
+        try:
+            return super().load(data)
+        except psycopg.DataError:
+            text = bytes(data)
+            return _FIRST if text.startswith(b"-") or text.endswith(b"BC") else _LAST
+
+
+class _Tolerant:
+    """psycopg's way to read values (an AdaptContext), but for times."""
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
+        self.adapters = AdaptersMap(connection.adapters)
+        self.adapters.register_loader("timestamptz", _EndlessTimes)
+
+
+def tolerant_rows(cursor: Any) -> list[tuple[Any, ...]]:
+    """All rows of a cursor, for when psycopg can't read them: an infinite time must not make the others unreadable."""
+    reader = Transformer(_Tolerant(cursor.connection))
+    reader.set_pgresult(cursor.pgresult)
+    return reader.load_rows(0, cursor.pgresult.ntuples, tuple)
+
+
+def report(
+    name: str, parameters: Mapping[str, Any], seconds: float, *, slow: float, rows: int = 0, error: str | None = None
+) -> None:
+    """Logs a statement that was run, to `goqueue.sql`: a warning when it took ``slow`` seconds (0: never), else for
+    debugging. The fields: query, duration_ms, rows, error (its SQLSTATE), and job_id, queue, worker_id where it has
+    them."""
+    is_slow = 0 < slow <= seconds
+    level = logging.WARNING if is_slow else logging.DEBUG
+    if not _log.isEnabledFor(level):
+        return
+    fields: dict[str, Any] = {"query": name, "duration_ms": round(seconds * 1000, 3), "rows": rows}
+    if error is not None:
+        fields["error"] = error
+    for field, keys in _LOGGED.items():
+        for key in keys:
+            if parameters.get(key) is not None:
+                fields[field] = parameters[key]
+    what = "failed" if error is not None else "was slow" if is_slow else "ran"
+    _log.log(level, "%s %s", name, what, extra=fields)
