@@ -98,15 +98,17 @@ class Job(Struct, frozen=True, kw_only=False):
 
     @classmethod
     def from_row(cls, row: tuple[Any, ...]) -> Self:
-        """The job in a row of sql/jobs.sql (payload as JSON text). `CorruptJobError` when the payload can't be read."""
-        job_id, queue, job_type, payload, status, *rest = row
+        """The job in a row of sql/jobs.sql (payload as JSON text), whatever stands behind its columns.
+
+        `CorruptJobError` when the payload can't be read.
+        """
         try:
-            decoded = decode_payload(payload)
+            payload = decode_payload(row[3])
         except (msgspec.DecodeError, RecursionError, ValueError) as exc:
             raise CorruptJobError(
-                f"job {job_id}: its payload can't be read ({exc}); correct it in SQL or delete the job", job_id=job_id
+                f"job {row[0]}: its payload can't be read ({exc}); correct it in SQL or delete the job", job_id=row[0]
             ) from exc
-        return cls(job_id, queue, job_type, decoded, _STATUSES[status], *rest)
+        return cls(row[0], row[1], row[2], payload, _STATUSES[row[4]], *row[5:19])
 
 
 class Lease(Struct, frozen=True):

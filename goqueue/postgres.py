@@ -306,7 +306,7 @@ class PostgresStorage:
             rows = list(self._queries.list_jobs(connection, **wanted, **page))
         *_, next_created_at, next_id = rows[0]
         return Page(
-            jobs=[Job.from_row(row[:-2]) for row in rows if row[0] is not None],
+            jobs=[Job.from_row(row) for row in rows if row[0] is not None],
             next_cursor=None if next_id is None else make_cursor(wanted, next_created_at, next_id),
         )
 
@@ -469,7 +469,7 @@ class PostgresStorage:
         with self._connection() as connection:
             claimed = self._claim(connection, run, values)
         if claimed.held is not None:
-            check_lost(done.lost(set(claimed.held)))
+            check_lost(done.lost(claimed.held, len(claimed.held)))
         return claimed.jobs
 
     def _claim(self, connection: Connection[Any], run: Callable[..., Any], values: dict[str, Any]) -> Claimed:
@@ -547,7 +547,7 @@ class PostgresStorage:
         if leases.held:
             with self._connection() as connection:
                 rows = list(run(connection, **leases.values))
-        check_lost(leases.lost({row[0] for row in rows}))
+        check_lost(leases.lost((row[0] for row in rows), len(rows)))
         return rows
 
     def rescue_jobs(self, limit: int = 1000) -> dict[UUID, JobStatus]:

@@ -200,10 +200,11 @@ class Leases:
         self.values["errors"] = [error for _, error in reasons]
         return self
 
-    def lost(self, done: Collection[UUID]) -> list[UUID]:
-        """The jobs that the caller doesn't hold: all but the newest lease of each of those ``done``."""
-        if len(done) == len(self.held):
+    def lost(self, done: Iterable[UUID], count: int) -> list[UUID]:
+        """The jobs that the caller doesn't hold: all but the newest lease of each of the ``count`` ones ``done``."""
+        if count == len(self.held):
             return []
+        done = set(done)
         newest = dict(sorted(self.held))
         return [job_id for job_id, token in self.held if job_id not in done or token < newest[job_id]]
 
@@ -237,7 +238,7 @@ class Claimed:
             if row[0] is None:
                 continue
             try:
-                self.jobs.append(Job.from_row(row[:_JOB_COLUMNS]))
+                self.jobs.append(Job.from_row(row))
             except CorruptJobError as corrupt:
                 _log.error("%s; it is set aside as dead", corrupt, extra={"job_id": corrupt.job_id})
                 unreadable.append((Lease(row[0], row[_LEASE_TOKEN]), corrupt))

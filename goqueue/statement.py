@@ -40,10 +40,12 @@ def rendered(sql: str) -> tuple[bytes, tuple[str, ...]]:
 
 
 def as_parameter(value: object) -> object:
-    """Lists of ids and of numbers as PostgreSQL writes them: psycopg takes seven times as long for them."""
-    if type(value) is list and value and type(value[0]) in (UUID, int):
-        return "{" + ",".join(map(str, value)) + "}"
-    return value
+    """Lists of ids and of numbers as PostgreSQL reads them: psycopg takes seven times as long for them."""
+    if type(value) is not list or not value:
+        return value
+    if type(value[0]) is UUID:
+        return "{" + ",".join([f"{item.int:032x}" for item in value]) + "}"
+    return "{" + ",".join(map(str, value)) + "}" if type(value[0]) is int else value
 
 
 class _EndlessTimes(TimestamptzLoader):

@@ -308,7 +308,7 @@ class AsyncPostgresStorage:
             rows = [row async for row in self._queries.list_jobs(connection, **wanted, **page)]
         *_, next_created_at, next_id = rows[0]
         return Page(
-            jobs=[Job.from_row(row[:-2]) for row in rows if row[0] is not None],
+            jobs=[Job.from_row(row) for row in rows if row[0] is not None],
             next_cursor=None if next_id is None else make_cursor(wanted, next_created_at, next_id),
         )
 
@@ -471,7 +471,7 @@ class AsyncPostgresStorage:
         async with self._connection() as connection:
             claimed = await self._claim(connection, run, values)
         if claimed.held is not None:
-            check_lost(done.lost(set(claimed.held)))
+            check_lost(done.lost(claimed.held, len(claimed.held)))
         return claimed.jobs
 
     async def _claim(
@@ -551,7 +551,7 @@ class AsyncPostgresStorage:
         if leases.held:
             async with self._connection() as connection:
                 rows = [row async for row in run(connection, **leases.values)]
-        check_lost(leases.lost({row[0] for row in rows}))
+        check_lost(leases.lost((row[0] for row in rows), len(rows)))
         return rows
 
     async def rescue_jobs(self, limit: int = 1000) -> dict[UUID, JobStatus]:
