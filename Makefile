@@ -63,8 +63,9 @@ migrate: $(STAMP) ## Run `pgmigrate migrate` on the database that the PG* variab
 bench: $(STAMP) ## Measure against pgbench running the same SQL; writes .bench/results.json and a picture of it
 	$(BIN)/python -m tests.bench $(ARGS)
 
-catalogue: $(STAMP) ## Write sql/README.md and the migrations' checksums from the files they describe
+catalogue: $(STAMP) ## Write sql/README.md, the migrations' checksums and migrations/schema.json from what they describe
 	$(BIN)/python -m goqueue.catalogue
+	$(BIN)/python -m goqueue.schema
 
 clean: ## Remove what the other targets made
 	rm -rf $(VENV) .bench .run dist .coverage .coverage.* htmlcov coverage.xml .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

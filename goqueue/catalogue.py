@@ -1,9 +1,8 @@
 """Reads the comments of the SQL files, and writes what is made from files: the catalogue, the checksums, the modules
 without async. ``python -m goqueue.catalogue`` writes, ``--check`` only says whether they are fresh. Imports
-goqueue.config, goqueue.queries and goqueue.unasync."""
+goqueue.config, goqueue.queries, goqueue.sqlfiles and goqueue.unasync."""
 
 import argparse
-import hashlib
 import re
 import sys
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ import msgspec
 
 from goqueue.config import SECTIONS, format_duration, settings_of
 from goqueue.queries import load_queries, shipped_folder
+from goqueue.sqlfiles import migration_files
 from goqueue.unasync import made_modules
 
 _NAME = re.compile(r"^-- name: (\w+)\((.*)\)([\^$!]?)$")
@@ -110,10 +110,8 @@ def catalogue() -> str:
 
 def checksums() -> str:
     """migrations/callbacks/record_checksums.sql."""
-    rows = []
-    for file in sorted(shipped_folder("migrations").glob("V*.sql")):
-        version = int(file.name[1:].partition("__")[0])
-        rows.append(f"            ({version}, '{file.name}', '{hashlib.sha256(file.read_bytes()).hexdigest()}')")
+    files = migration_files(shipped_folder("migrations"))
+    rows = [f"            ({file.version}, '{file.name}', '{file.sha256}')" for file in files]
     return "\n".join(
         [
             "-- Made by `make catalogue` from the migration files; change those.",

@@ -301,6 +301,14 @@ class DatabaseConfig(_Section, frozen=True, kw_only=True):
     ] = timedelta(seconds=1)
     max_payload_bytes: Annotated[int, _integer("Largest payload of a job, as JSON in bytes.", 1, 268_435_455)] = 2**20
     batch_size: Annotated[int, _integer("Most jobs written by one statement.", 1, 10_000)] = 1000
+    sql_dir: Annotated[
+        str,
+        _text(
+            "Folder of SQL files in place of the shipped ones of the same name (`goqueue sql export`).",
+            "the name of a folder, or nothing for the shipped files",
+            r"[^\0\ud800-\udfff]{0,4096}",
+        ),
+    ] = ""
 
 
 class WorkerConfig(_Section, frozen=True, kw_only=True):

@@ -21,6 +21,7 @@ from psycopg.pq import TransactionStatus
 
 from goqueue.adapter import Adapter
 from goqueue.config import Config, DatabaseConfig
+from goqueue.contract import require_contract
 from goqueue.dberrors import duplicate_of, translate
 from goqueue.errors import (
     InvalidJobError,
@@ -85,6 +86,10 @@ _TRIES = 100
 _SUPPRESSED = "the database adds no job and shows none in its way; look for a trigger, a rule or a policy that hides it"
 
 
+def _queries(config: DatabaseConfig) -> Any:
+    return load_queries(config.sql_dir or None, Adapter, config.slow_query_time.total_seconds())
+
+
 class Bind(Protocol):
     """What `bound_to` is: a function of a connection."""
 
@@ -142,25 +147,30 @@ class PostgresStorage:
         self._pool = pool
         self._process = os.getpid()
         self._resumes = {} if resumes is None else resumes
-        self._queries = load_queries(None, Adapter, config.slow_query_time.total_seconds())
+        self._queries = _queries(config)
 
     @classmethod
     def open(cls, config: DatabaseConfig | Config | str = "") -> Self:
         """A store over a connection pool. ``config``: a `DatabaseConfig` (or the `Config` with it), or a URL alone
         (empty: the PG* variables). Not to be used across a fork: open one in each process.
 
-        Raises `ConfigError` for unusable settings, `StorageUnavailableError` when the server can't be reached, and
-        `SchemaError` when the database has not been migrated. Close it, or use it in a ``with`` statement.
+        Raises `ConfigError` for unusable settings and for SQL files of ``sql_dir`` that break the contract,
+        `StorageUnavailableError` when the server can't be reached, and `SchemaError` when the database has not been
+        migrated. Close it, or use it in a ``with`` statement.
         """
         if isinstance(config, str):
             config = DatabaseConfig(url=config)
         elif isinstance(config, Config):
             config = config.database
         check_kind("config", config, DatabaseConfig, str)
+        _queries(config)  # A folder that can't be loaded is told before anything is opened.
         pool = open_pool(config)
         store = cls(pool.connection, config, pool=pool)
         try:
             store.ping()
+            if config.sql_dir:
+                with store._connection() as connection:
+                    require_contract(connection, config.sql_dir)
         except BaseException:
             store.close()
             raise

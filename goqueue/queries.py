@@ -1,5 +1,5 @@
-"""Finds and loads the SQL files. With the adapters the only module that knows aiosql; of goqueue it imports errors and
-the adapters."""
+"""Finds and loads the SQL files. With the adapters the only module that knows aiosql; of goqueue it imports errors,
+sqlfiles and the adapters."""
 
 from functools import cache
 from pathlib import Path
@@ -10,6 +10,7 @@ import aiosql
 from goqueue.adapter import Adapter
 from goqueue.aio.adapter import AsyncAdapter
 from goqueue.errors import ConfigError
+from goqueue.sqlfiles import Declaration, compare_declarations, since_export, sql_files
 
 
 def shipped_folder(name: str) -> Path:
@@ -20,25 +21,36 @@ def shipped_folder(name: str) -> Path:
 
 
 @cache
-def load_queries(folder: Path | None = None, adapter: type[Adapter | AsyncAdapter] = Adapter, slow: float = 0) -> Any:
-    """The queries of ``folder`` (default: the shipped sql/), each a method taking a connection and keyword parameters.
+def load_queries(
+    folder: Path | str | None = None, adapter: type[Adapter | AsyncAdapter] = Adapter, slow: float = 0
+) -> Any:
+    """The shipped queries, each a method taking a connection and keyword parameters; a file of ``folder`` stands in
+    place of the shipped one of its name. Read once in a process.
 
     A query marked ``^`` gives a row or None, ``$`` a value or None, ``!`` a number of rows, without a mark an iterator
     over rows, which is what runs the statement: exhaust it. Rows are tuples. A statement that takes ``slow`` seconds or
-    longer is logged as a warning (0: none). Raises `ConfigError` when the folder has no SQL files, or one that aiosql
-    can't read.
+    longer is logged as a warning (0: none). Raises `ConfigError` with every problem: a file that is not one of
+    the shipped ones or that aiosql can't read, and a query that is missing, unknown, given twice, or declared otherwise
+    than in the shipped file.
     """
-    folder = folder or shipped_folder("sql")
-    if not folder.is_dir():
-        raise ConfigError([f"the folder of SQL files {folder} does not exist"])
     queries = aiosql.queries.Queries(adapter(slow))  # type: ignore[arg-type]
     loader = aiosql.query_loader.QueryLoader(queries.driver_adapter, None, attribute="__")
-    for file in sorted(folder.glob("*.sql")):
+    problems: list[str] = []
+    for file, shipped in sql_files(folder, shipped_folder("sql")):
         try:
             # File by file, because loading a folder at once lets a name in two files silently override.
-            queries.load_from_list(loader.load_query_data_from_file(file, encoding="utf-8"))
-        except (aiosql.SQLLoadException, aiosql.SQLParseException, UnicodeDecodeError) as exc:
-            raise ConfigError([f"{file.name} can't be loaded: {exc}"]) from exc
-    if not queries.available_queries:
-        raise ConfigError([f"the folder {folder} has no SQL files"])
+            data = loader.load_query_data_from_file(file, encoding="utf-8-sig")
+            queries.load_from_list(data)
+        except (aiosql.SQLLoadException, aiosql.SQLParseException, OSError, ValueError) as exc:
+            problems.append(f"{file} can't be loaded: {exc}{since_export(file, shipped)}")
+            continue
+        if file != shipped:
+            expected, given = (
+                {query.query_name: Declaration(query.parameters or (), query.operation_type.name) for query in part}
+                for part in (loader.load_query_data_from_file(shipped, encoding="utf-8"), data)
+            )
+            hint = since_export(file, shipped)
+            problems += [f"{file}, {problem}{hint}" for problem in compare_declarations(expected, given)]
+    if problems:
+        raise ConfigError(problems)
     return queries

@@ -6,8 +6,10 @@ from typing import Annotated
 
 import typer
 
+from goqueue.cli.check import check
 from goqueue.cli.common import EXIT_CODES, CheckFailedError, error_console
 from goqueue.cli.config import show_config
+from goqueue.cli.sql import sql_app
 from goqueue.errors import ConfigError, GoQueueError, InvalidJobError
 
 __all__ = ["app", "main"]
@@ -38,6 +40,8 @@ def _goqueue(
 
 
 app.command("config", epilog=EXIT_CODES)(show_config)
+app.command("check", epilog=EXIT_CODES)(check)
+app.add_typer(sql_app, name="sql")
 
 
 def main() -> None:

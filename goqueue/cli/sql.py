@@ -1,0 +1,109 @@
+"""`goqueue sql`: the SQL files for a DBA's hand. Imports goqueue.queries and goqueue.sqlfiles."""
+
+import sys
+from difflib import unified_diff
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from goqueue.cli.common import EXIT_CODES, ConfigFile, error_console, read_config
+from goqueue.errors import ConfigError
+from goqueue.queries import shipped_folder
+from goqueue.sqlfiles import CHECKS, exported, is_outdated, read_export, sql_files, without_stamp
+
+sql_app = typer.Typer(help="Take the SQL files out, change them, and see what was changed.", no_args_is_help=True)
+
+
+@sql_app.command("export", epilog=EXIT_CODES)
+def export(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to write to; made when missing.")],
+    files: Annotated[
+        list[str] | None, typer.Argument(metavar="FILE", help="Such as jobs.sql; without any, all of them.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite files that were changed.")] = False,
+) -> None:
+    """Copy the shipped SQL files to a folder, to be tuned there.
+
+    Point GOQUEUE_DATABASE_SQL_DIR (or database: sql_dir in goqueue.yaml)
+    at the folder, and the store runs its files in place of the shipped
+    ones; a file that is not there is the shipped one. `goqueue check`
+    proves that the folder keeps the contract, and the store refuses to
+    open with one that plainly doesn't.
+
+    A file that was changed since it was exported is not overwritten.
+    """
+    shipped = {file.name: file for file in sorted(shipped_folder("sql").glob("*.sql")) if file.name != CHECKS}
+    wanted = files or list(shipped)
+    problems = [f"{name}: there is no such SQL file; expected one of {', '.join(shipped)}" for name in wanted
+                if name not in shipped]  # fmt: skip
+    if not force:
+        problems += [
+            f"{directory / name} was changed, or not exported by goqueue: name another folder, or use --force to lose "
+            "the changes"
+            for name in wanted
+            if name in shipped and _is_changed(directory / name, shipped[name])
+        ]
+    if problems:
+        raise ConfigError(problems)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name in wanted:
+            (directory / name).write_text(exported(shipped[name]), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError([f"{error.filename}: can't be written: {error.strerror}"]) from error
+    error_console().print(
+        f"{len(wanted)} files written. Next: export GOQUEUE_DATABASE_SQL_DIR={directory.resolve()}; goqueue check",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _is_changed(file: Path, shipped: Path) -> bool:
+    if not file.exists():
+        return False
+    known = read_export(file)
+    return file.read_text(encoding="utf-8") != shipped.read_text(encoding="utf-8") and (known is None or known.changed)
+
+
+@sql_app.command("diff", epilog=EXIT_CODES)
+def diff(
+    directory: Annotated[
+        Path | None, typer.Argument(metavar="DIR", help="The folder; without it, the configured one.")
+    ] = None,
+    file: ConfigFile = None,
+) -> None:
+    """Show how a folder of SQL files differs from the shipped ones.
+
+    The differences go to standard output, as a patch. On standard error
+    each file of the folder has a line that tells who has changed it: you,
+    or a goqueue release since the file was exported.
+    """
+    folder = directory or read_config(file).database.sql_dir
+    if not folder:
+        raise ConfigError(["no folder of SQL files is configured; name one, or set GOQUEUE_DATABASE_SQL_DIR"])
+    messages = error_console()
+    for own, shipped in sql_files(folder, shipped_folder("sql")):
+        if own == shipped:
+            continue
+        mine, theirs = own.read_text(encoding="utf-8-sig"), shipped.read_text(encoding="utf-8")
+        sys.stdout.writelines(
+            unified_diff(
+                theirs.splitlines(keepends=True),
+                without_stamp(mine).splitlines(keepends=True),
+                f"shipped/{own.name}",
+                str(own),
+            )
+        )
+        messages.print(f"{own.name}: {_history(own, shipped)}", markup=False, soft_wrap=True)
+
+
+def _history(own: Path, shipped: Path) -> str:
+    known = read_export(own)
+    if known is None:
+        return "no line tells from which release it was exported"
+    release = f"the shipped file has changed since goqueue {known.version}" if is_outdated(own, shipped) else ""
+    if not known.changed:
+        again = f"; `goqueue sql export {own.parent} {own.name}` brings the new one"
+        return f"{release}, this one has not{again}" if release else "as shipped"
+    return f"changed here, and {release}: carry your change over to the new text" if release else "changed here"

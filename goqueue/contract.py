@@ -1,0 +1,404 @@
+"""What a folder of SQL files must keep: proved against the shipped files by the server that is to run them.
+
+Imports psycopg, goqueue.errors, goqueue.queries and goqueue.sqlfiles. Nothing here runs a statement of the folder: the
+server parses and describes it, and plans it without values.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from difflib import SequenceMatcher
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psycopg
+from psycopg import Connection, pq
+
+from goqueue.errors import ConfigError
+from goqueue.queries import load_queries, shipped_folder
+from goqueue.sqlfiles import Statement, is_outdated, read_statements, sql_files
+
+__all__ = [
+    "Plan",
+    "Proof",
+    "check_contract",
+    "generic_plans",
+    "prove_contract",
+    "require_contract",
+    "shipped_statements",
+]
+
+_CHECK = "goqueue_check"
+_TABLES = ("jobs", "job_failures")
+
+
+def shipped_statements() -> dict[str, Statement]:
+    """The statements that goqueue ships, by name."""
+    return read_statements(None, shipped_folder("sql"))
+
+
+# --- what the store asks when it opens ------------------------------------------------------------------------------
+
+
+def check_contract(connection: Any, folder: Path | str) -> list[str]:
+    """What is wrong with the files of ``folder``, one sentence each; nothing when the store can run them.
+
+    ``connection`` is a psycopg connection of any kind in autocommit mode; it is asked directly (libpq), in some two
+    round trips for each changed statement and the shipped one. Raises `ConfigError` for files that can't even be
+    loaded, and psycopg's own error when the server can't answer. A reading of files and catalogue: takes no lock that
+    outlasts it, and runs nothing.
+    """
+    load_queries(folder)
+    return _compare(connection.pgconn, _changed(folder)).problems
+
+
+def require_contract(connection: Any, folder: Path | str) -> None:
+    """`check_contract`, with a `ConfigError` that has all the problems."""
+    if problems := check_contract(connection, folder):
+        raise ConfigError(problems)
+
+
+class _Comparison(NamedTuple):
+    problems: list[str]
+    #: What the server can't tell: result columns of which only a run would show whether they can be null.
+    unproved: list[str]
+    #: The changed statements that the server has taken, with the types of their parameters.
+    taken: list[tuple[Statement, tuple[int, ...]]]
+
+
+class _Described(NamedTuple):
+    """A statement as the server describes it, types and tables by their ids; or why it doesn't."""
+
+    parameters: tuple[int, ...] = ()
+    #: Of each result column: name and type.
+    columns: tuple[tuple[str, int], ...] = ()
+    #: Of each result column: table and number of the column it is, (0, 0) for an expression.
+    origins: tuple[tuple[int, int], ...] = ()
+    error: str = ""
+
+
+def _changed(folder: Path | str) -> list[tuple[Statement, Statement]]:
+    """The folder's statements that are not the shipped ones, each with the shipped one."""
+    shipped = shipped_statements()
+    given = read_statements(folder, shipped_folder("sql"))
+    return [(statement, shipped[name]) for name, statement in given.items() if not statement.same_as(shipped[name])]
+
+
+def _compare(pgconn: Any, changed: Iterable[tuple[Statement, Statement]]) -> _Comparison:
+    pairs = list(changed)
+    with _transaction(pgconn) as again:
+        described = [
+            (given, _describe(pgconn, given, again), _describe(pgconn, shipped, again), shipped)
+            for given, shipped in pairs
+        ]
+        names = _Names(pgconn, [one for _, given, shipped, _ in described for one in (given, shipped)])
+    found = _Comparison([], [], [])
+    for given, got, expected, shipped in described:
+        where = f"{given.file}, query {given.name}"
+        problems = list(given.faults)
+        if expected.error:
+            problems.append(
+                f"it can't be compared, because the server refuses the shipped one as well: {expected.error}; run "
+                "`pgmigrate migrate` on this database, with this version's migrations"
+            )
+        elif got.error:
+            problems.append(f"the server refuses it: {got.error}")
+        else:
+            problems += _differences(given, got, expected, names)
+            if not (got.columns or shipped.same_as(given)):
+                problems.append(f"it gives no rows, so it must be the shipped statement ({shipped.text})")
+            if not problems:
+                nullable, unproved = names.compare_origins(got, expected)
+                problems += nullable
+                found.unproved.extend(f"{where}: {text}" for text in unproved)
+        found.problems.extend(f"{where}: {problem}" for problem in problems)
+        if not problems:
+            found.taken.append((given, got.parameters))
+    return found
+
+
+def _differences(statement: Statement, got: _Described, expected: _Described, names: "_Names") -> list[str]:
+    """Where parameters and result columns differ in number, name or type."""
+    problems = [
+        f"the parameter {name} is taken for {names.types[mine]}, expected {names.types[theirs]}; cast it where it "
+        f"stands (:{name}::{names.types[theirs]})"
+        for name, mine, theirs in zip(statement.parameters, got.parameters, expected.parameters, strict=False)
+        if mine != theirs
+    ]
+    mine, theirs = ([f"{name} {names.types[kind]}" for name, kind in one.columns] for one in (got, expected))
+    matcher = SequenceMatcher(a=theirs, b=mine, autojunk=False)
+    for kind, start, end, first, last in matcher.get_opcodes():
+        if kind == "replace" and end - start == last - first:
+            problems += [
+                f"column {place + 1} is '{mine[place]}', expected '{theirs[wanted]}'"
+                for place, wanted in zip(range(first, last), range(start, end), strict=True)
+            ]
+        elif kind != "equal":
+            problems += [
+                f"the column '{theirs[place]}' is missing, expected as column {place + 1}"
+                for place in range(start, end)
+            ]
+            problems += [
+                f"column {place + 1} is '{mine[place]}', which is not expected" for place in range(first, last)
+            ]
+    return problems
+
+
+class _Names:
+    """The names of the types and columns that some descriptions mention."""
+
+    def __init__(self, pgconn: Any, described: list[_Described]) -> None:
+        types = {kind for one in described for kind in (*one.parameters, *(kind for _, kind in one.columns))}
+        tables = {table for one in described for table, _ in one.origins if table}
+        self.types = {int(key): name for key, name in _ask(pgconn, "describe_types", types)}
+        self.columns = {
+            (int(table), int(number)): (name, nullable == "t")
+            for table, number, name, nullable in _ask(pgconn, "describe_columns", tables)
+        }
+
+    def compare_origins(self, got: _Described, expected: _Described) -> tuple[list[str], list[str]]:
+        """Columns that can be null and must not be, or are another column of the same table; and those of which the
+        server can't tell."""
+        problems, unproved = [], []
+        for place, (mine, theirs) in enumerate(zip(got.origins, expected.origins, strict=True)):
+            if mine == theirs or theirs not in self.columns:
+                continue
+            wanted, wanted_nullable = self.columns[theirs]
+            column = f"column {place + 1} ({got.columns[place][0]})"
+            if mine not in self.columns:
+                if not wanted_nullable:
+                    unproved.append(
+                        f"{column} is an expression here and {wanted} in the shipped file, which is never null"
+                    )
+                continue
+            name, nullable = self.columns[mine]
+            if mine[0] == theirs[0] or (nullable and not wanted_nullable):
+                null = " which can be null," if nullable and not wanted_nullable else ""
+                problems.append(f"{column} comes from {name},{null} expected {wanted}")
+        return problems, unproved
+
+
+@contextmanager
+def _transaction(pgconn: Any) -> Iterator[Any]:
+    """A transaction for several answers of one server (pgbouncer), rolled back; gives what begins another."""
+
+    def begin() -> None:
+        pgconn.exec_(b"ROLLBACK")
+        _check(pgconn.exec_(b"BEGIN"))
+
+    _check(pgconn.exec_(b"BEGIN"))
+    try:
+        yield begin
+    finally:
+        pgconn.exec_(b"ROLLBACK")
+
+
+def _describe(pgconn: Any, statement: Statement, again: Any) -> _Described:
+    described = pgconn.prepare(b"", statement.text.encode())
+    if described.status == pq.ExecStatus.COMMAND_OK:
+        described = pgconn.describe_prepared(b"")
+    if described.status != pq.ExecStatus.COMMAND_OK:
+        error = psycopg.errors.error_from_result(described)
+        # 42: the statement's own fault; 22: a literal's; 0A: what the server has not. All else is the server's.
+        if (error.sqlstate or "")[:2] not in ("42", "22", "0A"):
+            raise error
+        again()
+        return _Described(error=_said(error) + _at(statement.text, error.diag.statement_position))
+    columns = range(described.nfields)
+    return _Described(
+        tuple(described.param_type(place) for place in range(described.nparams)),
+        tuple(((described.fname(place) or b"").decode(), described.ftype(place)) for place in columns),
+        tuple((described.ftable(place), described.ftablecol(place)) for place in columns),
+    )
+
+
+def _at(text: str, position: str | None) -> str:
+    """The line of a statement that an error's position lies in."""
+    if position is None:
+        return ""
+    place = int(position) - 1
+    line = text[text.rfind("\n", 0, place) + 1 :].partition("\n")[0].strip()
+    return f" (in the line `{line if len(line) <= 80 else line[:79] + '…'}`)"
+
+
+def _ask(pgconn: Any, query: str, ids: Iterable[int]) -> list[tuple[str, ...]]:
+    """The rows of a query of checks.sql, as text."""
+    array = "{" + ",".join(map(str, ids)) + "}"
+    result = pgconn.exec_params(shipped_statements()[query].text.encode(), [array.encode()])
+    _check(result)
+    return [
+        tuple((result.get_value(row, column) or b"").decode() for column in range(result.nfields))
+        for row in range(result.ntuples)
+    ]
+
+
+def _check(result: Any) -> None:
+    if result.status not in (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK):
+        raise psycopg.errors.error_from_result(result)
+
+
+# --- what `goqueue check` asks besides ------------------------------------------------------------------------------
+
+
+class Proof(NamedTuple):
+    """What was found out about a folder."""
+
+    #: The names of the queries that differ from the shipped ones.
+    changed: list[str]
+    problems: list[str]
+    #: What could not be proved, and why.
+    unproved: list[str]
+    #: Files whose shipped counterpart has changed since they were exported.
+    outdated: list[str]
+
+
+def prove_contract(connection: Connection[Any], folder: Path | str) -> Proof:
+    """All that can be known of the files of ``folder`` without running them, on a connection in autocommit mode.
+
+    Beyond `check_contract`: a statement refers to nothing outside the schema goqueue and the server's own catalogue, as
+    the server resolves it; and its plan reads no table or index whole that the shipped one doesn't, on a server that is
+    told to avoid it.
+    """
+    outdated = [
+        f"{file} was exported from goqueue {export.version}, and the shipped file has changed since"
+        for file, shipped in sql_files(folder, shipped_folder("sql"))
+        if (export := is_outdated(file, shipped))
+    ]
+    try:
+        load_queries(folder)
+    except ConfigError as error:
+        return Proof([], list(error.problems), [], outdated)
+    pairs = _changed(folder)
+    found = _compare(connection.pgconn, pairs)
+    problems, unproved = list(found.problems), list(found.unproved)
+    for statement, types in found.taken:
+        foreign, unknown = _foreign_references(connection, statement, types)
+        where = f"{statement.file}, query {statement.name}"
+        problems += [f"{where}: it refers to the {what}, outside the schema goqueue" for what in foreign]
+        unproved += [f"{where}: {why}" for why in unknown]
+    shipped = {statement.name: statement for _, statement in pairs}
+    mine = generic_plans(connection, [statement for statement, _ in found.taken], avoid_scans=True)
+    theirs = generic_plans(connection, [shipped[statement.name] for statement, _ in found.taken], avoid_scans=True)
+    for statement, _ in found.taken:
+        got, expected = mine[statement.name], theirs[statement.name]
+        where = f"{statement.file}, query {statement.name}"
+        if not (isinstance(got, Plan) and isinstance(expected, Plan)):
+            refused = got if isinstance(got, psycopg.Error) else expected
+            unproved.append(f"{where}: its plan can't be had: {refused}")
+        else:
+            problems += [
+                f"{where}: its plan reads {what} whole, and the shipped one doesn't; no index serves its conditions or "
+                "its order"
+                for what in sorted((got.whole_reads - expected.whole_reads).elements())
+            ]
+    return Proof([given.name for given, _ in pairs], problems, unproved, outdated)
+
+
+def _foreign_references(
+    connection: Connection[Any], statement: Statement, types: tuple[int, ...]
+) -> tuple[list[str], list[str]]:
+    """What a statement refers to outside goqueue and pg_catalog; and why that is not known.
+
+    Asked of the server, whose parser alone knows what a name means: a function with the statement for its body, made
+    and rolled back, depends on all that the statement names, whatever a planner would drop from it.
+    """
+    queries = load_queries()
+    names = {int(key): name for key, name in _ask(connection.pgconn, "describe_types", types)}
+    arguments = ", ".join(names[kind] for kind in types)
+    body = (
+        f"CREATE FUNCTION pg_temp.{_CHECK}({arguments}) RETURNS void LANGUAGE sql BEGIN ATOMIC {statement.text}\n; END"
+    )
+    try:
+        with connection.transaction(force_rollback=True):
+            connection.execute(body.encode())
+            rows = list(queries.list_references(connection, function_name=_CHECK))
+    except (psycopg.errors.InsufficientPrivilege, psycopg.errors.ReadOnlySqlTransaction) as error:
+        return [], [f"what it refers to is not known, because no temporary function can be made: {_said(error)}"]
+    except psycopg.errors.FeatureNotSupported as error:
+        return [f"command itself ({_said(error)})"], []
+    return [f"{kind} {name}" for kind, name, schema in rows if schema not in ("goqueue", "pg_catalog")], []
+
+
+class Plan(NamedTuple):
+    """A plan for no values in particular."""
+
+    document: dict[str, Any]
+
+    @property
+    def cost(self) -> float:
+        return float(self.document["Total Cost"])
+
+    @property
+    def scanned_tables(self) -> set[str]:
+        """The tables of goqueue that are read from one end to the other."""
+        return {table for table, node in self._scans() if node["Node Type"] == "Seq Scan"}
+
+    @property
+    def whole_reads(self) -> Counter[str]:
+        """Tables read whole, and indexes read without a condition, each as often as it stands in the plan."""
+        whole: Counter[str] = Counter()
+        for table, node in self._scans():
+            if node["Node Type"] in ("Seq Scan", "Sample Scan", "Tid Range Scan"):
+                whole[f"the table goqueue.{table}"] += 1
+            elif "Index Name" in node and "Index Cond" not in node:
+                whole[f"the index {node['Index Name']}"] += 1
+        return whole
+
+    def _scans(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The nodes that read a table of goqueue's or an index of one, with the table's name."""
+        waiting = [("", self.document)]
+        while waiting:
+            above, node = waiting.pop()
+            # A bitmap's index stands below the node that names the table.
+            table = node.get("Relation Name") or ("" if node["Node Type"] == "ModifyTable" else above)
+            if table in _TABLES and ("Relation Name" in node or "Index Name" in node):
+                yield table, node
+            waiting += [(table, child) for child in node.get("Plans", ())]
+
+
+def generic_plans(
+    connection: Connection[Any], statements: Iterable[Statement], *, avoid_scans: bool = False
+) -> dict[str, Plan | psycopg.Error]:
+    """The plan of each statement as the store's connections get it, by name; or the error that the server gave, such as
+    a missing privilege. Nothing is run. ``avoid_scans``: as on a table that is large.
+
+    For a connection in autocommit mode. Statements without a plan (LISTEN) are left out.
+    """
+    queries = load_queries()
+    plans: dict[str, Plan | psycopg.Error] = {}
+    with connection.transaction(force_rollback=True):
+        settings = {
+            "plan_cache_mode": "force_generic_plan",
+            "jit": "off",
+            "enable_seqscan": "off" if avoid_scans else "on",
+        }
+        for name, value in settings.items():
+            queries.set_local(connection, name=name, value=value)
+        for statement in statements:
+            nulls = ", ".join("NULL" for _ in statement.parameters)
+            explain = f"EXPLAIN (FORMAT JSON) EXECUTE {_CHECK}{f'({nulls})' if nulls else ''}".encode()
+            try:
+                with connection.transaction(force_rollback=True):
+                    # A prepared statement and EXECUTE, because EXPLAIN (GENERIC_PLAN) came with PostgreSQL 16.
+                    connection.execute(f"PREPARE {_CHECK} AS {statement.text}".encode(), prepare=False)
+                    row: Any = connection.execute(explain, prepare=False).fetchone()
+                    _forget(connection)
+            except psycopg.errors.SyntaxError:
+                continue  # a command that can't be prepared
+            except psycopg.Error as error:
+                if connection.info.transaction_status != pq.TransactionStatus.INTRANS:
+                    raise
+                _forget(connection)
+                plans[statement.name] = error
+            else:
+                plans[statement.name] = Plan(row[0][0]["Plan"])
+    return plans
+
+
+def _forget(connection: Connection[Any]) -> None:
+    """Drops the prepared statement: a rollback would keep it."""
+    connection.execute(b"DEALLOCATE ALL")
+
+
+def _said(error: psycopg.Error) -> str:
+    return " ".join((error.diag.message_primary or str(error)).split())

@@ -1,0 +1,585 @@
+"""What `goqueue check` looks at: server, migrations, schema, queries, rights, vacuum. Nothing here changes anything.
+
+Imports psycopg, goqueue.contract, goqueue.queries, goqueue.schema and goqueue.sqlfiles. Statements: sql/checks.sql.
+"""
+
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from enum import StrEnum
+from math import isnan
+from typing import Any, NamedTuple
+
+import msgspec
+import psycopg
+from psycopg import Connection, errors, sql
+
+from goqueue.config import format_duration
+from goqueue.contract import Plan, generic_plans, prove_contract
+from goqueue.queries import load_queries, shipped_folder
+from goqueue.schema import Difference, SchemaObject, compare, expected_schema, read_schema
+from goqueue.sqlfiles import CHECKS, migration_files, read_statements
+
+__all__ = ["Check", "Finding", "Level", "run_checks"]
+
+OLDEST_SERVER, NEWEST_SERVER = 14, 19
+#: A transaction that has been open for longer keeps more dead rows than claims can pass over cheaply.
+OLD_TRANSACTION = timedelta(minutes=5)
+#: Standbys and slots tell no time; so many transactions behind, they keep as much.
+_FAR_BEHIND = 1_000_000
+#: 8 MB: below, reading a table whole is what the planner rightly does.
+_LARGE_PAGES = 1000
+#: Five times what lets autovacuum begin (V0006__tune_autovacuum.sql).
+_MANY_DEAD = 100_000
+_COUNTED_PENDING = 200_000
+
+
+class Level(StrEnum):
+    """How a check has ended, or how much a finding matters. Only `failed` is an error."""
+
+    OK = "ok"
+    NOTE = "note"
+    SKIPPED = "skipped"
+    WARNING = "warning"
+    FAILED = "failed"
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """What was found, why it matters, and what to do: a command or a statement, where there is one."""
+
+    level: Level
+    found: str
+    why: str = ""
+    do: str = ""
+
+
+class Check(msgspec.Struct, frozen=True):
+    """One check: its name, how it has ended, what it saw in a few words, and what it found."""
+
+    name: str
+    level: Level
+    summary: str
+    findings: tuple[Finding, ...] = ()
+
+
+class _State(NamedTuple):
+    """The row of the query server_state, and what every check shares."""
+
+    version_number: int
+    version: str
+    encoding: str
+    database: str
+    role: str
+    is_standby: bool
+    sees_all_sessions: bool
+    sees_schema: bool
+    is_migrated: bool
+    has_checksums: bool
+
+
+def run_checks(
+    connection: Connection[Any], *, sql_dir: str = "", old_transaction: timedelta = OLD_TRANSACTION
+) -> Iterator[Check]:
+    """Each check in turn, on a connection in autocommit mode. ``sql_dir``: the folder of SQL files to prove.
+
+    A check that the role has no right to, or that the server stops for its time, is skipped and says so; the others go
+    on. Raises psycopg's error when the connection is lost.
+    """
+    queries = load_queries()
+    state = _State(*queries.server_state(connection))
+    yield _server(state)
+    yield _run("settings", lambda: _settings(connection))
+    if not state.is_migrated:
+        yield _ended(
+            "migrations",
+            "none is applied",
+            [Finding(Level.FAILED, f"the database {state.database} has no goqueue tables", "nothing can run without",
+                     "pgmigrate migrate   (the PG* variables name the database)")],
+        )  # fmt: skip
+        return
+    if not state.sees_schema:
+        role = _identifier(state.role)
+        yield _ended(
+            "grants",
+            "the schema is closed",
+            [Finding(Level.FAILED, f"the role {state.role} may not use the schema goqueue", "every statement names it",
+                     f"GRANT USAGE ON SCHEMA goqueue TO {role};")],
+        )  # fmt: skip
+        return
+    migrations = _run("migrations", lambda: _migrations(connection, state))
+    yield migrations
+    pending = any(finding.level == Level.FAILED and "pending" in finding.found for finding in migrations.findings)
+    yield (
+        _run("schema", lambda: _schema(connection))
+        if not pending
+        else Check("schema", Level.SKIPPED, "not compared: migrations are pending")
+    )
+    yield _run("queries", lambda: _queries(connection, sql_dir))
+    plans = generic_plans(connection, _statements(sql_dir))
+    yield _run("grants", lambda: _grants(state, plans))
+    yield _run("plans", lambda: _plans(connection, plans))
+    yield _run("autovacuum", lambda: _autovacuum(connection))
+    yield _run("horizon", lambda: _horizon(connection, state, old_transaction))
+    yield _run("claim index", lambda: _claim_index(connection))
+
+
+def _run(name: str, check: Callable[[], Check]) -> Check:
+    try:
+        return check()
+    except (errors.InsufficientPrivilege, errors.QueryCanceled, errors.LockNotAvailable) as error:
+        return Check(name, Level.SKIPPED, f"can't be looked at: {_said(error)}")
+    except (errors.UndefinedTable, errors.UndefinedColumn, errors.UndefinedFunction) as error:
+        return Check(name, Level.SKIPPED, f"can't be looked at before all migrations are applied: {_said(error)}")
+
+
+def _ended(name: str, summary: str, findings: list[Finding]) -> Check:
+    order = list(Level)
+    worst = max((finding.level for finding in findings), key=order.index, default=Level.OK)
+    return Check(name, worst, summary, tuple(sorted(findings, key=lambda finding: -order.index(finding.level))))
+
+
+# --- the server -----------------------------------------------------------------------------------------------------
+
+
+def _server(state: _State) -> Check:
+    findings = []
+    major = state.version_number // 10_000
+    if major < OLDEST_SERVER:
+        findings.append(
+            Finding(
+                Level.FAILED,
+                f"the server is PostgreSQL {state.version}",
+                f"goqueue's statements need {OLDEST_SERVER} or newer",
+                f"upgrade the server to {OLDEST_SERVER} or newer (pg_upgrade)",
+            )
+        )
+    if major > NEWEST_SERVER:
+        findings.append(
+            Finding(
+                Level.NOTE,
+                f"the server is PostgreSQL {state.version}",
+                f"this version of goqueue was tested with {OLDEST_SERVER} to {NEWEST_SERVER}",
+            )
+        )
+    if state.encoding != "UTF8":
+        findings.append(
+            Finding(
+                Level.FAILED,
+                f"the database {state.database} is encoded in {state.encoding}",
+                "names and payloads are any Unicode; here some can't be stored, or come back as bytes",
+                f"createdb --encoding=UTF8 --template=template0 NEW && pg_dump {state.database} | psql NEW",
+            )
+        )
+    if state.is_standby:
+        findings.append(
+            Finding(
+                Level.WARNING,
+                "the server is a standby",
+                "nothing can be written here: jobs are neither created nor claimed",
+                "connect to the primary (libpq: target_session_attrs=read-write)",
+            )
+        )
+    return _ended(
+        "server",
+        f"PostgreSQL {state.version}, {state.encoding}, database {state.database}, role {state.role}",
+        findings,
+    )
+
+
+_SETTINGS = {
+    "fsync": ("on", "a crash of the host can destroy the whole cluster, not only the latest jobs"),
+    "full_page_writes": ("on", "a crash in the middle of a write can destroy pages for good"),
+    "synchronous_commit": (
+        "on",
+        "a job can be lost that its creator was told is stored: a crash takes the latest commits",
+    ),
+    "default_transaction_read_only": ("off", "no job can be created, claimed or ended"),
+}
+
+
+def _settings(connection: Connection[Any]) -> Check:
+    values = dict(load_queries().list_settings(connection, names=list(_SETTINGS)))
+    findings = [
+        Finding(Level.WARNING, f"{name} is {values[name]}", why, _alter_system(name, wanted))
+        for name, (wanted, why) in _SETTINGS.items()
+        # synchronous_commit has stronger values than on.
+        if values.get(name) == ("off" if wanted == "on" else "on")
+    ]  # fmt: skip
+    return _ended("settings", ", ".join(f"{name} {value}" for name, value in sorted(values.items())), findings)
+
+
+def _alter_system(name: str, value: str) -> str:
+    return f"ALTER SYSTEM SET {name} = {value}; SELECT pg_reload_conf();"
+
+
+# --- migrations and schema ------------------------------------------------------------------------------------------
+
+
+def _migrations(connection: Connection[Any], state: _State) -> Check:
+    shipped = {file.version: file for file in migration_files(shipped_folder("migrations"))}
+    if not state.has_checksums:
+        return _ended(
+            "migrations",
+            "the first of them are applied",
+            [Finding(Level.FAILED, "migrations are pending: there is no table goqueue.migration_checksums",
+                     "the statements rely on columns and indexes that are not there", "pgmigrate migrate")],
+        )  # fmt: skip
+    applied = {version: sha256 for version, _, sha256 in load_queries().list_applied_migrations(connection)}
+    findings = []
+    if pending := [file.name for version, file in shipped.items() if version not in applied]:
+        findings.append(
+            Finding(
+                Level.FAILED,
+                f"pending: {', '.join(pending)}",
+                "the statements rely on columns and indexes that are not there",
+                "pgmigrate migrate   (the PG* variables name the database)",
+            )
+        )
+    if newer := [version for version in applied if version not in shipped]:
+        findings.append(
+            Finding(
+                Level.WARNING,
+                f"the database has the versions {', '.join(map(str, newer))}, which this goqueue does not know",
+                "it was migrated by a newer release; what that release changed is not known here",
+                "upgrade goqueue here to the release that migrated the database",
+            )
+        )
+    for version, file in shipped.items():
+        recorded = applied.get(version, file.sha256)
+        if recorded is None:
+            findings.append(
+                Finding(
+                    Level.NOTE,
+                    f"no checksum was recorded for {file.name}",
+                    "whether the file was edited after it was applied can't be told",
+                    "psql -f migrations/callbacks/record_checksums.sql",
+                )
+            )
+        elif recorded != file.sha256:
+            findings.append(
+                Finding(
+                    Level.FAILED,
+                    f"{file.name} is not the text that was applied: sha256 {recorded[:12]}… then, "
+                    f"{file.sha256[:12]}… now",
+                    "the file was edited after it was applied, or the database was migrated from other files: it can "
+                    "differ from what this release expects",
+                    "bring the file back as it was, and write a new migration for the change; or, when "  # noqa: S608
+                    "the check schema finds no difference: UPDATE goqueue.migration_checksums SET sha256 = "
+                    f"'{file.sha256}' WHERE version = {version};",
+                )
+            )
+    return _ended("migrations", f"{len(applied)} applied, the latest is {max(applied, default=0)}", findings)
+
+
+def _schema(connection: Connection[Any]) -> Check:
+    found = read_schema(connection)
+    differences = compare(expected_schema(), found)
+    missing = {one.expected.name.partition(".")[2] for one in differences if one.expected and not one.found}
+    findings = [
+        _difference(one)
+        for one in differences
+        # A primary key's index goes and comes with it.
+        if not (one.expected and one.expected.kind == "index" and not one.found and one.expected.name in missing)
+    ]
+    return _ended("schema", f"{len(found)} things compared with what the migrations made", findings)
+
+
+_WHY = {
+    "table": "statements read and write it; an unlogged table is emptied by a crash",
+    "column": "statements name it, and the store reads its values by their type",
+    "default": "rows inserted by hand get another value, or none",
+    "constraint": "rows can be stored that the statements take for impossible",
+    "index": "the statements that rely on it read the whole table instead, or a key is not unique any more",
+    "function": "defaults and triggers call it",
+    "trigger": "idle workers are not woken by a new job: they find it at their next poll",
+    "type": "statements name its values",
+    "setting": "the tables' vacuum and filling were chosen for a queue; a value of your own is fine",
+}
+_LEVELS = {"default": Level.WARNING, "trigger": Level.WARNING, "setting": Level.NOTE}
+
+
+def _difference(difference: Difference) -> Finding:
+    expected, found = difference
+    if expected is None:
+        assert found is not None  # noqa: S101 - a difference has two sides
+        state = f" ({found.state})" if found.state else ""
+        return Finding(
+            Level.NOTE, f"the {found.kind} {found.name} is none of goqueue's{state}: {_short(found.definition)}"
+        )
+    what, level = f"the {expected.kind} {expected.name}", _LEVELS.get(expected.kind, Level.FAILED)
+    why, do = _WHY.get(expected.kind, ""), _repair(expected, found)
+    if found is None:
+        return Finding(level, f"{what} is missing; expected {_short(expected.definition)}", why, do)
+    if found.definition != expected.definition:
+        return Finding(level, f"{what} is {_short(found.definition)}; expected {_short(expected.definition)}", why, do)
+    return Finding(Level.WARNING if found.state != "invalid" else level, f"{what} is {found.state}", why, do)
+
+
+def _repair(expected: SchemaObject, found: SchemaObject | None) -> str:  # noqa: PLR0911 - a table
+    """The statement that makes it as expected; by hand where data could be lost."""
+    table, _, name = expected.name.rpartition(".")
+    definition = expected.definition
+    match expected.kind:
+        case "index":
+            if found and found.definition == definition:
+                return f"REINDEX INDEX CONCURRENTLY goqueue.{name};"
+            drop = f"DROP INDEX CONCURRENTLY goqueue.{name}; " if found else ""
+            return f"{drop}{definition.replace(' INDEX ', ' INDEX CONCURRENTLY ', 1)};"
+        case "constraint":
+            if found and found.definition == definition:
+                return f"ALTER TABLE goqueue.{table} VALIDATE CONSTRAINT {name};"
+            drop = f"DROP CONSTRAINT {name}, " if found else ""
+            return f"ALTER TABLE goqueue.{table} {drop}ADD CONSTRAINT {name} {definition};"
+        case "trigger":
+            if found and found.definition == definition:
+                return f"ALTER TABLE goqueue.{table} ENABLE TRIGGER {name};"
+            return (f"DROP TRIGGER {name} ON goqueue.{table}; " if found else "") + f"{definition};"
+        case "default":
+            return f"ALTER TABLE goqueue.{table} ALTER COLUMN {name} SET DEFAULT {definition};"
+        case "setting":
+            return f"ALTER TABLE goqueue.{table} SET ({name} = {definition});"
+        case "table" if found:
+            return f"ALTER TABLE goqueue.{name} SET LOGGED;"
+        case _:
+            return f"compare it with migrations/, which made it; search there for {name.partition('(')[0]}"
+
+
+# --- queries --------------------------------------------------------------------------------------------------------
+
+
+def _statements(sql_dir: str) -> list[Any]:
+    """The store's own statements, those of `goqueue check` left out; the shipped ones where the folder is broken."""
+    try:
+        load_queries(sql_dir or None)
+        statements = read_statements(sql_dir or None, shipped_folder("sql"))
+    except Exception:  # noqa: BLE001 - whatever it is, the check of the queries has told it
+        statements = read_statements(None, shipped_folder("sql"))
+    return [statement for statement in statements.values() if statement.file.name != CHECKS]
+
+
+def _queries(connection: Connection[Any], sql_dir: str) -> Check:
+    if not sql_dir:
+        return Check("queries", Level.OK, "the shipped SQL files (GOQUEUE_DATABASE_SQL_DIR is not set)")
+    proof = prove_contract(connection, sql_dir)
+    findings = [
+        Finding(
+            Level.FAILED,
+            problem,
+            "a call would go wrong, or get slower with the table; the store refuses to open with what is plainly wrong",
+            f"goqueue sql diff {sql_dir}",
+        )
+        for problem in proof.problems
+    ]
+    findings += [
+        Finding(Level.WARNING, text, "what the release has mended there is not in force", f"goqueue sql diff {sql_dir}")
+        for text in proof.outdated
+    ]
+    findings += [Finding(Level.NOTE, f"not proved: {text}") for text in proof.unproved]
+    changed = f"{len(proof.changed)} differ from the shipped ones" + (
+        f": {', '.join(proof.changed)}" * bool(proof.changed)
+    )
+    return _ended("queries", f"{sql_dir}: {changed}", findings)
+
+
+def _grants(state: _State, plans: dict[str, Plan | psycopg.Error]) -> Check:
+    denied = {name: plan for name, plan in plans.items() if isinstance(plan, errors.InsufficientPrivilege)}
+    broken = {name: plan for name, plan in plans.items() if isinstance(plan, psycopg.Error) and name not in denied}
+    findings = [
+        Finding(Level.FAILED, f"{name} can't be run: {_said(error)}", "the store's method of that name fails")
+        for name, error in broken.items()
+    ]
+    if denied:
+        role = _identifier(state.role)
+        findings.append(
+            Finding(
+                Level.FAILED if "ping" in denied else Level.NOTE,
+                f"the role {state.role} may not run {', '.join(denied)}",
+                "; ".join(sorted({_said(error) for error in denied.values()})) + ". Fine for a role that only looks on",
+                f"GRANT SELECT, INSERT, UPDATE, DELETE ON goqueue.jobs, goqueue.job_failures TO {role};",
+            )
+        )
+    may = len(plans) - len(denied) - len(broken)
+    return _ended("grants", f"the role {state.role} may run {may} of {len(plans)} statements", findings)
+
+
+def _plans(connection: Connection[Any], plans: dict[str, Plan | psycopg.Error]) -> Check:
+    pages = {name: pages for name, pages, *_ in load_queries().list_table_states(connection)}
+    known = {name: plan for name, plan in plans.items() if isinstance(plan, Plan)}
+    findings = [
+        Finding(
+            Level.WARNING,
+            f"{name} would read the table goqueue.{table} whole, {pages[table]:,} pages of it",
+            "by the statistics the server takes that for the cheapest way; it grows with the table",
+            f"ANALYZE goqueue.{table};   then see the checks schema and queries",
+        )
+        for name, plan in known.items()
+        for table in sorted(plan.scanned_tables)
+        if pages.get(table, 0) >= _LARGE_PAGES
+    ]
+    large = [f"{name} {count:,} pages" for name, count in pages.items()]
+    return _ended("plans", f"{len(known)} statements planned on {', '.join(large)}", findings)
+
+
+# --- vacuum ---------------------------------------------------------------------------------------------------------
+
+
+def _autovacuum(connection: Connection[Any]) -> Check:
+    queries = load_queries()
+    findings = [
+        Finding(
+            Level.WARNING,
+            f"{name} is off",
+            "autovacuum does not run: dead rows pile up, and claims get slower with every job",
+            _alter_system(name, "on"),
+        )
+        for name, value in queries.list_settings(connection, names=["autovacuum", "track_counts"])
+        if value != "on"
+    ]
+    shown = []
+    for name, _, live, dead, changes, vacuumed_at, analyzed_at, age, forced, is_on in queries.list_table_states(
+        connection
+    ):
+        table = f"goqueue.{name}"
+        shown.append(f"{name} {live:,} rows, {dead:,} dead")
+        if not is_on:
+            findings.append(
+                Finding(
+                    Level.WARNING,
+                    f"autovacuum is off for {table}",
+                    "dead rows pile up, and claims get slower with every job",
+                    f"ALTER TABLE {table} RESET (autovacuum_enabled);",
+                )
+            )
+        if dead > max(_MANY_DEAD, live // 10):
+            when = f"last vacuumed {vacuumed_at:%Y-%m-%d %H:%M %Z}" if vacuumed_at else "never vacuumed"
+            findings.append(
+                Finding(
+                    Level.WARNING,
+                    f"{table} has {dead:,} dead rows beside {live:,} live ones, by the statistics; {when}",
+                    "vacuum does not keep up, or something keeps the rows (see horizon): claims pass over them",
+                    f"VACUUM (ANALYZE, VERBOSE) {table};",
+                )
+            )
+        if analyzed_at is None and max(live, changes) > 50_000:
+            findings.append(
+                Finding(
+                    Level.WARNING,
+                    f"{table} was never analyzed",
+                    "plans are made from guesses",
+                    f"ANALYZE {table};",
+                )
+            )
+        if age > forced:
+            findings.append(
+                Finding(
+                    Level.FAILED if age > 1_500_000_000 else Level.WARNING,
+                    f"{table} has transaction ids {age:,} old; the server forces a vacuum from {forced:,} on",
+                    "at 2,100,000,000 the server stops writing",
+                    f"VACUUM (FREEZE, VERBOSE) {table};",
+                )
+            )
+    return _ended("autovacuum", "; ".join(shown), findings)
+
+
+def _horizon(connection: Connection[Any], state: _State, old: timedelta) -> Check:
+    rows = list(load_queries().list_horizon_holders(connection, least_age=old))
+    findings = [_holder(connection, _Holder(*row)) for row in rows]
+    if not state.sees_all_sessions:
+        findings.append(
+            Finding(
+                Level.NOTE,
+                f"of other roles' transactions the role {state.role} sees no age",
+                "they can keep dead rows, and are not listed here",
+                f"GRANT pg_monitor TO {_identifier(state.role)};",
+            )
+        )
+    what = f"{len(rows)} keep dead rows from vacuum" if rows else "nothing keeps dead rows from vacuum"
+    return _ended("horizon", f"{what} (transactions from {format_duration(old)} on)", findings)
+
+
+class _Holder(NamedTuple):
+    """A row of the query list_horizon_holders."""
+
+    kind: str
+    name: str
+    role: str | None
+    application: str | None
+    state: str | None
+    since: datetime | None
+    transactions: int | None
+
+
+def _holder(connection: Connection[Any], row: _Holder) -> Finding:
+    level, quoted = Level.WARNING, sql.Literal(row.name).as_string(connection)
+    who = f"{row.kind} {row.name} ({', '.join(part for part in row[2:5] if part)})"
+    behind = "" if row.transactions is None else f", {row.transactions:,} transactions behind"
+    if row.since is not None:
+        found = f"the {who} is open since {row.since:%Y-%m-%d %H:%M:%S %Z}{behind}"
+        terminate = f"SELECT pg_terminate_backend({row.name});   (its process)"
+        do = terminate if row.kind == "transaction" else f"ROLLBACK PREPARED {quoted};   (or COMMIT PREPARED)"
+    else:
+        found = f"the {who} keeps old rows{behind}"
+        unused = row.kind == "replication slot" and row.state == "inactive"
+        do = "end long queries on the standby, or turn its hot_standby_feedback off"
+        if unused:
+            do = f"SELECT pg_drop_replication_slot({quoted});   (when nothing uses it any more)"
+        level = Level.WARNING if unused or (row.transactions or 0) > _FAR_BEHIND else Level.NOTE
+    return Finding(level, found, "no vacuum removes what has died since: claims pass over ever more of it", do)
+
+
+def _claim_index(connection: Connection[Any]) -> Check:
+    queries = load_queries()
+    row = queries.claim_index_state(connection)
+    if row is None:
+        return Check("claim index", Level.SKIPPED, "it is missing (see schema)")
+    size, entries, entry_bytes, extension_schema = row
+    pending = queries.count_pending_jobs(connection, most=_COUNTED_PENDING)
+    # When there are more, the server's own number from the last vacuum is all there is.
+    many = max(pending, entries) if pending == _COUNTED_PENDING else pending
+    # A B-tree's pages are between half and nine tenths full.
+    needed = max(many * entry_bytes * 10 // 7, 8192)
+    density = _density(connection, extension_schema)
+    full = "" if density is None else f", its pages {density:.0f} % full (pgstattuple; dead entries count as full)"
+    about = "about " if many > pending else ""
+    summary = f"{_bytes(size)} for {about}{many:,} waiting jobs, which need some {_bytes(needed)}{full}"
+    findings = []
+    if size > 8 * 2**20 and size > 4 * needed:
+        findings.append(
+            Finding(
+                Level.WARNING,
+                f"jobs_claim_idx takes {_bytes(size)}, and by an estimate {_bytes(needed)} would do",
+                "dead or empty space, from a backlog that was larger once or from dead rows that vacuum can't remove "
+                "(see horizon); claims read through the dead entries",
+                "VACUUM goqueue.jobs;   and if that leaves it so: REINDEX INDEX CONCURRENTLY goqueue.jobs_claim_idx;",
+            )
+        )
+    return _ended("claim index", summary, findings)
+
+
+def _density(connection: Connection[Any], extension_schema: str | None) -> float | None:
+    """How full the index's pages are, per cent; None where that can't be read."""
+    if extension_schema is None:
+        return None
+    queries = load_queries()
+    try:
+        with connection.transaction(force_rollback=True):
+            queries.set_local(connection, name="search_path", value=extension_schema)
+            density: float = queries.measure_claim_index(connection)
+    except errors.InsufficientPrivilege:
+        return None
+    return None if isnan(density) else density
+
+
+def _identifier(name: str) -> str:
+    return sql.Identifier(name).as_string(None)
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 2**20:,.1f} MB" if count >= 2**20 else f"{count / 1024:,.0f} kB"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 160 else text[:159] + "…"
+
+
+def _said(error: psycopg.Error) -> str:
+    return " ".join((error.diag.message_primary or str(error)).split())

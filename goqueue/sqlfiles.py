@@ -1,0 +1,238 @@
+"""The SQL files as files: which ones count, what their queries declare, where an export came from.
+
+Imports goqueue.errors alone.
+"""
+
+import hashlib
+import re
+from collections.abc import Collection, Mapping
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+from goqueue.errors import ConfigError
+
+__all__ = [
+    "CHECKS",
+    "Declaration",
+    "Export",
+    "MigrationFile",
+    "Statement",
+    "compare_declarations",
+    "exported",
+    "is_outdated",
+    "migration_files",
+    "read_export",
+    "read_statements",
+    "since_export",
+    "sql_files",
+    "without_stamp",
+]
+
+#: The statements of `goqueue check` itself, which no folder replaces.
+CHECKS = "checks.sql"
+
+_STAMP = re.compile(r"-- From goqueue (?P<version>\S+), sha256 (?P<sha256>[0-9a-f]{64})\.[^\n]*\n")
+_NAME = re.compile(r"--\s*name\s*:\s*")
+# As aiosql reads a file: quoted text is left alone, and :name is a parameter unless it is half of a cast.
+_PARAMETER = re.compile(r"""(?P<quoted>"(?:""|[^"])+"|'(?:''|[^'])*')|(?<!:):(?P<name>\w+)""")
+
+_RESULTS = {
+    "SELECT": "rows (no mark)",
+    "SELECT_ONE": "one row or none (^)",
+    "SELECT_VALUE": "one value or none ($)",
+    "INSERT_UPDATE_DELETE": "the number of rows (!)",
+}
+
+
+def sql_files(folder: Path | str | None, shipped: Path) -> list[tuple[Path, Path]]:
+    """Each file to load, and the shipped one of its name: the same one, unless ``folder`` has a file in its place.
+
+    Raises `ConfigError` for a folder that is missing, has no SQL file, or has one that goqueue doesn't ship.
+    """
+    names = sorted(file.name for file in shipped.glob("*.sql"))
+    if folder is None:
+        return [(shipped / name, shipped / name) for name in names]
+    given = Path(folder)
+    if not given.is_dir():
+        raise ConfigError([f"the folder of SQL files {given} does not exist; `goqueue sql export {given}` makes one"])
+    own = {file.name for file in given.glob("*.sql")}
+    expected = ", ".join(name for name in names if name != CHECKS)
+    if not own:
+        raise ConfigError([f"the folder {given} has no SQL files; expected some of {expected}"])
+    if unknown := sorted(own.difference(names) | own & {CHECKS}):
+        raise ConfigError(
+            [f"{given / name} is no SQL file of the store's and would never be read; expected the names {expected}"
+             for name in unknown]
+        )  # fmt: skip
+    return [((given if name in own else shipped) / name, shipped / name) for name in names]
+
+
+# --- what a query declares ------------------------------------------------------------------------------------------
+
+
+class Declaration(NamedTuple):
+    """The line of a query's name: its parameters, and aiosql's name for the kind of its result."""
+
+    parameters: Collection[str]
+    result: str
+
+
+def compare_declarations(expected: Mapping[str, Declaration], given: Mapping[str, Declaration]) -> list[str]:
+    """What is wrong with the given queries of a file, one sentence each."""
+    problems = [f"query {name}: it is missing" for name in expected if name not in given]
+    problems += [
+        f"query {name}: goqueue has no such query in this file; expected {', '.join(expected)}"
+        for name in given
+        if name not in expected
+    ]
+    for name in (name for name in expected if name in given):
+        (wanted, wanted_result), (got, got_result) = expected[name], given[name]
+        problems += [
+            f"query {name}: it lacks the parameter {parameter}" for parameter in wanted if parameter not in got
+        ]
+        problems += [
+            f"query {name}: it has a parameter {parameter}, which nothing gives it; expected "
+            f"{', '.join(wanted) or 'none'}"
+            for parameter in got
+            if parameter not in wanted
+        ]
+        if wanted_result != got_result:
+            shown = (_RESULTS.get(result, result.lower()) for result in (got_result, wanted_result))
+            problems.append(f"query {name}: its result is {' and was to be '.join(shown)}")
+    return problems
+
+
+# --- statements -----------------------------------------------------------------------------------------------------
+
+
+class Statement(NamedTuple):
+    """A query as the server gets it, but for the comment with its name: ``$1``, ``$2`` … are ``parameters``."""
+
+    name: str
+    file: Path
+    parameters: tuple[str, ...]
+    text: str
+    #: What keeps it from being sent as it is written.
+    faults: tuple[str, ...] = ()
+
+    def same_as(self, other: "Statement") -> bool:
+        """Whether both are one statement; comments on lines of their own and white space aside."""
+        return self.text.split() == other.text.split()
+
+
+@cache
+def read_statements(folder: Path | str | None, shipped: Path) -> dict[str, Statement]:
+    """The statements of a folder that `goqueue.queries.load_queries` takes, by name; read once in a process, as there,
+    so that what is checked is what runs. Parameters are numbered as the
+    shipped file declares them, so that an unchanged statement has the same text."""
+    statements: dict[str, Statement] = {}
+    for file, original in sql_files(folder, shipped):
+        declared = {name: parameters for name, parameters, _ in _queries_in(original)}
+        for name, _, text in _queries_in(file):
+            parameters = declared[name]
+            statements[name] = Statement(name, file, parameters, *_numbered(text, parameters))
+    return statements
+
+
+def _queries_in(file: Path) -> list[tuple[str, tuple[str, ...], str]]:
+    found = []
+    for part in _NAME.split(file.read_text(encoding="utf-8-sig"))[1:]:
+        head, *lines = part.splitlines()
+        name, _, rest = head.partition("(")
+        parameters = tuple(word.strip() for word in rest.partition(")")[0].split(",") if word.strip())
+        text = "\n".join(line.rstrip() for line in lines if not line.lstrip().startswith("--"))
+        found.append((name.strip().replace("-", "_"), parameters, text.strip().rstrip("; \n")))
+    return found
+
+
+def _numbered(text: str, parameters: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    faults = []
+    if "%" in text.replace("%%", ""):
+        faults.append("a percent sign stands alone; write it twice (%%)")
+
+    def number(match: re.Match[str]) -> str:
+        name = match["name"]
+        if name in parameters:
+            return f"${parameters.index(name) + 1}"
+        if name:
+            faults.append(f":{name} is taken for a parameter; write a slice of an array in another way")
+        return match[0]
+
+    return _PARAMETER.sub(number, text).replace("%%", "%"), tuple(faults)
+
+
+# --- migrations -----------------------------------------------------------------------------------------------------
+
+
+class MigrationFile(NamedTuple):
+    """A migration as it is shipped."""
+
+    version: int
+    name: str
+    #: Of its bytes, in hexadecimal.
+    sha256: str
+
+
+def migration_files(folder: Path) -> list[MigrationFile]:
+    """The migrations of a folder, in their order."""
+    return [
+        MigrationFile(int(file.name[1:].partition("__")[0]), file.name, hashlib.sha256(file.read_bytes()).hexdigest())
+        for file in sorted(folder.glob("V*.sql"))
+    ]
+
+
+# --- exports --------------------------------------------------------------------------------------------------------
+
+
+class Export(NamedTuple):
+    """Where an exported file came from, and whether it was changed since."""
+
+    version: str
+    #: Of the shipped file at the time.
+    sha256: str
+    changed: bool
+
+
+def exported(shipped: Path) -> str:
+    """The text of a shipped file with a first line that tells, later on, what has changed on which side."""
+    text = shipped.read_text(encoding="utf-8")
+    return (
+        f"-- From goqueue {version('goqueue')}, sha256 {_sha256(text)}. Keep this line for `goqueue sql diff`.\n{text}"
+    )
+
+
+def read_export(file: Path) -> Export | None:
+    """What the first line of an exported file says; None for a file without such a line."""
+    text = file.read_text(encoding="utf-8-sig")
+    if (match := _STAMP.match(text)) is None:
+        return None
+    return Export(match["version"], match["sha256"], _sha256(text[match.end() :]) != match["sha256"])
+
+
+def is_outdated(file: Path, shipped: Path) -> Export | None:
+    """The export that ``file`` is, when the shipped file has changed since; else None."""
+    export = None if file == shipped else read_export(file)
+    return export if export and export.sha256 != _sha256(shipped.read_text(encoding="utf-8")) else None
+
+
+def since_export(file: Path, shipped: Path) -> str:
+    """What to add to a message about ``file`` when the shipped file has changed since it was exported; else nothing."""
+    try:
+        export = is_outdated(file, shipped)
+    except (OSError, ValueError):
+        return ""
+    if export is None:
+        return ""
+    return f" (exported from goqueue {export.version}, and the shipped file has changed since: see `goqueue sql diff`)"
+
+
+def without_stamp(text: str) -> str:
+    """The text of a file without the line that `exported` puts first."""
+    match = _STAMP.match(text)
+    return text[match.end() :] if match else text
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

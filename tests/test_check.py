@@ -1,0 +1,561 @@
+"""`goqueue check`: each thing broken in turn, and what the check says of it; and `goqueue sql`."""
+
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from goqueue import NewJob, PostgresStorage, cli, health
+from goqueue.config import DatabaseConfig
+from goqueue.embedded import EmbeddedServer
+from goqueue.health import Check, Finding, Level, run_checks
+from goqueue.migrate import migrate
+from goqueue.pool import open_connection
+from goqueue.queries import shipped_folder
+from goqueue.schema import expected_schema, read_schema, schema_text
+
+Connection = psycopg.Connection[Any]
+NAMES = [
+    "server", "settings", "migrations", "schema", "queries", "grants", "plans", "autovacuum", "horizon", "claim index",
+]  # fmt: skip
+
+
+def check(connection: Connection, name: str, **how: Any) -> Check:
+    return {done.name: done for done in run_checks(connection, **how)}[name]
+
+
+def finding(connection: Connection, name: str, **how: Any) -> Finding:
+    """The one finding of a check."""
+    [found] = check(connection, name, **how).findings
+    return found
+
+
+# --- all is well ----------------------------------------------------------------------------------------------------
+
+
+def test_a_fresh_database_is_well(goqueue_connection: Connection) -> None:
+    done = list(run_checks(goqueue_connection))
+    assert [one.name for one in done] == NAMES
+    # The servers of tests are fast and not safe, and say so.
+    assert {one.name: one.level for one in done if one.level != Level.OK and one.name != "settings"} == {}
+    assert goqueue_connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+
+
+def test_nothing_is_changed(goqueue_connection: Connection, goqueue_store: PostgresStorage) -> None:
+    job = goqueue_store.create_job(NewJob(job_type="t"))
+    before = goqueue_connection.execute("SELECT xmin, * FROM goqueue.jobs").fetchall()
+    schema = read_schema(goqueue_connection)
+    settings = goqueue_connection.execute("SELECT name, setting FROM pg_settings ORDER BY 1").fetchall()
+    list(run_checks(goqueue_connection))
+    assert goqueue_connection.execute("SELECT xmin, * FROM goqueue.jobs").fetchall() == before
+    assert read_schema(goqueue_connection) == schema
+    assert goqueue_connection.execute("SELECT name, setting FROM pg_settings ORDER BY 1").fetchall() == settings
+    assert goqueue_store.get_job(job.id) == job
+
+
+def test_the_snapshot_of_the_schema_is_fresh(goqueue_connection: Connection) -> None:
+    text = (shipped_folder("migrations") / "schema.json").read_text("utf-8")
+    assert schema_text(goqueue_connection) == text, "migrations/schema.json is stale: make catalogue"
+
+
+# --- migrations -----------------------------------------------------------------------------------------------------
+
+
+def test_an_empty_database_is_told_to_migrate(goqueue_connection: Connection) -> None:
+    goqueue_connection.execute("DROP SCHEMA goqueue CASCADE")
+    done = list(run_checks(goqueue_connection))
+    assert [one.name for one in done] == ["server", "settings", "migrations"]
+    assert done[-1].level == Level.FAILED
+    assert done[-1].findings[0].do.startswith("pgmigrate migrate")
+
+
+def test_pending_migrations_are_named(goqueue_connection: Connection) -> None:
+    goqueue_connection.execute("DELETE FROM goqueue.schema_version WHERE version IN (6, 7)")
+    found = finding(goqueue_connection, "migrations")
+    assert found.level == Level.FAILED
+    assert found.found == "pending: V0006__tune_autovacuum.sql, V0007__notify_ready_jobs.sql"
+    assert check(goqueue_connection, "schema").level == Level.SKIPPED
+
+
+def test_a_database_before_the_checksums_is_looked_at_as_far_as_it_goes(goqueue_connection: Connection) -> None:
+    goqueue_connection.execute("DROP TABLE goqueue.migration_checksums")
+    done = {one.name: one for one in run_checks(goqueue_connection)}
+    assert list(done) == NAMES
+    assert done["migrations"].level == Level.FAILED
+    assert "pending" in done["migrations"].findings[0].found
+
+
+def test_an_edited_migration_is_told_with_the_way_out(goqueue_connection: Connection) -> None:
+    goqueue_connection.execute("UPDATE goqueue.migration_checksums SET sha256 = repeat('0', 64) WHERE version = 2")
+    found = finding(goqueue_connection, "migrations")
+    assert found.level == Level.FAILED
+    assert found.found.startswith("V0002__index_jobs.sql is not the text that was applied: sha256 000000000000… then, ")
+    goqueue_connection.execute(found.do.partition("no difference: ")[2].encode())
+    assert check(goqueue_connection, "migrations").level == Level.OK
+
+
+def test_a_missing_checksum_and_a_newer_database_are_no_failure(goqueue_connection: Connection) -> None:
+    goqueue_connection.execute("DELETE FROM goqueue.migration_checksums WHERE version = 1")
+    assert finding(goqueue_connection, "migrations").level == Level.NOTE
+    goqueue_connection.execute(
+        "INSERT INTO goqueue.schema_version SELECT (jsonb_populate_record(v, '{\"version\": 999}')).* "
+        "FROM goqueue.schema_version AS v WHERE version = 1"
+    )
+    newer, _ = check(goqueue_connection, "migrations").findings
+    assert (newer.level, "the versions 999" in newer.found) == (Level.WARNING, True)
+
+
+# --- the schema -----------------------------------------------------------------------------------------------------
+
+UNVALIDATED = (
+    "ALTER TABLE goqueue.jobs DROP CONSTRAINT jobs_queue_length, "
+    "ADD CONSTRAINT jobs_queue_length CHECK (char_length(queue) BETWEEN 1 AND 255) NOT VALID"
+)
+INVALID = "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'goqueue.jobs_queue_idx'::regclass"
+
+
+@pytest.mark.parametrize(
+    ("statement", "level", "found"),
+    [
+        ("DROP INDEX goqueue.jobs_status_idx", "failed", "the index jobs_status_idx is missing; expected CREATE INDEX"),
+        (INVALID, "failed", "the index jobs_queue_idx is invalid"),
+        ("DROP INDEX goqueue.jobs_claim_idx; CREATE INDEX jobs_claim_idx ON goqueue.jobs (queue)", "failed",
+         "the index jobs_claim_idx is CREATE INDEX jobs_claim_idx ON goqueue.jobs USING btree (queue); expected C"),
+        ("ALTER TABLE goqueue.job_failures DROP CONSTRAINT job_failures_pkey", "failed",
+         "the constraint job_failures.job_failures_pkey is missing; expected PRIMARY KEY (job_id, lease_token)"),
+        ("ALTER TABLE goqueue.jobs DROP CONSTRAINT jobs_queue_length, ADD CONSTRAINT jobs_queue_length CHECK (TRUE)",
+         "failed", "the constraint jobs.jobs_queue_length is CHECK (true); expected CHECK"),
+        (UNVALIDATED,
+         "warning", "the constraint jobs.jobs_queue_length is not validated"),
+        ("ALTER TABLE goqueue.jobs DISABLE TRIGGER jobs_notify_ready", "warning",
+         "the trigger jobs.jobs_notify_ready is disabled"),
+        ("DROP TRIGGER jobs_notify_ready ON goqueue.jobs", "warning", "the trigger jobs.jobs_notify_ready is missing;"),
+        ("ALTER TABLE goqueue.jobs ALTER COLUMN max_attempts SET DEFAULT 3", "warning",
+         "the default jobs.max_attempts is 3; expected 25"),
+        ("ALTER TABLE goqueue.jobs SET (fillfactor = 70)", "note", "the setting jobs.fillfactor is 70; expected 90"),
+        ("ALTER TABLE goqueue.job_failures SET UNLOGGED", "failed",
+         "the table job_failures is unlogged table; expected table"),
+    ],
+)  # fmt: skip
+def test_drift_is_told_and_what_is_advised_mends_it(
+    goqueue_connection: Connection, statement: str, level: str, found: str
+) -> None:
+    goqueue_connection.execute(statement.encode())
+    said = finding(goqueue_connection, "schema")
+    assert said.found.startswith(found)
+    assert said.level == level
+    assert said.why
+    for step in said.do.split("; "):  # CONCURRENTLY goes alone
+        goqueue_connection.execute(step.encode())
+    assert check(goqueue_connection, "schema").level == Level.OK
+
+
+@pytest.mark.parametrize(
+    ("statement", "found"),
+    [
+        ("ALTER TABLE goqueue.job_failures ALTER COLUMN attempt TYPE bigint",
+         "the column job_failures.attempt is bigint NOT NULL; expected integer NOT NULL"),
+        ("ALTER TABLE goqueue.jobs ALTER COLUMN queue DROP NOT NULL",
+         "the column jobs.queue is text; expected text NOT NULL"),
+        ("ALTER TABLE goqueue.job_failures DROP COLUMN worker_id", "the column job_failures.worker_id is missing;"),
+        ("ALTER TYPE goqueue.job_status ADD VALUE 'paused'", "the type job_status is pending, running, comp"),
+        ("CREATE OR REPLACE FUNCTION goqueue.uuid_v7() RETURNS uuid LANGUAGE sql AS 'SELECT gen_random_uuid()'",
+         "the function uuid_v7() is returns uuid, sql, volatile, body "),
+    ],
+)  # fmt: skip
+def test_drift_that_takes_a_human_is_told(goqueue_connection: Connection, statement: str, found: str) -> None:
+    goqueue_connection.execute(statement.encode())
+    said = finding(goqueue_connection, "schema")
+    assert (said.level, said.found[: len(found)]) == (Level.FAILED, found)
+    assert said.do.startswith("compare it with migrations/")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE INDEX by_worker ON goqueue.jobs (locked_by)",
+        "ALTER TABLE goqueue.jobs ADD COLUMN tenant text",
+        "CREATE TABLE goqueue.mine ()",
+        "CREATE POLICY own ON goqueue.jobs USING (queue = current_user)",
+        "CREATE FUNCTION goqueue.mine() RETURNS int LANGUAGE sql RETURN 1",
+    ],
+)
+def test_what_a_dba_has_added_is_a_note(goqueue_connection: Connection, statement: str) -> None:
+    goqueue_connection.execute(statement.encode())
+    said = finding(goqueue_connection, "schema")
+    assert said.level == Level.NOTE
+    assert "is none of goqueue's" in said.found
+
+
+def test_every_kind_of_thing_is_in_the_snapshot() -> None:
+    kinds = {"column", "constraint", "default", "function", "index", "setting", "table", "trigger", "type"}
+    assert {thing.kind for thing in expected_schema()} == kinds
+
+
+# --- the queries and the role ---------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_proved(goqueue_connection: Connection, tmp_path: Path) -> None:
+    text = (shipped_folder("sql") / "jobs.sql").read_text("utf-8")
+    folders = {}
+    for name, given in (
+        ("same", text), ("broken", ""),
+        ("slow", text.replace("WHERE j.id = :id::uuid;", "WHERE j.id::text = :id::uuid::text;")),
+    ):  # fmt: skip
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "jobs.sql").write_text(given)
+        folders[name] = check(goqueue_connection, "queries", sql_dir=str(tmp_path / name))
+    assert {name: done.level for name, done in folders.items()} == {"same": "ok", "slow": "failed", "broken": "failed"}
+    assert folders["slow"].summary == f"{tmp_path}/slow: 1 differ from the shipped ones: get_job"
+    assert "jobs.sql, query create_job: it is missing" in str(folders["broken"].findings)
+
+
+@pytest.fixture
+def role(goqueue_connection: Connection) -> Iterator[Callable[..., Connection]]:
+    """Gives the connection as a role of its own with these grants."""
+    name = sql.Identifier(f"role_{uuid4().hex}")
+    goqueue_connection.execute(sql.SQL("CREATE ROLE {}").format(name))
+
+    def become(*grants: str) -> Connection:
+        for grant in grants:
+            goqueue_connection.execute(sql.SQL("GRANT " + grant + " TO {}").format(name))  # type: ignore[arg-type]
+        goqueue_connection.execute(sql.SQL("SET ROLE {}").format(name))
+        return goqueue_connection
+
+    yield become
+    goqueue_connection.execute("RESET ROLE")
+    goqueue_connection.execute(sql.SQL("DROP OWNED BY {}").format(name))
+    goqueue_connection.execute(sql.SQL("DROP ROLE {}").format(name))
+
+
+SCHEMA = "USAGE ON SCHEMA goqueue"
+
+
+def test_a_reader_is_a_note(role: Callable[..., Connection]) -> None:
+    connection = role(SCHEMA, "SELECT ON ALL TABLES IN SCHEMA goqueue")
+    done = {one.name: one for one in run_checks(connection)}
+    assert {one.level for one in done.values()} <= {Level.OK, Level.NOTE, Level.WARNING}
+    [found] = done["grants"].findings
+    assert found.level == Level.NOTE
+    assert "claim_jobs" in found.found
+    assert "get_job," not in found.found
+    assert "permission denied for table jobs" in found.why
+    assert [one.found.startswith("of other roles' transactions") for one in done["horizon"].findings] == [True]
+
+
+def test_a_worker_may_run_everything_with_the_rights_that_are_advised(role: Callable[..., Connection]) -> None:
+    connection = role(SCHEMA, "SELECT ON ALL TABLES IN SCHEMA goqueue")
+    do = finding(connection, "grants").do
+    connection.execute("RESET ROLE")
+    connection.execute(do.encode())
+    assert check(role(), "grants").level == Level.OK
+
+
+def test_a_role_without_the_schema_is_told_at_once(role: Callable[..., Connection]) -> None:
+    done = list(run_checks(role()))
+    assert [one.name for one in done] == ["server", "settings", "grants"]
+    assert done[-1].level == Level.FAILED
+    assert done[-1].findings[0].do.startswith('GRANT USAGE ON SCHEMA goqueue TO "role_')
+
+
+def test_what_a_role_may_not_see_is_skipped_and_says_why(role: Callable[..., Connection]) -> None:
+    done = {one.name: one for one in run_checks(role(SCHEMA))}
+    for name in ("migrations", "claim index"):
+        assert done[name].level == Level.SKIPPED
+        assert done[name].summary.startswith("can't be looked at: permission denied for table ")
+    assert done["grants"].level == Level.FAILED
+    assert done["schema"].level == Level.OK
+
+
+def test_a_statement_that_no_longer_fits_is_told(goqueue_connection: Connection) -> None:
+    goqueue_connection.execute("ALTER TABLE goqueue.job_failures DROP COLUMN worker_id")
+    found = [one.found for one in check(goqueue_connection, "grants").findings]
+    assert "list_failures can't be run: column f.worker_id does not exist" in found
+
+
+# --- plans and vacuum -----------------------------------------------------------------------------------------------
+
+
+def test_a_large_table_read_whole_is_a_warning(
+    goqueue_connection: Connection, goqueue_store: PostgresStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goqueue_store.create_jobs(NewJob(job_type="t") for _ in range(3000))
+    goqueue_connection.execute("ANALYZE goqueue.jobs")
+    assert check(goqueue_connection, "plans").level == Level.OK  # small: whatever the plan is
+    monkeypatch.setattr(health, "_LARGE_PAGES", 10)
+    goqueue_connection.execute("DROP INDEX goqueue.jobs_status_idx, goqueue.jobs_queue_idx, goqueue.jobs_claim_idx")
+    goqueue_connection.execute("ALTER TABLE goqueue.jobs DROP CONSTRAINT jobs_pkey")
+    done = check(goqueue_connection, "plans")
+    assert done.level == Level.WARNING
+    assert any(found.found.startswith("get_job would read the table goqueue.jobs whole") for found in done.findings)
+
+
+def test_dead_rows_and_missing_statistics_are_warnings(
+    goqueue_connection: Connection, goqueue_store: PostgresStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goqueue_connection.execute("ALTER TABLE goqueue.jobs SET (autovacuum_enabled = off)")
+    assert finding(goqueue_connection, "autovacuum").found == "autovacuum is off for goqueue.jobs"
+    monkeypatch.setattr(health, "_MANY_DEAD", 50)
+    goqueue_store.create_jobs(NewJob(job_type="t") for _ in range(100))
+    goqueue_connection.execute("DELETE FROM goqueue.jobs")
+    goqueue_connection.execute(
+        "SELECT pg_stat_force_next_flush()"
+        if goqueue_connection.info.server_version >= 150000
+        else "SELECT pg_sleep(1)"
+    )
+    off, dead = check(goqueue_connection, "autovacuum").findings
+    assert off.do == "ALTER TABLE goqueue.jobs RESET (autovacuum_enabled);"
+    assert re.match(
+        r"goqueue.jobs has 1\d\d dead rows beside 0 live ones, by the statistics; never vacuumed", dead.found
+    )
+    goqueue_connection.execute(off.do.encode())
+    goqueue_connection.execute(dead.do.encode())
+    goqueue_connection.execute("SELECT pg_stat_clear_snapshot()")
+    assert check(goqueue_connection, "autovacuum").level == Level.OK
+
+
+def test_a_transaction_left_open_is_found(goqueue_database: str, goqueue_connection: Connection) -> None:
+    with psycopg.connect(goqueue_database, application_name="forgotten") as left:
+        left.execute("SELECT 1 FROM goqueue.jobs")
+        left.execute("SELECT pg_current_xact_id()")
+        assert check(goqueue_connection, "horizon").level == Level.OK  # not for long yet
+        found = finding(goqueue_connection, "horizon", old_transaction=timedelta(0))
+        pid = left.info.backend_pid
+        assert found.level == Level.WARNING
+        assert f"the transaction {pid} (" in found.found
+        assert "forgotten, idle in transaction) is open since 20" in found.found
+        assert found.do == f"SELECT pg_terminate_backend({pid});   (its process)"
+        left.rollback()
+        assert check(goqueue_connection, "horizon", old_transaction=timedelta(0)).level == Level.OK
+
+
+def test_an_empty_claim_index_that_was_large_is_a_warning(
+    goqueue_connection: Connection, goqueue_store: PostgresStorage
+) -> None:
+    goqueue_connection.execute("ALTER TABLE goqueue.jobs SET (autovacuum_enabled = off)")
+    goqueue_connection.execute(
+        "INSERT INTO goqueue.jobs (job_type, queue, id) "
+        "SELECT 't', repeat('q', 240) || n, gen_random_uuid() FROM generate_series(1, 26000) AS n"
+    )
+    assert check(goqueue_connection, "claim index").level == Level.OK
+    goqueue_connection.execute("UPDATE goqueue.jobs SET status = 'dead', completed_at = now()")
+    found = finding(goqueue_connection, "claim index")
+    assert found.level == Level.WARNING
+    assert re.match(r"jobs_claim_idx takes \d+\.\d MB, and by an estimate 8 kB would do", found.found)
+    vacuum, reindex = found.do.split("   and if that leaves it so: ")
+    goqueue_connection.execute(vacuum.encode())
+    goqueue_connection.execute(reindex.encode())
+    assert check(goqueue_connection, "claim index").level == Level.OK
+
+
+def test_pgstattuple_tells_how_full_the_claim_index_is(
+    goqueue_connection: Connection, goqueue_store: PostgresStorage
+) -> None:
+    try:
+        goqueue_connection.execute("CREATE SCHEMA extra; CREATE EXTENSION pgstattuple SCHEMA extra")
+    except psycopg.errors.FeatureNotSupported:
+        pytest.skip("the server has no pgstattuple")
+    assert "pgstattuple" not in check(goqueue_connection, "claim index").summary  # an empty index has no density
+    goqueue_store.create_job(NewJob(job_type="t"))
+    assert re.search(r"pages \d+ % full \(pgstattuple", check(goqueue_connection, "claim index").summary)
+
+
+# --- a server that is not well --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def poor_server() -> Iterator[str]:
+    """The URL of a migrated database on a server with bad settings, which the shared one can't be given."""
+    settings = {"max_prepared_transactions": "2", "autovacuum": "off", "synchronous_commit": "off"}
+    with EmbeddedServer(settings=settings, durable=False) as server:
+        migrate(server.url())
+        yield server.url()
+
+
+@pytest.fixture
+def poor(poor_server: str) -> Iterator[Connection]:
+    with open_connection(DatabaseConfig(url=poor_server)) as connection:
+        yield connection
+
+
+def test_unsafe_settings_are_warnings(poor: Connection) -> None:
+    found = {one.found: one for one in check(poor, "settings").findings}
+    assert found.keys() == {"fsync is off", "full_page_writes is off", "synchronous_commit is off"}
+    assert {one.level for one in found.values()} == {Level.WARNING}
+    assert found["fsync is off"].do == "ALTER SYSTEM SET fsync = on; SELECT pg_reload_conf();"
+
+
+def test_autovacuum_turned_off_is_a_warning(poor: Connection) -> None:
+    assert finding(poor, "autovacuum").found == "autovacuum is off"
+
+
+def test_a_prepared_transaction_is_found_and_what_is_advised_ends_it(poor: Connection) -> None:
+    poor.execute("BEGIN; CREATE TABLE public.t (); PREPARE TRANSACTION 'it''s forgotten'")
+    found = finding(poor, "horizon", old_transaction=timedelta(0))
+    assert found.level == Level.WARNING
+    assert "the prepared transaction it's forgotten (postgres, prepared) is open since" in found.found
+    poor.execute(found.do.partition(";")[0].encode())
+    assert check(poor, "horizon", old_transaction=timedelta(0)).level == Level.OK
+
+
+def test_another_encoding_is_a_failure(poor: Connection, poor_server: str) -> None:
+    poor.execute(
+        "CREATE DATABASE ascii TEMPLATE template0 ENCODING 'SQL_ASCII' LOCALE_PROVIDER libc LC_COLLATE 'C' LC_CTYPE 'C'"
+    )
+    with open_connection(DatabaseConfig(url=make_conninfo(poor_server, dbname="ascii"))) as connection:
+        found = finding(connection, "server")
+    assert (found.level, found.found) == (Level.FAILED, "the database ascii is encoded in SQL_ASCII")
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(
+    goqueue_database: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Run:
+    """`goqueue` as on the shell, in an empty folder, with the test's database."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GOQUEUE_DATABASE_URL", goqueue_database)
+
+    def call(*arguments: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["goqueue", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        return Result(int(ended.value.code or 0), captured.out, captured.err)
+
+    return call
+
+
+def test_the_command_prints_a_line_a_check_and_ends_well(run: Run) -> None:
+    result = run("check")
+    assert (result.code, result.err) == (0, "")
+    lines = [line for line in result.out.splitlines() if not line.startswith(" ")]
+    assert [re.split(r"\s{1,}", line, maxsplit=1)[1][:12].strip() for line in lines[:-1]] == NAMES
+    assert "ok" in lines[-1]
+    assert "\x1b" not in result.out
+
+
+def test_a_failure_has_status_3_and_is_explained(run: Run, goqueue_connection: Connection) -> None:
+    goqueue_connection.execute("DROP INDEX goqueue.jobs_status_idx")
+    result = run("check")
+    assert (result.code, result.err) == (3, "goqueue: failed: schema\n")
+    assert "    failed: the index jobs_status_idx is missing; expected CREATE INDEX" in result.out
+    assert "        why: the statements that rely on it read the whole table instead" in result.out
+    assert "        do:  CREATE INDEX CONCURRENTLY jobs_status_idx ON goqueue.jobs" in result.out
+
+
+def test_warnings_count_when_asked(run: Run, goqueue_connection: Connection) -> None:
+    goqueue_connection.execute("ALTER TABLE goqueue.jobs DISABLE TRIGGER jobs_notify_ready")
+    assert run("check").code == 0
+    strict = run("check", "--strict")
+    assert strict.code == 3
+    assert "schema" in strict.err
+
+
+def test_programs_get_json(run: Run, goqueue_connection: Connection) -> None:
+    goqueue_connection.execute("DROP INDEX goqueue.jobs_status_idx")
+    result = run("check", "--json")
+    document = json.loads(result.out)
+    assert (result.code, document["ok"]) == (3, False)
+    assert [one["name"] for one in document["checks"]] == NAMES
+    [found] = document["checks"][3]["findings"]
+    assert found.keys() == {"level", "found", "why", "do"}
+
+
+def test_a_server_out_of_reach_is_a_failed_check(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOQUEUE_DATABASE_URL", "postgresql://u:hunter2@localhost:1/db")
+    result = run("check")
+    assert result.code == 3
+    assert result.out.startswith("failed  server")
+    assert "the database can't be reached" in result.out
+    assert "hunter2" not in result.out + result.err
+
+
+def test_a_folder_can_be_exported_tuned_and_checked(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    exported = run("sql", "export", "mine", "jobs.sql")
+    assert (exported.code, exported.out) == (0, "")
+    assert "1 files written" in exported.err
+    assert [file.name for file in Path("mine").iterdir()] == ["jobs.sql"]
+    assert run("sql", "diff", "mine") == (0, "", "jobs.sql: as shipped\n")
+    monkeypatch.setenv("GOQUEUE_DATABASE_SQL_DIR", "mine")
+    assert "queries     mine: 0 differ from the shipped ones\n" in run("check").out
+
+    file = Path("mine/jobs.sql")
+    file.write_text(file.read_text("utf-8").replace("    j.job_type,", "    j.job_type AS foo,"))
+    Path("mine").rename("wrong")  # A folder is read once in a process.
+    result = run("check", "--sql-dir", "wrong")
+    Path("wrong").rename("mine")
+    assert result.code == 3
+    assert "failed: wrong/jobs.sql, query get_job: column 3 is 'foo text', expected 'job_type text'" in result.out
+    difference = run("sql", "diff")
+    assert difference.err == "jobs.sql: changed here\n"
+    assert difference.out.startswith("--- shipped/jobs.sql\n+++ mine/jobs.sql\n@@ ")
+    assert "\n-    j.job_type,\n+    j.job_type AS foo,\n" in difference.out
+
+    refused = run("sql", "export", "mine")
+    assert refused.code == 2
+    assert "mine/jobs.sql was changed" in refused.err
+    assert [one.name for one in Path("mine").iterdir()] == ["jobs.sql"]
+    assert run("sql", "export", "mine", "--force").code == 0
+    assert run("sql", "diff").out == ""
+
+
+def test_after_an_upgrade_the_diff_tells_who_has_changed_what(run: Run) -> None:
+    run("sql", "export", "old", "jobs.sql", "stats.sql", "server.sql")
+    for name, changed in (("jobs.sql", ""), ("stats.sql", "-- mine\n")):
+        # As a release would have exported it whose file was another one.
+        file = Path("old") / name
+        text = file.read_text("utf-8").partition("\n")[2].replace("-- ", "-- old: ", 1)
+        old = hashlib.sha256(text.encode()).hexdigest()
+        file.write_text(f"-- From goqueue 0.0.9, sha256 {old}. Keep this line.\n{text}{changed}")
+    Path("old/server.sql").write_text(Path("old/server.sql").read_text("utf-8").partition("\n")[2])
+    jobs, server, stats = run("sql", "diff", "old").err.splitlines()
+    assert jobs.startswith(
+        "jobs.sql: the shipped file has changed since goqueue 0.0.9, this one has not; `goqueue sql ex"
+    )
+    assert server == "server.sql: no line tells from which release it was exported"
+    assert stats.startswith(
+        "stats.sql: changed here, and the shipped file has changed since goqueue 0.0.9: carry your "
+    )
+    outdated = run("check", "--sql-dir", "old").out
+    assert "warning: old/jobs.sql was exported from goqueue 0.0.9, and the shipped file has changed since" in outdated
+    assert run("sql", "export", "old", "jobs.sql", "server.sql").code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ("sql", "export", "old", "job.sql"),
+            "job.sql: there is no such SQL file; expected one of jobs.sql, leases.sql",
+        ),
+        (("sql", "diff"), "no folder of SQL files is configured"),
+        (("sql", "diff", "nowhere"), "the folder of SQL files nowhere does not exist"),
+        (("sql", "export", "/dev/null/x"), "can't be written"),
+    ],
+)
+def test_a_call_that_makes_no_sense_has_status_2(run: Run, arguments: tuple[str, ...], said: str) -> None:
+    result = run(*arguments)
+    assert result.code == 2
+    assert said in result.err
