@@ -11,7 +11,7 @@ from datetime import timedelta
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import msgspec
 import psycopg
@@ -96,14 +96,14 @@ def _integer(description: str, least: int, most: int) -> Rule:
     )
 
 
-def _integer_or_none(description: str, least: int, most: int) -> Rule:
+def _integer_or_word(description: str, least: int, most: int, words: Mapping[str, object]) -> Rule:
     rule = _integer(description, least, most)
 
     def read(env: _Values, key: str) -> object:
-        raw = env.given[key]
-        return None if raw is None or str(raw).lower() == "none" else rule.read(env, key)
+        word = str(env.given[key]).lower()
+        return words[word] if word in words else rule.read(env, key)
 
-    return Rule(description, f"{rule.allowed}, or none", (int, str, type(None)), read)
+    return Rule(description, " or ".join([f"{rule.allowed},", *words]), (int, str, type(None)), read)
 
 
 def _duration(description: str, *, least: timedelta = timedelta(milliseconds=1), or_off: bool = False) -> Rule:
@@ -263,13 +263,15 @@ class DatabaseConfig(_Section, frozen=True, kw_only=True):
     """How to reach PostgreSQL, and the bounds on what is sent to it. Raises ConfigError for values that can't be used.
 
     An empty ``url`` leaves the choice of server to libpq's own PG* variables. ``prepare_threshold`` is None to prepare
-    no statement, as a pgbouncer that pools transactions may need. ``repr`` shows no password.
+    no statement, and "auto" to do so where a pooler (pgbouncer) stands between; ``listen_url`` leads past it. ``repr``
+    shows no password.
     """
 
     section = "database"
     ordered = (("pool_min_size", "pool_max_size", True),)
 
     url: Annotated[str, _conninfo("Where the database is; when empty, libpq's PG* variables say.")] = ""
+    listen_url: Annotated[str, _conninfo("The server itself, to listen there; when empty, as url.")] = ""
     pool_min_size: Annotated[int, _integer("Connections kept open.", 0, 1000)] = 1
     pool_max_size: Annotated[int, _integer("Most connections open at once.", 1, 1000)] = 10
     pool_timeout: Annotated[timedelta, _duration("Longest wait for a connection.")] = timedelta(seconds=10)
@@ -290,9 +292,14 @@ class DatabaseConfig(_Section, frozen=True, kw_only=True):
         str, _text("Name of the connections in pg_stat_activity.", "1 to 63 printable ASCII characters", r"[ -~]{1,63}")
     ] = "goqueue"
     prepare_threshold: Annotated[
-        int | None,
-        _integer_or_none("Runs before a statement is prepared; none if pgbouncer pools transactions.", 0, 10**6),
-    ] = 5
+        int | Literal["auto"] | None,
+        _integer_or_word(
+            "Runs before a statement is prepared; none: never; auto: 5, and none behind a pooler.",
+            0,
+            10**6,
+            {"none": None, "auto": "auto"},
+        ),
+    ] = "auto"
     claim_resume_time: Annotated[
         timedelta, _duration("Longest a claim goes on where another ended (old snapshots).", or_off=True)
     ] = timedelta(seconds=1)

@@ -70,8 +70,19 @@ def translate(error: psycopg.Error) -> GoQueueError:  # noqa: C901, PLR0911, PLR
                 f"the transaction stood idle for too long: {said} "
                 "(GOQUEUE_DATABASE_IDLE_IN_TRANSACTION_TIMEOUT sets how long it may)"
             )
+        case pg.InvalidSqlStatementName() | pg.DuplicatePreparedStatement():
+            return StorageError(
+                f"{said}; a pooler hands the statements of one connection to several sessions: prepare none "
+                "(GOQUEUE_DATABASE_PREPARE_THRESHOLD=none; on a connection of your own, prepare_threshold=None)"
+            )
         case psycopg.DataError() | pg.ProgramLimitExceeded():
             return InvalidJobError(f"a value can't be stored: {said}")
+        case psycopg.OperationalError() if "unsupported startup parameter" in said:
+            return StorageUnavailableError(
+                f"the pooler refused the session's settings: {said}; set them on the server, and put the line "
+                "`ignore_startup_parameters = options` into pgbouncer.ini, or `?options=` at the URL's end "
+                "to send none (see the README, Behind pgbouncer)"
+            )
         case psycopg.OperationalError() | psycopg.InterfaceError():
             return StorageUnavailableError(f"the database can't be reached or went away: {said}")
         case _:

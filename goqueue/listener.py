@@ -26,9 +26,10 @@ class Listener:
                     ...
                 listener.wait(timedelta(seconds=5))
 
-    A notification is a hint: it can be late, doubled or lost (behind a transaction-pooling pgbouncer it never comes),
-    and jobs that become due later or wait again (a retry, a release) send none. So poll as if there were none; `wait`
-    merely returns before its time when there is something to find.
+    A notification is a hint: it can be late, doubled or lost, and jobs that become due later or wait again (a retry, a
+    release) send none. So poll as if there were none; `wait` merely returns before its time when there is something to
+    find. Through a pooler (pgbouncer) none would come, and what listens would be a session that others use: there
+    `wait` is a pause, and a warning says so once. GOQUEUE_DATABASE_LISTEN_URL leads past the pooler.
     """
 
     def __init__(self, connect: Callable[[], Connection[Any]], queries: Any, queues: list[str]) -> None:
@@ -37,6 +38,7 @@ class Listener:
         self._queries = queries
         self._queues = frozenset(queues)
         self._connection: Connection[Any] | None = None
+        self._is_pooled = False
 
     def __enter__(self) -> Self:
         try:
@@ -58,14 +60,14 @@ class Listener:
         """The queues in which jobs became ready, as soon as there are some; none when ``timeout`` has passed.
 
         A lost connection is no error: it is opened again, and all queues are given, since a hint may have been missed.
-        While that fails, the time is slept through. Queries: listen, announce_listener.
+        While that fails, the time is slept through. Queries: get_session, listen, announce_listener.
         """
         deadline = monotonic() + timeout.total_seconds()
         try:
-            if self._connection is None:
+            if self._connection is None and not self._is_pooled:
                 self._open()
                 return self._queues
-            while (left := deadline - monotonic()) > 0:
+            while self._connection is not None and (left := deadline - monotonic()) > 0:
                 ready = {note.payload for note in self._connection.notifies(timeout=left, stop_after=1)}
                 # What has come along with it.
                 ready |= {note.payload for note in self._connection.notifies(timeout=0)}
@@ -75,12 +77,21 @@ class Listener:
             _log.warning("listening was interrupted: %s", translate(exc))
             with suppress(psycopg.Error):
                 self.close()
-            time.sleep(max(0.0, deadline - monotonic()))
+        time.sleep(max(0.0, deadline - monotonic()))
         return frozenset()
 
     def _open(self) -> None:
         connection = self._connect()
         try:
+            pid = connection.info.backend_pid
+            self._is_pooled, _ = self._queries.get_session(connection, backend_pid=pid)
+            if self._is_pooled:
+                connection.close()
+                _log.warning(
+                    "notifications do not come through a pooler, so idle workers poll alone; "
+                    "GOQUEUE_DATABASE_LISTEN_URL can name the server itself"
+                )
+                return
             self._queries.listen(connection)
             self._queries.announce_listener(connection)
         except BaseException:

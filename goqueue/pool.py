@@ -10,23 +10,25 @@ from psycopg_pool import ConnectionPool
 
 from goqueue.config import DatabaseConfig
 from goqueue.dberrors import translate
-from goqueue.session import conninfo, readable
+from goqueue.session import conninfo, is_pooled, prepare_threshold, readable
 
 Pool = ConnectionPool[Connection[tuple[Any, ...]]]
 
 
-def open_pool(config: DatabaseConfig) -> Pool:
+def open_pool(config: DatabaseConfig, queries: Any) -> Pool:
     """A pool of connections in autocommit mode. Raises StorageUnavailableError when the server can't be reached now.
 
-    The first connection is made here and not by the pool, because a pool tells only that it waited in vain.
+    The first connection is made here and not by the pool, because a pool tells only that it waited in vain, and to see
+    whether a pooler stands between. Query: get_session.
     """
     try:
-        (open_connection(config)).close()
+        with open_connection(config) as first:
+            session = queries.get_session(first, backend_pid=first.info.backend_pid)
     except psycopg.Error as exc:
         raise translate(exc) from exc
     pool: Pool = ConnectionPool(
         conninfo(config),
-        kwargs=_options(config),
+        kwargs=_options(config, pooled=is_pooled(session, config)),
         min_size=config.pool_min_size,
         max_size=max(config.pool_max_size, config.pool_min_size),
         timeout=config.pool_timeout.total_seconds(),
@@ -45,11 +47,12 @@ def open_pool(config: DatabaseConfig) -> Pool:
 
 def open_connection(config: DatabaseConfig) -> Connection[tuple[Any, ...]]:
     """A connection in autocommit mode that no pool has. Raises psycopg's own errors."""
-    return Connection.connect(conninfo(config), **_options(config))
+    return Connection.connect(conninfo(config), **_options(config, pooled=True))
 
 
-def _options(config: DatabaseConfig) -> dict[str, Any]:
-    return {"autocommit": True, "prepare_threshold": config.prepare_threshold, "cursor_factory": RawCursor}
+def _options(config: DatabaseConfig, *, pooled: bool) -> dict[str, Any]:
+    threshold = prepare_threshold(config, pooled=pooled)
+    return {"autocommit": True, "prepare_threshold": threshold, "cursor_factory": RawCursor}
 
 
 def _check(pool: Pool, connection: Connection[Any]) -> None:

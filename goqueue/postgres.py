@@ -163,8 +163,7 @@ class PostgresStorage:
         elif isinstance(config, Config):
             config = config.database
         check_kind("config", config, DatabaseConfig, str)
-        _queries(config)  # A folder that can't be loaded is told before anything is opened.
-        pool = open_pool(config)
+        pool = open_pool(config, _queries(config))
         store = cls(pool.connection, config, pool=pool)
         try:
             store.ping()
@@ -582,9 +581,11 @@ class PostgresStorage:
     def listen(self, queues: str | Collection[str]) -> Listener:
         """A `Listener` that wakes an idle worker when jobs of the queues become ready; open it with ``with``.
 
-        It has a connection of its own, also on a store that is bound to one. Queries: listen, announce_listener.
+        It has a connection of its own, also on a store that is bound to one: to ``listen_url``, if there is one. Behind
+        a pooler without it, the listener only pauses. Queries: get_session, listen, announce_listener.
         """
-        return Listener(partial(open_connection, self.config), self._queries, queue_names(queues))
+        config = replace(self.config, url=self.config.listen_url or self.config.url)
+        return Listener(partial(open_connection, config), self._queries, queue_names(queues))
 
     def list_failures(self, job_id: JobId) -> list[Failure]:
         """The failed attempts of one job, the first one first. Query: list_failures."""

@@ -1,5 +1,6 @@
 """What a session is opened with, and whether it is still there. Imports psycopg and goqueue.config."""
 
+import logging
 import os
 import select
 from datetime import timedelta
@@ -9,6 +10,8 @@ from typing import Any
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from goqueue.config import DatabaseConfig
+
+_log = logging.getLogger("goqueue")
 
 
 def readable(fileno: int) -> bool:
@@ -21,18 +24,16 @@ def readable(fileno: int) -> bool:
 
 
 def conninfo(config: DatabaseConfig) -> str:
-    """libpq's connection string: the configured one, ours under it and the session's settings as options."""
+    """libpq's connection string: the configured one, ours under it and the session's settings as options.
+
+    With options that are given and empty no settings are sent: some poolers refuse them.
+    """
     given = conninfo_to_dict(config.url)
-    settings = {
-        "statement_timeout": config.statement_timeout,
-        "lock_timeout": config.lock_timeout,
-        "idle_in_transaction_session_timeout": config.idle_in_transaction_timeout,
-    }
     # Every statement is written for one plan, whatever its parameters: planning a page anew takes longer than reading
     # it, and compiling (jit) longer still. So what EXPLAIN (GENERIC_PLAN) shows is what runs.
     fixed = ("TimeZone=UTC", "plan_cache_mode=force_generic_plan", "jit=off")
     options = [f"-c {setting}" for setting in fixed]
-    options += [f"-c {name}={_milliseconds(value)}" for name, value in settings.items()]
+    options += [f"-c {name}={_milliseconds(value)}" for name, value in limits(config).items()]
     # What the caller's own options say comes last, and so wins.
     options.append(str(given.get("options") or os.environ.get("PGOPTIONS", "")))
     # A host that vanishes without a word is given up after the statement's own time and a little more: tcp_user_timeout
@@ -47,7 +48,39 @@ def conninfo(config: DatabaseConfig) -> str:
         "keepalives_count": 2,
         "client_encoding": "UTF8",
     }
-    return make_conninfo(**{**ours, **given, "options": " ".join(options).strip()})
+    if given.get("options") != "":
+        given["options"] = " ".join(options).strip()
+    return make_conninfo(**{**ours, **given})
+
+
+def limits(config: DatabaseConfig) -> dict[str, timedelta]:
+    """The session's limits, by the server's names."""
+    return {
+        "statement_timeout": config.statement_timeout,
+        "lock_timeout": config.lock_timeout,
+        "idle_in_transaction_session_timeout": config.idle_in_transaction_timeout,
+    }
+
+
+def prepare_threshold(config: DatabaseConfig, *, pooled: bool) -> int | None:
+    """The runs before a statement is prepared. In a session that others use none is: psycopg names statements by their
+    number, and what another client has prepared there under the same one would be run in place of ours."""
+    if config.prepare_threshold == "auto":
+        return None if pooled else 5
+    return config.prepare_threshold
+
+
+def is_pooled(session: tuple[bool, list[str]], config: DatabaseConfig) -> bool:
+    """Whether a pooler stands between, by the row of get_session. Logs a warning when it has dropped our limits."""
+    pooled, unlimited = session
+    wanted = limits(config)
+    if pooled and (missing := [name for name in unlimited if wanted[name]]):
+        _log.warning(
+            "a pooler stands between, and these limits do not hold behind it: %s; set them on the server "
+            "(ALTER ROLE ... SET; see the README, Behind pgbouncer)",
+            ", ".join(missing),
+        )
+    return pooled
 
 
 def _milliseconds(value: timedelta) -> int:

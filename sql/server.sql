@@ -11,6 +11,26 @@ FROM goqueue.jobs AS j
 WHERE FALSE;
 
 
+-- name: get_session(backend_pid)^
+-- Which session the connection has got: one of its own or one that a pooler lends it, and what is not limited in it.
+-- Returns: one row: whether a pooler stands between, since the server process is not the one whose number the client was
+-- given when it connected; and the names of the timeouts that are off.
+-- Index: none; no row is read.
+-- Locks: none.
+SELECT
+    pg_backend_pid() <> :backend_pid::integer AS is_pooled,
+    array_remove(
+        ARRAY[
+            CASE WHEN current_setting('statement_timeout') = '0' THEN 'statement_timeout' END,
+            CASE WHEN current_setting('lock_timeout') = '0' THEN 'lock_timeout' END,
+            CASE
+                WHEN current_setting('idle_in_transaction_session_timeout') = '0' THEN 'idle_in_transaction_session_timeout'
+            END
+        ],
+        NULL
+    ) AS unlimited;
+
+
 -- name: listen()!
 -- Subscribes the connection to the channel on which goqueue.notify_ready_jobs sends the queues of new due jobs.
 -- Returns: nothing.

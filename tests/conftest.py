@@ -1,13 +1,15 @@
 """What the whole suite needs in common. Imports goqueue's plugin by name, and hypothesis."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import psycopg
 import pytest
 from hypothesis import HealthCheck, settings
 
 from goqueue import PostgresStorage, Storage
+from tests import pgbouncer
 
 pytest_plugins = ["goqueue.pytest_plugin", "pytester"]
 
@@ -18,11 +20,23 @@ settings.register_profile("goqueue-ci", settings.get_profile("goqueue"), derando
 settings.load_profile("goqueue-ci" if os.environ.get("CI") else "goqueue")
 
 
-@pytest.fixture(params=["pool", "bound"])
+@pytest.fixture(scope="session")
+def through_pgbouncer(goqueue_server: Any) -> Iterator[Callable[[str], str]]:
+    """Makes of a database's URL the one through a pgbouncer where each transaction runs in another session."""
+    with pgbouncer.running(goqueue_server.url, server_round_robin=1, ignore_startup_parameters="options") as through:
+        yield through
+
+
+# Without pgbouncer test_pgbouncer.py says what is not tested.
+@pytest.fixture(params=["pool", "bound", *(["pgbouncer"] if pgbouncer.PROGRAM else [])])
 def store(request: pytest.FixtureRequest, goqueue_database: str) -> Iterator[Storage]:
     """Every way to get a storage, each on the test's database; what is tested with it is the contract."""
     if request.param == "pool":
         with PostgresStorage.open(goqueue_database) as opened:
+            yield opened
+    elif request.param == "pgbouncer":
+        url = request.getfixturevalue("through_pgbouncer")(goqueue_database)
+        with pgbouncer.sessions(url, goqueue_database), PostgresStorage.open(url) as opened:
             yield opened
     else:
         with psycopg.connect(goqueue_database, autocommit=True) as connection:

@@ -281,6 +281,17 @@ class Explainer:
                 return plan
             time.sleep(0.1)
 
+    def explain_text(self, statement: str, pages: float) -> Plan:
+        """`explain` for a statement that is no query of ours."""
+        deadline = time.monotonic() + 20
+        while True:
+            cursor = psycopg.ClientCursor(self.connection)
+            [(document,)] = cursor.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}").fetchall()
+            plan = Plan(document[0])
+            if plan.pages <= pages or time.monotonic() > deadline:
+                return plan
+            time.sleep(0.1)
+
     def run(self, name: str, values: Mapping[str, Any], mode: str = "custom") -> list[tuple[Any, ...]]:
         with self._execute("", name, values, mode) as rows:
             return rows

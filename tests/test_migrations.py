@@ -32,6 +32,8 @@ CATALOG = {
         LEFT JOIN pg_attrdef AS d ON d.adrelid = c.oid AND d.adnum = a.attnum
         WHERE c.relnamespace = 'goqueue'::regnamespace AND c.relkind IN ('r', 'v') AND a.attnum > 0
             AND NOT a.attisdropped AND c.relname <> 'schema_version' ORDER BY 1, a.attnum""",
+    "views": """
+        SELECT viewname, definition FROM pg_views WHERE schemaname = 'goqueue' ORDER BY 1""",
     "indexes": """
         SELECT indexdef FROM pg_indexes WHERE schemaname = 'goqueue' AND tablename <> 'schema_version' ORDER BY 1""",
     "constraints": """

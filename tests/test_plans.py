@@ -292,6 +292,7 @@ CASES = [
     *cases_by_count(1000),
     Case("ping", "", lambda _: {}, set(), 0),
     Case("announce_listener", "", lambda _: {}, set(), 0),
+    Case("get_session", "", lambda _: {"backend_pid": 1}, set(), 0),
     Case("get_job", "", lambda known: {"id": known.completed[0]}, {PKEY}, 1),
     Case("get_job", "unknown", lambda _: {"id": uuid4()}, {PKEY}, 0),
     Case("get_job_by_idempotency_key", "", lambda known: {"idempotency_key": known.keys[0]}, {KEY}, 1),
@@ -433,11 +434,26 @@ class TestListsAndCounts:
 def test_statistics_grow_with_queues_and_types(mode: str, explainer: Explainer, known: Known) -> None:
     # At most 1001 entries are counted of a queue's jobs of one status.
     counted = sum(min(jobs, 5 * 1001) for jobs in known.jobs_by_queue.values())
-    # Besides: a probe for each queue and type, two for each queue and priority, all that run.
-    rows = counted + len(known.lanes) + 6 * known.queues + 600 + SAMPLED_ROWS
+    # Besides: a probe for each queue and type, three for each queue and priority, all that run.
+    rows = counted + len(known.lanes) + 7 * known.queues + 600 + SAMPLED_ROWS
     pages = 2 * rows
     plan = explainer.explain("queue_stats", {}, mode, pages)
     check(plan, "queue_stats", indexes={QUEUE, CLAIM, STATUS}, rows=rows, pages=pages, sample=True)
+
+
+@pytest.mark.parametrize("columns", ["*", "queue, oldest_ready_age_seconds, expired_leases"])
+def test_an_exporter_of_queues_reads_a_thousand_entries_each(columns: str, explainer: Explainer, known: Known) -> None:
+    rows = 7 * known.queues + 600
+    if columns == "*":  # those that are due are counted for ready_jobs alone
+        rows += 1001 * known.queues
+    plan = explainer.explain_text(f"SELECT {columns} FROM goqueue.queue_metrics", 2 * rows)
+    check(plan, "queue_stats", indexes={QUEUE, CLAIM, STATUS}, rows=rows, pages=2 * rows)
+
+
+def test_an_exporter_of_statuses_reads_a_thousand_entries_each(explainer: Explainer, known: Known) -> None:
+    rows = sum(min(jobs, 5 * 1001) for jobs in known.jobs_by_queue.values()) + len(known.lanes) + SAMPLED_ROWS
+    plan = explainer.explain_text("SELECT * FROM goqueue.queue_status_metrics", 2 * rows)
+    check(plan, "queue_stats", indexes={QUEUE}, rows=rows, pages=2 * rows, sample=True)
 
 
 def claim(queues: list[str], count: int, lanes: list[tuple[str, int, datetime, UUID]] | None = None) -> dict[str, Any]:

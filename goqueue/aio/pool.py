@@ -9,23 +9,25 @@ from psycopg_pool import AsyncConnectionPool
 
 from goqueue.config import DatabaseConfig
 from goqueue.dberrors import translate
-from goqueue.session import conninfo, readable
+from goqueue.session import conninfo, is_pooled, prepare_threshold, readable
 
 AsyncPool = AsyncConnectionPool[AsyncConnection[tuple[Any, ...]]]
 
 
-async def open_pool(config: DatabaseConfig) -> AsyncPool:
+async def open_pool(config: DatabaseConfig, queries: Any) -> AsyncPool:
     """A pool of connections in autocommit mode. Raises StorageUnavailableError when the server can't be reached now.
 
-    The first connection is made here and not by the pool, because a pool tells only that it waited in vain.
+    The first connection is made here and not by the pool, because a pool tells only that it waited in vain, and to see
+    whether a pooler stands between. Query: get_session.
     """
     try:
-        await (await open_connection(config)).close()
+        async with await open_connection(config) as first:
+            session = await queries.get_session(first, backend_pid=first.info.backend_pid)
     except psycopg.Error as exc:
         raise translate(exc) from exc
     pool: AsyncPool = AsyncConnectionPool(
         conninfo(config),
-        kwargs=_options(config),
+        kwargs=_options(config, pooled=is_pooled(session, config)),
         min_size=config.pool_min_size,
         max_size=max(config.pool_max_size, config.pool_min_size),
         timeout=config.pool_timeout.total_seconds(),
@@ -44,11 +46,12 @@ async def open_pool(config: DatabaseConfig) -> AsyncPool:
 
 async def open_connection(config: DatabaseConfig) -> AsyncConnection[tuple[Any, ...]]:
     """A connection in autocommit mode that no pool has. Raises psycopg's own errors."""
-    return await AsyncConnection.connect(conninfo(config), **_options(config))
+    return await AsyncConnection.connect(conninfo(config), **_options(config, pooled=True))
 
 
-def _options(config: DatabaseConfig) -> dict[str, Any]:
-    return {"autocommit": True, "prepare_threshold": config.prepare_threshold, "cursor_factory": AsyncRawCursor}
+def _options(config: DatabaseConfig, *, pooled: bool) -> dict[str, Any]:
+    threshold = prepare_threshold(config, pooled=pooled)
+    return {"autocommit": True, "prepare_threshold": threshold, "cursor_factory": AsyncRawCursor}
 
 
 async def _check(pool: AsyncPool, connection: AsyncConnection[Any]) -> None:

@@ -163,8 +163,7 @@ class AsyncPostgresStorage:
         elif isinstance(config, Config):
             config = config.database
         check_kind("config", config, DatabaseConfig, str)
-        _queries(config)  # A folder that can't be loaded is told before anything is opened.
-        pool = await open_pool(config)
+        pool = await open_pool(config, _queries(config))
         store = cls(pool.connection, config, pool=pool)
         try:
             await store.ping()
@@ -586,9 +585,11 @@ class AsyncPostgresStorage:
     def listen(self, queues: str | Collection[str]) -> AsyncListener:
         """A `AsyncListener` that wakes an idle worker when jobs of the queues become ready; open it with ``with``.
 
-        It has a connection of its own, also on a store that is bound to one. Queries: listen, announce_listener.
+        It has a connection of its own, also on a store that is bound to one: to ``listen_url``, if there is one. Behind
+        a pooler without it, the listener only pauses. Queries: get_session, listen, announce_listener.
         """
-        return AsyncListener(partial(open_connection, self.config), self._queries, queue_names(queues))
+        config = replace(self.config, url=self.config.listen_url or self.config.url)
+        return AsyncListener(partial(open_connection, config), self._queries, queue_names(queues))
 
     async def list_failures(self, job_id: JobId) -> list[Failure]:
         """The failed attempts of one job, the first one first. Query: list_failures."""

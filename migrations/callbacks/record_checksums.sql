@@ -18,7 +18,8 @@ BEGIN
             (4, 'V0004__add_leases.sql', '85b2563ffa6d2e3e3e0132f67a9b87d7dded102fc01cd620ce757e8124b5fce9'),
             (5, 'V0005__create_job_failures.sql', 'e38f79d5980ac89941588d0d8c63811b3e0c35f441c5238394ffe94c084674c6'),
             (6, 'V0006__tune_autovacuum.sql', '5f61091cacc341b159f11cf2f49b5622bad5bb7e85a816ce2cef2cc1cdea9228'),
-            (7, 'V0007__notify_ready_jobs.sql', '21348c8685d796af620668fb1291ff27e185efaacdaadd1ec7f8bb41bfd7f155')
+            (7, 'V0007__notify_ready_jobs.sql', '21348c8685d796af620668fb1291ff27e185efaacdaadd1ec7f8bb41bfd7f155'),
+            (9, 'V0009__create_queue_metrics.sql', '902cd4f3ccf620b1886396231106bd474bd164a55e1a9b02891ef48f4bbe486f')
         ) AS f (version, file_name, sha256)
         INNER JOIN goqueue.schema_version AS applied ON applied.version = f.version
         ON CONFLICT (version) DO NOTHING;

@@ -1,0 +1,6 @@
+-- Takes V0009 back: exporters and queue_stats find nothing to read. Run it in one transaction (psql -1 -f).
+-- squawk-ignore-file ban-drop-view
+DROP VIEW goqueue.queue_metrics;
+DROP VIEW goqueue.queue_status_metrics;
+DELETE FROM goqueue.migration_checksums WHERE version = 9;
+DELETE FROM goqueue.schema_version WHERE version = 9;

@@ -1,0 +1,204 @@
+"""The views for exporters of metrics: right values, readable by a role that may read nothing else, ready to use."""
+
+import re
+import secrets
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+import pytest
+import yaml
+from psycopg import sql
+
+from goqueue import JobFilter, JobStatus, JobUpdate, NewJob, PostgresStorage
+from goqueue.migrate import migrations_dir
+
+README = (migrations_dir() / "migrations" / "README.md").read_text("utf-8")
+SQL_EXPORTER, POSTGRES_EXPORTER = map(yaml.safe_load, re.findall(r"```yaml\n(.*?)```", README, re.DOTALL))
+[GRANTS] = re.findall(r"```sql\n(.*?)```", README, re.DOTALL)
+HOUR = timedelta(hours=1)
+
+
+def by_status(connection: psycopg.Connection[Any]) -> dict[tuple[str, str], tuple[int, bool]]:
+    rows = connection.execute("SELECT queue, status, jobs, is_exact FROM goqueue.queue_status_metrics").fetchall()
+    counts = {(queue, status): (jobs, exact) for queue, status, jobs, exact in rows}
+    assert len(counts) == len(rows)
+    return counts
+
+
+def by_queue(connection: psycopg.Connection[Any]) -> dict[str, tuple[Any, ...]]:
+    rows = connection.execute(
+        "SELECT queue, ready_jobs, oldest_ready_at, oldest_ready_age_seconds, expired_leases FROM goqueue.queue_metrics"
+    ).fetchall()
+    assert len({queue for queue, *_ in rows}) == len(rows)
+    return {queue: tuple(rest) for queue, *rest in rows}
+
+
+@pytest.fixture
+def monitor(goqueue_connection: psycopg.Connection[Any]) -> Iterator[str]:
+    """A role made as the README says, for the time of a test."""
+    name = f"goqueue_monitor_{secrets.token_hex(6)}"
+    goqueue_connection.execute(GRANTS.replace("goqueue_monitor", name))
+    yield name
+    goqueue_connection.execute(f"RESET ROLE; DROP OWNED BY {name}; DROP ROLE {name}")
+
+
+def test_no_jobs_no_rows(goqueue_connection: psycopg.Connection[Any]) -> None:
+    assert by_status(goqueue_connection) == by_queue(goqueue_connection) == {}
+
+
+def test_jobs_by_queue_and_status(goqueue_store: PostgresStorage, goqueue_connection: psycopg.Connection[Any]) -> None:
+    expected = {"a": [3, 1, 2, 0, 1], "b": [0, 0, 0, 2, 0]}
+    for queue, counts in expected.items():
+        for status, count in zip(JobStatus, counts, strict=True):
+            for number in range(count):
+                job = goqueue_store.create_job(NewJob(job_type=f"t{number}", queue=queue))
+                goqueue_store.update_job(job.id, JobUpdate(status=status))
+    assert by_status(goqueue_connection) == {
+        (queue, str(status)): (count, True)
+        for queue, counts in expected.items()
+        for status, count in zip(JobStatus, counts, strict=True)
+    }
+
+
+def test_more_than_a_thousand_are_an_estimate(
+    goqueue_store: PostgresStorage, goqueue_connection: psycopg.Connection[Any]
+) -> None:
+    goqueue_store.create_jobs(NewJob(job_type="t", queue="full") for _ in range(1000))
+    goqueue_store.create_jobs(NewJob(job_type=f"t{number % 3}", queue="over") for number in range(1500))
+    goqueue_store.create_job(NewJob(job_type="t", queue="over", priority=1, delay=HOUR))
+    counts = by_status(goqueue_connection)
+    assert counts["full", "pending"] == (1000, True)
+    jobs, exact = counts["over", "pending"]
+    assert not exact
+    assert 1001 <= jobs < 2500
+    assert [by_queue(goqueue_connection)[queue][0] for queue in ("full", "over")] == [1000, 1001]
+
+
+def test_what_is_due_is_ready_and_its_age_is_told(
+    goqueue_store: PostgresStorage, goqueue_connection: psycopg.Connection[Any]
+) -> None:
+    [(now,)] = goqueue_connection.execute("SELECT now()").fetchall()
+    for priority, hours in ((-1, 1), (0, 3), (1, 2), (1, 2), (2, -5), (0, -1)):
+        goqueue_store.create_job(NewJob(job_type="t", queue="mail", priority=priority, scheduled_at=now - HOUR * hours))
+    goqueue_store.create_job(NewJob(job_type="t", queue="later", delay=HOUR))
+    goqueue_store.create_job(NewJob(job_type="t", queue="done"))
+    goqueue_store.complete_jobs(goqueue_store.claim_jobs("done", "w1"))
+    metrics = by_queue(goqueue_connection)
+    assert metrics["later"] == metrics["done"] == (0, None, 0, 0)
+    ready, oldest_at, age, expired = metrics["mail"]
+    assert (ready, oldest_at, expired) == (4, now - 3 * HOUR, 0)
+    assert 3 * 3600 <= age < 4 * 3600
+
+
+def test_expired_leases(goqueue_store: PostgresStorage, goqueue_connection: psycopg.Connection[Any]) -> None:
+    goqueue_store.create_jobs(NewJob(job_type="t") for _ in range(3))
+    jobs = goqueue_store.claim_jobs("default", "w1", 3)
+    goqueue_connection.execute(
+        "UPDATE goqueue.jobs SET lease_expires_at = now() - interval '1 s' WHERE id = ANY(%s)",
+        [[job.id for job in jobs[:2]]],
+    )
+    assert by_queue(goqueue_connection) == {"default": (0, None, 0, 2)}
+    goqueue_store.rescue_jobs()
+    ready, *_, expired = by_queue(goqueue_connection)["default"]
+    assert (ready, expired) == (2, 0)
+
+
+def test_infinite_times_put_there_by_hand(
+    goqueue_store: PostgresStorage, goqueue_connection: psycopg.Connection[Any]
+) -> None:
+    goqueue_store.create_jobs(NewJob(job_type="t", queue=queue) for queue in ("always", "never"))
+    for queue, time in (("always", "-infinity"), ("never", "infinity")):
+        goqueue_connection.execute("UPDATE goqueue.jobs SET scheduled_at = %s WHERE queue = %s", [time, queue])
+    metrics = by_queue(goqueue_connection)
+    assert metrics["never"] == (0, None, 0, 0)
+    assert metrics["always"][0] == 1
+    assert metrics["always"][2] > 6e10
+
+
+def test_names_of_queues_that_need_quoting(
+    goqueue_store: PostgresStorage, goqueue_connection: psycopg.Connection[Any]
+) -> None:
+    names = ['a,"b"', "{}", "NULL", "\\", " ", "ü'"]
+    goqueue_store.create_jobs(NewJob(job_type=name, queue=name) for name in names)
+    assert {queue: ready for queue, (ready, *_) in by_queue(goqueue_connection).items()} == dict.fromkeys(names, 1)
+    assert sum(jobs for jobs, _ in by_status(goqueue_connection).values()) == len(names)
+
+
+def test_the_program_and_the_views_tell_the_same(
+    goqueue_store: PostgresStorage, goqueue_connection: psycopg.Connection[Any]
+) -> None:
+    goqueue_store.create_jobs(NewJob(job_type="t", queue=queue) for queue in "aab")
+    goqueue_store.cancel_jobs(JobFilter(queue="b"))
+    assert {
+        (entry.queue, str(status)): (int(count), count.exact)
+        for entry in goqueue_store.queue_stats()
+        for status, count in entry.counts.items()
+    } == by_status(goqueue_connection)
+
+
+def test_a_role_that_may_read_nothing_else_can_read_them(
+    goqueue_store: PostgresStorage, goqueue_connection: psycopg.Connection[Any], monitor: str
+) -> None:
+    # Enough for the sample to be taken.
+    goqueue_store.create_jobs(NewJob(job_type="t") for _ in range(1002))
+    goqueue_connection.execute(f"SET ROLE {monitor}")
+    assert by_status(goqueue_connection)["default", "pending"][0] > 1000
+    assert by_queue(goqueue_connection)["default"][0] == 1001
+    for relation in ("jobs", "job_failures"):
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            goqueue_connection.execute(sql.SQL("SELECT FROM goqueue.{}").format(sql.Identifier(relation)))
+
+
+def test_a_dump_can_be_restored(goqueue_connection: psycopg.Connection[Any], goqueue_store: PostgresStorage) -> None:
+    goqueue_store.create_job(NewJob(job_type="t"))
+    before = by_status(goqueue_connection)
+    for view in ("queue_status_metrics", "queue_metrics"):
+        [(text,)] = goqueue_connection.execute(f"SELECT pg_get_viewdef('goqueue.{view}'::regclass)").fetchall()
+        goqueue_connection.execute(f"DROP VIEW goqueue.{view}")
+        goqueue_connection.execute(f"CREATE VIEW goqueue.{view} AS {text}")
+    assert by_status(goqueue_connection) == before
+    assert by_queue(goqueue_connection)["default"][0] == 1
+
+
+def rows_of(connection: psycopg.Connection[Any], query: str) -> list[dict[str, Any]]:
+    cursor = connection.execute(query)
+    names = [column.name for column in cursor.description or ()]
+    return [dict(zip(names, row, strict=True)) for row in cursor]
+
+
+def test_the_collector_for_sql_exporter_fits_the_views(
+    goqueue_store: PostgresStorage, goqueue_connection: psycopg.Connection[Any], monitor: str
+) -> None:
+    goqueue_store.create_job(NewJob(job_type="t"))
+    goqueue_connection.execute(f"SET ROLE {monitor}")
+    assert set(SQL_EXPORTER) == {"collector_name", "min_interval", "metrics", "queries"}
+    results = {query["query_name"]: rows_of(goqueue_connection, query["query"]) for query in SQL_EXPORTER["queries"]}
+    for metric in SQL_EXPORTER["metrics"]:
+        assert re.fullmatch(r"goqueue_[a-z_]+", metric["metric_name"])
+        assert metric["type"] == "gauge"
+        assert metric["help"]
+        rows = results[metric["query_ref"]]
+        [value] = metric["values"]  # of several it would make a label
+        labels = metric["key_labels"]
+        assert rows
+        for row in rows:
+            assert {type(row[label]) for label in labels} == {str}
+            assert type(row[value]) in (int, float)
+        assert len({tuple(row[label] for label in labels) for row in rows}) == len(rows)
+
+
+def test_the_queries_for_postgres_exporter_fit_the_views(
+    goqueue_store: PostgresStorage, goqueue_connection: psycopg.Connection[Any], monitor: str
+) -> None:
+    goqueue_store.create_job(NewJob(job_type="t"))
+    goqueue_connection.execute(f"SET ROLE {monitor}")
+    for query in POSTGRES_EXPORTER.values():
+        rows = rows_of(goqueue_connection, query["query"])
+        usages = {name: column["usage"] for metric in query["metrics"] for name, column in metric.items()}
+        assert rows
+        for row in rows:
+            assert list(row) == list(usages)
+            for name, value in row.items():
+                assert type(value) in {"LABEL": (str,), "GAUGE": (int, float)}[usages[name]]
