@@ -1,31 +1,60 @@
-"""Reads the comments of the SQL files, and writes what is made from files: the catalogue, the checksums, the modules
-without async. ``python -m goqueue.catalogue`` writes, ``--check`` only says whether they are fresh. Imports
-goqueue.config, goqueue.queries, goqueue.sqlfiles and goqueue.unasync."""
+"""Reads the SQL files as text, and writes what is made from files: the catalogue, the checksums, the result columns,
+the modules without async.
+
+``python -m goqueue.catalogue`` writes (an embedded server describes the columns), ``--check`` only says whether they
+are fresh. Imports goqueue.config, embedded, migrate, queries, sqlfiles and unasync.
+"""
 
 import argparse
+import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
+from itertools import takewhile
 from pathlib import Path
+from textwrap import wrap
+from typing import Any
 
 import msgspec
+import psycopg
 
 from goqueue.config import SECTIONS, format_duration, settings_of
-from goqueue.queries import load_queries, shipped_folder
+from goqueue.embedded import EmbeddedServer
+from goqueue.migrate import migrate
+from goqueue.queries import shipped_folder
 from goqueue.sqlfiles import migration_files
 from goqueue.unasync import made_modules
 
 _NAME = re.compile(r"^-- name: (\w+)\((.*)\)([\^$!]?)$")
+_TYPE = r"(?:double precision|[a-z_]\w*(?:\.\w+)?)(?:\[\])?"
+# What stands for a parameter in an example, by its name or else its type. NULL where nothing does.
+_EXAMPLES = {
+    "jobs": "'[]'",
+    "name": "'jit'",
+    "value": "'off'",
+    "uuid": "'00000000-0000-0000-0000-000000000000'",
+    "text": "'default'",
+    "jsonb": "'{}'",
+    "smallint": "0",
+    "integer": "1",
+    "bigint": "10",
+    "double precision": "2",
+    "interval": "'1 minute'",
+}
+_COLUMNS = "columns.json"
 _RESULTS = {"^": "one row or none", "$": "one value or none", "!": "the number of rows", "": "rows"}
 _BEGIN = "<!-- Below: made by `make catalogue` from the SQL files; change those. -->"
 
 _SETTINGS_BEGIN = "<!-- settings: made by `make catalogue` from goqueue/config.py -->"
 _SETTINGS_END = "<!-- end of settings -->"
 
+#: For each query the name and the type of each result column.
+Columns = dict[str, list[tuple[str, str]]]
+
 
 class QueryNote(msgspec.Struct, frozen=True):
-    """What a SQL file says of one of its queries."""
+    """What a SQL file says of one of its queries, and the query's text as it stands there."""
 
     name: str
     file: str
@@ -37,11 +66,39 @@ class QueryNote(msgspec.Struct, frozen=True):
     index: str
     locks: str
     notes: str = ""
+    body: str = ""
+
+    @property
+    def types(self) -> dict[str, str]:
+        """The parameters that are cast, in the order of the list, and the type of each."""
+        casts = dict(re.findall(rf"(?<!:):(\w+)::({_TYPE})", self.body))
+        return {name: casts[name] for name in self.parameters if name in casts}
+
+    @property
+    def statement(self) -> str:
+        """The query as the server gets it: with its name behind the first word, and parameters $1, $2 ... in order."""
+        numbers = {name: f"${number}" for number, name in enumerate(self.parameters, 1)}
+        text = re.sub(
+            r"(?<!:):(\w+)(?=::)", lambda match: numbers.get(match[1], match[0]), self.body.replace("%%", "%")
+        )
+        first_word, rest = text.rstrip(";").split(maxsplit=1)
+        return f"{first_word} /* goqueue:{self.name} */ {rest}"
+
+    @property
+    def can_be_prepared(self) -> bool:
+        """Whether PREPARE and EXPLAIN take it; they do not take LISTEN, VACUUM and the like."""
+        return self.statement.split(maxsplit=1)[0] in ("SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "WITH")
 
 
 def read_notes(folder: Path | None = None) -> list[QueryNote]:
     """The notes of all queries, in the files' order. ValueError for a query that lacks a part of its comment."""
     return [note for file in sorted((folder or shipped_folder("sql")).glob("*.sql")) for note in _notes_of(file)]
+
+
+def overlaid_notes(folder: Path | None = None) -> dict[str, QueryNote]:
+    """The notes of the shipped queries by name; those that ``folder`` has too are read there."""
+    notes = {note.name: note for note in read_notes()}
+    return notes if folder is None else notes | {note.name: note for note in read_notes(folder)}
 
 
 def _notes_of(file: Path) -> Iterator[QueryNote]:
@@ -51,9 +108,9 @@ def _notes_of(file: Path) -> Iterator[QueryNote]:
             continue
         parts = {"purpose": ""}
         part = "purpose"
-        for comment in lines[number + 1 :]:
-            if not comment.startswith("--"):
-                break
+        comments = list(takewhile(lambda line: line.startswith("--"), lines[number + 1 :]))
+        body = takewhile(lambda line: not _NAME.match(line), lines[number + 1 + len(comments) :])
+        for comment in comments:
             text = comment.removeprefix("--").strip()
             heading, colon, rest = text.partition(": ")
             if colon and heading in ("Returns", "Index", "Locks", "Notes"):
@@ -72,27 +129,79 @@ def _notes_of(file: Path) -> Iterator[QueryNote]:
             index=parts["index"],
             locks=parts["locks"],
             notes=parts.get("notes", ""),
+            body="\n".join(body).strip(),
         )
 
 
-def parameter_types(name: str) -> dict[str, str]:
-    """The parameters of a shipped query and the type each is cast to."""
-    sql: str = getattr(load_queries(), name).sql
-    return {match[1]: match[2] for match in re.finditer(r"%\((\w+)\)s::([a-z_. ]+?(?:\[\])?)(?=[^a-z_. \[\]])", sql)}
+def psql_text(note: QueryNote, columns: Columns) -> str:
+    """The query for psql: a comment, a PREPARE with typed parameters, and how to run and explain it."""
+    about = [f"{note.name}: {note.purpose}", f"Result ({note.result}): {note.returns}"]
+    if described := columns.get(note.name):
+        about.append("Columns: " + ", ".join(f"{name} {kind}" for name, kind in described))
+    about += [f"Index: {note.index}", f"Locks: {note.locks}", *([f"Notes: {note.notes}"] if note.notes else [])]
+    head = [line for text in about for line in wrap(text, 117, initial_indent="-- ", subsequent_indent="--   ")]
+    if not note.can_be_prepared:
+        return "\n".join([*head, f"{note.statement};", ""])
+    types = f" ({', '.join(note.types[name] for name in note.parameters)})" if note.parameters else ""
+    examples = [_EXAMPLES.get(name, _EXAMPLES.get(note.types[name], "NULL")) for name in note.parameters]
+    call = f"EXECUTE {note.name}" + (f" ({', '.join(examples)});" if examples else ";")
+    return "\n".join(
+        [
+            *head,
+            *(f"--   ${number} {name} {note.types[name]}" for number, name in enumerate(note.parameters, 1)),
+            f"PREPARE {note.name}{types} AS",
+            f"{note.statement};",
+            "",
+            "-- To run it, and to see its plan without leaving a change (force_generic_plan is how goqueue runs it):",
+            f"-- {call}",
+            "-- SET plan_cache_mode = force_generic_plan;",
+            "-- BEGIN;",
+            f"-- EXPLAIN (ANALYZE, BUFFERS) {call}",
+            "-- ROLLBACK;",
+            "",
+        ]
+    )
+
+
+def read_columns() -> Columns:
+    """The result columns of the shipped queries, as a server has described them."""
+    columns: Columns = json.loads((shipped_folder("sql") / _COLUMNS).read_text(encoding="utf-8"))
+    return columns
+
+
+def describe_columns(connection: psycopg.Connection[Any], notes: Iterable[QueryNote]) -> Columns:
+    """The names and types of the queries' result columns, as the server of a migrated database describes them."""
+    columns: Columns = {}
+    for note in notes:
+        columns[note.name] = []
+        if note.can_be_prepared:
+            prepared = connection.pgconn.prepare(b"", note.statement.encode())
+            if prepared.status != psycopg.pq.ExecStatus.COMMAND_OK:
+                raise ValueError(f"{note.file}: {note.name} can't be prepared: {prepared.error_message.decode()}")
+            result = connection.pgconn.describe_prepared(b"")
+            names = [(result.fname(number) or b"").decode() for number in range(result.nfields)]
+            kinds = connection.execute(
+                "SELECT format_type(oid, NULL) FROM unnest(%s::oid[]) WITH ORDINALITY AS t (oid, place) ORDER BY place",
+                [[result.ftype(number) for number in range(result.nfields)]],
+            ).fetchall()
+            short = [kind.replace("timestamp with time zone", "timestamptz") for (kind,) in kinds]
+            columns[note.name] = list(zip(names, short, strict=True))
+    return columns
 
 
 def catalogue() -> str:
     """sql/README.md below its hand-written part."""
     out = [_BEGIN, ""]
     notes = read_notes()
+    columns = read_columns()
     for file in dict.fromkeys(note.file for note in notes):
         out += [f"## {file}", "", "| query | for |", "| --- | --- |"]
         of_file = [note for note in notes if note.file == file]
         out += [f"| [{note.name}](#{note.name}) | {note.purpose.split('. ')[0].rstrip('.')}. |" for note in of_file]
         out.append("")
         for note in of_file:
-            types = parameter_types(note.name)
-            parameters = ", ".join(f"`{name} {types[name].strip()}`" for name in note.parameters) or "none"
+            parameters = ", ".join(f"`{name} {note.types[name]}`" for name in note.parameters) or "none"
+            described = ", ".join(f"`{name} {kind}`" for name, kind in columns.get(note.name, ()))
             out += [
                 f"### {note.name}",
                 "",
@@ -100,6 +209,7 @@ def catalogue() -> str:
                 "",
                 f"- **Parameters:** {parameters}",
                 f"- **Result** ({note.result}): {note.returns}",
+                *([f"- **Columns:** {described}"] if described else []),
                 f"- **Index:** {note.index}",
                 f"- **Locks:** {note.locks}",
                 *([f"- **Notes:** {note.notes}"] if note.notes else []),
@@ -173,10 +283,27 @@ def made_files() -> dict[Path, str]:
     }
 
 
+def _write_columns() -> None:
+    with EmbeddedServer(durable=False) as server:
+        migrate(server.url())
+        with psycopg.connect(server.url(), autocommit=True) as connection:
+            for extension in ("pg_stat_statements", "pgstattuple"):
+                connection.execute(f"CREATE EXTENSION {extension}".encode())
+            columns = describe_columns(connection, read_notes())
+    # A query a line, so that a change shows as such.
+    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(described)}" for name, described in columns.items())
+    (shipped_folder("sql") / _COLUMNS).write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a file is stale")
     check = parser.parse_args().check
+    if not check:
+        _write_columns()
+    elif set(read_columns()) != {note.name for note in read_notes()}:
+        sys.stderr.write(f"{_COLUMNS} is stale: run `make catalogue` and commit what it changes\n")
+        sys.exit(1)
     stale = [
         (path, text)
         for path, text in made_files().items()

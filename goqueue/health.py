@@ -17,7 +17,7 @@ from goqueue.config import format_duration
 from goqueue.contract import Plan, generic_plans, prove_contract
 from goqueue.queries import load_queries, shipped_folder
 from goqueue.schema import Difference, SchemaObject, compare, expected_schema, read_schema
-from goqueue.sqlfiles import CHECKS, migration_files, read_statements
+from goqueue.sqlfiles import APART, migration_files, read_statements
 
 __all__ = ["Check", "Finding", "Level", "run_checks"]
 
@@ -353,7 +353,7 @@ def _statements(sql_dir: str) -> list[Any]:
         statements = read_statements(sql_dir or None, shipped_folder("sql"))
     except Exception:  # noqa: BLE001 - whatever it is, the check of the queries has told it
         statements = read_statements(None, shipped_folder("sql"))
-    return [statement for statement in statements.values() if statement.file.name != CHECKS]
+    return [statement for statement in statements.values() if statement.file.name not in APART]
 
 
 def _queries(connection: Connection[Any], sql_dir: str) -> Check:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from goqueue.errors import ConfigError
 
 __all__ = [
-    "CHECKS",
+    "APART",
     "Declaration",
     "Export",
     "MigrationFile",
@@ -30,8 +30,8 @@ __all__ = [
     "without_stamp",
 ]
 
-#: The statements of `goqueue check` itself, which no folder replaces.
-CHECKS = "checks.sql"
+#: The files behind the DBA's commands: the store doesn't run their queries, and no folder replaces them.
+APART = frozenset({"checks.sql", "seed.sql", "statements.sql"})
 
 _STAMP = re.compile(r"-- From goqueue (?P<version>\S+), sha256 (?P<sha256>[0-9a-f]{64})\.[^\n]*\n")
 _NAME = re.compile(r"--\s*name\s*:\s*")
@@ -58,10 +58,10 @@ def sql_files(folder: Path | str | None, shipped: Path) -> list[tuple[Path, Path
     if not given.is_dir():
         raise ConfigError([f"the folder of SQL files {given} does not exist; `goqueue sql export {given}` makes one"])
     own = {file.name for file in given.glob("*.sql")}
-    expected = ", ".join(name for name in names if name != CHECKS)
+    expected = ", ".join(name for name in names if name not in APART)
     if not own:
         raise ConfigError([f"the folder {given} has no SQL files; expected some of {expected}"])
-    if unknown := sorted(own.difference(names) | own & {CHECKS}):
+    if unknown := sorted(own.difference(names) | own & APART):
         raise ConfigError(
             [f"{given / name} is no SQL file of the store's and would never be read; expected the names {expected}"
              for name in unknown]

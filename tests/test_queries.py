@@ -13,13 +13,16 @@ import psycopg
 import pytest
 
 import goqueue
+import goqueue.cli.queries
+import goqueue.explain
 from goqueue import Job, Listener, PostgresStorage, contract, health, schema
-from goqueue.catalogue import made_files, parameter_types, read_notes
+from goqueue.catalogue import made_files, read_notes
 from goqueue.queries import load_queries, shipped_folder
+from goqueue.sqlfiles import APART
 
 QUERIES = load_queries()
 NOTES = {note.name: note for note in read_notes()}
-STORES = {name: note for name, note in NOTES.items() if note.file != "checks.sql"}
+STORES = {name: note for name, note in NOTES.items() if note.file not in APART}
 JOB_QUERIES = [
     "create_job", "find_duplicate_job", "get_job", "get_jobs", "get_job_by_idempotency_key", "update_job",
     "replace_pending_job",
@@ -64,14 +67,15 @@ def test_each_query_is_run_by_the_store(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(NOTES.keys() - STORES.keys()))
-def test_each_query_of_checks_is_run_by_a_check(name: str) -> None:
-    source = inspect.getsource(health) + inspect.getsource(schema) + inspect.getsource(contract)
+def test_each_other_query_is_run_by_a_command(name: str) -> None:
+    modules = (health, schema, contract, goqueue.explain, goqueue.cli.queries)
+    source = "".join(map(inspect.getsource, modules))
     assert f"queries.{name}(" in source or f"load_queries().{name}(" in source or f'"{name}"' in source
 
 
 @pytest.mark.parametrize("name", NOTES)
 def test_each_parameter_is_cast_in_one_way(name: str) -> None:
-    assert set(parameter_types(name)) == set(NOTES[name].parameters)
+    assert set(NOTES[name].types) == set(NOTES[name].parameters)
     sql = getattr(QUERIES, name).sql
     for parameter in NOTES[name].parameters:
         casts = re.findall(rf"%\({parameter}\)s(::[a-z_]+(?:\[\])?)?", sql)

@@ -9,6 +9,7 @@ import typer
 from goqueue.cli.check import check
 from goqueue.cli.common import EXIT_CODES, CheckFailedError, error_console
 from goqueue.cli.config import show_config
+from goqueue.cli.queries import show_plans, show_queries
 from goqueue.cli.sql import sql_app
 from goqueue.errors import ConfigError, GoQueueError, InvalidJobError
 
@@ -40,6 +41,8 @@ def _goqueue(
 
 
 app.command("config", epilog=EXIT_CODES)(show_config)
+app.command("queries", epilog=EXIT_CODES)(show_queries)
+app.command("explain", epilog=EXIT_CODES)(show_plans)
 app.command("check", epilog=EXIT_CODES)(check)
 app.add_typer(sql_app, name="sql")
 

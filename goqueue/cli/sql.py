@@ -10,7 +10,7 @@ import typer
 from goqueue.cli.common import EXIT_CODES, ConfigFile, error_console, read_config
 from goqueue.errors import ConfigError
 from goqueue.queries import shipped_folder
-from goqueue.sqlfiles import CHECKS, exported, is_outdated, read_export, sql_files, without_stamp
+from goqueue.sqlfiles import APART, exported, is_outdated, read_export, sql_files, without_stamp
 
 sql_app = typer.Typer(help="Take the SQL files out, change them, and see what was changed.", no_args_is_help=True)
 
@@ -33,7 +33,7 @@ def export(
 
     A file that was changed since it was exported is not overwritten.
     """
-    shipped = {file.name: file for file in sorted(shipped_folder("sql").glob("*.sql")) if file.name != CHECKS}
+    shipped = {file.name: file for file in sorted(shipped_folder("sql").glob("*.sql")) if file.name not in APART}
     wanted = files or list(shipped)
     problems = [f"{name}: there is no such SQL file; expected one of {', '.join(shipped)}" for name in wanted
                 if name not in shipped]  # fmt: skip

@@ -1,0 +1,391 @@
+"""`goqueue queries` and `goqueue explain`: the statements, for a DBA. Imports goqueue.catalogue and goqueue.explain."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from itertools import groupby
+from math import ceil
+from pathlib import Path
+from typing import Annotated, Any
+
+import psycopg
+import typer
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from rich.console import Group
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from goqueue.catalogue import Columns, QueryNote, overlaid_notes, psql_text, read_columns
+from goqueue.cli.common import (
+    AsJson,
+    CheckFailedError,
+    ConfigFile,
+    console,
+    error_console,
+    print_json,
+    read_config,
+)
+from goqueue.config import DatabaseConfig
+from goqueue.dberrors import translate
+from goqueue.errors import ConfigError, SchemaError
+from goqueue.explain import (
+    SCENARIOS,
+    Explainer,
+    Explanation,
+    Flag,
+    ModeResult,
+    Plan,
+    example_values,
+    explain_query,
+    explainable,
+    plan_nodes,
+    scratch_database,
+    seed,
+)
+from goqueue.pool import open_connection
+from goqueue.queries import load_queries
+
+SqlFolder = Annotated[
+    Path | None,
+    typer.Option("--sql-dir", metavar="DIR", help="Read the queries that this folder has from it."),
+]
+
+
+# --- goqueue queries ------------------------------------------------------------------------------------------------
+
+
+def show_queries(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Print this query as SQL for psql.")] = None,
+    times: Annotated[
+        bool, typer.Option("--times", help="Show what the server has counted of each query (pg_stat_statements).")
+    ] = False,
+    sql_dir: SqlFolder = None,
+    file: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the queries: what for, parameters, result, index and locks of each.
+
+    With a NAME it prints that query as psql takes it, a PREPARE with typed
+    parameters: goqueue queries get_job > get_job.sql. With --times it shows
+    calls, times and rows of each query in the configured database, the
+    dearest first; the SQL behind that is the query statement_times.
+    """
+    if times:
+        _show_times(read_config(file).database, as_json)
+        return
+    notes, columns = _notes(sql_dir, file), read_columns()
+    if name is not None:
+        note = notes[_known(name, notes)]
+        if as_json:
+            print_json(_as_document(note, columns))
+        else:
+            sys.stdout.write(psql_text(note, columns))
+    elif as_json:
+        print_json([_as_document(note, columns) for note in notes.values()])
+    else:
+        for sql_file, members in groupby(notes.values(), key=lambda note: note.file):
+            console().print(Text(sql_file, style="bold underline"), "")
+            for note in members:
+                console().print(_entry(note, columns))
+
+
+def _as_document(note: QueryNote, columns: Columns) -> dict[str, Any]:
+    return {
+        "name": note.name,
+        "file": note.file,
+        "purpose": note.purpose,
+        "parameters": note.types,
+        "result": note.result,
+        "returns": note.returns,
+        "columns": [{"name": column, "type": kind} for column, kind in columns.get(note.name, ())],
+        "index": note.index,
+        "locks": note.locks,
+        "notes": note.notes,
+        "sql": note.statement,
+    }
+
+
+def _entry(note: QueryNote, columns: Columns) -> Group:
+    described = ", ".join(f"{column} {kind}" for column, kind in columns.get(note.name, ()))
+    rows = Table(box=None, show_header=False, padding=(0, 0, 0, 2))
+    rows.add_column(style="dim", no_wrap=True)
+    rows.add_column(overflow="fold")
+    for heading, text in [
+        ("for", note.purpose),
+        ("parameters", ", ".join(f"{parameter} {kind}" for parameter, kind in note.types.items()) or "none"),
+        ("result", f"{note.result}: {note.returns}"),
+        ("columns", described),
+        ("index", note.index),
+        ("locks", note.locks),
+        ("notes", note.notes),
+    ]:
+        if text:
+            rows.add_row(heading, Text(text))
+    return Group(Text(note.name, style="bold cyan"), rows, "")
+
+
+def _show_times(config: DatabaseConfig, as_json: bool) -> None:
+    names = ("name", "calls", "total_ms", "mean_ms", "max_ms", "rows", "pages", "share")
+    try:
+        with open_connection(config) as connection:
+            counted = [dict(zip(names, row, strict=True)) for row in load_queries().statement_times(connection)]
+    except (psycopg.errors.UndefinedTable, psycopg.errors.ObjectNotInPrerequisiteState) as error:
+        raise SchemaError(
+            "this database has no pg_stat_statements, which counts the time of each query: add it to "
+            "shared_preload_libraries, restart the server, and run CREATE EXTENSION pg_stat_statements here"
+        ) from error
+    except psycopg.Error as error:
+        raise translate(error) from error
+    if as_json:
+        print_json(counted)
+        return
+    if not counted:
+        error_console().print("pg_stat_statements has counted no query of goqueue in this database.")
+        return
+    table = _table("query", *("calls", "total ms", "mean ms", "max ms", "rows", "pages", "share"))
+    for row in counted:
+        share = "" if row["share"] is None else f"{row['share']:.1%}"
+        times = (f"{row[column]:,.2f}" for column in ("total_ms", "mean_ms", "max_ms"))
+        table.add_row(row["name"], f"{row['calls']:,}", *times, f"{row['rows']:,}", f"{row['pages']:,}", share)
+    console().print(table)
+
+
+# --- goqueue explain ------------------------------------------------------------------------------------------------
+
+
+def show_plans(  # noqa: PLR0917 - typer takes options so
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="The query to explain.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Explain all queries, and print one line for each.")] = False,
+    rows: Annotated[int, typer.Option(min=1000, max=100_000_000, help="Jobs in the scratch table.")] = 1_000_000,
+    scenario: Annotated[
+        str, typer.Option(metavar="NAME", help=f"What the table is filled with: {', '.join(SCENARIOS)}.")
+    ] = "mixed",
+    parameters: Annotated[
+        list[str] | None,
+        typer.Option("--param", metavar="NAME=VALUE", help="A parameter's value, as text: a list is {a,b}; or null."),
+    ] = None,
+    embedded: Annotated[
+        bool, typer.Option("--embedded", help="Use an embedded server, whatever database is configured.")
+    ] = False,
+    sql_dir: SqlFolder = None,
+    file: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show how the server runs a query on a big table: plans, time, rows read.
+
+    It makes a database of its own (goqueue_explain_...), fills it with --rows
+    jobs, explains, and drops it again; the jobs you have are not touched.
+    That needs a role with CREATEDB, and of the server some 400 MB and 15
+    seconds for a million jobs. Without a configured database, without that
+    right, or with --embedded, an embedded server serves: with default
+    settings, and without a disk to wait for.
+
+    The query is run with a plan made for its values (custom) and with one for
+    any values (generic, as on goqueue's own connections), each time in a
+    transaction that is rolled back. Times are the median of five runs without
+    instruments.
+
+    Flagged are: a table read whole (seq scan), sorts of more than 10,000
+    rows, temporary files (spill), estimates wrong by a factor of 100,
+    compiled plans (jit), indexes that the query's comment doesn't name.
+
+    The exit status is 3 when a table of 10,000 rows or more is read whole.
+    Below some 200,000 --rows the server may rightly read a small one so.
+    """
+    if every == (name is not None):
+        raise typer.BadParameter("name a query, or give --all, not both", param_hint="NAME")
+    notes = _notes(sql_dir, file)
+    names = explainable(notes) if name is None else [_known(name, {key: notes[key] for key in explainable(notes)})]
+    if scenario not in SCENARIOS:
+        raise typer.BadParameter(f"{scenario!r} is none of {', '.join(SCENARIOS)}", param_hint="--scenario")
+    given = _given(parameters or [], {parameter for each in names for parameter in notes[each].parameters})
+    try:
+        with _scratch(None if embedded else _configured(read_config(file).database), rows, scenario) as connection:
+            header = {
+                "server_version": connection.info.parameter_status("server_version"),
+                "rows": rows,
+                "scenario": scenario,
+            }
+            examples = example_values(connection)
+            explainer = Explainer(connection, notes)
+            explained = [explain_query(explainer, each, given, examples) for each in names]
+    except psycopg.Error as error:
+        raise translate(error) from error
+    if as_json:
+        print_json({**header, "queries": explained})
+    else:
+        about = f"{rows:,} jobs ({scenario}), PostgreSQL {header['server_version']}"
+        console().print(_summary(explained, about) if every else _details(explained[0], about))
+    if failed := [each.name for each in explained if each.has_failed]:
+        raise CheckFailedError(f"a table is read whole by {', '.join(failed)}")
+
+
+def _configured(config: DatabaseConfig) -> str | None:
+    """libpq's connection string; None when nothing says where a server is."""
+    if not config.url and not any(os.environ.get(name) for name in ("PGHOST", "PGHOSTADDR", "PGSERVICE", "PGDATABASE")):
+        error_console().print("No database is configured: an embedded server serves.")
+        return None
+    ours: dict[str, Any] = {
+        "connect_timeout": ceil(config.connect_timeout.total_seconds()),
+        "application_name": "goqueue explain",
+    }
+    return make_conninfo(**{**ours, **conninfo_to_dict(config.url)})
+
+
+@contextmanager
+def _scratch(conninfo: str | None, rows: int, scenario: str) -> Iterator[psycopg.Connection[Any]]:
+    """The filled scratch database, with a progress bar on standard error."""
+    screen = error_console()
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with ExitStack() as stack:
+        with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
+            task = progress.add_task("making a scratch database", total=1.0)
+            try:
+                connection = stack.enter_context(scratch_database(conninfo, rows))
+            except psycopg.errors.InsufficientPrivilege:
+                progress.console.print("The role may not make databases (CREATEDB): an embedded server serves.")
+                connection = stack.enter_context(scratch_database(None, rows))
+            seed(connection, rows, scenario, lambda text, done: progress.update(task, description=text, completed=done))
+        yield connection
+
+
+def _summary(explained: list[Explanation], about: str) -> Group:
+    table = _table("query", "custom ms", "generic ms", "rows read/given", "pages", "flags")
+    table.columns[-1].justify = "left"
+    table.columns[-1].overflow = "fold"
+    for each in explained:
+        custom, generic = each.plans
+        table.add_row(
+            each.name,
+            f"{custom.execution_ms:,.2f}",
+            f"{generic.execution_ms:,.2f}",
+            f"{generic.rows_read:,.0f}/{generic.rows_returned:,.0f}",
+            f"{generic.pages_hit + generic.pages_read:,}",
+            _kinds([flag for plan in each.plans for flag in plan.flags]),
+        )
+    legend = "Rows and pages are the generic plan's. goqueue explain NAME shows the plans."
+    return Group(Text(about, style="bold"), "", table, "", Text(legend, style="dim"))
+
+
+_FIGURES: dict[str, Callable[[ModeResult], str]] = {
+    "planning ms": lambda plan: f"{plan.planning_ms:,.2f}",
+    "execution ms": lambda plan: f"{plan.execution_ms:,.2f}",
+    "  with instruments": lambda plan: f"{plan.instrumented_ms:,.2f}",
+    "pages": lambda plan: f"{plan.pages_hit + plan.pages_read:,}",
+    "  not in memory": lambda plan: f"{plan.pages_read:,}",
+    "rows read": lambda plan: f"{plan.rows_read:,.0f}",
+    "rows returned": lambda plan: f"{plan.rows_returned:,.0f}",
+    "rows read per row": lambda plan: "" if plan.rows_read_per_row is None else f"{plan.rows_read_per_row:,.1f}",
+}
+
+
+def _kinds(flags: list[Flag]) -> Text:
+    kinds = dict.fromkeys((flag.kind, flag.is_failure) for flag in flags)
+    return Text(", ").join(Text(kind, style="bold red" if is_failure else "yellow") for kind, is_failure in kinds)
+
+
+def _details(explained: Explanation, about: str) -> Group:
+    values = Table("parameter", "value", box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for parameter, value in explained.parameters.items():
+        shown = Text("null", style="dim") if value is None else Text(value if len(value) <= 80 else f"{value[:79]}…")
+        values.add_row(parameter, shown)
+    figures = _table("", *(plan.mode for plan in explained.plans))
+    for heading, shown_of in _FIGURES.items():
+        figures.add_row(heading, *map(shown_of, explained.plans))
+    title = Text.assemble((explained.name, "bold cyan"), " on ", about)
+    flags = list(dict.fromkeys((flag, plan.mode) for plan in explained.plans for flag in plan.flags))
+    flagged = [
+        Text.assemble((f"{flag.kind}: ", "bold red" if flag.is_failure else "yellow"), flag.text, (f" ({mode})", "dim"))
+        for flag, mode in flags
+    ]
+    parts: list[Any] = [title, "", *([values, ""] if explained.parameters else []), figures, ""]
+    return Group(*parts, *_trees(explained.plans), *(flagged or [Text("no flags", style="green")]))
+
+
+def _trees(plans: list[ModeResult]) -> Iterator[Any]:
+    custom, generic = (Plan(plan.plan) for plan in plans)
+    if custom.shape != generic.shape:
+        yield _tree(custom, "custom plan")
+        yield ""
+        yield _tree(generic, "generic plan")
+    else:
+        yield _tree(generic, "generic plan (the custom one has the same shape)")
+    yield ""
+
+
+def _tree(plan: Plan, title: str) -> Tree:
+    tree = Tree(Text(title, style="bold"), guide_style="dim")
+    _grow(tree, plan, plan.document["Plan"])
+    return tree
+
+
+def _grow(tree: Tree, plan: Plan, node: dict[str, Any]) -> None:
+    flags = plan.flags_of(node)
+    style = "" if not flags else "bold red" if any(flag.is_failure for flag in flags) else "yellow"
+    what = (node.get(part) for part in ("Node Type", "Relation Name", "CTE Name", "Function Name", "Index Name"))
+    label = Text(" ".join(str(part) for part in what if part), style=style)
+    if name := node.get("Subplan Name"):
+        label = Text.assemble((f"{name}: ", "cyan"), label)
+    loops = node.get("Actual Loops", 0)
+    if loops:
+        # For each loop the server tells the average.
+        pages = node.get("Shared Hit Blocks", 0) + node.get("Shared Read Blocks", 0)
+        figures = f"rows {node['Plan Rows']:,} → {node['Actual Rows']:,.4g}" + (f" x {loops:,.0f}" if loops > 1 else "")
+        label.append(f"  {figures}, {node['Actual Total Time'] * loops:,.2f} ms, {pages:,} pages", style="dim")
+    else:
+        label.append("  never run", style="dim")
+    for part in ("Index Cond", "Recheck Cond", "Hash Cond", "Merge Cond", "Join Filter", "Filter", "Sort Key"):
+        if part in node:
+            condition = node[part] if isinstance(node[part], str) else ", ".join(node[part])
+            removed = node.get(f"Rows Removed by {part}", 0)
+            label.append(f"\n{part}: {condition}" + (f" (removes {removed:,.0f})" if removed else ""), style="dim")
+    for flag in flags:
+        label.append(f"\n{flag.kind}: {flag.text}", style=style)
+    branch = tree.add(label)
+    # What hangs below a node that was never run says nothing, but for a flag.
+    if loops or any(map(plan.flags_of, plan_nodes(node))):
+        for child in node.get("Plans", ()):
+            _grow(branch, plan, child)
+
+
+# --- both -----------------------------------------------------------------------------------------------------------
+
+
+def _notes(sql_dir: Path | None, file: Path | None) -> dict[str, QueryNote]:
+    if sql_dir is None and (configured := read_config(file).database.sql_dir):
+        sql_dir = Path(configured)
+    if sql_dir is not None and not list(sql_dir.glob("*.sql")):
+        raise ConfigError([f"the folder {sql_dir} does not exist or has no SQL files"])
+    try:
+        return overlaid_notes(sql_dir)
+    except (ValueError, OSError) as error:
+        raise ConfigError([str(error)]) from error
+
+
+def _known(name: str, notes: Mapping[str, QueryNote]) -> str:
+    if name not in notes:
+        raise typer.BadParameter(f"{name!r} is none of {', '.join(notes)}", param_hint="NAME")
+    return name
+
+
+def _given(pairs: list[str], known: set[str]) -> dict[str, str | None]:
+    given: dict[str, str | None] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or name not in known:
+            expected = ", ".join(sorted(known)) or "nothing, it has no parameters"
+            raise typer.BadParameter(f"{pair!r}: NAME=VALUE was expected, with one of {expected}", param_hint="--param")
+        given[name] = None if value.lower() == "null" else value
+    return given
+
+
+def _table(first: str, *others: str) -> Table:
+    """Figures to the right of a name."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column(first, no_wrap=True)
+    for other in others:
+        table.add_column(other, justify="right")
+    return table

@@ -1,0 +1,223 @@
+"""`goqueue queries`: the catalogue, what psql is given, and the time that the server has counted of each query."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import psycopg
+import pytest
+
+from goqueue import JobFilter, NewJob, PostgresStorage, cli
+from goqueue.catalogue import describe_columns, overlaid_notes, psql_text, read_columns
+from goqueue.embedded import EmbeddedServer
+from goqueue.migrate import migrate
+from goqueue.queries import load_queries, shipped_folder
+
+NOTES = overlaid_notes()
+COLUMNS = read_columns()
+OF_EXTENSIONS = {"statement_times", "measure_claim_index"}
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Result]:
+    monkeypatch.chdir(tmp_path)
+    for name in os.environ:
+        if name.startswith(("GOQUEUE_", "PG")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def call(*arguments: str, url: str = "") -> Result:
+        monkeypatch.setattr(sys, "argv", ["goqueue", "queries", *arguments])
+        monkeypatch.setenv("GOQUEUE_DATABASE_URL", url)
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        return Result(int(ended.value.code or 0), captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def counted() -> Iterator[str]:
+    """The URL of a migrated database on a server with pg_stat_statements: it has to be loaded at the start."""
+    with EmbeddedServer(settings={"shared_preload_libraries": "pg_stat_statements"}, durable=False) as server:
+        migrate(server.url())
+        with psycopg.connect(server.url(), autocommit=True) as connection:
+            connection.execute("CREATE EXTENSION pg_stat_statements")
+            connection.execute("CREATE EXTENSION pgstattuple")
+        yield server.url()
+
+
+def psql(url: str, text: str) -> str:
+    done = subprocess.run(
+        [EmbeddedServer().bin("psql"), "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-d", url],
+        input=text, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+class TestTheCatalogue:
+    def test_it_needs_no_server_and_shows_all_of_every_query(self, run: Callable[..., Result]) -> None:
+        result = run(url="postgresql://nowhere.invalid/")
+        assert (result.code, result.err) == (0, "")
+        words = " ".join(result.out.split())
+        for note in NOTES.values():
+            assert re.search(rf"^{note.name}$", result.out, re.MULTILINE)
+            for text in (note.purpose, note.returns, note.index, note.locks, note.notes):
+                assert " ".join(text.split()) in words, note.name
+        assert all(len(line) <= 80 for line in result.out.splitlines())
+        assert "parameters ids uuid[], tokens bigint[], lease interval" in words
+        assert "columns job_count bigint, is_exact boolean" in words
+
+    def test_json_has_one_object_a_query(self, run: Callable[..., Result]) -> None:
+        said = json.loads(run("--json").out)
+        assert [query["name"] for query in said] == list(NOTES)
+        [count_jobs] = [query for query in said if query["name"] == "count_jobs"]
+        assert count_jobs["columns"] == [
+            {"name": "job_count", "type": "bigint"},
+            {"name": "is_exact", "type": "boolean"},
+        ]
+        assert count_jobs["parameters"]["created_from"] == "timestamptz"
+        assert json.loads(run("count_jobs", "--json").out) == count_jobs
+
+    def test_an_unknown_name_or_folder_ends_with_2(self, run: Callable[..., Result]) -> None:
+        unknown = run("get_jib")
+        assert (unknown.code, unknown.out) == (2, "")
+        assert "'get_jib' is none of" in unknown.err
+        assert run("--sql-dir", "nowhere").code == 2
+        Path("bad.sql").write_text("-- name: get_job(id)\n-- Mine.\nSELECT 1;\n")
+        incomplete = run("get_job", "--sql-dir", ".")
+        assert incomplete.code == 2
+        assert "bad.sql: the comment of get_job says nothing of returns, index, locks" in incomplete.err
+
+    def test_a_folder_of_ones_own_goes_before(self, run: Callable[..., Result]) -> None:
+        text = (shipped_folder("sql") / "server.sql").read_text("utf-8")
+        Path("mine.sql").write_text(text.replace("SELECT count(*) = 0", "SELECT count(*) <= 0"))
+        assert "SELECT /* goqueue:ping */ count(*) <= 0" in run("ping", "--sql-dir", ".").out
+        assert "FROM goqueue.jobs" in run("get_job", "--sql-dir", ".").out
+
+
+class TestForPsql:
+    def test_psql_takes_every_query_as_it_is_printed(self, goqueue_database: str, run: Callable[..., Result]) -> None:
+        # Those that need an extension have tests of their own; VACUUM and ALTER TABLE do what they say.
+        names = [name for name in NOTES if name not in OF_EXTENSIONS]
+        script = "".join(run(name).out for name in names)
+        script += "SELECT name, parameter_types::text FROM pg_prepared_statements ORDER BY name;"
+        prepared = dict(line.split("|") for line in psql(goqueue_database, script).splitlines() if "|" in line)
+        assert set(prepared) == {name for name in names if NOTES[name].can_be_prepared}
+        for name, types in prepared.items():
+            wanted = [kind.replace("timestamptz", "timestamp with time zone") for kind in NOTES[name].types.values()]
+            assert types.strip("{}").replace('"', "").split(",") == (wanted or [""])
+
+    def test_the_commented_lines_run_too(self, goqueue_database: str) -> None:
+        names = [name for name in NOTES if NOTES[name].can_be_prepared and name not in OF_EXTENSIONS]
+        script = ""
+        for name in names:
+            text = psql_text(NOTES[name], COLUMNS)
+            head, marker, examples = text.rpartition("-- To run it, ")
+            [execute, *explain] = examples.splitlines()[1:]
+            assert marker
+            assert execute.startswith(f"-- EXECUTE {name}")
+            script += head + "\n".join(line.removeprefix("-- ") for line in explain) + "\n"
+        assert psql(goqueue_database, script).count("Execution Time") == len(names)
+
+    def test_it_is_the_text_that_the_program_sends(self, goqueue_connection: psycopg.Connection) -> None:
+        # Up to how parameters are spelled, and the comments.
+        def plain(text: str) -> list[str]:
+            text = re.sub(r"^ *--.*\n", "", text.replace("%%", "%"), flags=re.MULTILINE)
+            return re.sub(r"%\(\w+\)s|\$\d+", "?", text).rstrip("; \n").split()
+
+        for name, note in NOTES.items():
+            assert plain(note.statement) == plain(getattr(load_queries(), name).sql)
+
+
+class TestTimes:
+    def test_one_row_a_query_however_it_was_sent(self, counted: str, run: Callable[..., Result]) -> None:
+        with psycopg.connect(counted, autocommit=True) as connection:
+            connection.execute("SELECT pg_stat_statements_reset()")
+        # As often as it takes to be prepared, on several connections, alone and in bulk, custom and generic.
+        with PostgresStorage.open(counted) as store:
+            jobs = [store.create_job(NewJob(job_type="t", payload=number)) for number in range(20)]
+            for job in jobs * 2:
+                store.get_job(job.id)
+            for status in ("pending", "dead"):
+                store.list_jobs(JobFilter(status=status))
+        with psycopg.connect(counted) as connection:
+            store = PostgresStorage.bound_to(connection)
+            for job in jobs:
+                store.get_job(job.id)
+        with psycopg.connect(counted, autocommit=True) as connection:
+            entries = connection.execute(
+                "SELECT calls, rows FROM pg_stat_statements WHERE query LIKE 'SELECT /* goqueue:get_job */%'"
+            ).fetchall()
+            assert entries == [(60, 60)], "the name in it splits no statistics"
+        result = run("--times", "--json", url=counted)
+        assert (result.code, result.err) == (0, "")
+        rows = {row["name"]: row for row in json.loads(result.out)}
+        assert (rows["get_job"]["calls"], rows["get_job"]["rows"]) == (60, 60)
+        assert (rows["create_job"]["calls"], rows["create_job"]["rows"]) == (20, 20)
+        assert rows["list_jobs"]["calls"] == 2
+        assert rows["get_job"]["mean_ms"] == pytest.approx(rows["get_job"]["total_ms"] / 60, abs=0.001)
+        assert 0 < rows["get_job"]["mean_ms"] <= rows["get_job"]["max_ms"]
+        assert rows["get_job"]["pages"] >= 60
+        assert sum(row["share"] for row in rows.values()) == pytest.approx(1, abs=0.01)
+        totals = [row["total_ms"] for row in json.loads(result.out)]
+        assert totals == sorted(totals, reverse=True)
+        text = run("--times", url=counted)
+        assert re.match("query +calls +total ms +mean ms +max ms +rows +pages +share", text.out)
+        assert re.search(r"^get_job +60 .*%$", text.out, re.MULTILINE)
+        assert all(len(line) <= 80 for line in text.out.splitlines())
+
+    def test_other_databases_and_other_programs_are_not_counted(self, counted: str, run: Callable[..., Result]) -> None:
+        with psycopg.connect(counted, autocommit=True) as connection:
+            connection.execute("SELECT pg_stat_statements_reset()")
+            connection.execute("SELECT count(*) FROM goqueue.jobs")
+        with psycopg.connect(counted, dbname="template1") as connection:
+            connection.execute("SELECT /* goqueue:get_job */ 1")
+        result = run("--times", url=counted)
+        assert "counted no query of goqueue" in result.err
+        assert result.out == ""
+
+    def test_psql_takes_the_printed_query_and_the_file(self, counted: str, run: Callable[..., Result]) -> None:
+        with PostgresStorage.open(counted) as store:
+            store.ping()
+        assert re.search(
+            r"^ping\|\d+\|", psql(counted, run("statement_times").out + "EXECUTE statement_times;"), re.MULTILINE
+        )
+
+    def test_without_the_extension_it_says_what_to_do(self, goqueue_database: str, run: Callable[..., Result]) -> None:
+        result = run("--times", url=goqueue_database)
+        assert (result.code, result.out) == (1, "")
+        assert "CREATE EXTENSION pg_stat_statements" in result.err
+
+    def test_with_the_extension_but_not_loaded_it_says_what_to_do(
+        self, goqueue_database: str, goqueue_connection: psycopg.Connection, run: Callable[..., Result]
+    ) -> None:
+        loaded = goqueue_connection.execute("SELECT current_setting('shared_preload_libraries')").fetchone()
+        assert loaded is not None
+        if "pg_stat_statements" in loaded[0]:
+            pytest.skip("a server that has it loaded")
+        goqueue_connection.execute("CREATE EXTENSION pg_stat_statements")
+        result = run("--times", url=goqueue_database)
+        assert result.code == 1
+        assert "shared_preload_libraries" in result.err
+
+
+def test_the_result_columns_are_those_that_the_server_describes(counted: str) -> None:
+    with psycopg.connect(counted, autocommit=True) as connection:
+        described = describe_columns(connection, NOTES.values())
+    assert {name: [tuple(column) for column in columns] for name, columns in COLUMNS.items()} == described, (
+        "sql/columns.json is stale: make catalogue"
+    )

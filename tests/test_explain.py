@@ -1,0 +1,358 @@
+"""`goqueue explain`: its database and what it is filled with, what plans say and flag, and that nothing stays."""
+
+import json
+import os
+import re
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from goqueue import cli
+from goqueue.catalogue import QueryNote, overlaid_notes, read_notes
+from goqueue.explain import (
+    SCENARIOS,
+    Explainer,
+    ExplainError,
+    example_values,
+    explain_query,
+    explainable,
+    scratch_database,
+    seed,
+)
+from goqueue.pytest_plugin import DatabaseServer
+from goqueue.queries import shipped_folder
+from goqueue.sqlfiles import APART
+
+NOTES = overlaid_notes()
+ROWS = 2000
+BIG = 20_000  # enough for a table read whole to be a failure
+ENVIRON = {name: value for name, value in os.environ.items() if not name.startswith(("GOQUEUE_", "PG"))}
+
+
+def note(name: str, **changes: Any) -> dict[str, QueryNote]:
+    """The shipped notes with another text for one query."""
+    return {**NOTES, name: msgspec.structs.replace(NOTES[name], **changes)}
+
+
+def statuses(connection: psycopg.Connection[Any]) -> dict[str, int]:
+    return dict(connection.execute("SELECT status::text, count(*) FROM goqueue.jobs GROUP BY status").fetchall())
+
+
+class TestTheSeed:
+    @pytest.mark.parametrize("scenario", SCENARIOS)
+    def test_it_adds_as_many_jobs_as_asked_for(
+        self, goqueue_connection: psycopg.Connection[Any], scenario: str
+    ) -> None:
+        told: list[float] = []
+        seed(goqueue_connection, ROWS, scenario, lambda _text, done: told.append(done))
+        assert sum(statuses(goqueue_connection).values()) == ROWS
+        assert told == sorted(told)
+        assert told[-1] == 1.0
+
+    def test_scenarios_differ_as_they_say(self, goqueue_connection: psycopg.Connection[Any]) -> None:
+        def of(scenario: str, condition: str) -> int:
+            goqueue_connection.execute("TRUNCATE goqueue.jobs, goqueue.job_failures")
+            seed(goqueue_connection, ROWS, scenario)
+            row = goqueue_connection.execute(f"SELECT count(*) FROM goqueue.jobs WHERE {condition}").fetchone()
+            assert row is not None
+            return int(row[0])
+
+        assert of("finished", "status IN ('completed', 'dead', 'cancelled')") > 0.9 * ROWS
+        assert of("backlog", "status = 'pending' AND scheduled_at < now()") > 0.8 * ROWS
+        assert of("scheduled", "status = 'pending' AND scheduled_at > now() AND priority < 0") > 0.8 * ROWS
+        assert of("mixed", "queue = 'queue_00'") > 0.3 * ROWS
+        assert of("queues", "queue = 'queue_00'") < 0.3 * ROWS
+
+    def test_every_index_is_there_afterwards(self, goqueue_connection: psycopg.Connection[Any]) -> None:
+        def indexes() -> list[Any]:
+            return goqueue_connection.execute(
+                "SELECT pg_get_indexdef(indexrelid), indisprimary, indisvalid FROM pg_index "
+                "WHERE indrelid = 'goqueue.jobs'::regclass ORDER BY 1"
+            ).fetchall()
+
+        before = indexes()
+        seed(goqueue_connection, ROWS, "mixed")
+        assert indexes() == before
+        assert len(before) >= 5
+
+    def test_it_refuses_a_table_that_has_jobs(self, goqueue_connection: psycopg.Connection[Any]) -> None:
+        goqueue_connection.execute("INSERT INTO goqueue.jobs (job_type) VALUES ('of mine')")
+        with pytest.raises(ExplainError, match="has rows"):
+            seed(goqueue_connection, ROWS, "mixed")
+        assert statuses(goqueue_connection) == {"pending": 1}
+        assert goqueue_connection.execute(
+            "SELECT relpersistence FROM pg_class WHERE oid = 'goqueue.jobs'::regclass"
+        ).fetchone() == ("p",)
+
+
+class TestPlans:
+    @pytest.fixture
+    def seeded(self, goqueue_connection: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
+        seed(goqueue_connection, ROWS, "mixed")
+        return goqueue_connection
+
+    @pytest.fixture
+    def big(self, goqueue_connection: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
+        seed(goqueue_connection, BIG, "mixed")
+        return goqueue_connection
+
+    def test_every_query_finds_something_with_the_example_values_and_changes_nothing(
+        self, seeded: psycopg.Connection[Any]
+    ) -> None:
+        fingerprint = "SELECT md5(string_agg(j::text, '' ORDER BY id)) FROM goqueue.jobs AS j"
+        before = seeded.execute(fingerprint).fetchone()
+        examples, explainer = example_values(seeded), Explainer(seeded, NOTES)
+        for name in explainable(NOTES):
+            explained = explain_query(explainer, name, {}, examples)
+            assert [plan.mode for plan in explained.plans] == ["custom", "generic"]
+            for plan in explained.plans:
+                assert plan.rows_returned > 0, name
+                assert min(plan.execution_ms, plan.instrumented_ms) > 0
+                assert plan.rows_read == 0 or plan.pages_hit + plan.pages_read > 0
+            assert not explained.has_failed, name
+        assert seeded.execute(fingerprint).fetchone() == before
+
+    def test_every_query_that_reads_jobs_is_explained(self) -> None:
+        left_out = {name for name in NOTES if NOTES[name].file not in APART} - set(explainable(NOTES))
+        assert left_out == {"listen", "announce_listener", "get_session"}
+
+    def test_a_value_of_ones_own_goes_before_the_example(self, seeded: psycopg.Connection[Any]) -> None:
+        examples, explainer = example_values(seeded), Explainer(seeded, NOTES)
+        given = {"statuses": "{dead}", "queues": None, "page_limit": "3", "of another query": "1"}
+        explained = explain_query(explainer, "list_jobs", given, examples)
+        assert explained.parameters["statuses"] == "{dead}"
+        assert explained.parameters["queues"] is None
+        assert "of another query" not in explained.parameters
+        assert [plan.rows_returned for plan in explained.plans] == [3, 3]
+        assert explained.plans[0].rows_read_per_row == explained.plans[0].rows_read / 3
+
+    def test_without_a_row_there_is_no_ratio(self, seeded: psycopg.Connection[Any]) -> None:
+        given = {"id": "00000000-0000-0000-0000-000000000000"}
+        explained = explain_query(Explainer(seeded, NOTES), "get_job", given, {})
+        assert [plan.rows_read_per_row for plan in explained.plans] == [None, None]
+
+    def test_a_value_or_a_query_that_the_server_refuses_is_an_error_with_its_words(
+        self, seeded: psycopg.Connection[Any]
+    ) -> None:
+        with pytest.raises(ExplainError, match="get_job can't be explained: invalid input syntax for type uuid"):
+            explain_query(Explainer(seeded, NOTES), "get_job", {"id": "none"}, {})
+        doctored = note("get_job", body="SELECT FROM goqueue.jobz WHERE id = :id::uuid;")
+        with pytest.raises(ExplainError, match="jobz"):
+            explain_query(Explainer(seeded, doctored), "get_job", {}, {})
+
+    def kinds(self, connection: psycopg.Connection[Any], notes: dict[str, QueryNote], name: str) -> dict[str, bool]:
+        connection.execute("DEALLOCATE ALL")
+        explained = explain_query(Explainer(connection, notes), name, {}, example_values(connection))
+        return {flag.kind: flag.is_failure for flag in explained.plans[1].flags}
+
+    def test_a_table_read_whole_is_a_failure_if_it_is_no_small_one(self, big: psycopg.Connection[Any]) -> None:
+        body = "SELECT id, status FROM goqueue.jobs WHERE id::text = :id::text;"
+        assert self.kinds(big, note("get_job", body=body), "get_job") == {"seq scan": True}
+        body = "SELECT job_id FROM goqueue.job_failures WHERE job_id::text = :id::text;"
+        assert self.kinds(big, note("get_job", body=body), "get_job") == {"seq scan": False}
+
+    def test_a_big_sort_and_one_that_spills_are_flagged(self, big: psycopg.Connection[Any]) -> None:
+        big.execute("SET work_mem = '64kB'")
+        doctored = note("queue_stats", body="SELECT id FROM goqueue.jobs ORDER BY md5(id::text);")
+        assert set(self.kinds(big, doctored, "queue_stats")) >= {"sort", "spill"}
+        big.execute("SET work_mem = '64MB'")
+        assert "sort" in self.kinds(big, doctored, "queue_stats")
+        assert "spill" not in self.kinds(big, doctored, "queue_stats")
+
+    def test_an_estimate_far_off_is_flagged_where_it_goes_wrong(self, big: psycopg.Connection[Any]) -> None:
+        # Of a comparison with a function's result the server knows nothing, and takes one row in 200 for it.
+        body = (
+            "SELECT count(*) FROM (SELECT queue FROM goqueue.jobs WHERE md5(queue) || md5(job_type) = "
+            "md5(queue) || md5(job_type) OFFSET 0) AS j WHERE length(queue) * 2 = length(queue) + length(queue);"
+        )
+        assert self.kinds(big, note("queue_stats", body=body), "queue_stats")["estimate"] is False
+
+    def test_what_a_limit_cuts_short_is_no_wrong_estimate(self, big: psycopg.Connection[Any]) -> None:
+        body = "SELECT id FROM (SELECT id FROM goqueue.jobs ORDER BY id OFFSET 0) AS j LIMIT 1;"
+        assert "estimate" not in self.kinds(big, note("queue_stats", body=body, index="jobs_pkey"), "queue_stats")
+
+    def test_an_index_that_the_comment_does_not_name_is_flagged(self, seeded: psycopg.Connection[Any]) -> None:
+        assert self.kinds(seeded, NOTES, "get_job") == {}
+        assert self.kinds(seeded, note("get_job", index="none"), "get_job") == {"index": False}
+
+    def test_a_compiled_plan_is_flagged(self, seeded: psycopg.Connection[Any]) -> None:
+        if seeded.execute("SELECT pg_jit_available()").fetchone() != (True,):
+            pytest.skip("a server without jit")
+        seeded.execute("SET jit_above_cost = 0")
+        assert "jit" in self.kinds(seeded, NOTES, "get_job")
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Result]:
+    monkeypatch.chdir(tmp_path)
+    for name in os.environ:
+        if name.startswith(("GOQUEUE_", "PG")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("COLUMNS", "120")
+
+    def call(*arguments: str, url: str = "") -> Result:
+        monkeypatch.setattr(sys, "argv", ["goqueue", "explain", *arguments])
+        monkeypatch.setenv("GOQUEUE_DATABASE_URL", url)
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        return Result(int(ended.value.code or 0), captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture
+def role(goqueue_server: DatabaseServer, goqueue_database: str) -> Iterator[str]:
+    """The URL of the test's database for a role of its own that may make databases: so its databases can be told."""
+    name = f"goqueue_explainer_{secrets.token_hex(6)}"
+    with psycopg.connect(goqueue_server.url, autocommit=True) as connection:
+        connection.execute(f"CREATE ROLE {name} LOGIN CREATEDB PASSWORD '{name}'")
+        yield make_conninfo(goqueue_database, user=name, password=name)
+        connection.execute(f"DROP ROLE {name}")
+
+
+def databases_of(server: DatabaseServer, role: str) -> list[str]:
+    with psycopg.connect(server.url, autocommit=True) as connection:
+        user = psycopg.conninfo.conninfo_to_dict(role)["user"]
+        found = connection.execute("SELECT datname FROM pg_database WHERE datdba = %s::regrole", [user]).fetchall()
+    return [name for (name,) in found]
+
+
+class TestTheCommand:
+    def test_it_explains_in_a_database_of_its_own_and_drops_it(
+        self, run: Callable[..., Result], role: str, goqueue_server: DatabaseServer
+    ) -> None:
+        result = run("list_jobs", "--rows", str(ROWS), "--param", "statuses={dead}", "--json", url=role)
+        assert (result.code, result.err) == (0, "")
+        said = json.loads(result.out)
+        assert (said["rows"], said["scenario"]) == (ROWS, "mixed")
+        [query] = said["queries"]
+        assert query["parameters"]["statuses"] == "{dead}"
+        assert [plan["mode"] for plan in query["plans"]] == ["custom", "generic"]
+        assert query["plans"][0]["plan"]["Plan"]["Node Type"]
+        assert databases_of(goqueue_server, role) == []
+
+    def test_the_text_shows_figures_and_the_plan(self, run: Callable[..., Result], role: str) -> None:
+        result = run("get_job", "--rows", str(ROWS), "--scenario", "backlog", url=role)
+        assert (result.code, result.err) == (0, "")
+        assert f"get_job on {ROWS:,} jobs (backlog), PostgreSQL" in result.out
+        for wanted in (r"execution ms +\d", r"rows read +1 +1", r"Index Scan jobs jobs_pkey +rows 1 → 1", "no flags"):
+            assert re.search(wanted, result.out), wanted
+        assert "\x1b" not in result.out
+
+    def test_all_queries_have_a_line(self, run: Callable[..., Result], role: str) -> None:
+        result = run("--all", "--rows", str(ROWS), url=role)
+        assert result.code == 0
+        assert {line.split()[0] for line in result.out.splitlines() if line} >= set(explainable(NOTES))
+
+    def test_a_changed_query_that_reads_the_whole_table_ends_with_3(
+        self, run: Callable[..., Result], role: str, tmp_path: Path
+    ) -> None:
+        text = (shipped_folder("sql") / "jobs.sql").read_text("utf-8")
+        [get_job] = re.findall(r"^-- name: get_job\(id\).*?;\n", text, re.DOTALL | re.MULTILINE)
+        (tmp_path / "mine.sql").write_text(get_job.replace("j.id = :id::uuid", "j.id::text = :id::text"))
+        result = run("get_job", "--rows", str(BIG), "--sql-dir", str(tmp_path), url=role)
+        assert result.code == 3
+        assert "seq scan: jobs is read whole: 20,000 rows read" in result.out
+        assert "a table is read whole by get_job" in result.err
+
+    def test_without_the_right_to_make_databases_an_embedded_server_serves(
+        self, run: Callable[..., Result], role: str, goqueue_server: DatabaseServer
+    ) -> None:
+        with psycopg.connect(goqueue_server.url, autocommit=True) as connection:
+            connection.execute(f"ALTER ROLE {psycopg.conninfo.conninfo_to_dict(role)['user']} NOCREATEDB")
+        result = run("get_job", "--rows", "1000", url=role)
+        assert result.code == 0
+        assert "CREATEDB" in result.err
+        assert "get_job on 1,000 jobs" in result.out
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (["get_jib"], "'get_jib' is none of create_job"),
+            (["listen"], "'listen' is none of"),
+            ([], "name a query, or give --all"),
+            (["get_job", "--all"], "name a query, or give --all"),
+            (["get_job", "--param", "di=1"], "one of id"),
+            (["get_job", "--param", "id"], "NAME=VALUE"),
+            (["get_job", "--scenario", "quiet"], "'quiet' is none of mixed"),
+            (["get_job", "--rows", "0"], "greater than or equal to 1000"),
+            (["get_job", "--sql-dir", "nowhere"], "has no SQL files"),
+        ],
+    )
+    def test_a_call_that_makes_no_sense_ends_with_2(
+        self, run: Callable[..., Result], arguments: list[str], said: str
+    ) -> None:
+        result = run(*arguments, url="postgresql://nowhere.invalid/")
+        assert result.code == 2
+        assert said in " ".join(result.err.replace("│", " ").split())
+
+    def test_a_server_that_is_away_ends_with_1(self, run: Callable[..., Result], tmp_path: Path) -> None:
+        result = run("get_job", url=f"postgresql:///nowhere?host={tmp_path}")
+        assert result.code == 1
+        assert "Traceback" not in result.err
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_interrupted_it_leaves_no_database(
+        self, number: signal.Signals, role: str, goqueue_server: DatabaseServer, tmp_path: Path
+    ) -> None:
+        program = (
+            "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+            "from goqueue.cli import main; main()"
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, "explain", "get_job", "--rows", "50000000"],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path,
+            env=ENVIRON | {"GOQUEUE_DATABASE_URL": role},
+        )  # fmt: skip
+        try:
+            with psycopg.connect(goqueue_server.url, autocommit=True) as connection:
+                deadline = time.monotonic() + 60
+                while not connection.execute(
+                    "SELECT FROM pg_stat_activity AS a JOIN pg_database AS d ON a.datid = d.oid "
+                    "WHERE d.datdba = %s::regrole AND a.query LIKE '%%goqueue:seed_jobs */%%'",
+                    [psycopg.conninfo.conninfo_to_dict(role)["user"]],
+                ).rowcount:
+                    assert process.poll() is None, process.stdout and process.stdout.read()
+                    assert time.monotonic() < deadline
+                    time.sleep(0.05)
+            process.send_signal(number)
+            said, _ = process.communicate(timeout=30)
+        finally:
+            process.kill()
+        assert process.returncode not in (0, -number)
+        assert "Traceback" not in said
+        assert databases_of(goqueue_server, role) == []
+
+
+def test_a_failure_inside_leaves_no_database(goqueue_server: DatabaseServer, role: str) -> None:
+    with pytest.raises(ZeroDivisionError), scratch_database(role, ROWS) as connection:  # noqa: PT012
+        assert connection.info.dbname in databases_of(goqueue_server, role)
+        raise ZeroDivisionError
+    assert databases_of(goqueue_server, role) == []
+
+
+def test_overlaid_notes_take_only_what_the_folder_has(tmp_path: Path) -> None:
+    (tmp_path / "a.sql").write_text(
+        "-- name: get_job(id)^\n-- Mine.\n-- Returns: a.\n-- Index: b.\n-- Locks: none.\nSELECT :id::uuid;\n"
+    )
+    notes = overlaid_notes(tmp_path)
+    assert set(notes) == {each.name for each in read_notes()}
+    assert notes["get_job"].statement == "SELECT /* goqueue:get_job */ $1::uuid"
+    assert notes["get_jobs"] == NOTES["get_jobs"]
