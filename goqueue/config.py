@@ -35,6 +35,7 @@ __all__ = [
     "format_duration",
     "load_config",
     "load_settings",
+    "parse_duration",
     "redact",
     "settings_of",
 ]
@@ -115,8 +116,7 @@ def _duration(description: str, *, least: timedelta = timedelta(milliseconds=1),
 
     def read(env: _Values, key: str) -> object:
         raw = env.given[key]
-        # environs takes a bare number for seconds; whoever writes 5 may have meant milliseconds.
-        if isinstance(raw, str) and raw != "0" and not raw.strip().endswith(("d", "h", "m", "s")):
+        if isinstance(raw, str) and raw != "0" and not _has_unit(raw):
             raise ValidationError("no unit")
         return env.timedelta(key, validate=check)
 
@@ -174,6 +174,21 @@ def _conninfo(description: str) -> Rule:
 def _storable(text: str) -> bool:
     """Whether PostgreSQL can take the text: no NUL, and no bytes of the environment that weren't UTF-8."""
     return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _has_unit(text: str) -> bool:
+    # environs takes a bare number for seconds; whoever writes 5 may have meant milliseconds.
+    return text.strip().endswith(("d", "h", "m", "s"))
+
+
+def parse_duration(text: str) -> timedelta:
+    """Return the timedelta (zero or more) that is written as in the settings, such as `1h30m`. Raises ValueError."""
+    try:
+        if _has_unit(text) and (value := _Values({"": text}).timedelta("")) >= timedelta(0):
+            return value
+    except (ValueError, OverflowError):
+        pass  # our own words say more than the parser's
+    raise ValueError(f"{text!r} is no duration with its unit, such as 500ms, 30s, 5m, 1h30m or 30d")
 
 
 def format_duration(value: timedelta) -> str:

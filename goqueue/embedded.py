@@ -31,7 +31,7 @@ START_SECONDS = 60.0
 STOP_SECONDS = 20.0
 """How long a fast shutdown may take before an immediate one."""
 
-_MAX_SOCKET_PATH = 103  # bytes; Linux has room for 107, macOS for 103
+MAX_SOCKET_PATH = 103  # bytes; Linux has room for 107, macOS for 103
 
 # Waits for the parent's word; when the parent ended without one, however it ended, stops what may still run and removes
 # the temporary folder. A process of its own, because nothing inside the parent runs after SIGTERM or SIGKILL.
@@ -131,6 +131,11 @@ class EmbeddedServer:
             guard.communicate(b"done\n")
             self._guard = None
         atexit.unregister(self.stop)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the server has been started and has not ended."""
+        return self._process is not None and self._process.poll() is None
 
     def url(self, database: str = "postgres") -> str:
         """A postgresql:// URL of ``database`` over the unix socket, for the superuser ``postgres``."""
@@ -244,7 +249,7 @@ def _make_base(identity: dict[str, Any], *, in_memory: bool) -> Path:
         if identity:
             os.chown(base, -1, identity["group"])
             base.chmod(0o710)
-        if len(os.fsencode(base / "socket" / ".s.PGSQL.65535")) <= _MAX_SOCKET_PATH and _may_enter(base, identity):
+        if len(os.fsencode(base / "socket" / ".s.PGSQL.65535")) <= MAX_SOCKET_PATH and _may_enter(base, identity):
             return base
         base.rmdir()
     raise EmbeddedServerError("no temporary folder is usable: set TMPDIR to a short path that everyone may enter")

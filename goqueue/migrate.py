@@ -5,12 +5,15 @@ pgmigrate runs as a process of its own. The SQL here is limited to its table, sc
 
 import hashlib
 import importlib.util
+import json
 import os
 import re
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 import yaml
@@ -48,26 +51,80 @@ def migrations_hash(base_dir: Path | None = None) -> str:
     return digest.hexdigest()
 
 
-def migrate(conninfo: str = "", *, target: int | None = None, base_dir: Path | None = None) -> None:
+class Migration(NamedTuple):
+    """One version of the schema. ``applied_at`` is the server's local time, as pgmigrate keeps it; None: pending."""
+
+    version: int
+    name: str
+    applied_at: str | None
+    applied_by: str | None
+
+    @property
+    def pending(self) -> bool:
+        return self.applied_at is None
+
+
+def list_migrations(conninfo: str = "", *, base_dir: Path | None = None) -> list[Migration]:
+    """Every version that is applied or pending, the lowest first: what ``pgmigrate info`` says. Raises MigrationError.
+
+    Nothing is changed. ``conninfo`` is as for ``migrate``.
+    """
+    known = json.loads(_pgmigrate("info", conninfo, base_dir))
+    return [
+        Migration(one["version"], one["description"], one["installed_on"], one["installed_by"])
+        for one in known.values()
+    ]
+
+
+def migrate(
+    conninfo: str = "",
+    *,
+    target: int | None = None,
+    base_dir: Path | None = None,
+    dry_run: bool = False,
+    on_version: Callable[[int], None] | None = None,
+) -> None:
     """Apply what is pending, up to version ``target`` (None: all of it). Raises MigrationError.
 
     ``conninfo`` is a libpq connection string or URL; what it leaves out comes from the PG* environment variables, as in
     libpq. Runs at the same time wait for each other. Options without an environment variable can't be handed on:
     keepalives, tcp_user_timeout and fallback_application_name are left out, others (sslpassword) are refused.
+    ``dry_run`` applies and then rolls back. ``on_version`` is told each version when its turn comes.
     """
+    options = ["-t", str(target)] if target is not None else []
+    _pgmigrate("migrate", conninfo, base_dir, *options, *(["--dryrun"] if dry_run else []), on_version=on_version)
+
+
+def _pgmigrate(
+    operation: str,
+    conninfo: str,
+    base_dir: Path | None,
+    *options: str,
+    on_version: Callable[[int], None] | None = None,
+) -> str:
+    """Run pgmigrate, and return what it prints."""
     base = Path(base_dir or migrations_dir())
     if importlib.util.find_spec("pgmigrate") is None:
         raise MigrationError("pgmigrate is not installed: pip install 'goqueue[migrate]'")
-    # -P keeps a stray pgmigrate.py or yaml.py of the working folder out.
-    command = [sys.executable, "-P", "-m", "pgmigrate", "migrate", "-d", str(base)]
-    if target is not None:
-        command += ["-t", str(target)]
-    run = subprocess.run(
-        command, env=_environment(conninfo), stdin=subprocess.DEVNULL,
-        capture_output=True, check=False, encoding="utf-8", errors="replace",
-    )  # fmt: skip
-    if run.returncode != 0:
-        raise MigrationError(_readable(run.stderr, run.returncode))
+    # -P keeps a stray pgmigrate.py or yaml.py of the working folder out; -vv says which version's turn it is.
+    command = [sys.executable, "-P", "-m", "pgmigrate", operation, "-vv", "-d", str(base), *options]
+    errors = []
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8") as output,
+        subprocess.Popen(
+            command, env=_environment(conninfo), stdin=subprocess.DEVNULL,
+            stdout=output, stderr=subprocess.PIPE, encoding="utf-8", errors="replace",
+        ) as process,
+    ):  # fmt: skip
+        for line in process.stderr or ():
+            if " INFO " not in line:
+                errors.append(line)
+            elif on_version and (found := re.search(r"INFO +: Migrating to version (\d+)$", line)):
+                on_version(int(found[1]))
+        if process.wait() != 0:
+            raise MigrationError(_readable("".join(errors), process.returncode))
+        output.seek(0)
+        return output.read()
 
 
 def undo(conninfo: str = "", *, to: int, base_dir: Path | None = None) -> list[int]:

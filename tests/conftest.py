@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -10,6 +11,7 @@ from hypothesis import HealthCheck, settings
 
 from goqueue import PostgresStorage, Storage
 from tests import pgbouncer
+from tests.commands import Commands
 
 pytest_plugins = ["goqueue.pytest_plugin", "pytester"]
 
@@ -41,3 +43,19 @@ def store(request: pytest.FixtureRequest, goqueue_database: str) -> Iterator[Sto
     else:
         with psycopg.connect(goqueue_database, autocommit=True) as connection:
             yield PostgresStorage.bound_to(connection)
+
+
+@pytest.fixture
+def commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Commands:
+    """The `goqueue` command in an empty folder, without settings."""
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("GOQUEUE_") and "_TEST_" not in name]:
+        monkeypatch.delenv(name)
+    return Commands(capsys, monkeypatch)
+
+
+@pytest.fixture
+def goqueue(commands: Commands, goqueue_database: str, monkeypatch: pytest.MonkeyPatch) -> Commands:
+    """The `goqueue` command on this test's database."""
+    monkeypatch.setenv("GOQUEUE_DATABASE_URL", goqueue_database)
+    return commands

@@ -9,7 +9,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from environs import Env
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.pretty import pretty_repr
@@ -25,6 +24,7 @@ from goqueue.config import (
     format_duration,
     load_config,
     load_settings,
+    parse_duration,
     redact,
     settings_of,
 )
@@ -622,11 +622,13 @@ def test_redact_stays_fast_on_hostile_text() -> None:
 
 @given(st.timedeltas(min_value=timedelta(0), max_value=timedelta(days=999)))
 def test_a_formatted_duration_reads_back_as_itself(value: timedelta) -> None:
-    class Given(Env):
-        def _get_value(self, env_key: str, default: object) -> str:
-            return format_duration(value)
+    assert parse_duration(format_duration(value)) == value
 
-    assert Given().timedelta("X") == value
+
+@pytest.mark.parametrize("text", ["", "5", "0", "s", "five minutes", "-5m", "1.5h", "5m3", "5x", f"{10**20}d"])
+def test_what_is_no_duration_with_its_unit_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is no duration with its unit"):
+        parse_duration(text)
 
 
 @given(st.timedeltas(min_value=timedelta(milliseconds=1), max_value=timedelta(days=24)))

@@ -4,7 +4,7 @@ import importlib.util
 import os
 import secrets
 import shutil
-import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +15,7 @@ import pytest
 from psycopg import sql
 
 from goqueue import migrate as runner
-from goqueue.migrate import MigrationError, migrate, migrations_dir, migrations_hash, undo
+from goqueue.migrate import MigrationError, list_migrations, migrate, migrations_dir, migrations_hash, undo
 from goqueue.pytest_plugin import DatabaseServer, DatabaseUrl, _database_url
 
 pytestmark = pytest.mark.timeout(120)
@@ -122,21 +122,41 @@ def test_what_is_given_goes_before_a_service(
         migrate("service=there dbname=x", base_dir=base)
 
 
-def test_the_connection_is_not_on_the_command_line(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: dict[str, Any] = {}
-
-    def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
-        seen.update(options, command=command)
-        return subprocess.CompletedProcess(command, 0, "", "")
-
-    monkeypatch.setattr(subprocess, "run", run)
+def test_the_connection_is_not_on_the_command_line(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nenv > "{tmp_path}/environment"\necho "$@" > "{tmp_path}/command"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
     migrate("postgresql://ann:s3cr%40t@example.org:77/jobs?sslmode=require&keepalives_idle=9", base_dir=base)
-    given = {name: value for name, value in seen["env"].items() if name.startswith("PG") and name not in os.environ}
+    seen = dict(line.split("=", 1) for line in (tmp_path / "environment").read_text().splitlines() if "=" in line)
+    given = {name: value for name, value in seen.items() if name.startswith("PG") and name not in os.environ}
     assert given == {
         "PGUSER": "ann", "PGPASSWORD": "s3cr@t", "PGHOST": "example.org", "PGPORT": "77",
         "PGDATABASE": "jobs", "PGSSLMODE": "require",
     }  # fmt: skip
-    assert not any(word in " ".join(seen["command"]) for word in ("ann", "s3cr", "example"))
+    command = (tmp_path / "command").read_text()
+    assert "pgmigrate migrate" in command
+    assert not any(word in command for word in ("ann", "s3cr", "example"))
+
+
+def test_each_version_is_told_when_its_turn_comes_and_a_dry_run_leaves_nothing(database: str, base: Path) -> None:
+    told: list[int] = []
+    migrate(database, base_dir=base, dry_run=True, on_version=told.append)
+    assert told == [1, 2, 3]
+    assert ask(database, "SELECT to_regnamespace('goqueue')") == [None]
+    migrate(database, target=1, base_dir=base, on_version=told.append)
+    assert told == [1, 2, 3, 1]
+
+
+def test_the_list_shows_what_is_applied_and_what_is_pending(database: str, base: Path) -> None:
+    assert [(one.version, one.name, one.pending) for one in list_migrations(database, base_dir=base)] == [
+        (1, "t", True), (2, "t", True), (3, "t", True),
+    ]  # fmt: skip
+    migrate(database, target=2, base_dir=base)
+    listed = list_migrations(database, base_dir=base)
+    assert [one.pending for one in listed] == [False, False, True]
+    assert listed[0].applied_by == psycopg.conninfo.conninfo_to_dict(database).get("user", "postgres")
+    assert listed[2][2:] == (None, None)
 
 
 @pytest.mark.parametrize("option", ["sslpassword=x", "oauth_issuer=x"])

@@ -1,5 +1,7 @@
 """The `goqueue` command. Imports the modules of its commands; nothing imports it."""
 
+import logging
+import os
 import sys
 from importlib.metadata import version
 from typing import Annotated
@@ -9,8 +11,11 @@ import typer
 from goqueue.cli.check import check
 from goqueue.cli.common import EXIT_CODES, CheckFailedError, error_console
 from goqueue.cli.config import show_config
+from goqueue.cli.jobs import jobs
 from goqueue.cli.queries import show_plans, show_queries
+from goqueue.cli.server import db, run_migrations
 from goqueue.cli.sql import sql_app
+from goqueue.cli.stats import show_stats
 from goqueue.errors import ConfigError, GoQueueError, InvalidJobError
 
 __all__ = ["app", "main"]
@@ -41,6 +46,10 @@ def _goqueue(
 
 
 app.command("config", epilog=EXIT_CODES)(show_config)
+app.add_typer(jobs, name="jobs")
+app.command("stats", epilog=EXIT_CODES)(show_stats)
+app.command("migrate", epilog=EXIT_CODES)(run_migrations)
+app.add_typer(db, name="db")
 app.command("queries", epilog=EXIT_CODES)(show_queries)
 app.command("explain", epilog=EXIT_CODES)(show_plans)
 app.command("check", epilog=EXIT_CODES)(check)
@@ -49,8 +58,16 @@ app.add_typer(sql_app, name="sql")
 
 def main() -> None:
     """Run the command; the entry point of `goqueue` on the shell. The one place where errors become exit statuses."""
+    # What the driver warns of, the error says; its lines would break into a live table.
+    logging.getLogger("psycopg").addHandler(logging.NullHandler())
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # at the interpreter's end it is too late to be quiet about `| head`
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (ConfigError, InvalidJobError) as error:
         _end(error, 2)
     except CheckFailedError as error:

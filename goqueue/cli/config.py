@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from goqueue.cli.common import AsJson, ConfigFile, console, print_json
+from goqueue.cli.common import AsJson, ConfigFile, console, print_json, printable
 from goqueue.config import EffectiveSetting, load_settings
 
 
@@ -46,4 +46,4 @@ def _table(settings: tuple[EffectiveSetting, ...]) -> Table:
 
 def _shown(value: int | str | list[str] | None) -> str:
     text = "none" if value is None else ", ".join(value) if isinstance(value, list) else str(value)
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text) or "(empty)"
+    return printable(text) or "(empty)"

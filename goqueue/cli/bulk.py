@@ -1,0 +1,71 @@
+"""`goqueue jobs create --from`: many jobs out of JSON lines. Imports goqueue.models, and goqueue.cli.common."""
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+import typer
+
+from goqueue.cli.common import counted, note, open_store, print_json, progress
+from goqueue.errors import GoQueueError, InvalidJobError, StorageUnavailableError
+from goqueue.models import NewJob
+
+
+class _Lines:
+    """The jobs in a file of JSON lines, and how far they have been read and added."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream = stream
+        self.read = self.bytes_read = self.added = 0
+        self._waiting: deque[int] = deque()
+
+    def __iter__(self) -> Iterator[NewJob]:
+        decode = msgspec.json.Decoder(NewJob).decode
+        for line in self.stream:
+            self.read += 1
+            self.bytes_read += len(line)
+            if line.strip():
+                try:
+                    job = decode(line)
+                except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+                    raise InvalidJobError(str(error)) from None
+                self._waiting.append(self.read)
+                yield job
+
+    def settle(self, count: int) -> None:
+        """The next ``count`` jobs have been added."""
+        for _ in range(count):
+            self.added = self._waiting.popleft()
+
+    def state(self, *, known: bool) -> str:
+        """Which lines have been added, and how to go on."""
+        done = f"lines 1 to {self.added:,} are added" if self.added else "no line is added"
+        if not known:
+            return f"{done}; it is not known whether the lines up to {self.read:,} are: look before you go on"
+        return f"{done}, and none after; `tail -n +{self.added + 1}` gives the rest"
+
+
+def create_from(stream: BinaryIO, file: Path | None, *, as_json: bool) -> None:
+    """Add the jobs in the stream, and print how many. ``file``: the configuration."""
+    created = existing = 0
+    size = os.fstat(stream.fileno()).st_size  # 0 for a pipe
+    lines = _Lines(stream)
+    with open_store(file) as store, progress(size or None) as advance:
+        try:
+            for batch in store.create_jobs_in_batches(lines):
+                lines.settle(len(batch))
+                new = sum(added for _, added in batch)
+                created, existing = created + new, existing + len(batch) - new
+                advance(lines.bytes_read, counted(created + existing))
+        except (GoQueueError, KeyboardInterrupt) as error:
+            note(lines.state(known=not isinstance(error, (StorageUnavailableError, KeyboardInterrupt))))
+            if isinstance(error, InvalidJobError) and error.__cause__ is None:  # not the server's: the last line read
+                raise InvalidJobError(f"line {lines.read}: {error}") from None
+            raise
+    if as_json:
+        print_json({"created": created, "existing": existing})
+    else:
+        typer.echo(f"{counted(created)} added" + (f", {existing:,} had a key that is taken" if existing else ""))

@@ -1,0 +1,507 @@
+"""`goqueue jobs`: the operator's hand on jobs. Imports goqueue.models, and the store by way of goqueue.cli.common."""
+
+import functools
+import inspect
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+from uuid import UUID
+
+import msgspec
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from goqueue.cli.bulk import create_from
+from goqueue.cli.common import (
+    EXIT_CODES,
+    AsJson,
+    ConfigFile,
+    Yes,
+    aware_time,
+    confirm,
+    console,
+    counted,
+    duration,
+    error_console,
+    in_words,
+    note,
+    open_store,
+    print_json,
+    printable,
+    progress,
+)
+from goqueue.errors import GoQueueError, JobNotFoundError
+from goqueue.models import MAX_PAGE, Failure, Job, JobFilter, JobStatus, JobUpdate, NewJob, Page
+from goqueue.postgres import PostgresStorage
+
+jobs = typer.Typer(help="List, add, change and remove jobs.", no_args_is_help=True)
+
+_FINISHED = (JobStatus.COMPLETED, JobStatus.DEAD, JobStatus.CANCELLED)
+_COLOURS = {"running": "cyan", "completed": "green", "dead": "red", "cancelled": "dim"}
+
+Statuses = Annotated[list[JobStatus] | None, typer.Option("--status", help="Jobs of this status; repeatable.")]
+Queues = Annotated[list[str] | None, typer.Option("--queue", help="Jobs of this queue; repeatable.")]
+Types = Annotated[list[str] | None, typer.Option("--type", help="Jobs of this type; repeatable.")]
+Ids = Annotated[list[UUID] | None, typer.Argument(metavar="ID", show_default=False)]
+Payload = Annotated[str | None, typer.Option(metavar="JSON|@FILE|-", help="The payload, or where to read it.")]
+Delay = Annotated[timedelta | None, typer.Option(parser=duration, metavar="5m", help="Due this long from now.")]
+At = Annotated[datetime | None, typer.Option(parser=aware_time, metavar="TIME", help="Due then.")]
+
+
+def _time(help_text: str) -> Any:
+    return Annotated[datetime | None, typer.Option(parser=aware_time, metavar="TIME", help=help_text)]
+
+
+#: The options that make a JobFilter, by the names of its fields.
+_FILTER = {
+    "status": Statuses,
+    "queue": Queues,
+    "job_type": Types,
+    "created_from": _time("Created then or later: ISO 8601 with a zone, such as 2026-01-31T08:00Z."),
+    "created_before": _time("Created before then."),
+    "scheduled_from": _time("Due then or later."),
+    "scheduled_before": _time("Due before then."),
+}
+
+
+def _takes_filter(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the options of a JobFilter in place of its parameter ``job_filter``."""
+
+    @functools.wraps(command)
+    def run(**arguments: Any) -> None:
+        given = {name: value for name in _FILTER if (value := arguments.pop(name))}
+        command(job_filter=JobFilter(**given), **arguments)
+
+    own = [each for each in inspect.signature(command).parameters.values() if each.name != "job_filter"]
+    filters = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+        for name, kind in _FILTER.items()
+    ]
+    run.__signature__ = inspect.Signature([*own, *filters])  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in [*own, *filters]}
+    return run
+
+
+# --- read -------------------------------------------------------------------------------------------------------------
+
+
+@jobs.command("list", epilog=EXIT_CODES)
+@_takes_filter
+def list_jobs(
+    *,
+    job_filter: JobFilter,
+    limit: Annotated[int | None, typer.Option(min=1, max=MAX_PAGE, help="Jobs on a page.", show_default="50")] = None,
+    cursor: Annotated[str | None, typer.Option(help="Go on where an earlier page ended.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="All pages, one after the other.")] = False,
+    file: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """List jobs, newest first, one a line.
+
+    In a pipe: id, status, attempts, creation, due time, queue and type, and no heading.
+    """
+    with open_store(file) as store:
+        pages = _pages(store, job_filter, limit or (MAX_PAGE if every else 50), cursor, every=every)
+        if as_json:
+            _write_json(pages)
+            return
+        count, next_cursor = 0, None
+        for page in pages:
+            _write_lines(page.jobs, heading=count == 0)
+            count, next_cursor = count + len(page.jobs), page.next_cursor
+    if next_cursor is not None:
+        words = [word for word in sys.argv[1:] if word != cursor and not word.startswith("--cursor")]
+        note(f"more: goqueue {shlex.join([*words, '--cursor', next_cursor])}")
+    elif count == 0:
+        note("no job matches")
+
+
+def _pages(
+    store: PostgresStorage, job_filter: JobFilter, limit: int, cursor: str | None, *, every: bool
+) -> Iterator[Page]:
+    while True:
+        page = store.list_jobs(job_filter, limit=limit, cursor=cursor)
+        yield page
+        cursor = page.next_cursor
+        if cursor is None or not every:
+            return
+
+
+def _write_json(pages: Iterable[Page]) -> None:
+    """One document, written as the pages come: {"jobs": [...], "next_cursor": ...}."""
+    separator, cursor = '{"jobs": [\n', None
+    for page in pages:
+        for job in page.jobs:
+            sys.stdout.write(separator + msgspec.json.encode(job).decode())
+            separator = ",\n"
+        cursor = page.next_cursor
+    sys.stdout.write(('{"jobs": [' if separator != ",\n" else "\n") + f'], "next_cursor": {json.dumps(cursor)}}}\n')
+
+
+def _write_lines(listed: list[Job], *, heading: bool) -> None:
+    if not sys.stdout.isatty():
+        for job in listed:
+            tries = f"{job.attempts}/{job.max_attempts}"
+            times = f"{_iso(job.created_at)}  {_iso(job.scheduled_at)}"
+            names = f"{printable(job.queue)}  {printable(job.job_type)}"
+            typer.echo(f"{job.id}  {job.status:<9}  {tries:<5}  {times}  {names}")
+        return
+    screen, now = console(), datetime.now(UTC)
+    wide = screen.width >= 110
+    titles = ["ID", "Status", "Queue", "Type", "Age", *(["Tries", "Due", "Error"] if wide else [])]
+    table = Table(*titles, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_header=heading)
+    table.columns[0].no_wrap = True
+    for job in listed:
+        row: list[str | Text] = [_one_line(job.queue), _one_line(job.job_type), in_words(now - job.created_at, 1)]
+        if wide:
+            row += [f"{job.attempts}/{job.max_attempts}", _due(job, now), _one_line(job.last_error or "")]
+        table.add_row(str(job.id), Text(job.status, style=_COLOURS.get(job.status, "")), *row)
+    if listed:
+        screen.print(table)
+
+
+def _one_line(text: str) -> Text:
+    return Text(printable(text), no_wrap=True, overflow="ellipsis")
+
+
+def _due(job: Job, now: datetime) -> str:
+    if job.status != JobStatus.PENDING:
+        return ""
+    return f"in {in_words(job.scheduled_at - now, 1)}" if job.scheduled_at > now else "now"
+
+
+def _iso(time: datetime) -> str:
+    return f"{time:%Y-%m-%dT%H:%M:%SZ}"
+
+
+@jobs.command("get", epilog=EXIT_CODES)
+def get_job(
+    *,
+    job_id: Annotated[UUID | None, typer.Argument(metavar="ID", show_default=False)] = None,
+    key: Annotated[str | None, typer.Option(help="Find it by its idempotency key.")] = None,
+    file: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show one job whole, with its payload and the history of its failures."""
+    if (job_id is None) == (key is None):
+        raise typer.BadParameter("give either an ID or --key")
+    with open_store(file) as store:
+        job = store.get_job_by_idempotency_key(key) if job_id is None else store.get_job(job_id)  # type: ignore[arg-type]
+        failures = store.list_failures(job.id)
+    if as_json:
+        print_json({**msgspec.structs.asdict(job), "failures": failures})
+    else:
+        _write_job(job, failures)
+
+
+def _write_job(job: Job, failures: list[Failure]) -> None:
+    for name, value in msgspec.structs.asdict(job).items():
+        if name == "payload":
+            continue
+        text = value.isoformat(sep=" ") if isinstance(value, datetime) else "-" if value is None else str(value)
+        text = _indented(text, 18) if name == "last_error" else printable(text)
+        if isinstance(value, datetime):
+            ago = datetime.now(UTC) - value
+            text += f"  ({in_words(ago)} ago)" if ago > timedelta(0) else f"  (in {in_words(-ago)})"
+        typer.echo(f"{name:<16}  {text}")
+    typer.echo("payload\n  " + _indented(json.dumps(job.payload, indent=2, ensure_ascii=False), 2))
+    for failure in failures:
+        when, who = failure.failed_at.isoformat(sep=" "), printable(failure.worker_id or "-")
+        typer.echo(f"failure of attempt {failure.attempt}, {when}, by {who}\n  " + _indented(failure.error, 2))
+
+
+def _indented(text: str, width: int) -> str:
+    return f"\n{' ' * width}".join(map(printable, text.splitlines()))
+
+
+# --- create -----------------------------------------------------------------------------------------------------------
+
+
+@jobs.command("create", epilog=EXIT_CODES)
+def create_job(
+    *,
+    job_type: Annotated[str | None, typer.Argument(metavar="TYPE", show_default=False)] = None,
+    queue: Annotated[str | None, typer.Option(show_default="default")] = None,
+    payload: Payload = None,
+    priority: Annotated[int | None, typer.Option(help="The lower number runs first.", show_default="0")] = None,
+    max_attempts: Annotated[int | None, typer.Option(show_default="25")] = None,
+    delay: Delay = None,
+    at: At = None,
+    key: Annotated[str | None, typer.Option(help="Idempotency key: no second job is added with it.")] = None,
+    source: Annotated[
+        typer.FileBinaryRead | None,
+        typer.Option("--from", metavar="FILE|-", help="Add many jobs: a JSON object in each line."),
+    ] = None,
+    file: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Add a job, and print its id. A key that is taken is no error: the id is that of the job which has it.
+
+    With --from each line is a job: {"job_type": "resize", "payload": {...}},
+    and if you like "queue", "priority", "max_attempts", "scheduled_at",
+    "delay" ("PT5M"), "idempotency_key" and "id". They are added in batches.
+    """
+    given: dict[str, Any] = {
+        "job_type": job_type, "queue": queue, "priority": priority, "max_attempts": max_attempts, "delay": delay,
+        "scheduled_at": at, "idempotency_key": key,
+    }  # fmt: skip
+    given = {name: value for name, value in given.items() if value is not None}
+    if payload is not None:
+        given["payload"] = _read_payload(payload)
+    if source is not None:
+        if given:
+            raise typer.BadParameter("with --from each line says all about its job; leave the rest out")
+        create_from(source, file, as_json=as_json)
+        return
+    if job_type is None:
+        raise typer.BadParameter("give the job's TYPE, or --from a file")
+    new = NewJob(**given)
+    with open_store(file) as store:
+        job, created = store.get_or_create_job(new)
+    if as_json:
+        print_json({"created": created, "job": job})
+    else:
+        typer.echo(job.id)
+        if not created:
+            note(f"nothing was added: this job has the key {key!r} already")
+
+
+def _read_payload(text: str) -> Any:
+    try:
+        data = sys.stdin.buffer.read() if text == "-" else Path(text[1:]).read_bytes() if text[0] == "@" else text
+        return msgspec.json.decode(data)
+    except OSError as error:
+        raise typer.BadParameter(f"{text[1:]}: {error.strerror}", param_hint="--payload") from None
+    except (msgspec.DecodeError, UnicodeError, RecursionError, IndexError) as error:
+        raise typer.BadParameter(f"it is no JSON: {error}", param_hint="--payload") from None
+
+
+# --- change -----------------------------------------------------------------------------------------------------------
+
+
+class Clearable(StrEnum):
+    """What `goqueue jobs update --clear` takes: the option that sets it."""
+
+    ERROR = "error"
+    KEY = "key"
+    HOLDER = "holder"
+
+
+_CLEARED = {Clearable.ERROR: "last_error", Clearable.KEY: "idempotency_key", Clearable.HOLDER: "locked_by"}
+
+
+@jobs.command("update", epilog=EXIT_CODES)
+def update_job(
+    *,
+    job_id: Annotated[UUID, typer.Argument(metavar="ID")],
+    status: Annotated[JobStatus | None, typer.Option(help="Its times and its holder follow from it.")] = None,
+    queue: Annotated[str | None, typer.Option()] = None,
+    job_type: Annotated[str | None, typer.Option("--type")] = None,
+    payload: Payload = None,
+    priority: Annotated[int | None, typer.Option(help="The lower number runs first.")] = None,
+    attempts: Annotated[int | None, typer.Option()] = None,
+    max_attempts: Annotated[int | None, typer.Option()] = None,
+    at: At = None,
+    error: Annotated[str | None, typer.Option(help="The last error.")] = None,
+    key: Annotated[str | None, typer.Option(help="The idempotency key.")] = None,
+    holder: Annotated[str | None, typer.Option(help="Who holds the running job.")] = None,
+    clear: Annotated[list[Clearable] | None, typer.Option(help="Empty this; repeatable.")] = None,
+    file: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change what is given in one job, and leave the rest."""
+    given: dict[str, Any] = {
+        "status": status, "queue": queue, "job_type": job_type, "priority": priority, "attempts": attempts,
+        "max_attempts": max_attempts, "scheduled_at": at, "last_error": error, "idempotency_key": key,
+        "locked_by": holder,
+    }  # fmt: skip
+    given = {name: value for name, value in given.items() if value is not None}
+    if payload is not None:
+        given["payload"] = _read_payload(payload)
+    for each in clear or ():
+        if given.setdefault(_CLEARED[each], None) is not None:
+            raise typer.BadParameter(f"--{each} and --clear {each} are both given")
+    if not given:
+        raise typer.BadParameter("nothing to change is given")
+    update = JobUpdate(**given)
+    with open_store(file) as store:
+        job = store.update_job(job_id, update)
+    if as_json:
+        print_json(job)
+    else:
+        _write_job(job, [])
+
+
+class _Verb(NamedTuple):
+    """A change of many jobs: its name, its past form, the statuses it applies to and the one it leads to."""
+
+    name: str
+    done: str
+    begins: tuple[JobStatus, ...]
+    ends: JobStatus
+
+
+_CANCEL = _Verb("cancel", "cancelled", (JobStatus.PENDING, JobStatus.RUNNING), JobStatus.CANCELLED)
+_RETRY = _Verb("retry", "retried", (JobStatus.DEAD, JobStatus.CANCELLED), JobStatus.PENDING)
+_RESCHEDULE = _Verb("reschedule", "rescheduled", (JobStatus.PENDING,), JobStatus.PENDING)
+
+
+@jobs.command("cancel", epilog=EXIT_CODES)
+@_takes_filter
+def cancel_jobs(
+    *,
+    ids: Ids = None,
+    job_filter: JobFilter,
+    yes: Yes = False,
+    file: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Withdraw pending and running jobs, by their ids or by a filter.
+
+    The worker of a running one is told at its next call. `goqueue jobs retry` brings them back.
+    """
+    with open_store(file) as store:
+        _change(_CANCEL, store, store.cancel_jobs, ids, job_filter, yes=yes, as_json=as_json)
+
+
+@jobs.command("retry", epilog=EXIT_CODES)
+@_takes_filter
+def retry_jobs(
+    *,
+    ids: Ids = None,
+    job_filter: JobFilter,
+    yes: Yes = False,
+    file: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make dead and cancelled jobs pending again, due at once and with all their attempts, by ids or by a filter."""
+    with open_store(file) as store:
+        _change(_RETRY, store, store.retry_jobs, ids, job_filter, yes=yes, as_json=as_json)
+
+
+@jobs.command("reschedule", epilog=EXIT_CODES)
+@_takes_filter
+def reschedule_jobs(
+    *,
+    ids: Ids = None,
+    job_filter: JobFilter,
+    delay: Delay = None,
+    at: At = None,
+    yes: Yes = False,
+    file: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Give pending jobs another time, by their ids or by a filter: --at a time, or --delay from now (0s: at once)."""
+    if (delay is None) == (at is None):
+        raise typer.BadParameter("give either --at or --delay")
+    with open_store(file) as store:
+        run = functools.partial(store.reschedule_jobs, scheduled_at=at, delay=delay)
+        _change(_RESCHEDULE, store, run, ids, job_filter, yes=yes, as_json=as_json)
+
+
+def _change(
+    verb: _Verb,
+    store: PostgresStorage,
+    run: Callable[[Any], int],
+    ids: list[UUID] | None,
+    job_filter: JobFilter,
+    *,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    if bool(ids) == (job_filter != JobFilter()):
+        raise typer.BadParameter("give either ids or a filter, such as --status or --queue")
+    unchanged: dict[str, str] = {}
+    if ids:
+        count = run(ids)
+        if count < len(set(ids)):
+            found = {job.id: job.status for job in store.get_jobs(ids)}
+            statuses = {str(each): str(found.get(each, "not there")) for each in ids}
+            unchanged = {each: status for each, status in statuses.items() if status != verb.ends}
+    else:
+        wanted = set(job_filter.parameters()["statuses"] or verb.begins) & set(verb.begins)
+        if not wanted:
+            raise typer.BadParameter(f"only {' and '.join(verb.begins)} jobs can be {verb.done}", param_hint="--status")
+        job_filter = msgspec.structs.replace(job_filter, status=tuple(wanted))
+        confirm(lambda: f"{verb.name.capitalize()} {counted(store.count_jobs(job_filter))}?", yes=yes)
+        with error_console().status(f"{verb.name}: a thousand jobs at a time ..."):
+            count = run(job_filter)
+    if as_json:
+        print_json({verb.done: count, "unchanged": unchanged})
+    else:
+        typer.echo(f"{counted(count)} {verb.done}")
+        for each, status in unchanged.items():
+            note(f"{each} is {status}")
+    raise typer.Exit(1 if unchanged else 0)
+
+
+# --- remove -----------------------------------------------------------------------------------------------------------
+
+
+@jobs.command("delete", epilog=EXIT_CODES)
+def delete_jobs(
+    *,
+    ids: Annotated[list[UUID], typer.Argument(metavar="ID")],
+    yes: Yes = False,
+    file: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Delete jobs for good, whatever their status."""
+    confirm(lambda: f"Delete {counted(len(set(ids)))} for good?", yes=yes)
+    missing = []
+    with open_store(file) as store:
+        for each in dict.fromkeys(ids):
+            try:
+                store.delete_job(each)
+            except JobNotFoundError:
+                missing.append(str(each))
+    count = len(set(ids)) - len(missing)
+    if as_json:
+        print_json({"deleted": count, "unchanged": dict.fromkeys(missing, "not there")})
+    else:
+        typer.echo(f"{counted(count)} deleted")
+        for name in missing:
+            note(f"{name} is not there")
+    raise typer.Exit(1 if missing else 0)
+
+
+@jobs.command("prune", epilog=EXIT_CODES)
+def prune_jobs(
+    *,
+    older_than: Annotated[
+        timedelta, typer.Option(parser=duration, metavar="30d", help="Finished longer ago than this: 12h, 30d.")
+    ],
+    status: Annotated[
+        list[JobStatus] | None,
+        typer.Option(help="Of this status; repeatable.", show_default="completed, dead and cancelled"),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, max=MAX_PAGE, help="Jobs deleted in one transaction.")] = MAX_PAGE,
+    file: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Delete jobs that finished long ago, batch by batch. Ctrl-C ends it; what was deleted till then is gone."""
+    total, code = 0, 0
+    with open_store(file) as store, progress() as advance:
+        try:
+            while True:
+                count = store.prune_jobs(older_than, status or _FINISHED, limit=batch)
+                total += count
+                advance(total, f"{counted(total)} deleted")
+                if count < batch:
+                    break
+        except KeyboardInterrupt:
+            code = 130
+        except GoQueueError:
+            note(f"{counted(total)} deleted before this:")
+            raise
+    if as_json:
+        print_json({"deleted": total, "finished": code == 0})
+    else:
+        typer.echo(f"{counted(total)} deleted" + (", then stopped" if code else ""))
+    raise typer.Exit(code)

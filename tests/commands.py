@@ -1,0 +1,121 @@
+"""Running the `goqueue` command in tests: in this process, as a process, and on a terminal. Imports goqueue.cli."""
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from goqueue import cli
+
+COMMAND = [sys.executable, "-c", "from goqueue.cli import main; main()"]
+SECONDS = 60.0
+"""How long a test waits for what must come; reached only when it fails."""
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+class Commands:
+    """`goqueue` on one database, by way of its environment."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        self._capsys = capsys
+        self._monkeypatch = monkeypatch
+
+    def __call__(self, *arguments: object, stdin: Path | None = None) -> Result:
+        """The command in this process, its output captured; ``stdin`` is a file."""
+        self._monkeypatch.setattr(sys, "argv", ["goqueue", *map(str, arguments)])
+        with open(stdin or os.devnull, encoding="utf-8") as given:
+            self._monkeypatch.setattr(sys, "stdin", given)
+            with pytest.raises(SystemExit) as ended:
+                cli.main()
+        captured = self._capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return Result(int(ended.value.code or 0), captured.out, captured.err)
+
+    @contextmanager
+    def process(self, *arguments: object, stdin: int = subprocess.DEVNULL) -> Iterator[subprocess.Popen[str]]:
+        """The command as a process with pipes; it is killed at the end if it still runs."""
+        pipes = {"stdin": stdin, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        with subprocess.Popen([*COMMAND, *map(str, arguments)], text=True, **pipes) as started:
+            try:
+                yield started
+            finally:
+                started.kill()
+
+    @contextmanager
+    def terminal(self, *arguments: object, columns: int = 80) -> Iterator["Terminal"]:
+        """The command on a terminal of its own."""
+        ours, theirs = pty.openpty()
+        environment = {**os.environ, "COLUMNS": str(columns), "LINES": "40", "TERM": "xterm"}
+        with subprocess.Popen(
+            [*COMMAND, *map(str, arguments)],
+            stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True,
+        ) as started:  # fmt: skip
+            os.close(theirs)
+            try:
+                yield Terminal(started, ours)
+            finally:
+                started.kill()
+                os.close(ours)
+
+
+class Terminal:
+    """What a person sees and does."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", descriptor: int) -> None:
+        self.process = process
+        self.seen = ""
+        self._descriptor = descriptor
+
+    def type(self, text: str) -> None:
+        os.write(self._descriptor, text.encode())
+
+    def interrupt(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+
+    def wait_for(self, pattern: str) -> str:
+        """What has come since the last call, up to the pattern."""
+        deadline = time.monotonic() + SECONDS
+        while (found := re.search(pattern, self.seen)) is None:
+            assert time.monotonic() < deadline, f"{pattern!r} did not come; this did: {self.seen}"
+            if not self._read(1.0):
+                pytest.fail(f"the command ended without {pattern!r}: {self.seen}")
+        text, self.seen = self.seen[: found.end()], self.seen[found.end() :]
+        return text
+
+    def end(self) -> tuple[int, str]:
+        """The exit status, and what has come since."""
+        deadline = time.monotonic() + SECONDS
+        while self._read(1.0):
+            assert time.monotonic() < deadline, f"the command did not end: {self.seen}"
+        return self.process.wait(SECONDS), self.seen
+
+    def _read(self, seconds: float) -> bool:
+        """Whether more can come."""
+        if select.select([self._descriptor], [], [], seconds)[0]:
+            try:
+                data = os.read(self._descriptor, 65536)
+            except OSError:  # Linux's word for the end
+                return False
+            self.seen += re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", data.decode())
+            return bool(data)
+        return True

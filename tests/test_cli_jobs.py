@@ -1,0 +1,411 @@
+"""`goqueue jobs`: what it does, prints and refuses, and its exit status."""
+
+import json
+import re
+import signal
+import subprocess
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+
+from goqueue import Job, JobFilter, JobStatus, JobUpdate, NewJob, PostgresStorage
+from goqueue.pytest_plugin import DatabaseServer
+from tests.commands import SECONDS, Commands
+
+
+def add(store: PostgresStorage, count: int, **fields: object) -> list[UUID]:
+    new = [NewJob(**{"job_type": "x", **fields}) for _ in range(count)]  # type: ignore[arg-type]
+    return [job_id for job_id, _ in store.create_jobs(new)]
+
+
+def finish(store: PostgresStorage, ids: list[UUID], status: JobStatus) -> None:
+    for job_id in ids:
+        store.update_job(job_id, JobUpdate(status=status))
+
+
+# --- list and get -----------------------------------------------------------------------------------------------------
+
+
+def test_piped_each_job_is_one_line_with_its_whole_id_whatever_its_names_hold(
+    goqueue: Commands, goqueue_store: PostgresStorage
+) -> None:
+    odd = goqueue_store.create_job(NewJob(job_type="t" * 255, queue="a\nb\x1b[31m"))
+    plain = goqueue_store.create_job(NewJob(job_type="send", payload={"to": "a"}))
+    result = goqueue("jobs", "list")
+    lines = [re.split("  +", line) for line in result.out.splitlines()]
+    stamp = [f"{time:%Y-%m-%dT%H:%M:%SZ}" for time in (plain.created_at, plain.scheduled_at)]
+    assert lines[0] == [str(plain.id), "pending", "0/25", *stamp, "default", "send"]
+    assert [lines[1][0], *lines[1][-2:]] == [str(odd.id), "a\\nb\\x1b[31m", "t" * 255]
+    assert (result.code, result.err, len(lines)) == (0, "", 2)
+
+
+def test_every_filter_reaches_the_query(goqueue: Commands, goqueue_store: PostgresStorage) -> None:
+    day = timedelta(days=1)
+    now = datetime.now(UTC)
+    one = goqueue_store.create_job(NewJob(job_type="x", queue="a", scheduled_at=now + day))
+    two = goqueue_store.create_job(NewJob(job_type="y", queue="b", scheduled_at=now + 3 * day))
+    goqueue_store.cancel_jobs(two.id)
+    both = {str(one.id), str(two.id)}
+    for arguments, expected in [
+        (["--status", "pending"], {str(one.id)}),
+        (["--status", "pending", "--status", "cancelled"], both),
+        (["--queue", "b"], {str(two.id)}),
+        (["--queue", "a", "--queue", "b"], both),
+        (["--type", "x"], {str(one.id)}),
+        (["--created-from", two.created_at.isoformat()], {str(two.id)}),
+        (["--created-before", two.created_at.isoformat()], {str(one.id)}),
+        (["--scheduled-from", (now + 2 * day).isoformat()], {str(two.id)}),
+        (["--scheduled-before", f"{now + 2 * day:%Y-%m-%dT%H:%MZ}"], {str(one.id)}),
+        (["--queue", "a", "--type", "y"], set()),
+    ]:
+        result = goqueue("jobs", "list", "--json", *arguments)
+        assert {job["id"] for job in result.json["jobs"]} == expected, arguments
+    assert goqueue("jobs", "list", "--queue", "c").err == "no job matches\n"
+
+
+def test_pages_go_on_with_the_command_that_is_printed(goqueue: Commands, goqueue_store: PostgresStorage) -> None:
+    ids = add(goqueue_store, 5)
+    arguments = ["jobs", "list", "--type", "x", "--limit", "2"]
+    seen: list[str] = []
+    for more in (True, True, False):
+        result = goqueue(*arguments)
+        seen += [line.split()[0] for line in result.out.splitlines()]
+        assert result.err.startswith("more: goqueue jobs list --type x --limit 2 --cursor ") is more
+        arguments = result.err.split()[2:]
+    assert seen == [str(job_id) for job_id in sorted(ids, reverse=True)]
+
+
+def test_all_pages_are_one_json_document(goqueue: Commands, goqueue_store: PostgresStorage) -> None:
+    add(goqueue_store, 5, payload={"text": "ä\n", "big": 10**40})
+    page = goqueue("jobs", "list", "--json", "--limit", "2").json
+    assert len(page["jobs"]) == 2
+    rest = goqueue("jobs", "list", "--json", "--all", "--limit", "2", "--cursor", page["next_cursor"]).json
+    assert (len(rest["jobs"]), rest["next_cursor"]) == (3, None)
+    every = goqueue("jobs", "list", "--json", "--all").json["jobs"]
+    assert every == page["jobs"] + rest["jobs"]
+    assert every[0].keys() == set(Job.__struct_fields__)
+    assert every[0]["payload"] == {"text": "ä\n", "big": 10**40}
+    assert goqueue("jobs", "list", "--json", "--queue", "none").json == {"jobs": [], "next_cursor": None}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["list", "--status", "done"], "'done' is not one of"),
+        (["list", "--created-from", "2026-01-31T08:00"], "has no time zone"),
+        (["list", "--created-from", "yesterday"], "is no time in ISO 8601"),
+        (["list", "--limit", "0"], "--limit"),
+        (["list", "--cursor", "abc"], "the cursor is not one that list_jobs has given"),
+        (["list", "--queue", ""], "queue is empty"),
+        (["get"], "give either an ID or --key"),
+        (["get", "nope"], "valid UUID"),
+        (["create"], "give the job's TYPE"),
+        (["create", ""], "job_type is empty"),
+        (["create", "x", "--payload", "{"], "it is no JSON"),
+        (["create", "x", "--payload", ""], "it is no JSON"),
+        (["create", "x", "--payload", "@none"], "No such file"),
+        (["create", "x", "--delay", "5"], "is no duration with its unit"),
+        (["create", "x", "--delay", "1h", "--at", "2026-01-31T08:00Z"], "give one of them"),
+        (["create", "x", "--priority", "99999"], "priority must be a whole number"),
+        (["create", "--from", "none"], "No such file"),
+        (["create", "x", "--from", "/dev/null"], "with --from each line says all"),
+        (["update", str(uuid4())], "nothing to change is given"),
+        (["update", str(uuid4()), "--key", "a", "--clear", "key"], "--key and --clear key are both given"),
+        (["cancel"], "give either ids or a filter"),
+        (["cancel", str(uuid4()), "--status", "pending"], "give either ids or a filter"),
+        (["cancel", "--status", "dead"], "only pending and running jobs can be cancelled"),
+        (["cancel", "--queue", "x"], "add --yes"),
+        (["reschedule", str(uuid4())], "give either --at or --delay"),
+        (["delete", str(uuid4())], "add --yes"),
+        (["prune"], "--older-than"),
+        (["prune", "--older-than", "1w3"], "is no duration"),
+        (["prune", "--older-than", "1h", "--status", "pending"], "only finished jobs can be pruned"),
+    ],
+)
+def test_a_call_that_can_t_be_meant_ends_with_2_and_says_why(
+    goqueue: Commands, arguments: list[str], message: str
+) -> None:
+    result = goqueue("jobs", *arguments)
+    assert (result.code, result.out) == (2, "")
+    assert message in re.sub(r"[\s│]+", " ", result.err)
+
+
+def test_on_a_terminal_a_job_is_one_line_of_80_columns(goqueue: Commands, goqueue_store: PostgresStorage) -> None:
+    [job_id] = add(goqueue_store, 1, queue="q" * 100, job_type="t" * 100)
+    with goqueue.terminal("jobs", "list") as terminal:
+        code, seen = terminal.end()
+    lines = seen.splitlines()
+    assert (code, len(lines)) == (0, 2)
+    assert lines[0].split() == ["ID", "Status", "Queue", "Type", "Age"]
+    assert lines[1].startswith(f"{job_id}  pending  qqq")
+    assert len(lines[1].rstrip()) <= 80
+
+
+def test_a_reader_that_goes_away_is_no_error(goqueue: Commands, goqueue_store: PostgresStorage) -> None:
+    add(goqueue_store, 2000)
+    for arguments in (["--limit", "5"], ["--all"]):
+        with goqueue.process("jobs", "list", *arguments) as started:
+            assert started.stdout is not None
+            assert started.stderr is not None
+            started.stdout.close()
+            errors = [line for line in started.stderr if not line.startswith("more: ")]
+            started.wait()
+        assert errors == [], arguments
+
+
+def test_get_shows_the_job_with_payload_and_failures(goqueue: Commands, goqueue_store: PostgresStorage) -> None:
+    goqueue_store.create_job(NewJob(job_type="x", payload={"to": ["ä"]}, idempotency_key="k 1"))
+    [job] = goqueue_store.claim_jobs("default", "worker-1")
+    goqueue_store.fail_job(job, "first\n\x1b[31msecond")
+    result = goqueue("jobs", "get", job.id)
+    assert result.code == 0
+    assert "\x1b" not in result.out
+    assert f"id                {job.id}\n" in result.out
+    assert "idempotency_key   k 1\n" in result.out
+    assert 'payload\n  {\n    "to": [\n      "ä"\n' in result.out
+    assert "by worker-1\n  first\n  \\x1b[31msecond\n" in result.out
+    whole = goqueue("jobs", "get", "--key", "k 1", "--json").json
+    assert whole.keys() == {*Job.__struct_fields__, "failures"}
+    assert whole["failures"][0]["error"] == "first\n\x1b[31msecond"
+    missing = uuid4()
+    assert goqueue("jobs", "get", missing) == (1, "", f"goqueue: no job has the id {missing}\n")
+
+
+# --- create -----------------------------------------------------------------------------------------------------------
+
+
+def test_create_prints_the_id_of_a_job_that_has_everything_given(
+    goqueue: Commands, goqueue_store: PostgresStorage
+) -> None:
+    result = goqueue(
+        "jobs", "create", "send", "--queue", "mail", "--payload", '{"a": [1.5]}', "--priority", "-3",
+        "--max-attempts", "2", "--at", "2030-01-31T08:00+01:00", "--key", "k",
+    )  # fmt: skip
+    job = goqueue_store.get_job(result.out.strip())
+    assert (result.code, result.err) == (0, "")
+    assert (job.job_type, job.queue, job.payload, job.priority, job.max_attempts, job.idempotency_key) == (
+        "send", "mail", {"a": [1.5]}, -3, 2, "k",
+    )  # fmt: skip
+    assert job.scheduled_at == datetime(2030, 1, 31, 7, tzinfo=UTC)
+    again = goqueue("jobs", "create", "send", "--key", "k")
+    assert (again.code, again.out) == (0, result.out)
+    assert "nothing was added" in again.err
+    whole = goqueue("jobs", "create", "send", "--key", "k", "--json").json
+    assert (whole["created"], whole["job"]["id"]) == (False, str(job.id))
+    later = goqueue("jobs", "create", "x", "--delay", "1h30m", "--json").json
+    assert later["created"] is True
+    times = [datetime.fromisoformat(later["job"][name]) for name in ("created_at", "scheduled_at")]
+    assert times[1] - times[0] == timedelta(minutes=90)
+
+
+def test_a_payload_comes_from_a_file_or_standard_input(
+    goqueue: Commands, goqueue_store: PostgresStorage, tmp_path: Path
+) -> None:
+    file = tmp_path / "payload.json"
+    for text, value in (('{"n": 1}', {"n": 1}), ("null", None)):
+        file.write_text(text)
+        for result in (
+            goqueue("jobs", "create", "x", "--payload", f"@{file}"),
+            goqueue("jobs", "create", "x", "--payload", "-", stdin=file),
+        ):
+            assert goqueue_store.get_job(result.out.strip()).payload == value
+
+
+def test_lines_are_added_as_jobs(goqueue: Commands, goqueue_store: PostgresStorage, tmp_path: Path) -> None:
+    file = tmp_path / "jobs.jsonl"
+    lines = [{"job_type": "x", "payload": {"n": n}, "queue": "q", "delay": "PT5M"} for n in range(2500)]
+    keyed = [{"job_type": "y", "idempotency_key": "k"}] * 2
+    file.write_text("\n\n".join(map(json.dumps, [*lines, *keyed])))
+    assert goqueue("jobs", "create", "--from", file) == (0, "2,501 jobs added, 1 had a key that is taken\n", "")
+    assert goqueue_store.count_jobs(JobFilter(queue="q", job_type="x")) == 2500
+    file.write_text('{"job_type": "y", "idempotency_key": "k"}\n{"job_type": "z"}')
+    assert goqueue("jobs", "create", "--from", "-", "--json", stdin=file).json == {"created": 1, "existing": 1}
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ('{"job_type": ""}', "job_type is empty"),
+        ('{"jobtype": "x"}', "unknown field `jobtype`"),
+        ("{", "truncated"),
+        ('"\xff', "malformed"),
+        ('{"job_type": "x", "payload": "\\u0000"}', "NUL"),
+        (f'{{"job_type": "x", "payload": "{"a" * 2**20}"}}', "MAX_PAYLOAD_BYTES"),
+    ],
+)
+def test_a_bad_line_is_named_with_what_was_added_before_it(
+    goqueue: Commands, goqueue_store: PostgresStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    bad: str, message: str,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("GOQUEUE_DATABASE_BATCH_SIZE", "10")
+    file = tmp_path / "jobs.jsonl"
+    good = '{"job_type": "x"}\n'
+    file.write_bytes(f"\n{good * 25}{bad}\n{good * 25}".encode("latin-1"))
+    result = goqueue("jobs", "create", "--from", file)
+    assert (result.code, result.out) == (2, "")
+    assert "lines 1 to 21 are added, and none after; `tail -n +22` gives the rest\n" in result.err
+    assert "line 27: " in result.err
+    assert message in result.err
+    assert goqueue_store.count_jobs() == 20
+    file.write_text(bad)
+    assert "no line is added" in goqueue("jobs", "create", "--from", file).err
+
+
+def test_ctrl_c_tells_which_lines_are_added(goqueue: Commands, goqueue_store: PostgresStorage) -> None:
+    with goqueue.process("jobs", "create", "--from", "-", stdin=subprocess.PIPE) as started:
+        assert started.stdin is not None
+        started.stdin.write('{"job_type": "x"}\n' * 1500)
+        started.stdin.flush()
+        deadline = time.monotonic() + SECONDS
+        while goqueue_store.count_jobs() < 1000:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        started.send_signal(signal.SIGINT)
+        out, err = started.communicate()
+    assert (started.returncode, out) == (130, "")
+    assert re.fullmatch(
+        r"(no line is|lines 1 to 1,000 are) added; it is not known whether .* to 1,[0-9]{3} are: .*\n", err
+    )
+
+
+# --- change -----------------------------------------------------------------------------------------------------------
+
+
+def test_update_changes_what_is_given_and_clears_what_is_asked_for(
+    goqueue: Commands, goqueue_store: PostgresStorage
+) -> None:
+    [job_id] = add(goqueue_store, 1, idempotency_key="k", payload={"a": 1})
+    result = goqueue(
+        "jobs", "update", job_id, "--json", "--status", "running", "--holder", "me", "--attempts", "1", "--error", "e",
+        "--queue", "q", "--type", "t", "--payload", "[]", "--priority", "7", "--max-attempts", "9",
+        "--at", "2030-01-31T08:00Z",
+    )  # fmt: skip
+    expected = {
+        "status": "running", "locked_by": "me", "attempts": 1, "last_error": "e", "queue": "q", "job_type": "t",
+        "payload": [], "priority": 7, "max_attempts": 9, "scheduled_at": "2030-01-31T08:00:00Z", "idempotency_key": "k",
+    }  # fmt: skip
+    assert {name: result.json[name] for name in expected} == expected
+    assert goqueue("jobs", "update", job_id, "--clear", "error", "--clear", "key").code == 0
+    job = goqueue_store.get_job(job_id)
+    assert (job.last_error, job.idempotency_key, job.queue) == (None, None, "q")
+    assert goqueue("jobs", "update", job_id, "--payload", "null").code == 0
+    assert goqueue_store.get_job(job_id).payload is None
+    finish(goqueue_store, [job_id], JobStatus.COMPLETED)
+    refused = goqueue("jobs", "update", job_id, "--status", "pending")
+    assert refused.code == 1
+    assert "is completed and can't become pending" in refused.err
+
+
+def test_ids_are_changed_and_those_that_could_not_be_are_named(
+    goqueue: Commands, goqueue_store: PostgresStorage
+) -> None:
+    one, two, done = add(goqueue_store, 3)
+    finish(goqueue_store, [done], JobStatus.COMPLETED)
+    missing = uuid4()
+    result = goqueue("jobs", "cancel", one, done, missing)
+    assert (result.code, result.out) == (1, "1 job cancelled\n")
+    assert sorted(result.err.splitlines()) == sorted([f"{done} is completed", f"{missing} is not there"])
+    assert goqueue("jobs", "cancel", one, two, "--json").json == {"cancelled": 1, "unchanged": {}}  # one is cancelled
+    result = goqueue("jobs", "retry", one, done, "--json")
+    assert (result.code, result.json) == (1, {"retried": 1, "unchanged": {str(done): "completed"}})
+    assert goqueue("jobs", "reschedule", one, "--at", "2030-01-31T08:00Z").out == "1 job rescheduled\n"
+    assert goqueue_store.get_job(one).scheduled_at == datetime(2030, 1, 31, 8, tzinfo=UTC)
+    result = goqueue("jobs", "delete", one, two, two, missing, "--yes", "--json")
+    assert (result.code, result.json) == (1, {"deleted": 2, "unchanged": {str(missing): "not there"}})
+    assert goqueue_store.get_jobs([one, two]) == []
+
+
+def test_a_filter_changes_the_jobs_it_matches_and_no_others(goqueue: Commands, goqueue_store: PostgresStorage) -> None:
+    add(goqueue_store, 1200, queue="a")
+    add(goqueue_store, 3, queue="b")
+    [done] = add(goqueue_store, 1, queue="a")
+    finish(goqueue_store, [done], JobStatus.COMPLETED)
+    assert goqueue("jobs", "cancel", "--queue", "a", "--yes").out == "1,200 jobs cancelled\n"
+    assert goqueue_store.count_jobs(JobFilter(status="cancelled")) == 1200
+    assert goqueue_store.count_jobs(JobFilter(status="pending")) == 3
+    assert goqueue_store.get_job(done).status == "completed"
+    assert goqueue("jobs", "retry", "--queue", "a", "--status", "cancelled", "-y", "--json").json["retried"] == 1200
+    assert goqueue("jobs", "reschedule", "--queue", "b", "--delay", "1h", "-y").out == "3 jobs rescheduled\n"
+    assert all(job.scheduled_at > job.created_at for job in goqueue_store.list_jobs(JobFilter(queue="b")).jobs)
+    assert goqueue("jobs", "cancel", "--queue", "c", "--yes").out == "0 jobs cancelled\n"
+
+
+def test_on_a_terminal_the_number_of_jobs_is_shown_and_yes_means_yes(
+    goqueue: Commands, goqueue_store: PostgresStorage
+) -> None:
+    finish(goqueue_store, add(goqueue_store, 3)[:1], JobStatus.COMPLETED)
+    with goqueue.terminal("jobs", "cancel", "--type", "x") as terminal:
+        assert "Cancel 2 jobs?" in terminal.wait_for(r"\[y/N\]: ")
+        assert goqueue_store.count_jobs(JobFilter(status="pending")) == 2
+        terminal.type("y\n")
+        code, seen = terminal.end()
+    assert (code, goqueue_store.count_jobs(JobFilter(status="pending"))) == (0, 0)
+    assert "2 jobs cancelled" in seen
+
+
+# --- prune ------------------------------------------------------------------------------------------------------------
+
+
+def test_prune_deletes_in_batches_what_finished_long_ago(goqueue: Commands, goqueue_store: PostgresStorage) -> None:
+    ids = add(goqueue_store, 7)
+    finish(goqueue_store, ids[:5], JobStatus.COMPLETED)
+    finish(goqueue_store, ids[5:6], JobStatus.CANCELLED)
+    assert goqueue("jobs", "prune", "--older-than", "30d").out == "0 jobs deleted\n"
+    result = goqueue("jobs", "prune", "--older-than", "0s", "--status", "completed", "--batch", "2", "--json")
+    assert result.json == {"deleted": 5, "finished": True}
+    assert goqueue("jobs", "prune", "--older-than", "0s").out == "1 job deleted\n"
+    assert [job.id for job in goqueue_store.list_jobs().jobs] == ids[6:]
+
+
+def test_prune_stopped_by_ctrl_c_tells_how_many_are_gone(
+    goqueue: Commands, goqueue_store: PostgresStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish(goqueue_store, add(goqueue_store, 6), JobStatus.COMPLETED)
+    prune, calls = PostgresStorage.prune_jobs, iter([None, None, KeyboardInterrupt()])
+
+    def stopped(store: PostgresStorage, *arguments: object, **options: object) -> int:
+        if error := next(calls):
+            raise error
+        return prune(store, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(PostgresStorage, "prune_jobs", stopped)
+    result = goqueue("jobs", "prune", "--older-than", "0s", "--batch", "2")
+    assert (result.code, result.out) == (130, "4 jobs deleted, then stopped\n")
+    assert goqueue_store.count_jobs() == 2
+
+
+# --- what all of them share -------------------------------------------------------------------------------------------
+
+
+def test_a_server_that_is_not_there_is_one_line_without_the_password(
+    goqueue: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOQUEUE_DATABASE_URL", "postgresql://ann:hunter2@127.0.0.1:1/x")
+    for arguments in (["list"], ["list", "--json"], ["create", "x"], ["prune", "--older-than", "1h"]):
+        result = goqueue("jobs", *arguments)
+        assert (result.code, result.out) == (1, "")
+        assert result.err.startswith("goqueue: the database can't be reached")
+        assert "hunter2" not in result.err
+
+
+def test_a_database_without_the_tables_says_what_to_run(
+    goqueue: Commands, goqueue_server: DatabaseServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GOQUEUE_DATABASE_URL")
+    Path("settings.yaml").write_text(json.dumps({"database": {"url": goqueue_server.url}}))
+    result = goqueue("jobs", "list", "--file", "settings.yaml")
+    assert result.code == 1
+    assert "pgmigrate migrate" in result.err
+
+
+def test_every_command_has_help_with_the_exit_statuses(goqueue: Commands) -> None:
+    names = ["list", "get", "create", "update", "cancel", "retry", "reschedule", "delete", "prune"]
+    overview = goqueue("jobs", "--help").out
+    for name in names:
+        assert re.search(rf"\b{name}\b", overview)
+        text = " ".join(goqueue("jobs", name, "--help").out.split())
+        assert "--json" in text
+        assert "3 when a check has found something wrong" in text

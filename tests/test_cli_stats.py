@@ -1,0 +1,166 @@
+"""`goqueue stats`: once, again and again, and for Prometheus."""
+
+import json
+import re
+import signal
+from datetime import timedelta
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from goqueue import NewJob, PostgresStorage
+from goqueue.cli.stats import _label, _metrics
+from goqueue.models import JobCount, JobStatus, QueueStats
+from goqueue.pytest_plugin import DatabaseServer
+from tests.commands import Commands
+
+ODD = 'a "b"\\c\nd'
+
+
+@pytest.fixture(autouse=True)
+def two_queues(request: pytest.FixtureRequest) -> None:
+    """Queue `mail`: two pending jobs, one running with an expired lease. An odd one: a job that is not due."""
+    if "goqueue" in request.fixturenames:
+        store: PostgresStorage = request.getfixturevalue("goqueue_store")
+        store.create_jobs(NewJob(job_type="x", queue="mail") for _ in range(3))
+        store.create_job(NewJob(job_type="x", queue=ODD, delay=timedelta(hours=1)))
+        store.claim_jobs("mail", "w", lease=timedelta(microseconds=1))
+
+
+def test_piped_each_queue_is_a_line(goqueue: Commands) -> None:
+    result = goqueue("stats")
+    assert (result.code, result.err) == (0, "")
+    odd, mail = result.out.splitlines()
+    counts = "pending=2  running=1  completed=0  dead=0  cancelled=0"
+    assert re.fullmatch(rf"mail  {counts}  oldest=\d+s  expired=1", mail)
+    assert odd.startswith('a "b"\\c\\nd  pending=1  running=0')
+    assert odd.endswith("oldest=-  expired=0")
+    assert goqueue("stats", "--queue", "mail").out.count("\n") == 1
+    assert goqueue("stats", "--queue", "none") == (0, "", "there are no jobs\n")
+
+
+def test_json_has_numbers_and_names_the_estimates(
+    goqueue: Commands, goqueue_store: PostgresStorage, goqueue_connection: psycopg.Connection
+) -> None:
+    goqueue_store.create_jobs(NewJob(job_type="x", queue="many") for _ in range(2500))
+    goqueue_connection.execute("ANALYZE goqueue.jobs")
+    queues = {queue.pop("queue"): queue for queue in goqueue("stats", "--json").json["queues"]}
+    assert 0 <= queues["mail"].pop("oldest_ready_age_seconds") < 3600
+    assert queues["mail"] == {
+        "counts": {"pending": 2, "running": 1, "completed": 0, "dead": 0, "cancelled": 0},
+        "estimated": [],
+        "expired_leases": 1,
+    }
+    assert queues[ODD]["oldest_ready_age_seconds"] is None
+    assert queues["many"]["counts"]["pending"] > 1000
+    assert queues["many"]["estimated"] == ["pending"]
+    assert "pending=~" in goqueue("stats", "--queue", "many").out
+
+
+def test_metrics_are_in_prometheus_s_text_format(goqueue: Commands) -> None:
+    result = goqueue("stats", "--prometheus")
+    lines = result.out.splitlines()
+    assert result.out.endswith("\n")
+    odd = 'queue="a \\"b\\"\\\\c\\nd"'
+    assert f'goqueue_jobs{{{odd},status="pending"}} 1' in lines
+    assert 'goqueue_jobs{queue="mail",status="pending"} 2' in lines
+    assert 'goqueue_expired_leases{queue="mail"} 1' in lines
+    assert f"goqueue_oldest_ready_age_seconds{{{odd}}} 0.0" in lines
+    sample = re.compile(r'(\w+)\{\w+="(?:[^"\\\n]|\\[\\"n])*"(?:,\w+="\w+")?\} [0-9.e+-]+')
+    family = ""
+    for number, line in enumerate(lines):
+        if line.startswith("# HELP "):
+            family = line.split()[2]
+            assert lines[number + 1] == f"# TYPE {family} gauge"
+        elif not line.startswith("# TYPE "):
+            found = sample.fullmatch(line)
+            assert found is not None, line
+            assert found[1] == family, line
+    assert len(lines) == 3 * 2 + 2 * (5 + 1 + 1)
+
+
+def test_metrics_of_no_queue_are_no_samples() -> None:
+    assert [line for line in _metrics([]).splitlines() if not line.startswith("#")] == []
+
+
+def test_a_number_in_metrics_has_no_commas_and_no_mark() -> None:
+    counts = dict.fromkeys(JobStatus, JobCount(1_234_567, exact=False))
+    text = _metrics([QueueStats("q", counts, timedelta(days=400), 0)])
+    assert 'goqueue_jobs{queue="q",status="dead"} 1234567\n' in text
+    assert 'goqueue_oldest_ready_age_seconds{queue="q"} 34560000.0\n' in text
+    assert _label("\\n") == '"\\\\n"'
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--prometheus", "--json"],
+        ["--prometheus", "--watch"],
+        ["--interval", "1s"],
+        ["--watch", "--interval", "5"],
+        ["--watch", "--interval", "1ms"],
+    ],
+)
+def test_options_that_don_t_go_together_end_with_2(goqueue: Commands, arguments: list[str]) -> None:
+    result = goqueue("stats", *arguments)
+    assert (result.code, result.out) == (2, "")
+
+
+def test_the_watch_s_table_follows_the_queues_and_ctrl_c_ends_it_well(
+    goqueue: Commands, goqueue_store: PostgresStorage
+) -> None:
+    with goqueue.terminal("stats", "--watch", "--interval", "200ms", columns=120) as terminal:
+        first = terminal.wait_for("Ctrl-C ends it")
+        assert re.search(r"Queue +Pending +Running +Completed +Dead +Cancelled +Oldest +Expired +Waiting/s", first)
+        assert re.search(r"mail +2 +1 +0 +0 +0 +\d+s +1", first)
+        goqueue_store.create_job(NewJob(job_type="x", queue="mail"))
+        terminal.wait_for(r"mail +3 +1 +0 +0 +0 +\d+s +1 +\+\d")
+        terminal.interrupt()
+        code, seen = terminal.end()
+    assert code == 0
+    assert "Traceback" not in seen
+    assert "Aborted" not in seen
+
+
+def test_the_watch_fits_80_columns(goqueue: Commands, goqueue_store: PostgresStorage) -> None:
+    goqueue_store.create_job(NewJob(job_type="x", queue="q" * 200))
+    with goqueue.terminal("stats", "--watch") as terminal:
+        lines = terminal.wait_for("Ctrl-C ends it").splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= 80
+    assert re.search(r"^mail +2 +1 +0 +0 +0 +\d+s +1 *$", "\n".join(lines), re.MULTILINE)
+
+
+def test_piped_the_watch_writes_json_lines_and_survives_a_lost_database(
+    goqueue: Commands, goqueue_database: str, goqueue_server: DatabaseServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOQUEUE_DATABASE_POOL_TIMEOUT", "200ms")
+    name = psycopg.conninfo.conninfo_to_dict(goqueue_database)["dbname"]
+    allow = sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS {}")
+    with (
+        psycopg.connect(goqueue_server.url, autocommit=True) as connection,
+        goqueue.process("stats", "--watch", "--json", "--interval", "100ms") as started,
+    ):
+        assert started.stdout is not None
+        assert len(json.loads(started.stdout.readline())["queues"]) == 2
+        connection.execute(allow.format(sql.Identifier(name), sql.SQL("false")))
+        connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
+        documents = map(json.loads, started.stdout)
+        assert "database" in next(document["error"] for document in documents if "error" in document)
+        connection.execute(allow.format(sql.Identifier(name), sql.SQL("true")))
+        assert next(len(document["queues"]) for document in documents if "error" not in document) == 2
+        started.send_signal(signal.SIGINT)
+        rest, said = started.communicate()
+    assert started.returncode == 0
+    assert all(json.loads(line) for line in rest.splitlines())
+    assert "Traceback" not in said
+
+
+def test_a_reader_that_goes_away_ends_the_watch(goqueue: Commands) -> None:
+    with goqueue.process("stats", "--watch", "--interval", "100ms") as started:
+        assert started.stdout is not None
+        assert started.stderr is not None
+        started.stdout.readline()
+        started.stdout.close()
+        assert started.stderr.read() == ""
+        assert started.wait() == 1
