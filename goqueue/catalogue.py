@@ -269,6 +269,10 @@ def _shown_default(value: object) -> str:
     return "" if value == "" else str(value)
 
 
+def _checksums_file() -> Path:
+    return shipped_folder("migrations") / "callbacks" / "record_checksums.sql"
+
+
 def made_files() -> dict[Path, str]:
     """Each file that is made from others, and what it should hold."""
     readme = shipped_folder("sql") / "README.md"
@@ -278,7 +282,7 @@ def made_files() -> dict[Path, str]:
     return {
         front: f"{before}{begin}\n\n{settings_table()}\n\n{_SETTINGS_END}{rest.partition(_SETTINGS_END)[2]}",
         readme: by_hand + catalogue(),
-        shipped_folder("migrations") / "callbacks" / "record_checksums.sql": checksums(),
+        _checksums_file(): checksums(),
         **made_modules(),
     }
 
@@ -300,6 +304,8 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a file is stale")
     check = parser.parse_args().check
     if not check:
+        # The columns are described by a server that has been migrated, checksums and all.
+        _checksums_file().write_text(checksums(), encoding="utf-8")
         _write_columns()
     elif set(read_columns()) != {note.name for note in read_notes()}:
         sys.stderr.write(f"{_COLUMNS} is stale: run `make catalogue` and commit what it changes\n")

@@ -64,7 +64,10 @@ def translate(error: psycopg.Error) -> GoQueueError:  # noqa: C901, PLR0911, PLR
         case pg.UndefinedObject() | pg.FeatureNotSupported():
             return SchemaError(f"{said}; run `pgmigrate migrate` on this database, with this version's migrations")
         case pg.InsufficientPrivilege():
-            return SchemaError(f"{said}; grant the role what sql/README.md lists, or connect as another")
+            return SchemaError(
+                f"{said}; grant the login the role that may do this (see Roles in migrations/README.md), "
+                "or connect as another"
+            )
         case pg.IdleInTransactionSessionTimeout():
             return StorageUnavailableError(
                 f"the transaction stood idle for too long: {said} "

@@ -40,10 +40,10 @@ def migrations_dir() -> Path:
 
 
 def migrations_hash(base_dir: Path | None = None) -> str:
-    """SHA-256, in hexadecimal, over everything a run of ``migrate`` reads: names and bytes, the undo files left out."""
+    """SHA-256, in hexadecimal, over everything a run of ``migrate`` reads: names and bytes, no undo files, no roles."""
     base = Path(base_dir or migrations_dir())
     folder = base / "migrations"
-    files = [file for file in folder.rglob("*.sql") if "undo" not in file.relative_to(folder).parts]
+    files = [file for file in folder.rglob("*.sql") if {"undo", "roles"}.isdisjoint(file.relative_to(folder).parts)]
     digest = hashlib.sha256()
     for file in (base / "migrations.yml", *sorted(files)):
         for part in (file.relative_to(base).as_posix().encode(), file.read_bytes()):

@@ -905,6 +905,7 @@ WITH expired_job AS MATERIALIZED (
         j.locked_by
     FROM goqueue.jobs AS j
     WHERE j.status = 'running' AND j.lease_expires_at <= statement_timestamp()
+    ORDER BY j.status, j.created_at, j.id
     LIMIT :job_limit::bigint
     FOR UPDATE SKIP LOCKED
 ),

@@ -4,11 +4,12 @@
 -- name: ping()$
 -- Whether the server answers and the table can be read.
 -- Returns: one row, true.
--- Index: none; no row is read.
+-- Index: jobs_pkey, one probe that finds nothing.
 -- Locks: none.
-SELECT count(*) = 0
+-- Notes: Not WHERE FALSE: under row level security servers before 18 start parallel workers for it, which takes 5 ms.
+SELECT count(*) >= 0
 FROM goqueue.jobs AS j
-WHERE FALSE;
+WHERE j.id = '00000000-0000-0000-0000-000000000000';
 
 
 -- name: get_session(backend_pid)^

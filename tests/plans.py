@@ -45,8 +45,7 @@ class Explainer(explain.Explainer):
     """The explainer of all tests, with patience."""
 
     def __init__(self, connection: psycopg.Connection[Any]) -> None:
-        self.connection = connection
-        self._prepared: set[str] = set()
+        super().__init__(connection, NOTES)
         #: How many entries of the claim index the latest run has read.
         self.entries_read = 0
 

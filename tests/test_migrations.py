@@ -93,7 +93,7 @@ def test_files_are_numbered_without_gaps_and_each_has_its_way_back() -> None:
     undo_names = sorted(file.name for file in (BASE / "migrations" / "undo").iterdir())
     assert undo_names == ["U" + name[1:] for name in names]
     strangers = {path.name for path in (BASE / "migrations").iterdir()} - set(names)
-    assert strangers == {"README.md", "callbacks", "schema.json", "undo"}
+    assert strangers == {"README.md", "callbacks", "roles", "schema.json", "undo"}
 
 
 def test_files_are_ascii_as_pgmigrate_wants_them() -> None:

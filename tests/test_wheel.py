@@ -20,6 +20,7 @@ PROGRAM = """
     assert Path(goqueue.__file__).is_relative_to(site), goqueue.__file__
     assert shipped_folder("sql").is_relative_to(site)
     assert migrations_dir().is_relative_to(site)
+    assert (migrations_dir() / "migrations" / "roles" / "roles.sql").is_file()
     undo(sys.argv[1], to=0)
     migrate(sys.argv[1])
     with goqueue.PostgresStorage.open(sys.argv[1]) as store:

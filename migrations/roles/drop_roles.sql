@@ -1,0 +1,62 @@
+-- Takes roles.sql back in this database: everything belongs to whoever runs this, and no job is hidden from anyone who has
+-- grants of his own. The roles go when no other database of the server uses them any more; logins that were members stay.
+--
+--     psql -v ON_ERROR_STOP=1 -f migrations/roles/drop_roles.sql
+--
+-- For whoever may run roles.sql. Programs that had their rights from these roles have none then.
+--
+-- Locks: ACCESS EXCLUSIVE on goqueue's tables until it ends (some milliseconds); it waits for them 10 seconds at most.
+
+BEGIN;
+SET LOCAL lock_timeout = '10s';
+SET LOCAL client_min_messages = warning;
+
+DO $$
+BEGIN
+    -- Not beside a run of roles.sql or of the migrations in this database; the number is the one of migrations.yml.
+    PERFORM pg_advisory_xact_lock(29114455692768613);
+END
+$$;
+
+ALTER TABLE goqueue.job_failures DISABLE ROW LEVEL SECURITY;
+ALTER TABLE goqueue.jobs DISABLE ROW LEVEL SECURITY;
+DROP POLICY IF EXISTS own_jobs_failures_are_read ON goqueue.job_failures;
+DROP POLICY IF EXISTS all_failures ON goqueue.job_failures;
+DROP POLICY IF EXISTS own_jobs_are_read ON goqueue.jobs;
+DROP POLICY IF EXISTS own_jobs_are_added ON goqueue.jobs;
+DROP POLICY IF EXISTS all_jobs ON goqueue.jobs;
+
+-- What PUBLIC has where nothing is said.
+GRANT EXECUTE ON ALL ROUTINES IN SCHEMA goqueue TO public;
+GRANT USAGE ON TYPE goqueue.job_status, goqueue.schema_version_type TO public;
+
+DO $$
+DECLARE
+    role_name text;
+BEGIN
+    FOR role_name IN
+        SELECT r.rolname
+        FROM pg_roles AS r
+        WHERE r.rolname IN (
+            'goqueue_owner', 'goqueue_producer', 'goqueue_worker', 'goqueue_reader', 'goqueue_operator'
+        )
+        ORDER BY r.rolname
+    LOOP
+        IF NOT pg_has_role(role_name, 'USAGE') THEN
+            EXECUTE format('GRANT %I TO CURRENT_USER', role_name);
+        END IF;
+        IF role_name = 'goqueue_owner' THEN
+            REASSIGN OWNED BY goqueue_owner TO CURRENT_USER;
+        END IF;
+        EXECUTE format('DROP OWNED BY %I', role_name);
+        BEGIN
+            EXECUTE format('DROP ROLE %I', role_name);
+        EXCEPTION WHEN dependent_objects_still_exist THEN
+            RAISE WARNING 'the role % stays, because another database uses it', role_name
+                USING HINT = 'Run this file there too.';
+        END;
+    END LOOP;
+END
+$$;
+
+COMMIT;

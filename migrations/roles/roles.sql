@@ -1,0 +1,203 @@
+-- The roles of goqueue, what each may do, and whose jobs it sees. ../README.md has the table of queries and roles.
+--
+--     psql -v ON_ERROR_STOP=1 -f migrations/roles/roles.sql
+--
+-- For a superuser; or for a role with CREATEROLE that owns the schema goqueue (or is a member of its owner) and has CREATE
+-- on the database: it becomes a member of goqueue_owner, or it couldn't hand the schema over and run this again.
+-- Run it once the database is migrated, and again after every later `pgmigrate migrate`. Running it again, at the same time
+-- or in another database of the server is fine; grants that are not in this file are taken from these roles again.
+--
+-- Locks: ACCESS EXCLUSIVE on goqueue's tables until it ends (some milliseconds); it waits for them 10 seconds at most.
+
+BEGIN;
+SET LOCAL lock_timeout = '10s';
+SET LOCAL client_min_messages = warning;
+
+
+-- The roles: groups that nobody logs in as. They are the server's, not the database's.
+
+DO $$
+DECLARE
+    new_role record;
+BEGIN
+    -- Not beside another run of this file or of the migrations in this database; the number is the one of migrations.yml.
+    PERFORM pg_advisory_xact_lock(29114455692768613);
+    IF NOT EXISTS (
+        SELECT FROM pg_attribute WHERE attrelid = to_regclass('goqueue.jobs') AND attname = 'created_by'
+    ) THEN
+        RAISE EXCEPTION 'goqueue.jobs has no column created_by' USING
+            ERRCODE = 'undefined_column', HINT = 'Run pgmigrate migrate on this database first.';
+    END IF;
+    FOR new_role IN
+        SELECT r.name, r.purpose FROM (VALUES
+            ('goqueue_owner', 'goqueue: owns the schema and migrates it.'),
+            ('goqueue_producer', 'goqueue: adds jobs, and reads those it has added.'),
+            ('goqueue_worker', 'goqueue: claims jobs and says how they ended.'),
+            ('goqueue_reader', 'goqueue: reads all jobs.'),
+            ('goqueue_operator', 'goqueue: runs every statement, and changes nothing of the schema.')
+        ) AS r (name, purpose)
+        WHERE NOT EXISTS (SELECT FROM pg_roles AS p WHERE p.rolname = r.name)
+    LOOP
+        BEGIN
+            EXECUTE format('CREATE ROLE %I NOLOGIN', new_role.name);
+            EXECUTE format('COMMENT ON ROLE %I IS %L', new_role.name, new_role.purpose);
+        EXCEPTION WHEN duplicate_object OR unique_violation THEN
+            NULL; -- Made in another database at the same time.
+        END;
+    END LOOP;
+    IF NOT pg_has_role('goqueue_owner', 'USAGE') THEN
+        GRANT goqueue_owner TO CURRENT_USER;
+    END IF;
+END
+$$;
+
+
+-- Ownership: the schema and everything in it. What has its owner already is not touched.
+
+DO $$
+DECLARE
+    command text;
+BEGIN
+    FOR command IN
+        SELECT 'ALTER SCHEMA goqueue OWNER TO goqueue_owner'
+        FROM pg_namespace
+        WHERE nspname = 'goqueue' AND nspowner <> 'goqueue_owner'::regrole
+        UNION ALL
+        SELECT format('ALTER TABLE %s OWNER TO goqueue_owner', oid::regclass)
+        FROM pg_class
+        WHERE relnamespace = 'goqueue'::regnamespace AND relkind IN ('r', 'p', 'v', 'm') AND relowner <> 'goqueue_owner'::regrole
+        UNION ALL
+        SELECT format('ALTER TYPE %s OWNER TO goqueue_owner', oid::regtype)
+        FROM pg_type
+        WHERE typnamespace = 'goqueue'::regnamespace AND typtype IN ('e', 'd') AND typowner <> 'goqueue_owner'::regrole
+        UNION ALL
+        SELECT format('ALTER ROUTINE %s OWNER TO goqueue_owner', oid::regprocedure)
+        FROM pg_proc
+        WHERE pronamespace = 'goqueue'::regnamespace AND proowner <> 'goqueue_owner'::regrole
+    LOOP
+        EXECUTE command;
+    END LOOP;
+END
+$$;
+
+
+-- Grants: first none, then these. Columns where a statement of sql/ writes some only: the others hold what can be forged.
+
+REVOKE ALL ON SCHEMA goqueue
+FROM public, goqueue_producer, goqueue_worker, goqueue_reader, goqueue_operator;
+REVOKE ALL ON ALL TABLES IN SCHEMA goqueue
+FROM public, goqueue_producer, goqueue_worker, goqueue_reader, goqueue_operator;
+REVOKE ALL ON ALL ROUTINES IN SCHEMA goqueue
+FROM public, goqueue_producer, goqueue_worker, goqueue_reader, goqueue_operator;
+REVOKE ALL ON TYPE goqueue.job_status, goqueue.schema_version_type
+FROM public, goqueue_producer, goqueue_worker, goqueue_reader, goqueue_operator;
+
+GRANT USAGE ON SCHEMA goqueue
+TO goqueue_producer, goqueue_worker, goqueue_reader, goqueue_operator;
+-- For everyone here, because each program checks that the schema is the one it was written for.
+GRANT SELECT ON goqueue.schema_version, goqueue.migration_checksums
+TO goqueue_producer, goqueue_worker, goqueue_reader, goqueue_operator;
+-- Of which rows: see the policies below.
+GRANT SELECT ON goqueue.jobs, goqueue.job_failures
+TO goqueue_producer, goqueue_worker, goqueue_reader, goqueue_operator;
+
+-- The views show all queues, whoever reads them: they read with the rights of goqueue_owner.
+GRANT SELECT ON goqueue.queue_metrics, goqueue.queue_status_metrics
+TO goqueue_worker, goqueue_reader, goqueue_operator;
+
+-- The columns that create_job and create_jobs name.
+GRANT INSERT (id, queue, job_type, payload, priority, max_attempts, scheduled_at, idempotency_key) ON goqueue.jobs
+TO goqueue_producer, goqueue_operator;
+-- The default of an id that is not given, in a row inserted by hand.
+GRANT EXECUTE ON FUNCTION goqueue.uuid_v7()
+TO goqueue_producer, goqueue_operator;
+
+-- The columns that the statements of leases.sql change. What a job is (its type, its payload) is not among them.
+GRANT UPDATE (
+    status, attempts, last_error, locked_by, locked_at, lease_token, lease_expires_at,
+    scheduled_at, updated_at, started_at, completed_at
+) ON goqueue.jobs
+TO goqueue_worker, goqueue_operator;
+GRANT INSERT ON goqueue.job_failures
+TO goqueue_worker, goqueue_operator;
+GRANT UPDATE (attempt, failed_at, started_at, worker_id, error) ON goqueue.job_failures
+TO goqueue_worker, goqueue_operator;
+
+-- update_job and replace_pending_job change these too; delete_job and prune_jobs delete.
+GRANT UPDATE (queue, job_type, payload, priority, max_attempts, idempotency_key) ON goqueue.jobs
+TO goqueue_operator;
+GRANT DELETE ON goqueue.jobs, goqueue.job_failures
+TO goqueue_operator;
+
+-- What later migrations add: nothing for PUBLIC, and a new table is read by those who read all. The rest comes with the
+-- version of this file that knows it.
+ALTER DEFAULT PRIVILEGES FOR ROLE goqueue_owner REVOKE ALL ON ROUTINES FROM public;
+ALTER DEFAULT PRIVILEGES FOR ROLE goqueue_owner REVOKE ALL ON TYPES FROM public;
+ALTER DEFAULT PRIVILEGES FOR ROLE goqueue_owner IN SCHEMA goqueue
+GRANT SELECT ON TABLES TO goqueue_reader, goqueue_operator;
+
+
+-- Rows: a producer sees what it added. The owner and superusers see all, whatever stands here; anyone else, who has grants
+-- of his own and is in none of these roles, sees nothing from now on.
+
+DROP POLICY IF EXISTS all_jobs ON goqueue.jobs;
+CREATE POLICY all_jobs ON goqueue.jobs
+TO goqueue_worker, goqueue_reader, goqueue_operator
+USING (TRUE);
+
+DROP POLICY IF EXISTS own_jobs_are_added ON goqueue.jobs;
+CREATE POLICY own_jobs_are_added ON goqueue.jobs
+FOR INSERT TO goqueue_producer
+WITH CHECK (created_by = current_user);
+
+DROP POLICY IF EXISTS own_jobs_are_read ON goqueue.jobs;
+CREATE POLICY own_jobs_are_read ON goqueue.jobs
+FOR SELECT TO goqueue_producer
+USING (created_by = current_user);
+
+DROP POLICY IF EXISTS all_failures ON goqueue.job_failures;
+CREATE POLICY all_failures ON goqueue.job_failures
+TO goqueue_worker, goqueue_reader, goqueue_operator
+USING (TRUE);
+
+DROP POLICY IF EXISTS own_jobs_failures_are_read ON goqueue.job_failures;
+CREATE POLICY own_jobs_failures_are_read ON goqueue.job_failures
+FOR SELECT TO goqueue_producer
+-- The jobs' own policies hold in here: those that are read are the producer's.
+USING (EXISTS (SELECT FROM goqueue.jobs AS j WHERE j.id = job_id));
+
+ALTER TABLE goqueue.jobs ENABLE ROW LEVEL SECURITY;
+ALTER TABLE goqueue.job_failures ENABLE ROW LEVEL SECURITY;
+
+
+-- Who loses sight by that is named.
+
+DO $$
+DECLARE
+    stranger text;
+BEGIN
+    FOR stranger IN
+        SELECT DISTINCT r.rolname
+        FROM pg_class AS c
+        CROSS JOIN LATERAL aclexplode(c.relacl) AS granted
+        INNER JOIN pg_roles AS r ON granted.grantee = r.oid
+        WHERE
+            c.oid = 'goqueue.jobs'::regclass
+            AND NOT r.rolbypassrls
+            AND NOT EXISTS (
+                SELECT FROM pg_roles AS known
+                WHERE
+                    known.rolname IN (
+                        'goqueue_owner', 'goqueue_producer', 'goqueue_worker', 'goqueue_reader', 'goqueue_operator'
+                    )
+                    AND pg_has_role(r.oid, known.oid, 'MEMBER')
+            )
+        ORDER BY 1
+    LOOP
+        RAISE WARNING 'the role % has grants of its own on goqueue.jobs, but sees no job from now on', quote_ident(stranger)
+            USING HINT = format('GRANT goqueue_worker (or another of these roles) TO %I;', stranger);
+    END LOOP;
+END
+$$;
+
+COMMIT;

@@ -1,0 +1,6 @@
+-- Takes V0008 back: who created a job is forgotten. Where roles/roles.sql was run, run roles/drop_roles.sql first: its
+-- policies need the column. Run it in one transaction (psql -1 -f).
+ALTER TABLE goqueue.jobs
+DROP COLUMN created_by;
+DELETE FROM goqueue.migration_checksums WHERE version = 8;
+DELETE FROM goqueue.schema_version WHERE version = 8;

@@ -1,0 +1,856 @@
+"""The roles of migrations/roles: what each may run, whose jobs it sees, what is refused; each as a login of its own."""
+
+import json
+import math
+import re
+import secrets
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from goqueue import GoQueueError, JobFilter, JobNotFoundError, JobStatus, NewJob, PostgresStorage, SchemaError
+from goqueue.embedded import EmbeddedServer
+from goqueue.migrate import MigrationError, migrate, migrations_dir, undo
+from goqueue.pytest_plugin import DatabaseServer
+from tests.plans import MODES, NOTES, Explainer, seed
+
+BASE = migrations_dir()
+SCRIPT = BASE / "migrations" / "roles" / "roles.sql"
+DROP_SCRIPT = BASE / "migrations" / "roles" / "drop_roles.sql"
+RUNTIME = ("operator", "worker", "reader", "producer")
+ROLES = ("owner", *RUNTIME)
+REFUSED = psycopg.errors.InsufficientPrivilege
+Connection = psycopg.Connection[Any]
+
+
+def run_script(url: str, script: Path = SCRIPT) -> list[str]:
+    """Runs it, and gives what the server had to say."""
+    said: list[str] = []
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.add_notice_handler(lambda notice: said.append(f"{notice.severity}: {notice.message_primary}"))
+        connection.execute(script.read_bytes())
+    return said
+
+
+# --- a database with the roles, a login in each, and jobs of one producer ---------------------------------------------
+
+
+@dataclass(frozen=True)
+class Place:
+    url: str
+    logins: dict[str, str]
+    password: str
+
+    def url_of(self, who: str, url: str | None = None) -> str:
+        return make_conninfo(url or self.url, user=self.logins[who], password=self.password)
+
+    @contextmanager
+    def connect(self, who: str, url: str | None = None) -> Iterator[Connection]:
+        with psycopg.connect(self.url_of(who, url), autocommit=True) as connection:
+            yield connection
+
+
+@contextmanager
+def new_database(server: Connection, template: str) -> Iterator[str]:
+    name = f"goqueue_roles_{secrets.token_hex(6)}"
+    server.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+    try:
+        yield make_conninfo(server.info.dsn, password=server.info.password or None, dbname=name)
+    finally:
+        server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@contextmanager
+def new_logins(server: Connection) -> Iterator[tuple[dict[str, str], str]]:
+    """A login in each role, another producer, and nobody, who is in none; and the password of all."""
+    password = secrets.token_hex(8)
+    logins = {who: f"goqueue_test_{who}_{secrets.token_hex(4)}" for who in (*ROLES, "other", "nobody")}
+    try:
+        for who, login in logins.items():
+            role = {"other": "producer"}.get(who, who)
+            # The server's own user is a member too, because it need not be a superuser.
+            group = "" if who == "nobody" else f"IN ROLE goqueue_{role}"
+            server.execute(f"CREATE ROLE {login} LOGIN PASSWORD '{password}' {group} ROLE CURRENT_USER")
+        yield logins, password
+    finally:
+        for login in logins.values():
+            server.execute(f"DROP ROLE IF EXISTS {login}")
+
+
+@pytest.fixture(scope="module")
+def place(goqueue_server: DatabaseServer, goqueue_template: str) -> Iterator[Place]:
+    """Where the roles weren't there before the test run, the last of its processes drops them again."""
+
+    def lock(how: str, key: str) -> bool:
+        # The locks end with the connection, so that a process which dies leaves none.
+        row = server.execute(f"SELECT pg_{how}(hashtextextended(%s, 0))", [f"goqueue's roles: {key}"]).fetchone()
+        return row == (True,)
+
+    with psycopg.connect(goqueue_server.url, autocommit=True) as server:
+        may = "SELECT rolsuper OR rolcreaterole FROM pg_roles WHERE rolname = current_user"
+        if server.execute(may).fetchone() != (True,):
+            pytest.skip("the user of GOQUEUE_TEST_DATABASE_URL may not make roles: ALTER ROLE ... CREATEROLE")
+        with new_database(server, goqueue_template) as url:
+            lock("advisory_lock", "turn")
+            there = server.execute("SELECT FROM pg_roles WHERE rolname = 'goqueue_owner'").rowcount
+            made_by_us = not there or not lock("try_advisory_lock", "made by tests")
+            if made_by_us:
+                lock("advisory_lock_shared", "made by tests")
+            run_script(url)
+            lock("advisory_unlock", "turn")
+            with new_logins(server) as (logins, password):
+                yield Place(url, logins, password)
+        lock("advisory_lock", "turn")
+        if made_by_us:
+            lock("advisory_unlock_shared", "made by tests")
+            if lock("try_advisory_lock", "made by tests"):
+                for role in ROLES:
+                    # The database of a failed test is kept, and uses them.
+                    with suppress(psycopg.errors.DependentObjectsStillExist):
+                        server.execute(f"DROP ROLE IF EXISTS goqueue_{role}")
+
+
+@pytest.fixture(scope="module")
+def admin(place: Place) -> Iterator[Connection]:
+    with psycopg.connect(place.url, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture(scope="module")
+def jobs(place: Place, admin: Connection) -> dict[str, UUID]:
+    """By status a job of the producer; that of each finished one is a day old, the running one's lease has expired."""
+    with place.connect("producer") as connection:
+        ids = {
+            str(status): connection.execute(
+                "INSERT INTO goqueue.jobs (job_type, idempotency_key) VALUES ('t', %s) RETURNING id", [status]
+            ).fetchall()[0][0]
+            for status in JobStatus
+        }
+    for status, job_id in ids.items():
+        admin.execute(
+            """
+            UPDATE goqueue.jobs SET
+                status = %(status)s::text::goqueue.job_status, lease_token = 1,
+                locked_by = CASE WHEN %(status)s::text = 'running' THEN 'w' END,
+                locked_at = CASE WHEN %(status)s::text = 'running' THEN now() END,
+                lease_expires_at = CASE WHEN %(status)s::text = 'running' THEN now() - interval '1 hour' END,
+                created_at = now() - interval '2 days',
+                completed_at = CASE
+                    WHEN %(status)s::text NOT IN ('pending', 'running') THEN now() - interval '1 day'
+                END
+            WHERE id = %(id)s
+            """,
+            {"status": status, "id": job_id},
+        )
+    admin.execute(
+        "INSERT INTO goqueue.job_failures (job_id, lease_token, attempt, error) VALUES (%s, 1, 1, 'boom')",
+        [ids["dead"]],
+    )
+    return ids
+
+
+# --- what each may run ------------------------------------------------------------------------------------------------
+
+
+def expected_outcomes() -> dict[str, dict[str, str]]:
+    """The table in migrations/README.md: for each query and role yes, own or no."""
+    text = (BASE / "migrations" / "README.md").read_text("utf-8")
+    head, _, *lines = text.partition("| query | owner")[2].partition("\n\n")[0].splitlines()
+    roles = ["owner", *re.findall(r"\w+", head)]
+    outcomes: dict[str, dict[str, str]] = {}
+    for line in lines:
+        names, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        for name in re.findall(r"`(\w+)`", names):
+            assert name not in outcomes, f"{name} stands there twice"
+            outcomes[name] = dict(zip(roles, cells, strict=True))
+    return outcomes
+
+
+EXPECTED = expected_outcomes()
+
+MINUTE = timedelta(minutes=1)
+NEW = {
+    "id": uuid4(), "queue": "default", "job_type": "t", "payload": "{}", "priority": 0, "max_attempts": 3,
+    "scheduled_at": None, "delay": None, "idempotency_key": "new",
+}  # fmt: skip
+FILTER = dict.fromkeys(
+    ("statuses", "queues", "job_types", "created_from", "created_before", "scheduled_from", "scheduled_before")
+)
+BACKOFF = {
+    "retry_in": MINUTE,
+    "backoff_base": MINUTE,
+    "backoff_factor": 2.0,
+    "backoff_max": MINUTE,
+    "backoff_jitter": 0.0,
+}
+CLAIM = {"queues": ["default"], "worker_id": "w", "job_limit": 10, "lease": MINUTE}
+LANES = dict.fromkeys(("lane_queues", "lane_priorities", "lane_times", "lane_ids"))
+# These tell nothing of jobs.
+SILENT = ("ping", "get_session", "listen", "announce_listener")
+
+
+def values_of(jobs: dict[str, UUID]) -> dict[str, dict[str, Any]]:
+    """For each query values with which it finds one of the jobs."""
+    held = {"ids": [jobs["running"]], "tokens": [1]}
+    return {
+        "create_job": NEW,
+        "find_duplicate_job": {"id": uuid4(), "idempotency_key": "pending"},
+        "create_jobs": {"jobs": json.dumps([{**NEW, "id": str(NEW["id"])}])},
+        "find_duplicate_jobs": {"ids": [], "idempotency_keys": ["pending"]},
+        "get_job": {"id": jobs["dead"]},
+        "get_jobs": {"ids": list(jobs.values())},
+        "get_job_by_idempotency_key": {"idempotency_key": "running"},
+        "list_jobs": {**FILTER, "cursor_created_at": None, "cursor_id": None, "page_limit": 10},
+        "count_jobs": FILTER,
+        "update_job": {"id": jobs["pending"], "changes": '{"priority": 5}'},
+        "replace_pending_job": {**NEW, "idempotency_key": "pending"},
+        "cancel_jobs": {"ids": [jobs["pending"]]},
+        "retry_jobs": {"ids": [jobs["dead"]]},
+        "reschedule_jobs": {"ids": [jobs["pending"]], "scheduled_at": None, "delay": MINUTE},
+        "delete_job": {"id": jobs["dead"]},
+        "prune_jobs": {"older_than": timedelta(0), "statuses": ["dead"], "job_limit": 10},
+        "claim_jobs": {**CLAIM, **LANES},
+        "heartbeat_jobs": {**held, "lease": MINUTE},
+        "complete_and_claim": {**held, **CLAIM, **LANES},
+        "complete_jobs": held,
+        "fail_jobs": {**held, "errors": ["boom"], **BACKOFF},
+        "bury_jobs": {**held, "errors": ["boom"]},
+        "release_jobs": held,
+        "rescue_jobs": {"job_limit": 10},
+        "list_failures": {"job_id": jobs["dead"]},
+        "next_job_at": {"queues": ["default"]},
+        **{name: {} for name in (*SILENT, "queue_stats")},
+        "get_session": {"backend_pid": 0},
+    }
+
+
+def outcome(explainer: Explainer, name: str, values: dict[str, Any]) -> str:
+    """yes: it found what it looks for, or did its work. nothing: it ran in vain. no: it was refused."""
+    try:
+        if name == "listen":
+            explainer.connection.execute(NOTES[name].statement)
+            return "yes"
+        rows = explainer.run(name, values)
+    except REFUSED:
+        return "no"
+    return "yes" if name in SILENT or (rows and rows[0][0]) else "nothing"
+
+
+@pytest.fixture(scope="module")
+def explainers(place: Place) -> Iterator[dict[str, Explainer]]:
+    connections = {who: psycopg.connect(place.url_of(who), autocommit=True) for who in place.logins if who != "nobody"}
+    yield {who: Explainer(connection) for who, connection in connections.items()}
+    for connection in connections.values():
+        connection.close()
+
+
+def test_the_table_has_every_query() -> None:
+    assert set(EXPECTED) == set(NOTES) == set(values_of(dict.fromkeys(map(str, JobStatus), uuid4())))
+
+
+@pytest.mark.parametrize("name", NOTES)
+def test_a_query_runs_for_the_roles_that_the_table_names(
+    name: str, explainers: dict[str, Explainer], jobs: dict[str, UUID]
+) -> None:
+    values = values_of(jobs)[name]
+    seen = {who: outcome(explainer, name, values) for who, explainer in explainers.items()}
+    # The jobs are those of one producer; to another one they are not there.
+    expected = {**EXPECTED[name], "other": EXPECTED[name]["producer"]}
+    if expected["producer"] == "own":
+        expected |= {"producer": "yes", "other": "nothing"}
+    assert seen == expected
+
+
+# Each grant to one of the roles, and how it is taken back.
+GRANTS = """
+SELECT role.rolname, format('REVOKE %s%s ON %s FROM %I', found.privilege, found.columns, found.what, role.rolname)
+FROM (
+    SELECT (aclexplode(nspacl)).grantee, (aclexplode(nspacl)).privilege_type, '', 'SCHEMA ' || oid::regnamespace
+    FROM pg_namespace WHERE nspname = 'goqueue'
+    UNION ALL
+    SELECT (aclexplode(relacl)).grantee, (aclexplode(relacl)).privilege_type, '', 'TABLE ' || oid::regclass
+    FROM pg_class WHERE relnamespace = 'goqueue'::regnamespace
+    UNION ALL
+    SELECT
+        (aclexplode(attacl)).grantee, (aclexplode(attacl)).privilege_type, format(' (%I)', attname),
+        'TABLE ' || attrelid::regclass
+    FROM pg_attribute WHERE attrelid IN (SELECT oid FROM pg_class WHERE relnamespace = 'goqueue'::regnamespace)
+    UNION ALL
+    SELECT (aclexplode(proacl)).grantee, (aclexplode(proacl)).privilege_type, '', 'FUNCTION ' || oid::regprocedure
+    FROM pg_proc WHERE pronamespace = 'goqueue'::regnamespace
+    UNION ALL
+    SELECT (aclexplode(typacl)).grantee, (aclexplode(typacl)).privilege_type, '', 'TYPE ' || oid::regtype
+    FROM pg_type WHERE typnamespace = 'goqueue'::regnamespace
+) AS found (grantee, privilege, columns, what)
+LEFT JOIN pg_roles AS role ON role.oid = found.grantee
+WHERE found.grantee <> 'goqueue_owner'::regrole
+ORDER BY 1, 2
+"""
+BESIDES = (
+    # A job inserted by hand, whose id the table makes; and which schema this is.
+    "INSERT INTO goqueue.jobs (job_type) VALUES ('by hand')",
+    "SELECT version FROM goqueue.schema_version",
+    "SELECT sha256 FROM goqueue.migration_checksums",
+)
+
+
+@pytest.mark.parametrize("role", RUNTIME)
+def test_a_role_has_no_grant_that_nothing_needs(
+    role: str, place: Place, admin: Connection, jobs: dict[str, UUID]
+) -> None:
+    values = values_of(jobs)
+    runs = [name for name, outcomes in EXPECTED.items() if outcomes[role] != "no" and name not in ("listen", *SILENT)]
+    explainer = Explainer(admin)
+
+    def something_is_refused() -> bool:
+        for statement in BESIDES if role in ("producer", "operator") else BESIDES[1:]:
+            try:
+                with admin.transaction(force_rollback=True):
+                    admin.execute(statement)
+            except REFUSED:
+                return True
+        return any(outcome(explainer, name, values[name]) == "no" for name in runs)
+
+    revokes = [revoke for grantee, revoke in admin.execute(GRANTS) if grantee == f"goqueue_{role}"]
+    assert len(revokes) >= 5
+    needless = []
+    for revoke in ["SELECT", *revokes]:
+        with admin.transaction(force_rollback=True):
+            admin.execute(revoke)
+            admin.execute(f"SET LOCAL ROLE {place.logins[role]}")
+            if something_is_refused() == (revoke == "SELECT"):
+                needless.append(revoke)
+    admin.execute("DEALLOCATE ALL")
+    assert needless == []
+
+
+def test_nobody_else_has_a_grant(place: Place, admin: Connection) -> None:
+    grantees = {grantee for grantee, _ in admin.execute(GRANTS)}
+    assert grantees == {f"goqueue_{role}" for role in RUNTIME}  # PUBLIC would be None
+    with place.connect("nobody") as connection:
+        for name in ("jobs", "job_failures", "schema_version", "migration_checksums"):
+            with pytest.raises(REFUSED, match="permission denied for schema goqueue"):
+                connection.execute(f"SELECT FROM goqueue.{name}")
+        with pytest.raises(REFUSED):
+            connection.execute("SELECT goqueue.uuid_v7()")
+    with pytest.raises(SchemaError, match=r"permission denied.*grant the login the role"):
+        PostgresStorage.open(place.url_of("nobody"))
+
+
+# --- producers --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stores(place: Place) -> Iterator[dict[str, PostgresStorage]]:
+    opened = {who: PostgresStorage.open(place.url_of(who)) for who in ("producer", "other", "worker", "operator")}
+    yield opened
+    for store in opened.values():
+        store.close()
+
+
+def test_a_producer_follows_its_own_job_to_the_end_and_no_other_sees_it(stores: dict[str, PostgresStorage]) -> None:
+    mine, theirs, worker = stores["producer"], stores["other"], stores["worker"]
+    queue = secrets.token_hex(4)
+    job = mine.create_job(NewJob(job_type="t", queue=queue, idempotency_key=queue, max_attempts=2))
+    for error in ("first", "second"):
+        worker.fail_job(worker.claim_jobs(queue, "w")[0], error, retry_in=timedelta(0))
+    assert mine.get_job(job.id).status == JobStatus.DEAD
+    assert [failure.error for failure in mine.list_failures(job.id)] == ["first", "second"]
+    assert mine.count_jobs(JobFilter(queue=queue)) == 1
+
+    for look in (lambda: theirs.get_job(job.id), lambda: theirs.get_job_by_idempotency_key(queue)):
+        with pytest.raises(JobNotFoundError):
+            look()
+    assert theirs.get_jobs([job.id]) == []
+    assert theirs.list_jobs(JobFilter(queue=queue)).jobs == []
+    assert theirs.count_jobs(JobFilter(queue=queue)) == 0
+    assert theirs.list_failures(job.id) == []
+    with pytest.raises(SchemaError, match="queue_status_metrics"):
+        theirs.queue_stats()
+
+
+def test_a_key_of_another_producers_job_adds_nothing_and_says_so_soon(stores: dict[str, PostgresStorage]) -> None:
+    key = secrets.token_hex(4)
+    job = stores["other"].create_job(NewJob(job_type="t", idempotency_key=key))
+    start = time.monotonic()
+    for attempt in (stores["producer"].get_or_create_job, lambda new: stores["producer"].create_jobs([new])):
+        with pytest.raises(GoQueueError, match="policy"):
+            attempt(NewJob(job_type="t", idempotency_key=key))
+    assert time.monotonic() - start < 30
+    assert stores["worker"].get_job_by_idempotency_key(key) == job
+
+
+COLUMNS = """
+SELECT attname FROM pg_attribute WHERE attrelid = 'goqueue.jobs'::regclass AND attnum > 0 AND NOT attisdropped
+"""
+GIVEN = {"id", "queue", "job_type", "payload", "priority", "max_attempts", "scheduled_at", "idempotency_key"}
+
+
+def test_a_producer_sets_no_column_but_what_a_job_is_made_of(place: Place, admin: Connection) -> None:
+    columns = {name for (name,) in admin.execute(COLUMNS)}
+    assert {"status", "created_by", "attempts", "lease_token", "created_at"} <= columns - GIVEN
+    with place.connect("producer") as connection:
+        for column in columns - GIVEN:
+            with pytest.raises(REFUSED, match="permission denied for table jobs"):
+                connection.execute(f"INSERT INTO goqueue.jobs (job_type, {column}) VALUES ('t', DEFAULT)")
+
+
+def test_no_one_else_can_be_named_as_the_creator_even_with_a_grant(place: Place, admin: Connection) -> None:
+    login = sql.Identifier(place.logins["producer"])
+    with admin.transaction(force_rollback=True):
+        admin.execute(sql.SQL("GRANT INSERT (created_by) ON goqueue.jobs TO {}").format(login))
+        admin.execute(sql.SQL("SET LOCAL ROLE {}").format(login))
+        with pytest.raises(REFUSED, match="violates row-level security policy"):
+            admin.execute("INSERT INTO goqueue.jobs (job_type, created_by) VALUES ('t', 'postgres')")
+
+
+def test_a_job_belongs_to_the_role_whose_rights_were_checked(place: Place, admin: Connection) -> None:
+    creator = "INSERT INTO goqueue.jobs (job_type) VALUES ('t') RETURNING created_by"
+    with admin.transaction(force_rollback=True):
+        admin.execute(f"SET LOCAL ROLE {place.logins['producer']}")
+        assert admin.execute(creator).fetchone() == (place.logins["producer"],)
+        admin.execute(f"SET LOCAL ROLE {place.logins['owner']}")
+        admin.execute(
+            f"CREATE FUNCTION goqueue.add() RETURNS text LANGUAGE sql SECURITY DEFINER AS $${creator}$$;"
+            f"GRANT EXECUTE ON FUNCTION goqueue.add() TO {place.logins['reader']}"
+        )
+        admin.execute(f"SET LOCAL ROLE {place.logins['reader']}")
+        assert admin.execute("SELECT goqueue.add()").fetchone() == (place.logins["owner"],)
+
+
+def test_a_listening_worker_hears_of_a_producers_job(stores: dict[str, PostgresStorage]) -> None:
+    queue = secrets.token_hex(4)
+    with stores["worker"].listen(queue) as listener:
+        stores["producer"].create_jobs([NewJob(job_type="t", queue=queue)])
+        assert listener.wait(timedelta(seconds=20)) == {queue}
+
+
+def test_a_worker_that_is_a_producer_too_adds_follow_up_jobs(place: Place, admin: Connection) -> None:
+    with place.connect("worker") as connection:
+        store = PostgresStorage.bound_to(connection)
+        with pytest.raises(SchemaError, match="permission denied for table jobs"):
+            store.create_job(NewJob(job_type="follow-up"))
+        admin.execute(f"GRANT goqueue_producer TO {place.logins['worker']}")
+        try:
+            job = store.create_job(NewJob(job_type="follow-up", queue="follow-up"))
+            assert [claimed.id for claimed in store.claim_jobs("follow-up", "w")] == [job.id]
+        finally:
+            admin.execute(f"REVOKE goqueue_producer FROM {place.logins['worker']}")
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+CHANGES = {
+    "insert": "INSERT INTO goqueue.jobs (job_type) VALUES ('t')",
+    "delete": "DELETE FROM goqueue.jobs",
+    "cut": "DELETE FROM goqueue.job_failures",
+    "what": "UPDATE goqueue.jobs SET payload = '1'",
+    "type": "UPDATE goqueue.jobs SET job_type = 'other'",
+    "queue": "UPDATE goqueue.jobs SET queue = 'other'",
+    "key": "UPDATE goqueue.jobs SET idempotency_key = NULL",
+    "id": "UPDATE goqueue.jobs SET id = id",
+    "creator": "UPDATE goqueue.jobs SET created_by = 'me'",
+    "creation": "UPDATE goqueue.jobs SET created_at = now()",
+    "state": "UPDATE goqueue.jobs SET status = 'cancelled', completed_at = now()",
+    "lock": "SELECT FROM goqueue.jobs FOR UPDATE",
+    "lock all": "LOCK TABLE goqueue.jobs IN ACCESS EXCLUSIVE MODE",
+    "failure": "INSERT INTO goqueue.job_failures (job_id, lease_token, attempt, error) "
+    "VALUES (gen_random_uuid(), 1, 1, 'e')",
+    "forge": "UPDATE goqueue.job_failures SET error = 'other'",
+    "truncate": "TRUNCATE goqueue.jobs",
+    "version": "DELETE FROM goqueue.schema_version",
+    "checksum": "UPDATE goqueue.migration_checksums SET sha256 = sha256",
+}
+NEVER = {"id", "creator", "creation", "truncate", "version", "checksum"}
+
+
+@pytest.mark.parametrize(
+    ("role", "refused"),
+    [
+        ("producer", set(CHANGES) - {"insert"}),
+        ("reader", set(CHANGES)),
+        ("worker", NEVER | {"insert", "delete", "cut", "what", "type", "queue", "key", "lock all"}),
+        ("operator", NEVER),
+    ],
+)
+def test_a_role_changes_what_is_its_business_and_nothing_else(
+    role: str, refused: set[str], place: Place, jobs: dict[str, UUID]
+) -> None:
+    seen = set()
+    with place.connect(role) as connection:
+        for name, statement in CHANGES.items():
+            try:
+                with connection.transaction(force_rollback=True):
+                    connection.execute(statement)
+            except REFUSED:
+                seen.add(name)
+            except psycopg.errors.CheckViolation:
+                assert name == "state"  # It may; what it wrote the table's rules refused.
+    assert seen == refused
+
+
+DDL = [
+    "CREATE TABLE goqueue.mine ()",
+    "CREATE VIEW goqueue.mine AS SELECT 1",
+    "CREATE FUNCTION goqueue.mine() RETURNS integer LANGUAGE sql AS 'SELECT 1'",
+    "CREATE TYPE goqueue.mine AS ENUM ()",
+    "CREATE INDEX ON goqueue.jobs (priority)",
+    "CREATE TRIGGER mine AFTER INSERT ON goqueue.jobs EXECUTE FUNCTION goqueue.notify_ready_jobs()",
+    "CREATE POLICY mine ON goqueue.jobs USING (TRUE)",
+    "CREATE TEMPORARY TABLE mine (status goqueue.job_status)",
+    "ALTER TABLE goqueue.jobs DISABLE ROW LEVEL SECURITY",
+    "ALTER TABLE goqueue.jobs DISABLE TRIGGER ALL",
+    "ALTER TABLE goqueue.jobs DROP COLUMN last_error",
+    "ALTER TABLE goqueue.jobs OWNER TO CURRENT_USER",
+    "ALTER TYPE goqueue.job_status ADD VALUE 'lost'",
+    "ALTER SCHEMA goqueue RENAME TO mine",
+    "DROP POLICY all_jobs ON goqueue.jobs",
+    "DROP TABLE goqueue.job_failures",
+    "DROP INDEX goqueue.jobs_claim_idx",
+    "DROP FUNCTION goqueue.uuid_v7()",
+    "DROP SCHEMA goqueue CASCADE",
+    "SET ROLE goqueue_owner",
+]
+
+
+@pytest.mark.parametrize("role", RUNTIME)
+def test_only_the_owner_changes_the_schema(role: str, place: Place, admin: Connection) -> None:
+    with place.connect(role) as connection:
+        for statement in [*DDL, *(f"SET ROLE goqueue_{other}" for other in RUNTIME if other != role)]:
+            with pytest.raises(REFUSED):
+                connection.execute(statement)
+        # What one may not grant is refused by a warning, if one has it.
+        grants = admin.execute(GRANTS).fetchall()
+        connection.execute("GRANT ALL ON goqueue.jobs TO PUBLIC")
+        assert admin.execute(GRANTS).fetchall() == grants
+
+
+# --- migrating --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def later(tmp_path: Path) -> Path:
+    """The migrations, and a later one."""
+    shutil.copy(BASE / "migrations.yml", tmp_path)
+    shutil.copytree(BASE / "migrations", tmp_path / "migrations")
+    version = len(list((BASE / "migrations").glob("V*.sql"))) + 1
+    (tmp_path / "migrations" / f"V{version:04}__later.sql").write_text(
+        "CREATE TABLE goqueue.later (id integer);\n"
+        "CREATE FUNCTION goqueue.later() RETURNS integer LANGUAGE sql AS 'SELECT 1';\n"
+        "ALTER TABLE goqueue.jobs ADD COLUMN later integer;\n"
+    )
+    return tmp_path
+
+
+def test_the_owner_alone_migrates(goqueue_database: str, place: Place, later: Path) -> None:
+    run_script(goqueue_database)
+    version = "SELECT max(version) FROM goqueue.schema_version"
+    with psycopg.connect(goqueue_database, autocommit=True) as connection:
+        before = connection.execute(version).fetchone()
+        for role in RUNTIME:
+            with pytest.raises(
+                MigrationError, match=r"V\d+__later.sql failed and was rolled back: .*permission denied"
+            ):
+                migrate(place.url_of(role, goqueue_database), base_dir=later)
+            with pytest.raises(MigrationError, match=r"U\d+.* failed and was rolled back: must be owner of"):
+                undo(place.url_of(role, goqueue_database), to=0)
+            assert connection.execute(version).fetchone() == before
+
+        as_owner = make_conninfo(place.url_of("owner", goqueue_database), options="-c role=goqueue_owner")
+        migrate(as_owner, base_dir=later)
+        assert connection.execute(version).fetchone() != before
+        assert connection.execute(
+            "SELECT relowner::regrole::text FROM pg_class WHERE oid = 'goqueue.later'::regclass"
+        ).fetchone() == ("goqueue_owner",)
+    # Whoever reads all reads the new table, before the script has run again.
+    for role in RUNTIME:
+        with place.connect(role, goqueue_database) as connection:
+            if role in ("reader", "operator"):
+                connection.execute("SELECT FROM goqueue.later")
+            else:
+                with pytest.raises(REFUSED, match="permission denied for table later"):
+                    connection.execute("SELECT FROM goqueue.later")
+            with pytest.raises(REFUSED, match="permission denied for function later"):
+                connection.execute("SELECT goqueue.later()")
+
+
+def test_what_a_member_of_the_owner_made_as_itself_is_handed_over(goqueue_database: str, place: Place) -> None:
+    run_script(goqueue_database)
+    with place.connect("owner", goqueue_database) as connection:
+        connection.execute("CREATE TABLE goqueue.mine (); CREATE TYPE goqueue.my_kind AS ENUM ('one')")
+        connection.execute("CREATE VIEW goqueue.my_view AS SELECT FROM goqueue.mine")
+        connection.execute("CREATE FUNCTION goqueue.mine() RETURNS integer LANGUAGE sql AS 'SELECT 1'")
+    run_script(goqueue_database)
+    with psycopg.connect(goqueue_database) as connection:
+        owners = connection.execute(
+            """
+            SELECT relowner::regrole::text FROM pg_class WHERE relnamespace = 'goqueue'::regnamespace
+            UNION SELECT proowner::regrole::text FROM pg_proc WHERE pronamespace = 'goqueue'::regnamespace
+            UNION SELECT typowner::regrole::text FROM pg_type WHERE typnamespace = 'goqueue'::regnamespace
+            UNION SELECT nspowner::regrole::text FROM pg_namespace WHERE nspname = 'goqueue'
+            """
+        ).fetchall()
+    assert owners == [("goqueue_owner",)]
+
+
+# --- the script -------------------------------------------------------------------------------------------------------
+
+STATE = {
+    "tables": """
+        SELECT c.relname, c.relowner::regrole::text, c.relrowsecurity, a.grantor::regrole::text,
+            a.grantee::regrole::text, a.privilege_type
+        FROM pg_class AS c, aclexplode(coalesce(c.relacl, acldefault('r', c.relowner))) AS a
+        WHERE c.relnamespace = 'goqueue'::regnamespace AND c.relkind = 'r' ORDER BY 1, 4, 5, 6""",
+    "columns": """
+        SELECT c.attrelid::regclass::text, c.attname, a.grantee::regrole::text, a.privilege_type
+        FROM pg_attribute AS c, aclexplode(c.attacl) AS a
+        WHERE c.attrelid::regclass::text LIKE 'goqueue.%' ORDER BY 1, 2, 3, 4""",
+    "functions": """
+        SELECT p.proname, a.grantee::regrole::text, a.privilege_type
+        FROM pg_proc AS p, aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) AS a
+        WHERE p.pronamespace = 'goqueue'::regnamespace ORDER BY 1, 2, 3""",
+    "types": """
+        SELECT t.typname, a.grantee::regrole::text, a.privilege_type
+        FROM pg_type AS t, aclexplode(coalesce(t.typacl, acldefault('T', t.typowner))) AS a
+        WHERE t.typnamespace = 'goqueue'::regnamespace AND t.typtype = 'e' ORDER BY 1, 2, 3""",
+    "schema": """
+        SELECT a.grantee::regrole::text, a.privilege_type
+        FROM pg_namespace AS n, aclexplode(coalesce(n.nspacl, acldefault('n', n.nspowner))) AS a
+        WHERE n.nspname = 'goqueue' ORDER BY 1, 2""",
+    "defaults": """
+        SELECT d.defaclnamespace::regnamespace::text, d.defaclobjtype, a.grantee::regrole::text, a.privilege_type
+        FROM pg_default_acl AS d, aclexplode(d.defaclacl) AS a ORDER BY 1, 2, 3, 4""",
+    "policies": "SELECT tablename, policyname, permissive, roles, cmd, qual, with_check FROM pg_policies ORDER BY 1, 2",
+}
+
+
+def state(url: str) -> dict[str, list[Any]]:
+    """Owners, grants (what holds where none is written included) and policies of everything in the schema."""
+    with psycopg.connect(url) as connection:
+        return {name: connection.execute(query).fetchall() for name, query in STATE.items()}
+
+
+def test_again_the_script_brings_everything_back(goqueue_database: str, place: Place) -> None:
+    assert run_script(goqueue_database) == []
+    first = state(goqueue_database)
+    with psycopg.connect(goqueue_database, autocommit=True) as connection:
+        connection.execute(
+            """
+            GRANT DELETE ON goqueue.jobs TO goqueue_worker, PUBLIC;
+            GRANT UPDATE (created_by) ON goqueue.jobs TO goqueue_producer;
+            REVOKE INSERT ON goqueue.job_failures FROM goqueue_worker;
+            GRANT CREATE ON SCHEMA goqueue TO goqueue_reader;
+            DROP POLICY all_jobs ON goqueue.jobs;
+            CREATE POLICY all_jobs ON goqueue.jobs TO goqueue_producer USING (TRUE);
+            ALTER TABLE goqueue.jobs DISABLE ROW LEVEL SECURITY
+            """
+        )
+    assert state(goqueue_database) != first
+    assert run_script(goqueue_database) == []
+    assert state(goqueue_database) == first
+
+
+def test_a_login_that_loses_sight_of_the_jobs_is_named(goqueue_database: str, place: Place) -> None:
+    with psycopg.connect(goqueue_database, autocommit=True) as connection:
+        for who in ("nobody", "worker"):
+            connection.execute(f"GRANT USAGE ON SCHEMA goqueue TO {place.logins[who]}")
+            connection.execute(f"GRANT SELECT, INSERT ON goqueue.jobs TO {place.logins[who]}")
+        connection.execute("INSERT INTO goqueue.jobs (job_type) VALUES ('t')")
+    [said] = run_script(goqueue_database)
+    assert said.startswith(f"WARNING: the role {place.logins['nobody']} has grants of its own")
+    with place.connect("nobody", goqueue_database) as connection:
+        assert connection.execute("SELECT FROM goqueue.jobs").rowcount == 0
+        with pytest.raises(REFUSED, match="violates row-level security policy"):
+            connection.execute("INSERT INTO goqueue.jobs (id, job_type) VALUES (gen_random_uuid(), 't')")
+
+
+def test_a_database_that_is_not_migrated_is_refused(goqueue_database: str, place: Place) -> None:
+    undo(goqueue_database, to=7)
+    with pytest.raises(psycopg.errors.UndefinedColumn, match=r"no column created_by[\s\S]*Run pgmigrate migrate"):
+        run_script(goqueue_database)
+    undo(goqueue_database, to=0)
+    with pytest.raises(psycopg.errors.UndefinedColumn, match="no column created_by"):
+        run_script(goqueue_database)
+
+
+# --- the roles of a whole server: one of our own ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def own_server() -> Iterator[EmbeddedServer]:
+    with EmbeddedServer(durable=False) as server, psycopg.connect(server.url(), autocommit=True) as connection:
+        connection.execute("CREATE DATABASE migrated")
+        migrate(server.url("migrated"))
+        yield server
+
+
+@pytest.fixture
+def databases(own_server: EmbeddedServer) -> Iterator[list[str]]:
+    """Four migrated databases of a server without the roles."""
+    names = [f"app_{number}" for number in range(4)]
+    with psycopg.connect(own_server.url(), autocommit=True) as connection:
+        for name in names:
+            connection.execute(f"CREATE DATABASE {name} TEMPLATE migrated")
+        yield [own_server.url(name) for name in names]
+        for name in names:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        for role in ROLES:
+            connection.execute(f"DROP ROLE IF EXISTS goqueue_{role}")
+
+
+def roles_of(url: str) -> set[str]:
+    with psycopg.connect(url) as connection:
+        return {name for (name,) in connection.execute("SELECT rolname FROM pg_roles WHERE rolname LIKE 'goqueue_%'")}
+
+
+def test_the_roles_are_made_once_by_databases_at_the_same_time(databases: list[str]) -> None:
+    with ThreadPoolExecutor(12) as threads:
+        for _ in range(3):
+            assert list(threads.map(run_script, databases * 3)) == [[]] * 12
+            assert roles_of(databases[0]) == {f"goqueue_{role}" for role in ROLES}
+            for url in databases:
+                run_script(url, DROP_SCRIPT)
+            assert roles_of(databases[0]) == set()
+
+
+def test_dropping_leaves_what_there_was_and_the_roles_to_other_databases(databases: list[str]) -> None:
+    before = state(databases[0])
+    for url in databases[:2]:
+        run_script(url)
+    assert state(databases[0]) != before
+    said = run_script(databases[0], DROP_SCRIPT)
+    assert [line.partition(" stays")[0] for line in said] == [
+        f"WARNING: the role goqueue_{role}" for role in sorted(ROLES)
+    ]
+    assert state(databases[0]) == before
+    assert roles_of(databases[0]) == {f"goqueue_{role}" for role in ROLES}
+    assert run_script(databases[1], DROP_SCRIPT) == []
+    assert roles_of(databases[0]) == set()
+    assert run_script(databases[0], DROP_SCRIPT) == []
+    undo(databases[0], to=0)
+
+
+def test_psql_runs_the_scripts(own_server: EmbeddedServer, databases: list[str]) -> None:
+    for script in (SCRIPT, SCRIPT, DROP_SCRIPT):
+        for options in ([], ["-1"]):
+            command = [
+                own_server.bin("psql"),
+                "-X",
+                "-q",
+                "-v",
+                "ON_ERROR_STOP=1",
+                *options,
+                "-f",
+                script,
+                databases[0],
+            ]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert (done.returncode, done.stdout) == (0, ""), done.stderr
+            # With -1 there are two transactions' ends; nothing else is said.
+            assert len(done.stderr.splitlines()) == (2 if options else 0), done.stderr
+
+
+def test_the_undo_of_the_column_waits_for_the_roles_to_go(databases: list[str]) -> None:
+    run_script(databases[0])
+    with pytest.raises(MigrationError, match="other objects depend on it"):
+        undo(databases[0], to=7)
+    run_script(databases[0], DROP_SCRIPT)
+    assert undo(databases[0], to=7)[-1] == 8
+
+
+def test_a_dba_who_is_no_superuser_sets_all_up(own_server: EmbeddedServer, databases: list[str]) -> None:
+    with psycopg.connect(own_server.url(), autocommit=True) as connection:
+        connection.execute("CREATE ROLE dba LOGIN CREATEROLE")
+        connection.execute("CREATE DATABASE hers OWNER dba")
+        url = make_conninfo(own_server.url("hers"), user="dba")
+        try:
+            migrate(url)
+            assert run_script(url) == run_script(url) == []
+            with psycopg.connect(url, autocommit=True) as dba:
+                dba.execute("CREATE ROLE shop LOGIN IN ROLE goqueue_producer")
+            with PostgresStorage.open(make_conninfo(url, user="shop")) as store:
+                job = store.create_job(NewJob(job_type="t"))
+                assert store.get_job(job.id) == job
+            assert run_script(url, DROP_SCRIPT) == []
+            assert roles_of(url) == set()
+            with psycopg.connect(url) as dba:
+                assert dba.execute("SELECT id FROM goqueue.jobs").fetchall() == [(job.id,)]
+        finally:
+            connection.execute("DROP DATABASE hers WITH (FORCE)")
+            for role in (*(f"goqueue_{role}" for role in ROLES), "shop", "dba"):
+                connection.execute(f"DROP ROLE IF EXISTS {role}")
+
+
+def test_the_owner_migrates_an_empty_database_once_it_has_the_schema(
+    own_server: EmbeddedServer, databases: list[str]
+) -> None:
+    run_script(databases[0])
+    with psycopg.connect(own_server.url(), autocommit=True) as connection:
+        connection.execute("CREATE ROLE deploy LOGIN IN ROLE goqueue_owner")
+        connection.execute("CREATE DATABASE fresh")
+        try:
+            as_owner = make_conninfo(own_server.url("fresh"), user="deploy", options="-c role=goqueue_owner")
+            with pytest.raises(MigrationError, match="permission denied for database fresh"):
+                migrate(as_owner)
+            with psycopg.connect(own_server.url("fresh"), autocommit=True) as fresh:
+                fresh.execute("CREATE SCHEMA goqueue AUTHORIZATION goqueue_owner")
+            migrate(as_owner)
+            assert run_script(own_server.url("fresh")) == []
+            assert state(own_server.url("fresh")) == state(databases[0])
+        finally:
+            connection.execute("DROP DATABASE fresh WITH (FORCE)")
+            connection.execute("DROP ROLE deploy")
+
+
+# --- plans ------------------------------------------------------------------------------------------------------------
+
+
+# A producer's lists pass over what others have added.
+NOT_FOR_PRODUCERS = {"list_jobs", "count_jobs", "queue_stats", "next_job_at"}
+
+
+def test_row_level_security_costs_no_query_its_indexes(goqueue_database: str, place: Place) -> None:
+    run_script(goqueue_database)
+    with ExitStack() as stack:
+        admin = stack.enter_context(psycopg.connect(goqueue_database, autocommit=True))
+        seed(admin, "history", 200_000)
+        jobs = {}
+        for status in map(str, JobStatus):
+            [(jobs[status],)] = admin.execute(
+                "UPDATE goqueue.jobs SET idempotency_key = status, created_by = %s "
+                "WHERE id = (SELECT id FROM goqueue.jobs WHERE status::text = %s LIMIT 1) RETURNING id",
+                [place.logins["producer"], status],
+            )
+        admin.execute("VACUUM ANALYZE goqueue.jobs")
+        values = values_of(jobs)
+        for name in ("claim_jobs", "next_job_at"):
+            values[name]["queues"] = ["queue_00", "queue_03"]
+        without = Explainer(admin)
+        for role in RUNTIME:
+            explainer = Explainer(stack.enter_context(place.connect(role, goqueue_database)))
+            for name, outcomes in EXPECTED.items():
+                if outcomes[role] == "no" or name == "listen" or (role == "producer" and name in NOT_FOR_PRODUCERS):
+                    continue
+                for mode in MODES:
+                    plan = without.explain(name, values[name], mode, math.inf)
+                    # The first writes of a connection look around.
+                    under = explainer.explain(name, values[name], mode, 2 * plan.pages + 200)
+                    # The failures that a producer sees are those of its jobs, which are looked up.
+                    more = {"jobs_pkey"} if role == "producer" and name == "list_failures" else set()
+                    said = f"{name} as {role}, {mode}:\n{under}"
+                    assert under.used_indexes == plan.used_indexes | more, said
+                    assert under.table_scans <= plan.table_scans, said
+                    assert under.pages <= 2 * plan.pages + 200, said
