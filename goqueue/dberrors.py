@@ -102,6 +102,15 @@ def duplicate_of(job_id: UUID | None, idempotency_key: str | None) -> DuplicateJ
     )
 
 
+def duplicate_unseen() -> DuplicateJobError:
+    """The error for a new job that is not added, without one to be seen in its way."""
+    return DuplicateJobError(
+        "its id or idempotency key is taken by a job that this login may not see (another producer's: give each "
+        "application a prefix of its own), or a trigger or rule suppresses the insert; nothing was added",
+        job_id=None,
+    )
+
+
 def _said(error: psycopg.Error) -> str:
     """The server's or the driver's own words, on one line."""
     primary = error.diag.message_primary or str(error) or type(error).__name__

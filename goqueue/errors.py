@@ -59,7 +59,8 @@ class CorruptJobError(GoQueueError):
 class DuplicateJobError(GoQueueError):
     """A job with this idempotency key (or id) exists already; ``job_id`` is the existing job's id.
 
-    ``job_id`` is None only when an update lost a race for the key, where asking for it would take another statement.
+    ``job_id`` is None when this login may not see that job (it is another producer's), and when an update lost a race
+    for the key, where asking for it would take another statement.
     """
 
     def __init__(self, message: str, *, job_id: UUID | None, idempotency_key: str | None = None) -> None:

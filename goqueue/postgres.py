@@ -22,12 +22,11 @@ from psycopg.pq import TransactionStatus
 from goqueue.adapter import Adapter
 from goqueue.config import Config, DatabaseConfig
 from goqueue.contract import require_contract
-from goqueue.dberrors import duplicate_of, translate
+from goqueue.dberrors import duplicate_of, duplicate_unseen, translate
 from goqueue.errors import (
     InvalidJobError,
     JobNotFoundError,
     JobStateError,
-    StorageError,
     StorageUnavailableError,
     TransactionConflictError,
 )
@@ -73,6 +72,7 @@ from goqueue.requests import (
     in_batches,
     is_same,
     job_values,
+    not_replaced,
     queue_names,
     stats_of,
 )
@@ -82,8 +82,7 @@ DEFAULT_LEASE = timedelta(minutes=5)
 DEFAULT_BACKOFF = Backoff()
 
 # How often an insert that added nothing is tried again while the job in its way is not to be found.
-_TRIES = 100
-_SUPPRESSED = "the database adds no job and shows none in its way; look for a trigger, a rule or a policy that hides it"
+_TRIES = 10
 
 
 def _queries(config: DatabaseConfig) -> Any:
@@ -212,7 +211,7 @@ class PostgresStorage:
                 if row := self._queries.find_duplicate_job(connection, **same):
                     return Job.from_row(row), False
                 # The job in the way was deleted between the two statements: the way is free.
-        raise StorageError(_SUPPRESSED)
+        raise duplicate_unseen()
 
     def create_jobs(self, jobs: Iterable[NewJob]) -> list[tuple[UUID, bool]]:
         """Adds many jobs, all of them or on an error none. In the order given: (id, created).
@@ -262,7 +261,7 @@ class PostgresStorage:
             if not missing:
                 break
         else:
-            raise StorageError(_SUPPRESSED)
+            raise duplicate_unseen()
         results = []
         for job in batch.jobs:
             if job.id in created:
@@ -362,10 +361,13 @@ class PostgresStorage:
         if job.idempotency_key is None:
             raise InvalidJobError("replace_pending_job needs an idempotency_key to find the job by")
         with self._connection() as connection:
-            if row := self._queries.replace_pending_job(connection, **values):
-                return Job.from_row(row)
-            other = self._queries.get_job_by_idempotency_key(connection, idempotency_key=job.idempotency_key)
-        raise duplicate_of(None if other is None else other[0], job.idempotency_key)
+            for _ in range(_TRIES):
+                if row := self._queries.replace_pending_job(connection, **values):
+                    return Job.from_row(row)
+                key = job.idempotency_key
+                if other := self._queries.get_job_by_idempotency_key(connection, idempotency_key=key):
+                    raise not_replaced(Job.from_row(other))
+        raise duplicate_unseen()
 
     def cancel_jobs(self, jobs: Jobs) -> int:
         """Withdraws waiting and running jobs, by ids or by filter; how many. Others are left as they are.

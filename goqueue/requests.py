@@ -10,7 +10,7 @@ from uuid import UUID
 from msgspec import UNSET
 
 from goqueue.config import DatabaseConfig
-from goqueue.errors import CorruptJobError, InvalidJobError, JobNotFoundError, LeaseLostError
+from goqueue.errors import CorruptJobError, DuplicateJobError, InvalidJobError, JobNotFoundError, LeaseLostError
 from goqueue.models import (
     MAX_PAGE,
     Held,
@@ -116,6 +116,16 @@ def document(batch: Iterable[bytes]) -> str:
 def is_same(existing: Job, job: NewJob) -> bool:
     """Whether the stored job is the one that ``job`` made: another job may have been given its id."""
     return (existing.id, existing.job_type, existing.idempotency_key) == (job.id, job.job_type, job.idempotency_key)
+
+
+def not_replaced(existing: Job) -> DuplicateJobError:
+    """The error for a job that can't be put in the place of another one."""
+    return DuplicateJobError(
+        f"job {existing.id} has the idempotency key {existing.idempotency_key!r} and is {existing.status}; only a "
+        "pending job is replaced: wait for its end and delete it, or take another key",
+        job_id=existing.id,
+        idempotency_key=existing.idempotency_key,
+    )
 
 
 # --- filters and ids ------------------------------------------------------------------------------------------------

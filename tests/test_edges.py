@@ -140,7 +140,7 @@ def test_an_insert_that_is_suppressed_does_not_spin(goqueue_store: PostgresStora
     )
     start = time.monotonic()
     for attempt in (goqueue_store.create_job, lambda job: goqueue_store.create_jobs([job])):
-        with pytest.raises(StorageError, match="look for a trigger"):
+        with pytest.raises(DuplicateJobError, match="or a trigger or rule suppresses the insert"):
             attempt(NewJob(job_type="t"))
     assert time.monotonic() - start < 30
 

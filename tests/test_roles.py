@@ -21,7 +21,7 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from goqueue import GoQueueError, JobFilter, JobNotFoundError, JobStatus, NewJob, PostgresStorage, SchemaError
+from goqueue import DuplicateJobError, JobFilter, JobNotFoundError, JobStatus, NewJob, PostgresStorage, SchemaError
 from goqueue.embedded import EmbeddedServer
 from goqueue.migrate import MigrationError, migrate, migrations_dir, undo
 from goqueue.pytest_plugin import DatabaseServer
@@ -387,7 +387,7 @@ def test_a_key_of_another_producers_job_adds_nothing_and_says_so_soon(stores: di
     job = stores["other"].create_job(NewJob(job_type="t", idempotency_key=key))
     start = time.monotonic()
     for attempt in (stores["producer"].get_or_create_job, lambda new: stores["producer"].create_jobs([new])):
-        with pytest.raises(GoQueueError, match="policy"):
+        with pytest.raises(DuplicateJobError, match="a job that this login may not see"):
             attempt(NewJob(job_type="t", idempotency_key=key))
     assert time.monotonic() - start < 30
     assert stores["worker"].get_job_by_idempotency_key(key) == job
