@@ -9,8 +9,8 @@
 -- For each queue how many jobs it has by status, how long the oldest due job waits, and how many leases have expired.
 -- Returns: one row a queue, by name. A count is exact up to 1000; above that it is an estimate from some 500 randomly
 -- chosen pages of the table, and at least 1001. exact_statuses names the statuses whose count is exact.
--- Index: jobs_queue_idx, at most 1001 entries a queue and status, and those of the running jobs; jobs_claim_idx, two
--- probes a queue and priority.
+-- Index: jobs_queue_idx, at most 1001 entries a queue and status; jobs_claim_idx, two probes a queue and priority;
+-- jobs_status_idx for the running jobs.
 -- Locks: none.
 -- Notes: The work grows with the number of queues, job types and priorities, and not with the number of jobs. The views
 -- read with the rights of their owner: the role needs SELECT on the views.

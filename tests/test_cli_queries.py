@@ -104,8 +104,8 @@ class TestTheCatalogue:
 
     def test_a_folder_of_ones_own_goes_before(self, run: Callable[..., Result]) -> None:
         text = (shipped_folder("sql") / "server.sql").read_text("utf-8")
-        Path("mine.sql").write_text(text.replace("SELECT count(*) = 0", "SELECT count(*) <= 0"))
-        assert "SELECT /* goqueue:ping */ count(*) <= 0" in run("ping", "--sql-dir", ".").out
+        Path("mine.sql").write_text(text.replace("SELECT count(*) >= 0", "SELECT count(*) = 0"))
+        assert "SELECT /* goqueue:ping */ count(*) = 0" in run("ping", "--sql-dir", ".").out
         assert "FROM goqueue.jobs" in run("get_job", "--sql-dir", ".").out
 
 

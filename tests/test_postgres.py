@@ -237,8 +237,8 @@ class TestErrorsByName:
     @pytest.mark.parametrize(
         ("change", "error", "said"),
         [
-            ("DROP TABLE goqueue.jobs", SchemaError, "pgmigrate migrate"),
-            ("ALTER TABLE goqueue.jobs DROP COLUMN priority", SchemaError, "priority"),
+            ("DROP TABLE goqueue.jobs CASCADE", SchemaError, "pgmigrate migrate"),
+            ("ALTER TABLE goqueue.jobs DROP COLUMN priority CASCADE", SchemaError, "priority"),
             ("ALTER TABLE goqueue.jobs ADD CHECK (queue <> 'q')", InvalidJobError, "violates check constraint"),
             ("ALTER TABLE goqueue.jobs ADD UNIQUE (queue)", DuplicateJobError, "q"),
             (
