@@ -520,7 +520,7 @@ def _load(path: str | os.PathLike[str] | None, environ: Mapping[str, str] | None
 
 def _from_environment(variables: Mapping[str, str]) -> tuple[dict[str, _Given], list[str]]:
     given: dict[str, _Given] = {}
-    problems: list[str] = []
+    problems = _misspelt_sections(variables)
     for section in SECTIONS:
         prefix = f"GOQUEUE_{section.section}_".upper()
         known: dict[str, Setting] = {}
@@ -553,6 +553,19 @@ def _from_environment(variables: Mapping[str, str]) -> tuple[dict[str, _Given], 
                         "expected a readable file that holds the value"
                     )
     return given, problems
+
+
+def _misspelt_sections(variables: Mapping[str, str]) -> list[str]:
+    """Variables of no section of ours are others', unless one nearly is a setting's name. GOQUEUE_SERVICE_... is what
+    Kubernetes sets for a Service named goqueue."""
+    known = [setting.variable for section in SECTIONS for setting in settings_of(section)]
+    others = ("GOQUEUE_SERVICE_", *(f"GOQUEUE_{section.section}_".upper() for section in SECTIONS))
+    return [
+        f"{_name(variable)}: no setting has this environment variable; did you mean {meant}?"
+        for variable in sorted(variables)
+        if variable.startswith("GOQUEUE_") and not variable.startswith(others)
+        for meant in get_close_matches(variable, known, n=1, cutoff=0.9)
+    ]
 
 
 def _from_file(

@@ -475,6 +475,8 @@ def test_all_problems_are_reported_at_once() -> None:
         ("GOQUEUE_SERVER_PRT", "did you mean GOQUEUE_SERVER_PORT?"),
         ("GOQUEUE_WORKER_QUEUE", "did you mean GOQUEUE_WORKER_QUEUES?"),
         ("GOQUEUE_LOGGING_ZZZ", "expected one of level, format"),
+        ("GOQUEUE_DATABSE_URL", "did you mean GOQUEUE_DATABASE_URL?"),
+        ("GOQUEUE_WORKERS_QUEUES", "did you mean GOQUEUE_WORKER_QUEUES?"),
     ],
 )
 def test_an_unknown_variable_of_a_section_is_refused_with_a_suggestion(variable: str, meant: str) -> None:
@@ -486,6 +488,8 @@ def test_an_unknown_variable_of_a_section_is_refused_with_a_suggestion(variable:
 
 def test_other_variables_are_left_alone() -> None:
     environ = {"GOQUEUE_TEST_DATABASE_URL": "x", "GOQUEUE_SERVERS": "x", "OTHER_SERVER_PORT": "x", "PGHOST": "x"}
+    # Of a Kubernetes Service named goqueue.
+    environ |= {"GOQUEUE_SERVICE_HOST": "10.0.0.1", "GOQUEUE_SERVICE_PORT": "80", "GOQUEUE_PORT": "tcp://10.0.0.1:80"}
     assert load_config(environ=environ) == Config()
 
 
