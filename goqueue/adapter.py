@@ -7,10 +7,40 @@ from typing import Any
 
 import psycopg
 from aiosql.adapters.pyformat import PyFormatAdapter
-from psycopg import Connection, RawCursor
+from psycopg import Connection, Cursor, RawCursor
 from psycopg.rows import tuple_row
 
-from goqueue.statement import as_parameter, rendered, report, tagged, tolerant_rows
+from goqueue.statement import as_parameter, rendered, report, tag_of, tagged, tolerant_rows
+
+_TRACED = "opentelemetry.instrumentation.psycopg"
+
+
+class _Named(RawCursor[Any]):
+    """What a traced cursor runs inside its span: gives it the query's name, which else is the statement's first word
+    only (https://github.com/open-telemetry/opentelemetry-python-contrib/issues/3714)."""
+
+    def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+        # There, since the connection is traced.
+        from opentelemetry.instrumentation.utils import is_instrumentation_enabled  # noqa: PLC0415
+        from opentelemetry.trace import get_current_span  # noqa: PLC0415
+
+        if is_instrumentation_enabled():  # Else the current span is the caller's.
+            get_current_span().update_name(tag_of(query))
+        return super().execute(query, *args, **kwargs)
+
+
+def _cursor_type(connection: Connection[Any]) -> type[Cursor[Any]]:
+    """A kind of cursor that takes our parameters; a traced one on a connection that OpenTelemetry has instrumented.
+
+    That has put a class of its own, derived from the connection's, in the place of ``cursor_factory``.
+    """
+    traced: Any = connection.cursor_factory
+    if traced.__module__ != _TRACED or traced.__base__ not in (Cursor, RawCursor):
+        return RawCursor
+    if "goqueue" not in vars(traced):  # Kept with it, because making a class takes longer than a span.
+        traced.goqueue = type(traced.__name__, (traced, _Named), {})
+    kind: type[Cursor[Any]] = traced.goqueue
+    return kind
 
 
 class Adapter:
@@ -49,9 +79,7 @@ class Adapter:
         """The rows (none for a statement that gives none), and how many rows there are or were changed."""
         statement, names = rendered(sql)
         values = [as_parameter(parameters[name]) for name in names]
-        # The connection's own kind of cursor where it takes our parameters: an instrumented one writes traces.
-        raw = issubclass(conn.cursor_factory, RawCursor)
-        cursor = conn.cursor(row_factory=tuple_row) if raw else RawCursor(conn, row_factory=tuple_row)
+        cursor = _cursor_type(conn)(conn, row_factory=tuple_row)
         rows: list[tuple[Any, ...]] = []
         start = perf_counter()
         try:
@@ -61,8 +89,8 @@ class Adapter:
                     rows = cursor.fetchall()
                 except psycopg.DataError:
                     rows = tolerant_rows(cursor)
-        except psycopg.Error as exc:
-            error = exc.sqlstate or type(exc).__name__
+        except BaseException as exc:  # also of a caller who waits no longer
+            error = (isinstance(exc, psycopg.Error) and exc.sqlstate) or type(exc).__name__
             report(query_name, parameters, perf_counter() - start, slow=self._slow, error=error)
             raise
         report(query_name, parameters, perf_counter() - start, slow=self._slow, rows=cursor.rowcount)

@@ -239,6 +239,8 @@ class Claimed:
     def __init__(self, rows: Sequence[tuple[Any, ...]]) -> None:
         self.jobs: list[Job] = []
         dead_count, *lanes = rows[0][_JOB_COLUMNS : _JOB_COLUMNS + 5]
+        if dead_count:
+            _log.warning("%d jobs were due without an attempt left: now dead", dead_count, extra={"jobs": dead_count})
         #: The lanes and their first jobs, if the claim was dear.
         self.lanes = list(zip(*lanes, strict=True)) if lanes[0] is not None else []
         #: The jobs that were completed along with the claim, if not all of those given were; else None.
@@ -271,6 +273,15 @@ def check_lost(ids: Sequence[UUID]) -> None:
             f"not held any more: {names}; the lease expired, or the job was cancelled or deleted: stop working on it",
             job_ids=ids,
         )
+
+
+def rescued(rows: Iterable[tuple[UUID, str]]) -> dict[UUID, JobStatus]:
+    """The rows of rescue_jobs: the status by id. Each is logged, since it tells of a worker that died or hung."""
+    statuses = {job_id: JobStatus(status) for job_id, status in rows}
+    for job_id, status in statuses.items():
+        fields = {"job_id": job_id, "status": status}
+        _log.warning("job %s: its lease has expired; it is %s now", job_id, status, extra=fields)
+    return statuses
 
 
 def stats_of(row: tuple[Any, ...]) -> QueueStats:

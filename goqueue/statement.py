@@ -18,7 +18,8 @@ _log = logging.getLogger("goqueue.sql")
 _FIRST = datetime(1, 1, 1, tzinfo=UTC)
 _LAST = datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)
 
-# What a log record says of a statement's parameters, by the name of its field.
+# What a log record says of a statement's parameters, by the name of its field. Of several jobs it has the number alone:
+# up to a thousand ids would make it unreadable.
 _LOGGED = {"job_id": ("id", "job_id"), "queue": ("queue", "queues"), "worker_id": ("worker_id",)}
 
 
@@ -30,13 +31,19 @@ def tagged(name: str, sql: str) -> str:
     return f"{first_word} /* goqueue:{name} */ {rest}"
 
 
+def tag_of(statement: str) -> str:
+    """What `tagged` has put into the comment: ``goqueue:`` and the query's name."""
+    return statement.split(maxsplit=3)[2]
+
+
 @cache
-def rendered(sql: str) -> tuple[bytes, tuple[str, ...]]:
+def rendered(sql: str) -> tuple[str, tuple[str, ...]]:
     """The statement with ``%(name)s`` as ``$1`` and on, and the names in that order. Done once: psycopg would parse a
-    statement of more than 4,096 characters again at every call, which costs more than sending it."""
+    statement of more than 4,096 characters again at every call, which costs more than sending it. As text and not as
+    bytes, which OpenTelemetry can't read the operation from."""
     numbers: dict[str, int] = {}
     numbered = re.sub(r"%\((\w+)\)s", lambda found: f"${numbers.setdefault(found[1], len(numbers) + 1)}", sql)
-    return numbered.replace("%%", "%").encode(), tuple(numbers)
+    return numbered.replace("%%", "%"), tuple(numbers)
 
 
 def as_parameter(value: object) -> object:
@@ -79,18 +86,21 @@ def report(
     name: str, parameters: Mapping[str, Any], seconds: float, *, slow: float, rows: int = 0, error: str | None = None
 ) -> None:
     """Logs a statement that was run, to `goqueue.sql`: a warning when it took ``slow`` seconds (0: never), else for
-    debugging. The fields: query, duration_ms, rows, error (its SQLSTATE), and job_id, queue, worker_id where it has
-    them."""
+    debugging. The fields: query, duration_ms, rows, error (its SQLSTATE, else the exception's name), and job_id, jobs
+    (how many were given), queue, worker_id where it has them."""
     is_slow = 0 < slow <= seconds
     level = logging.WARNING if is_slow else logging.DEBUG
     if not _log.isEnabledFor(level):
         return
-    fields: dict[str, Any] = {"query": name, "duration_ms": round(seconds * 1000, 3), "rows": rows}
+    milliseconds = round(seconds * 1000, 3)
+    fields: dict[str, Any] = {"query": name, "duration_ms": milliseconds, "rows": rows}
     if error is not None:
         fields["error"] = error
     for field, keys in _LOGGED.items():
         for key in keys:
             if parameters.get(key) is not None:
                 fields[field] = parameters[key]
-    what = "failed" if error is not None else "was slow" if is_slow else "ran"
-    _log.log(level, "%s %s", name, what, extra=fields)
+    if ids := parameters.get("ids"):
+        fields |= {"job_id": ids[0]} if len(ids) == 1 else {"jobs": len(ids)}
+    what = f"failed ({error})" if error is not None else "was slow" if is_slow else "ran"
+    _log.log(level, "%s %s, %s ms", name, what, milliseconds, extra=fields)

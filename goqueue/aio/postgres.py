@@ -74,6 +74,7 @@ from goqueue.requests import (
     job_values,
     not_replaced,
     queue_names,
+    rescued,
     stats_of,
 )
 from goqueue.resume import Resume
@@ -567,12 +568,11 @@ class AsyncPostgresStorage:
 
     async def rescue_jobs(self, limit: int = 1000) -> dict[UUID, JobStatus]:
         """At most ``limit`` (1 to 1000) jobs whose lease has expired wait again, due at once, or are dead when no
-        attempt is left. The status by id. Query: rescue_jobs.
+        attempt is left. The status by id; each is logged. Query: rescue_jobs.
         """
         job_limit = check_limit(limit)
         async with self._connection() as connection:
-            rows = self._queries.rescue_jobs(connection, job_limit=job_limit)
-            return {job_id: JobStatus(status) async for job_id, status in rows}
+            return rescued([row async for row in self._queries.rescue_jobs(connection, job_limit=job_limit)])
 
     async def next_job_at(self, queues: str | Collection[str]) -> datetime | None:
         """When the next job of the queues is due (past, if one is due already); None when no job waits.
