@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml
 	@echo "==> making $(VENV) (once; about half a minute)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
-	$(BIN)/uv pip install --python $(BIN)/python --editable '.[testing]' --group dev
+	$(BIN)/uv pip install --python $(BIN)/python --editable '.[otel,testing]' --group dev
 	@touch $@
 
 build: $(STAMP) ## Build the wheel and the source archive into dist/

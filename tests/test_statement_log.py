@@ -63,11 +63,11 @@ def fields(record: logging.LogRecord) -> dict[str, Any]:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_each_statement_is_a_record(way: str, goqueue_database: str, caplog: pytest.LogCaptureFixture) -> None:
-    with opened(way, DatabaseConfig(url=goqueue_database)) as call:
+    with opened(way, DatabaseConfig(url=goqueue_database)) as store:
 
         def logged(method: str, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
             caplog.clear()
-            result = call(method, *args, **kwargs)
+            result = store.call(method, *args, **kwargs)
             [record] = statements(caplog)
             assert record.levelno == logging.DEBUG
             found = fields(record)
@@ -103,9 +103,9 @@ class TestLevels:
     def test_a_slow_statement_is_a_warning(
         self, way: str, goqueue_database: str, caplog: pytest.LogCaptureFixture
     ) -> None:
-        with opened(way, DatabaseConfig(url=goqueue_database, slow_query_time=MILLISECOND)) as call:
+        with opened(way, DatabaseConfig(url=goqueue_database, slow_query_time=MILLISECOND)) as store:
             caplog.clear()
-            call("create_jobs", MANY)
+            store.call("create_jobs", MANY)
         [record] = [record for record in statements(caplog) if record.query == "create_jobs"]
         assert record.levelno == logging.WARNING
         assert record.getMessage() == f"create_jobs was slow, {fields(record)['duration_ms']} ms"
@@ -114,8 +114,8 @@ class TestLevels:
     def test_it_is_not_below_the_threshold_nor_with_none(
         self, goqueue_database: str, caplog: pytest.LogCaptureFixture, slow: timedelta
     ) -> None:
-        with opened("pool", DatabaseConfig(url=goqueue_database, slow_query_time=slow)) as call:
-            call("create_jobs", MANY)
+        with opened("pool", DatabaseConfig(url=goqueue_database, slow_query_time=slow)) as store:
+            store.call("create_jobs", MANY)
         assert {record.levelno for record in statements(caplog)} == {logging.DEBUG}
 
     @pytest.mark.parametrize("way", ["pool", "async pool"])
@@ -130,10 +130,10 @@ class TestLevels:
         caplog: pytest.LogCaptureFixture,
     ) -> None:
         config = DatabaseConfig(url=goqueue_database, slow_query_time=slow, lock_timeout=20 * MILLISECOND)
-        with opened(way, config) as call:
+        with opened(way, config) as store:
             caplog.clear()
             with pytest.raises(StorageError):
-                call("update_job", locked.id, JobUpdate(priority=1))
+                store.call("update_job", locked.id, JobUpdate(priority=1))
         [record] = statements(caplog)
         assert record.levelno == level
         found = fields(record)

@@ -4,6 +4,7 @@ import asyncio
 import contextvars
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import psycopg
@@ -13,25 +14,51 @@ from goqueue import AsyncPostgresStorage, DatabaseConfig, PostgresStorage
 WAYS = ["pool", "bound", "async pool", "async bound"]
 
 
+@dataclass(frozen=True)
+class Way:
+    """``call("get_job", job_id)`` gives what that method of the store returns; ``select(sql)`` the rows of a statement
+    of the test's own in the store's session (of a pool: in one of them)."""
+
+    call: Callable[..., Any]
+    select: Callable[[str], list[Any]]
+
+
 @contextmanager
-def opened(way: str, config: DatabaseConfig) -> Iterator[Callable[..., Any]]:
-    """``call("get_job", job_id)`` calls that method of a store with this configuration and gives what it returns."""
+def opened(way: str, config: DatabaseConfig, **connect: Any) -> Iterator[Way]:
+    """A store with this configuration; ``connect`` is for the connection of one that is bound."""
     threshold = config.prepare_threshold
-    connect = {"autocommit": True, "prepare_threshold": 5 if threshold == "auto" else threshold}
+    connect = {"autocommit": True, "prepare_threshold": 5 if threshold == "auto" else threshold, **connect}
     with ExitStack() as stack:
-        if not way.startswith("async"):
-            store = stack.enter_context(PostgresStorage.open(config))
-            if way == "bound":
-                store = store.bound_to(stack.enter_context(psycopg.connect(config.url, **connect)))  # type: ignore[arg-type]
-            yield lambda method, *args, **kwargs: getattr(store, method)(*args, **kwargs)
+        if way.startswith("async"):
+            runner = stack.enter_context(asyncio.Runner())
+            yield runner.run(_opened_async(way, config, connect, runner, stack))
             return
-        runner = stack.enter_context(asyncio.Runner())
-        astore = runner.run(AsyncPostgresStorage.open(config))
-        stack.callback(lambda: runner.run(astore.close()))
-        if way == "async bound":
-            connection = runner.run(psycopg.AsyncConnection.connect(config.url, **connect))  # type: ignore[arg-type]
-            stack.callback(lambda: runner.run(connection.close()))
-            astore = astore.bound_to(connection)
-        yield lambda method, *args, **kwargs: runner.run(
-            getattr(astore, method)(*args, **kwargs), context=contextvars.copy_context()
-        )
+        store = stack.enter_context(PostgresStorage.open(config))
+        if way == "bound":
+            store = store.bound_to(stack.enter_context(psycopg.connect(config.url, **connect)))
+
+        def select(statement: str) -> list[Any]:
+            with store._connection() as connection:
+                return connection.execute(statement).fetchall()
+
+        yield Way(lambda method, *args, **kwargs: getattr(store, method)(*args, **kwargs), select)
+
+
+async def _opened_async(
+    way: str, config: DatabaseConfig, connect: dict[str, Any], runner: asyncio.Runner, stack: ExitStack
+) -> Way:
+    store = await AsyncPostgresStorage.open(config)
+    stack.callback(lambda: runner.run(store.close()))
+    if way == "async bound":
+        connection = await psycopg.AsyncConnection.connect(config.url, **connect)
+        stack.callback(lambda: runner.run(connection.close()))
+        store = store.bound_to(connection)
+
+    async def select(statement: str) -> list[Any]:
+        async with store._connection() as connection:
+            return await (await connection.execute(statement)).fetchall()
+
+    def call(method: str, *args: Any, **kwargs: Any) -> Any:
+        return runner.run(getattr(store, method)(*args, **kwargs), context=contextvars.copy_context())
+
+    return Way(call, lambda statement: runner.run(select(statement)))
