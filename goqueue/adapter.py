@@ -37,7 +37,7 @@ def _cursor_type(connection: Connection[Any]) -> type[Cursor[Any]]:
     traced: Any = connection.cursor_factory
     if traced.__module__ != _TRACED or traced.__base__ not in (Cursor, RawCursor):
         return RawCursor
-    if "goqueue" not in vars(traced):  # Kept with it, because making a class takes longer than a span.
+    if "goqueue" not in vars(traced):  # Kept with it: one for each connection, not for each statement.
         traced.goqueue = type(traced.__name__, (traced, _Named), {})
     kind: type[Cursor[Any]] = traced.goqueue
     return kind

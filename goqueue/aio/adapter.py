@@ -36,7 +36,7 @@ def _cursor_type(connection: AsyncConnection[Any]) -> type[AsyncCursor[Any]]:
     traced: Any = connection.cursor_factory
     if traced.__module__ != _TRACED or traced.__base__ not in (AsyncCursor, AsyncRawCursor):
         return AsyncRawCursor
-    if "goqueue" not in vars(traced):  # Kept with it, because making a class takes longer than a span.
+    if "goqueue" not in vars(traced):  # Kept with it: one for each connection, not for each statement.
         traced.goqueue = type(traced.__name__, (traced, _Named), {})
     kind: type[AsyncCursor[Any]] = traced.goqueue
     return kind
