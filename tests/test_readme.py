@@ -1,7 +1,9 @@
 """What the README says is true: its examples run, its commands and links exist."""
 
+import asyncio
 import re
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import psycopg
@@ -37,6 +39,13 @@ def test_the_workers_example_runs(goqueue_store: PostgresStorage) -> None:
     assert example != EXAMPLES[2]
     exec(example, {"store": goqueue_store})
     assert goqueue_store.count_jobs(JobFilter(status="completed")) == 25
+
+
+def test_the_asynchronous_example_runs(goqueue_database: str, goqueue_store: PostgresStorage) -> None:
+    example = EXAMPLES[3].replace(URL, repr(str(goqueue_database)))
+    names: dict[str, Any] = {"NewJob": NewJob}
+    exec(f"async def example():\n{indent(example, '    ')}\n    return job", names)
+    assert goqueue_store.list_jobs().jobs == [asyncio.run(names["example"]())]
 
 
 def test_the_example_configuration_is_valid(tmp_path: Path) -> None:
