@@ -45,7 +45,8 @@ def test_the_asynchronous_example_runs(goqueue_database: str, goqueue_store: Pos
     example = EXAMPLES[3].replace(URL, repr(str(goqueue_database)))
     names: dict[str, Any] = {"NewJob": NewJob}
     exec(f"async def example():\n{indent(example, '    ')}\n    return job", names)
-    assert goqueue_store.list_jobs().jobs == [asyncio.run(names["example"]())]
+    job = asyncio.run(names["example"]())
+    assert goqueue_store.list_jobs().jobs == [job]
 
 
 def test_the_example_configuration_is_valid(tmp_path: Path) -> None:
