@@ -1,16 +1,19 @@
-"""What the whole suite needs in common. Imports goqueue's plugin by name, and hypothesis."""
+"""What the whole suite needs in common. Imports goqueue's plugin by name, anyio and hypothesis."""
 
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+from anyio.from_thread import start_blocking_portal
 from hypothesis import HealthCheck, settings
 
-from goqueue import PostgresStorage, Storage
+from goqueue import AsyncPostgresStorage, PostgresStorage, Storage
 from tests import pgbouncer
+from tests.blocking import blocking
 from tests.commands import Commands
 
 pytest_plugins = ["goqueue.pytest_plugin", "pytester"]
@@ -30,7 +33,7 @@ def through_pgbouncer(goqueue_server: Any) -> Iterator[Callable[[str], str]]:
 
 
 # Without pgbouncer test_pgbouncer.py says what is not tested.
-@pytest.fixture(params=["pool", "bound", *(["pgbouncer"] if pgbouncer.PROGRAM else [])])
+@pytest.fixture(params=["pool", "bound", "async pool", "async bound", *(["pgbouncer"] if pgbouncer.PROGRAM else [])])
 def store(request: pytest.FixtureRequest, goqueue_database: str) -> Iterator[Storage]:
     """Every way to get a storage, each on the test's database; what is tested with it is the contract."""
     if request.param == "pool":
@@ -40,6 +43,17 @@ def store(request: pytest.FixtureRequest, goqueue_database: str) -> Iterator[Sto
         url = request.getfixturevalue("through_pgbouncer")(goqueue_database)
         with pgbouncer.sessions(url, goqueue_database), PostgresStorage.open(url) as opened:
             yield opened
+    elif request.param == "async pool":
+        with start_blocking_portal() as portal:
+            opened_async = portal.call(AsyncPostgresStorage.open, goqueue_database)
+            yield blocking(opened_async, portal)
+            portal.call(opened_async.close)
+    elif request.param == "async bound":
+        with start_blocking_portal() as portal:
+            connect = partial(psycopg.AsyncConnection.connect, goqueue_database, autocommit=True)
+            connection_async = portal.call(connect)
+            yield blocking(AsyncPostgresStorage.bound_to(connection_async), portal)
+            portal.call(connection_async.close)
     else:
         with psycopg.connect(goqueue_database, autocommit=True) as connection:
             yield PostgresStorage.bound_to(connection)

@@ -1,0 +1,53 @@
+"""An `AsyncPostgresStorage` behind the methods of `Storage`, so that one contract is checked on both. Imports anyio."""
+
+import inspect
+from collections.abc import Callable
+from functools import partial, wraps
+from typing import Any
+
+from anyio.from_thread import BlockingPortal
+
+from goqueue import AsyncPostgresStorage, Storage
+
+
+class _Blocking:
+    """Each call runs in the portal's event loop, which is another thread's, and is waited for."""
+
+    def __init__(self, store: AsyncPostgresStorage, portal: BlockingPortal) -> None:
+        self.store = store
+        self.portal = portal
+
+
+def _waiting(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(method)
+    def call(self: _Blocking, *args: Any, **kwargs: Any) -> Any:
+        return self.portal.call(partial(getattr(self.store, name), *args, **kwargs))
+
+    @wraps(method)
+    def iterate(self: _Blocking, *args: Any, **kwargs: Any) -> Any:
+        items = getattr(self.store, name)(*args, **kwargs)
+        try:
+            while True:
+                yield self.portal.call(anext, items)
+        except StopAsyncIteration:
+            pass
+        finally:
+            self.portal.call(items.aclose)
+
+    return iterate if inspect.isasyncgenfunction(method) else call
+
+
+# On the class itself, because that is where a runtime protocol looks for its methods.
+for _name, _method in inspect.getmembers(AsyncPostgresStorage, inspect.isfunction):
+    if not _name.startswith("_") and _name != "listen":
+        setattr(_Blocking, _name, _waiting(_name, _method))
+for _name in ("enter", "exit"):
+    _method = getattr(AsyncPostgresStorage, f"__a{_name}__")
+    setattr(_Blocking, f"__{_name}__", _waiting(f"__a{_name}__", _method))
+
+
+def blocking(store: AsyncPostgresStorage, portal: BlockingPortal) -> Storage:
+    """``store``, whose event loop is the portal's, for a caller who waits."""
+    blocked = _Blocking(store, portal)
+    assert isinstance(blocked, Storage)
+    return blocked
