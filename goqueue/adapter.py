@@ -84,7 +84,8 @@ class Adapter:
         start = perf_counter()
         try:
             cursor.execute(statement, values)
-            if cursor.pgresult is not None and cursor.pgresult.nfields:
+            # In the caller's pipeline there is no result before it is asked for.
+            if cursor.pgresult is None or cursor.pgresult.nfields:
                 try:
                     rows = cursor.fetchall()
                 except psycopg.DataError:

@@ -86,7 +86,9 @@ def translate(error: psycopg.Error) -> GoQueueError:  # noqa: C901, PLR0911, PLR
                 "`ignore_startup_parameters = options` into pgbouncer.ini, or `?options=` at the URL's end "
                 "to send none (see the README, Behind pgbouncer)"
             )
-        case psycopg.OperationalError() | psycopg.InterfaceError():
+        case psycopg.InterfaceError():
+            return StorageError(f"the database's driver can't be used in this way: {said}")
+        case psycopg.OperationalError():
             return StorageUnavailableError(f"the database can't be reached or went away: {said}")
         case _:
             return StorageError(f"the database refused the statement: {said}")

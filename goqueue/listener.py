@@ -1,5 +1,5 @@
 # Made by `make catalogue` from goqueue/aio/listener.py; change that.
-"""Waits for the server to say that jobs are ready. Imports psycopg and goqueue.dberrors."""
+"""Waits for the server to say that jobs are ready. Imports psycopg, goqueue.dberrors and goqueue.models."""
 
 import logging
 import time
@@ -13,6 +13,7 @@ import psycopg
 from psycopg import Connection
 
 from goqueue.dberrors import translate
+from goqueue.models import check_kind
 
 _log = logging.getLogger("goqueue")
 
@@ -62,6 +63,7 @@ class Listener:
         A lost connection is no error: it is opened again, and all queues are given, since a hint may have been missed.
         While that fails, the time is slept through. Queries: get_session, listen, announce_listener.
         """
+        check_kind("timeout", timeout, timedelta)
         deadline = monotonic() + timeout.total_seconds()
         try:
             if self._connection is None and not self._is_pooled:

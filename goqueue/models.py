@@ -52,6 +52,8 @@ DEFAULT_MAX_ATTEMPTS: Final = 25
 # Deeper than any sane payload, and far from the interpreter's and the server's recursion limits.
 MAX_PAYLOAD_DEPTH: Final = 200
 MAX_PAGE: Final = 1000
+# A thousand years: added to any time of ours it stays among the years that Python knows.
+MAX_INTERVAL: Final = timedelta(days=365_000)
 
 _ZERO: Final = timedelta(0)
 
@@ -435,17 +437,18 @@ def check_time(name: str, value: object) -> datetime:
 
 
 def check_interval(name: str, value: object) -> timedelta:
-    """``value``, if it is a timedelta of zero or more; else `InvalidJobError`."""
-    if not isinstance(value, timedelta) or value < _ZERO:
-        raise InvalidJobError(f"{name} must be a timedelta of zero or more, not {_shown(value)}")
+    """``value``, if it is a timedelta of zero to 365,000 days; else `InvalidJobError`."""
+    if not isinstance(value, timedelta) or not _ZERO <= value <= MAX_INTERVAL:
+        most = f"{MAX_INTERVAL.days:,} days"
+        raise InvalidJobError(f"{name} must be a timedelta of zero or more, at most {most}, not {_shown(value)}")
     return value
 
 
 def check_kind(name: str, value: object, *kinds: type) -> None:
     """Raises `InvalidJobError` unless ``value`` is of one of the kinds."""
     if not isinstance(value, kinds):
-        wanted = " or a ".join(kind.__name__ for kind in kinds)
-        raise InvalidJobError(f"{name} must be a {wanted}, not {_shown(value)}")
+        wanted = " or ".join(f"{'an' if kind.__name__[0] in 'AEIO' else 'a'} {kind.__name__}" for kind in kinds)
+        raise InvalidJobError(f"{name} must be {wanted}, not {_shown(value)}")
 
 
 def clean_text(value: object, most: int = 10_000) -> str:

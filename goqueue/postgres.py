@@ -5,8 +5,8 @@ Imports the rest of the package; nothing in it but the public face and the comma
 """
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Protocol, Self
@@ -47,7 +47,6 @@ from goqueue.models import (
     Page,
     QueueStats,
     as_job_id,
-    as_status,
     check_interval,
     check_kind,
     check_limit,
@@ -63,6 +62,7 @@ from goqueue.requests import (
     Claimed,
     Leases,
     as_job_ids,
+    as_statuses,
     check_lost,
     claim_values,
     document,
@@ -177,7 +177,7 @@ class PostgresStorage:
 
     def close(self) -> None:
         """Closes the pool; a caller's own connection stays open. Calling it again does nothing."""
-        if self._pool is not None:
+        if self._pool is not None and self._process == os.getpid():  # else they are the parent's to close
             self._pool.close()
 
     def __enter__(self) -> Self:
@@ -228,16 +228,18 @@ class PostgresStorage:
                 results += self._create_batch(connection, batch)
         return results
 
-    def create_jobs_in_batches(self, jobs: Iterable[NewJob]) -> Iterator[list[tuple[UUID, bool]]]:
+    def create_jobs_in_batches(self, jobs: Iterable[NewJob]) -> Generator[list[tuple[UUID, bool]]]:
         """`create_jobs` for an iterable of any length, in constant memory: one batch is read, added and committed each
         time the next result is asked for. What was given out stays, also when a later batch fails. Query: create_jobs.
         """
-        for batch in self._batches(jobs):
-            with self._connection() as connection, self._transaction(connection):
-                results = self._create_batch(connection, batch)
-            yield results
+        with closing(self._batches(jobs)) as batches:
+            for batch in batches:
+                with self._connection() as connection, self._transaction(connection):
+                    results = self._create_batch(connection, batch)
+                yield results
 
-    def _batches(self, jobs: Iterable[NewJob]) -> Iterator[Batch]:
+    def _batches(self, jobs: Iterable[NewJob]) -> Generator[Batch]:
+        check_kind("jobs", jobs, Iterable)
         batch = Batch(self.config)
         for job in jobs:
             if not batch.add(job):
@@ -403,12 +405,13 @@ class PostgresStorage:
     def _for_each(self, jobs: Jobs, run: Callable[..., Any], statuses: tuple[JobStatus, ...]) -> int:
         """Runs a query over the ids given, or over those of a filter (narrowed to ``statuses``), in batches."""
         count = 0
-        for ids in self._ids(jobs, statuses):
-            with self._connection() as connection:
-                count += len(list(run(connection, ids=ids)))
+        with closing(self._ids(jobs, statuses)) as batches:
+            for ids in batches:
+                with self._connection() as connection:
+                    count += len(list(run(connection, ids=ids)))
         return count
 
-    def _ids(self, jobs: Jobs, statuses: tuple[JobStatus, ...]) -> Iterator[list[UUID]]:
+    def _ids(self, jobs: Jobs, statuses: tuple[JobStatus, ...]) -> Generator[list[UUID]]:
         if not isinstance(jobs, JobFilter):
             for ids in in_batches(as_job_ids(jobs)):
                 yield ids
@@ -441,12 +444,12 @@ class PostgresStorage:
 
         Call it until it gives fewer than ``limit``; each call is a short transaction. Query: prune_jobs.
         """
-        wanted = [as_status(status) for status in statuses]
-        if unfinished := set(wanted) & {JobStatus.PENDING, JobStatus.RUNNING}:
+        wanted = as_statuses(statuses)
+        if unfinished := wanted & {JobStatus.PENDING, JobStatus.RUNNING}:
             raise InvalidJobError(f"only finished jobs can be pruned, not {', '.join(sorted(unfinished))}")
         values = {"older_than": check_interval("older_than", older_than), "job_limit": check_limit(limit)}
         with self._connection() as connection:
-            return len(list(self._queries.prune_jobs(connection, statuses=wanted, **values)))
+            return len(list(self._queries.prune_jobs(connection, statuses=sorted(wanted), **values)))
 
     # --- work -------------------------------------------------------------------------------------------------------
 

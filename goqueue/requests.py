@@ -24,6 +24,7 @@ from goqueue.models import (
     NewJob,
     QueueStats,
     as_job_id,
+    as_status,
     check_integer,
     check_interval,
     check_kind,
@@ -145,6 +146,12 @@ def as_job_ids(jobs: JobId | Iterable[JobId]) -> list[UUID]:
         return [as_job_id(jobs)]
     check_kind("jobs", jobs, Iterable)
     return [as_job_id(job_id) for job_id in jobs]
+
+
+def as_statuses(statuses: JobStatus | Iterable[JobStatus]) -> set[JobStatus]:
+    """One status or several."""
+    check_kind("statuses", statuses, str, Iterable)
+    return {as_status(status) for status in ([statuses] if isinstance(statuses, str) else statuses)}
 
 
 def in_batches(ids: Iterable[UUID]) -> Iterator[list[UUID]]:

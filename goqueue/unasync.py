@@ -15,7 +15,7 @@ _RULES = [
     (re.compile(pattern), by)
     for pattern, by in (
         (r"(?m)^.*# async only\n", ""),
-        (r"Iterable\[NewJob\] \| AsyncIterable\[NewJob\]", "Iterable[NewJob]"),
+        (r"Iterable(\[NewJob\])?(?:,| \|) AsyncIterable(\[NewJob\])?", r"Iterable\1"),
         (r"each\((\w+)\)", r"\1"),
         (
             r", for asyncio\. Open one per event loop and share it between tasks::",
@@ -27,7 +27,8 @@ _RULES = [
         (r"\basync (def|for|with)\b", r"\1"),
         (r"\bawait ", ""),
         (r"\bA `Async", "A `"),
-        (r"Async(?=[A-Z])", ""),
+        (r"(?:Async|Cancellable)(?=[A-Z])", ""),
+        (r"\baclosing\b", "closing"),
         (r"\basynccontextmanager\b", "contextmanager"),
         (r"__a(enter|exit|iter|next)__", r"__\1__"),
         (r"\basyncio\b", "time"),

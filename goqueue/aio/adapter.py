@@ -86,7 +86,8 @@ class AsyncAdapter:
         start = perf_counter()
         try:
             await cursor.execute(statement, values)
-            if cursor.pgresult is not None and cursor.pgresult.nfields:
+            # In the caller's pipeline there is no result before it is asked for.
+            if cursor.pgresult is None or cursor.pgresult.nfields:
                 try:
                     rows = await cursor.fetchall()
                 except psycopg.DataError:

@@ -1,4 +1,4 @@
-"""Waits for the server to say that jobs are ready. Imports psycopg and goqueue.dberrors."""
+"""Waits for the server to say that jobs are ready. Imports psycopg, goqueue.dberrors and goqueue.models."""
 
 import asyncio
 import logging
@@ -12,6 +12,7 @@ import psycopg
 from psycopg import AsyncConnection
 
 from goqueue.dberrors import translate
+from goqueue.models import check_kind
 
 _log = logging.getLogger("goqueue")
 
@@ -61,6 +62,7 @@ class AsyncListener:
         A lost connection is no error: it is opened again, and all queues are given, since a hint may have been missed.
         While that fails, the time is slept through. Queries: get_session, listen, announce_listener.
         """
+        check_kind("timeout", timeout, timedelta)
         deadline = monotonic() + timeout.total_seconds()
         try:
             if self._connection is None and not self._is_pooled:

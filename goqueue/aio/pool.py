@@ -7,11 +7,12 @@ import psycopg
 from psycopg import AsyncConnection, AsyncRawCursor
 from psycopg_pool import AsyncConnectionPool
 
+from goqueue.aio.connection import CancellableConnection, CancellableConnectionPool  # async only
 from goqueue.config import DatabaseConfig
 from goqueue.dberrors import translate
 from goqueue.session import conninfo, is_pooled, prepare_threshold, readable
 
-AsyncPool = AsyncConnectionPool[AsyncConnection[tuple[Any, ...]]]
+AsyncPool = AsyncConnectionPool[Any]
 
 
 async def open_pool(config: DatabaseConfig, queries: Any) -> AsyncPool:
@@ -25,8 +26,9 @@ async def open_pool(config: DatabaseConfig, queries: Any) -> AsyncPool:
             session = await queries.get_session(first, backend_pid=first.info.backend_pid)
     except psycopg.Error as exc:
         raise translate(exc) from exc
-    pool: AsyncPool = AsyncConnectionPool(
+    pool: AsyncPool = CancellableConnectionPool(
         conninfo(config),
+        connection_class=CancellableConnection,  # async only
         kwargs=_options(config, pooled=is_pooled(session, config)),
         min_size=config.pool_min_size,
         max_size=max(config.pool_max_size, config.pool_min_size),
@@ -46,7 +48,7 @@ async def open_pool(config: DatabaseConfig, queries: Any) -> AsyncPool:
 
 async def open_connection(config: DatabaseConfig) -> AsyncConnection[tuple[Any, ...]]:
     """A connection in autocommit mode that no pool has. Raises psycopg's own errors."""
-    return await AsyncConnection.connect(conninfo(config), **_options(config, pooled=True))
+    return await CancellableConnection.connect(conninfo(config), **_options(config, pooled=True))
 
 
 def _options(config: DatabaseConfig, *, pooled: bool) -> dict[str, Any]:

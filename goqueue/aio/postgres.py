@@ -3,9 +3,10 @@
 Imports the rest of the package; nothing in it but the public face and the command line imports this.
 """
 
+import asyncio  # async only
 import os
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Iterable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Collection, Iterable
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, nullcontext
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Protocol, Self
@@ -48,7 +49,6 @@ from goqueue.models import (
     Page,
     QueueStats,
     as_job_id,
-    as_status,
     check_interval,
     check_kind,
     check_limit,
@@ -63,6 +63,7 @@ from goqueue.requests import (
     Claimed,
     Leases,
     as_job_ids,
+    as_statuses,
     check_lost,
     claim_values,
     document,
@@ -146,6 +147,7 @@ class AsyncPostgresStorage:
         self._connections = connections
         self._pool = pool
         self._process = os.getpid()
+        self._loop = None if pool is None else asyncio.get_running_loop()  # async only
         self._resumes = {} if resumes is None else resumes
         self._queries = _queries(config)
 
@@ -177,7 +179,7 @@ class AsyncPostgresStorage:
 
     async def close(self) -> None:
         """Closes the pool; a caller's own connection stays open. Calling it again does nothing."""
-        if self._pool is not None:
+        if self._pool is not None and self._process == os.getpid():  # else they are the parent's to close
             await self._pool.close()
 
     async def __aenter__(self) -> Self:
@@ -230,16 +232,18 @@ class AsyncPostgresStorage:
 
     async def create_jobs_in_batches(
         self, jobs: Iterable[NewJob] | AsyncIterable[NewJob]
-    ) -> AsyncIterator[list[tuple[UUID, bool]]]:
+    ) -> AsyncGenerator[list[tuple[UUID, bool]]]:
         """`create_jobs` for an iterable of any length, in constant memory: one batch is read, added and committed each
         time the next result is asked for. What was given out stays, also when a later batch fails. Query: create_jobs.
         """
-        async for batch in self._batches(jobs):
-            async with self._connection() as connection, await self._transaction(connection):
-                results = await self._create_batch(connection, batch)
-            yield results
+        async with aclosing(self._batches(jobs)) as batches:
+            async for batch in batches:
+                async with self._connection() as connection, await self._transaction(connection):
+                    results = await self._create_batch(connection, batch)
+                yield results
 
-    async def _batches(self, jobs: Iterable[NewJob] | AsyncIterable[NewJob]) -> AsyncIterator[Batch]:
+    async def _batches(self, jobs: Iterable[NewJob] | AsyncIterable[NewJob]) -> AsyncGenerator[Batch]:
+        check_kind("jobs", jobs, Iterable, AsyncIterable)
         batch = Batch(self.config)
         async for job in each(jobs):
             if not batch.add(job):
@@ -405,12 +409,13 @@ class AsyncPostgresStorage:
     async def _for_each(self, jobs: Jobs, run: Callable[..., Any], statuses: tuple[JobStatus, ...]) -> int:
         """Runs a query over the ids given, or over those of a filter (narrowed to ``statuses``), in batches."""
         count = 0
-        async for ids in self._ids(jobs, statuses):
-            async with self._connection() as connection:
-                count += len([row async for row in run(connection, ids=ids)])
+        async with aclosing(self._ids(jobs, statuses)) as batches:
+            async for ids in batches:
+                async with self._connection() as connection:
+                    count += len([row async for row in run(connection, ids=ids)])
         return count
 
-    async def _ids(self, jobs: Jobs, statuses: tuple[JobStatus, ...]) -> AsyncIterator[list[UUID]]:
+    async def _ids(self, jobs: Jobs, statuses: tuple[JobStatus, ...]) -> AsyncGenerator[list[UUID]]:
         if not isinstance(jobs, JobFilter):
             for ids in in_batches(as_job_ids(jobs)):
                 yield ids
@@ -443,12 +448,12 @@ class AsyncPostgresStorage:
 
         Call it until it gives fewer than ``limit``; each call is a short transaction. Query: prune_jobs.
         """
-        wanted = [as_status(status) for status in statuses]
-        if unfinished := set(wanted) & {JobStatus.PENDING, JobStatus.RUNNING}:
+        wanted = as_statuses(statuses)
+        if unfinished := wanted & {JobStatus.PENDING, JobStatus.RUNNING}:
             raise InvalidJobError(f"only finished jobs can be pruned, not {', '.join(sorted(unfinished))}")
         values = {"older_than": check_interval("older_than", older_than), "job_limit": check_limit(limit)}
         async with self._connection() as connection:
-            return len([row async for row in self._queries.prune_jobs(connection, statuses=wanted, **values)])
+            return len([row async for row in self._queries.prune_jobs(connection, statuses=sorted(wanted), **values)])
 
     # --- work -------------------------------------------------------------------------------------------------------
 
@@ -618,6 +623,8 @@ class AsyncPostgresStorage:
         if self._pool is not None and self._process != os.getpid():
             # Two processes on one socket read each other's answers.
             raise StorageUnavailableError("this store was opened in the process this one was forked from; open another")
+        if self._loop is not None and self._loop is not asyncio.get_running_loop():  # async only
+            raise StorageUnavailableError("this store was opened in another event loop; open one in each")  # async only
         try:
             async with self._connections() as connection:
                 yield connection

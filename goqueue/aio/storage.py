@@ -1,6 +1,6 @@
 """The contract that every storage backend fulfils; tests/test_contract.py checks it. Imports goqueue.models alone."""
 
-from collections.abc import AsyncIterator, Collection, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Collection, Iterable
 from datetime import datetime, timedelta
 from typing import Protocol, Self, runtime_checkable
 from uuid import UUID
@@ -40,14 +40,16 @@ class AsyncStorage(Protocol):
     async def get_or_create_job(self, job: NewJob) -> tuple[Job, bool]:
         """The job with the idempotency key (or the id) of ``job``, and whether this call created it."""
 
-    async def create_jobs(self, jobs: Iterable[NewJob]) -> list[tuple[UUID, bool]]:
+    async def create_jobs(self, jobs: Iterable[NewJob] | AsyncIterable[NewJob]) -> list[tuple[UUID, bool]]:
         """Adds many jobs, all of them or on an error none. In the order given: (id, created).
 
         A job whose idempotency key is taken, by a stored job or by an earlier one of ``jobs``, is not created; the id
         is that of the job which has the key.
         """
 
-    def create_jobs_in_batches(self, jobs: Iterable[NewJob]) -> AsyncIterator[list[tuple[UUID, bool]]]:
+    def create_jobs_in_batches(
+        self, jobs: Iterable[NewJob] | AsyncIterable[NewJob]
+    ) -> AsyncIterator[list[tuple[UUID, bool]]]:
         """`create_jobs` for an iterable of any length, in constant memory: one batch is read, added and committed each
         time the next result is asked for. What was given out stays, also when a later batch fails."""
 
