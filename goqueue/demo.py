@@ -29,6 +29,7 @@ from goqueue import (
     JobStateError,
     JobStatus,
     JobUpdate,
+    LeaseLostError,
     NewJob,
     PostgresStorage,
     load_config,
@@ -121,11 +122,33 @@ def _steps(store: PostgresStorage, config: DatabaseConfig, queue: str) -> None: 
             pages, listed, cursor = pages + 1, listed + len(page.jobs), page.next_cursor
     console.print(f"   {listed:,} jobs on {pages} pages; count_jobs says {store.count_jobs(job_filter)}")
 
-    _say("update_job", "by hand through its life; the times that follow are set by the statement")
-    _show([store.update_job(job.id, JobUpdate(status=JobStatus.RUNNING, locked_by="worker-1", attempts=1))])
-    _show([store.update_job(job.id, JobUpdate(status=JobStatus.COMPLETED))])
+    _say("claim_jobs", "what a worker does: takes the next due jobs, each held by a lease")
+    first, second, *others = store.claim_jobs(queue, "worker-1", limit=10)
+    _show([first, second])
+    _say("complete_and_claim", "says that they are done, and takes the next, in one statement")
+    start, done = time.perf_counter(), 0
+    jobs = [first, *others]
+    while jobs:
+        done += len(jobs)
+        jobs = store.complete_and_claim(jobs, queue, "worker-1", limit=100)
+    seconds = time.perf_counter() - start
+    console.print(f"   {done:,} done in {seconds:.2f} s, {done / seconds:,.0f} a second; the others are not due yet")
+    _say("fail_job", "an attempt that failed is made again later; the error is kept")
+    store.fail_job(second, "the mail server was away")
+    _show([store.get_job(second.id)])
+    [failure] = store.list_failures(second.id)
+    console.print(f"   attempt {failure.attempt}, {failure.worker_id}: {failure.error}")
+    _say("complete_job", "by a worker that holds it no more: refused, nothing is finished twice")
     try:
-        store.update_job(job.id, JobUpdate(status=JobStatus.RUNNING))
+        store.complete_job(second)
+    except LeaseLostError as error:
+        console.print(f"   [yellow]LeaseLostError[/]: {error}")
+    _say("queue_stats", "for an operator")
+    stats = next(stats for stats in store.queue_stats() if stats.queue == queue)
+    console.print("   " + ", ".join(f"{count} {status}" for status, count in stats.counts.items()))
+    _say("update_job", "by hand, as far as a job's state allows it")
+    try:
+        store.update_job(first.id, JobUpdate(status=JobStatus.RUNNING))
     except JobStateError as error:
         console.print(f"   [yellow]JobStateError[/]: {error}")
 
