@@ -12,7 +12,7 @@ from goqueue.config import DatabaseConfig
 from goqueue.dberrors import translate
 from goqueue.session import conninfo, is_pooled, prepare_threshold, readable
 
-Pool = ConnectionPool[Any]
+Pool = ConnectionPool[Connection[object]]
 
 
 def open_pool(config: DatabaseConfig, queries: Any) -> Pool:

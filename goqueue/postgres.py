@@ -135,7 +135,7 @@ class PostgresStorage:
 
     def __init__(
         self,
-        connections: Callable[[], AbstractContextManager[Connection[Any]]],
+        connections: Callable[[], AbstractContextManager[Connection[object]]],
         config: DatabaseConfig,
         *,
         pool: Pool | None = None,

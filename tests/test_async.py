@@ -13,6 +13,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import aclosing
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -622,6 +623,14 @@ def test_both_have_the_same_methods(one: type, other_one: type) -> None:
         is_plain = makes_iterator or name == "listen" or name == "__init__"
         assert inspect.iscoroutinefunction(getattr(member, "__func__", member)) != is_plain, name
         assert not inspect.iscoroutinefunction(getattr(twin, "__func__", twin)), name
+
+
+@pytest.mark.parametrize("kind", [PostgresStorage, AsyncPostgresStorage, Listener, AsyncListener])
+def test_no_method_is_without_a_test_of_its_static_types(kind: type) -> None:
+    types = Path(__file__).with_name("static_types.py").read_text("utf-8")
+    of_kind = types.split("async def asynchronous")["Async" in kind.__name__]
+    for name in members(kind):
+        assert name.startswith("_") or f".{name}(" in of_kind, name
 
 
 def test_the_made_half_is_said_to_be_stale_when_its_source_has_changed(

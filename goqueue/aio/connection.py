@@ -62,10 +62,10 @@ class CancellableConnection(AsyncConnection[Row]):
             self.pgconn.finish()
 
 
-class CancellableConnectionPool(AsyncConnectionPool[CancellableConnection[tuple[Any, ...]]]):
+class CancellableConnectionPool(AsyncConnectionPool[AsyncConnection[object]]):
     """Takes every connection back, and closes them all, also when the task is cancelled meanwhile."""
 
-    async def putconn(self, conn: CancellableConnection[tuple[Any, ...]]) -> None:
+    async def putconn(self, conn: AsyncConnection[object]) -> None:
         await to_the_end(super().putconn(conn))
 
     async def close(self, timeout: float = 5.0) -> None:

@@ -12,7 +12,7 @@ from goqueue.config import DatabaseConfig
 from goqueue.dberrors import translate
 from goqueue.session import conninfo, is_pooled, prepare_threshold, readable
 
-AsyncPool = AsyncConnectionPool[Any]
+AsyncPool = AsyncConnectionPool[AsyncConnection[object]]
 
 
 async def open_pool(config: DatabaseConfig, queries: Any) -> AsyncPool:

@@ -136,7 +136,7 @@ class AsyncPostgresStorage:
 
     def __init__(
         self,
-        connections: Callable[[], AbstractAsyncContextManager[AsyncConnection[Any]]],
+        connections: Callable[[], AbstractAsyncContextManager[AsyncConnection[object]]],
         config: DatabaseConfig,
         *,
         pool: AsyncPool | None = None,

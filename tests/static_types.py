@@ -1,0 +1,182 @@
+"""The public methods' types, as a type checker sees them: `make typecheck` reads this file, nothing runs it.
+
+mypy also refuses every expression of type Any here, so none can leak through from aiosql or psycopg.
+"""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Generator
+from datetime import datetime, timedelta
+from typing import assert_type
+from uuid import UUID
+
+from psycopg import AsyncConnection, Connection
+from psycopg.rows import DictRow, TupleRow
+
+from goqueue import (
+    AsyncListener,
+    AsyncPostgresStorage,
+    AsyncStorage,
+    DatabaseConfig,
+    Failure,
+    Job,
+    JobCount,
+    JobFilter,
+    JobStatus,
+    JobUpdate,
+    JsonValue,
+    Lease,
+    Listener,
+    NewJob,
+    Page,
+    PostgresStorage,
+    QueueStats,
+    Storage,
+)
+
+Created = list[tuple[UUID, bool]]
+MINUTE = timedelta(minutes=1)
+
+
+def synchronous(
+    store: PostgresStorage, job: Job, new: NewJob, plain: Connection[TupleRow], dicts: Connection[DictRow]
+) -> None:
+    assert_type(PostgresStorage.open(), PostgresStorage)
+    assert_type(PostgresStorage.open(DatabaseConfig(url="")), PostgresStorage)
+    with PostgresStorage.open("postgresql://") as opened:
+        assert_type(opened, PostgresStorage)
+    for bound in (PostgresStorage.bound_to(plain), PostgresStorage.bound_to(connection=dicts), store.bound_to(plain)):
+        assert_type(bound, PostgresStorage)
+    assert_type(store.bound_to(connection=dicts), PostgresStorage)
+    assert_type(store.create_job(new), Job)
+    assert_type(job.payload, JsonValue)
+    assert_type(store.get_or_create_job(new), tuple[Job, bool])
+    assert_type(store.create_jobs([new]), Created)
+    assert_type(store.create_jobs_in_batches(new for _ in range(3)), Generator[Created])
+    assert_type(store.get_job(job.id), Job)
+    assert_type(store.get_job("text"), Job)
+    assert_type(store.get_jobs([job.id]), list[Job])
+    assert_type(store.get_job_by_idempotency_key("k"), Job)
+    assert_type(store.list_jobs(), Page)
+    assert_type(store.list_jobs(JobFilter(status="dead"), limit=5, cursor=store.list_jobs().next_cursor), Page)
+    assert_type(store.count_jobs(), JobCount)
+    assert_type(store.count_jobs().exact, bool)
+    assert_type(store.update_job(job.id, JobUpdate(priority=1)), Job)
+    assert_type(store.replace_pending_job(new), Job)
+    assert_type(store.cancel_jobs([job.id, "text"]), int)
+    assert_type(store.cancel_jobs(JobFilter()), int)
+    assert_type(store.retry_jobs(job.id), int)
+    assert_type(store.reschedule_jobs(job.id, delay=MINUTE), int)
+    store.delete_job(job.id)
+    assert_type(store.prune_jobs(MINUTE, [JobStatus.DEAD], limit=5), int)
+    assert_type(store.claim_jobs("mail", "w", 5, MINUTE), list[Job])
+    assert_type(store.claim_jobs({"mail", "report"}, worker_id="w", limit=5), list[Job])
+    assert_type(store.complete_and_claim([job], "mail", "w"), list[Job])
+    store.heartbeat_jobs([job, Lease(job.id, 1)], MINUTE)
+    store.complete_jobs([job])
+    store.complete_job(job)
+    assert_type(store.fail_jobs([(job, "error")]), dict[UUID, JobStatus])
+    assert_type(store.fail_job(Lease(job.id, 1), "error", retry_in=MINUTE), JobStatus)
+    store.release_jobs([job])
+    assert_type(store.rescue_jobs(), dict[UUID, JobStatus])
+    assert_type(store.next_job_at(["mail"]), datetime | None)
+    assert_type(store.list_failures(job.id), list[Failure])
+    assert_type(store.queue_stats(), list[QueueStats])
+    store.ping()
+    store.close()
+    assert_type(store.listen("mail"), Listener)
+    with store.listen(["mail"]) as listener:
+        assert_type(listener, Listener)
+        assert_type(listener.wait(MINUTE), frozenset[str])
+    listener.close()
+    contract: Storage = store
+    assert_type(contract.get_job(job.id), Job)
+
+
+async def asynchronous(
+    store: AsyncPostgresStorage,
+    job: Job,
+    new: NewJob,
+    source: AsyncIterator[NewJob],
+    plain: AsyncConnection[TupleRow],
+    dicts: AsyncConnection[DictRow],
+) -> None:
+    assert_type(await AsyncPostgresStorage.open(), AsyncPostgresStorage)
+    assert_type(await AsyncPostgresStorage.open(DatabaseConfig(url="")), AsyncPostgresStorage)
+    async with await AsyncPostgresStorage.open("postgresql://") as opened:
+        assert_type(opened, AsyncPostgresStorage)
+    assert_type(AsyncPostgresStorage.bound_to(plain), AsyncPostgresStorage)
+    assert_type(AsyncPostgresStorage.bound_to(connection=dicts), AsyncPostgresStorage)
+    assert_type(store.bound_to(plain), AsyncPostgresStorage)
+    assert_type(store.bound_to(connection=dicts), AsyncPostgresStorage)
+    assert_type(await store.create_job(new), Job)
+    assert_type(await store.get_or_create_job(new), tuple[Job, bool])
+    assert_type(await store.create_jobs([new]), Created)
+    assert_type(await store.create_jobs(source), Created)
+    assert_type(store.create_jobs_in_batches(source), AsyncGenerator[Created])
+    async for batch in store.create_jobs_in_batches([new]):
+        assert_type(batch, Created)
+    assert_type(await store.get_job(job.id), Job)
+    assert_type(await store.get_jobs([job.id]), list[Job])
+    assert_type(await store.get_job_by_idempotency_key("k"), Job)
+    assert_type(await store.list_jobs(JobFilter(status="dead"), limit=5, cursor=None), Page)
+    assert_type(await store.count_jobs(), JobCount)
+    assert_type(await store.update_job(job.id, JobUpdate(priority=1)), Job)
+    assert_type(await store.replace_pending_job(new), Job)
+    assert_type(await store.cancel_jobs([job.id]), int)
+    assert_type(await store.retry_jobs(JobFilter()), int)
+    assert_type(await store.reschedule_jobs(job.id, delay=MINUTE), int)
+    await store.delete_job(job.id)
+    assert_type(await store.prune_jobs(MINUTE), int)
+    assert_type(await store.claim_jobs("mail", "w"), list[Job])
+    assert_type(await store.complete_and_claim([job], "mail", "w"), list[Job])
+    await store.heartbeat_jobs([job])
+    await store.complete_jobs([job])
+    await store.complete_job(job)
+    assert_type(await store.fail_jobs([(job, "error")]), dict[UUID, JobStatus])
+    assert_type(await store.fail_job(job, "error"), JobStatus)
+    await store.release_jobs([job])
+    assert_type(await store.rescue_jobs(), dict[UUID, JobStatus])
+    assert_type(await store.next_job_at("mail"), datetime | None)
+    assert_type(await store.list_failures(job.id), list[Failure])
+    assert_type(await store.queue_stats(), list[QueueStats])
+    await store.ping()
+    await store.close()
+    assert_type(store.listen("mail"), AsyncListener)
+    async with store.listen(["mail"]) as listener:
+        assert_type(listener, AsyncListener)
+        assert_type(await listener.wait(MINUTE), frozenset[str])
+    await listener.close()
+    contract: AsyncStorage = store
+    assert_type(await contract.get_job(job.id), Job)
+
+
+def refused(store: PostgresStorage, job: Job, new: NewJob, plain: Connection[TupleRow]) -> None:
+    """An ignored error that is none is an error itself (warn_unused_ignores)."""
+    store.create_job(job)  # type: ignore[arg-type]
+    store.create_jobs(new)  # type: ignore[arg-type]
+    store.get_job(5)  # type: ignore[arg-type]
+    store.get_job()  # type: ignore[call-arg]
+    store.list_jobs(limit="5")  # type: ignore[arg-type]
+    store.list_jobs({"status": "dead"})  # type: ignore[arg-type]
+    store.claim_jobs("mail")  # type: ignore[call-arg]
+    store.complete_job(job.id)  # type: ignore[arg-type]
+    store.fail_jobs([job])  # type: ignore[list-item]
+    store.reschedule_jobs(job.id, None, MINUTE)  # type: ignore[call-arg]
+    store.prune_jobs(30)  # type: ignore[arg-type]
+    store.bound_to("postgresql://")  # type: ignore[arg-type]
+    AsyncPostgresStorage.bound_to(plain)  # type: ignore[arg-type]
+    PostgresStorage.bound_to(url="")  # type: ignore[call-arg]
+    NewJob(job_type="t", priority="high")  # type: ignore[arg-type]
+    job.status = JobStatus.DEAD  # type: ignore[misc]
+    contract: AsyncStorage = store  # type: ignore[assignment]
+    del contract
+
+
+async def refused_by_the_asynchronous(
+    store: AsyncPostgresStorage, source: AsyncIterator[NewJob], plain: PostgresStorage
+) -> None:
+    store.create_jobs(source)  # type: ignore[unused-coroutine]
+    plain.create_jobs(source)  # type: ignore[arg-type]
+    async with store as opened:
+        opened.ping()  # type: ignore[unused-coroutine]
+    with store:  # type: ignore[attr-defined]
+        pass
