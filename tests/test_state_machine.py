@@ -31,7 +31,7 @@ from goqueue import (
     Lease,
     LeaseLostError,
     NewJob,
-    PostgresStorage,
+    Storage,
 )
 
 PENDING, RUNNING, COMPLETED, DEAD, CANCELLED = JobStatus
@@ -72,7 +72,7 @@ several = st.lists(places, min_size=1, max_size=3)
 
 
 class Jobs(RuleBasedStateMachine):
-    store: PostgresStorage
+    store: Storage
     connection: psycopg.Connection[Any]
 
     @initialize()
@@ -365,15 +365,19 @@ class Jobs(RuleBasedStateMachine):
         assert failures == (sum(job.failures for job in self.jobs.values()),)
 
 
-def test_jobs_follow_their_model(goqueue_store: PostgresStorage, goqueue_connection: psycopg.Connection[Any]) -> None:
+# The asynchronous store has the same statements and is slower to call: fewer examples will do.
+@pytest.mark.parametrize(("store", "max_examples"), [("pool", 100), ("async pool", 15)], indirect=["store"])
+def test_jobs_follow_their_model(
+    store: Storage, goqueue_connection: psycopg.Connection[Any], max_examples: int
+) -> None:
     def machine() -> Jobs:
         jobs = Jobs()
-        jobs.store, jobs.connection = goqueue_store, goqueue_connection
+        jobs.store, jobs.connection = store, goqueue_connection
         return jobs
 
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         machine,
         settings=settings(
-            max_examples=100, stateful_step_count=40, suppress_health_check=list(HealthCheck), print_blob=True
+            max_examples=max_examples, stateful_step_count=40, suppress_health_check=list(HealthCheck), print_blob=True
         ),
     )
