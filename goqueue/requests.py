@@ -277,7 +277,7 @@ def check_lost(ids: Sequence[UUID]) -> None:
     if ids:
         names = ", ".join(map(str, ids[:10])) + (f" and {len(ids) - 10:,} more" if len(ids) > 10 else "")
         raise LeaseLostError(
-            f"not held any more: {names}; the lease expired, or the job was ended, cancelled or deleted: stop working on it",
+            f"not held any more: {names}; the lease expired, or the job was ended or deleted: stop working on it",
             job_ids=ids,
         )
 
