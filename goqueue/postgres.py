@@ -250,19 +250,21 @@ class PostgresStorage:
             yield batch
 
     def _create_batch(self, connection: Connection[Any], batch: Batch) -> list[tuple[UUID, bool]]:
-        created: set[UUID] = set()
+        rows = list(self._queries.create_jobs(connection, jobs=document(batch.encoded)))
+        if len(rows) == len(batch.jobs):
+            return [(job.id, True) for job in batch.jobs]
+        created: set[UUID] = {row[0] for row in rows}
         taken: dict[UUID | str, UUID] = {}
         missing = list(zip(batch.jobs, batch.encoded, strict=True))
         for _ in range(_TRIES):
-            jobs = document(encoded for _, encoded in missing)
-            created.update([job_id for (job_id,) in self._queries.create_jobs(connection, jobs=jobs)])
             missing = [(job, encoded) for job, encoded in missing if job.id not in created]
-            if missing:
-                taken.update(self._taken(connection, [job for job, _ in missing]))
-                # Neither added nor in the table: what was in the way has been deleted since, and the way is free.
-                missing = [item for item in missing if item[0].id not in taken and item[0].idempotency_key not in taken]
+            taken.update(self._taken(connection, [job for job, _ in missing]))
+            # Neither added nor in the table: what was in the way has been deleted since, and the way is free.
+            missing = [item for item in missing if item[0].id not in taken and item[0].idempotency_key not in taken]
             if not missing:
                 break
+            again = document(encoded for _, encoded in missing)
+            created |= {row[0] for row in self._queries.create_jobs(connection, jobs=again)}
         else:
             raise duplicate_unseen()
         results = []

@@ -6,12 +6,14 @@ The contract itself is checked on both stores, by conftest's `store`.
 import asyncio
 import gc
 import inspect
+import logging
 import os
 import random
 import re
+import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,8 @@ from goqueue import (
     StorageError,
     StorageUnavailableError,
 )
+from goqueue.embedded import EmbeddedServer
+from goqueue.migrate import migrate
 
 pytestmark = pytest.mark.anyio
 
@@ -290,6 +294,26 @@ async def test_cancelled_at_any_moment_the_pool_stays_whole(goqueue_database: st
         assert len(bulks) % 40 == 0, "each bulk is there as a whole or not at all"
 
 
+async def test_a_connection_on_its_way_back_is_not_lost_to_a_cancellation(store: AsyncPostgresStorage) -> None:
+    held, done = asyncio.Event(), asyncio.Event()
+
+    async def use() -> None:
+        async with store._connection():
+            held.set()
+            await done.wait()
+
+    using = asyncio.create_task(use())
+    await held.wait()
+    async with store._pool._lock:  # type: ignore[union-attr]  # somebody else is being given or giving back one
+        done.set()
+        for _ in range(10):
+            await asyncio.sleep(0)
+            using.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await using
+    await asyncio.wait_for(store.ping(), 5)
+
+
 async def every_job(store: AsyncPostgresStorage) -> AsyncIterator[Job]:
     cursor = None
     while True:
@@ -499,6 +523,28 @@ async def test_one_lost_in_the_middle_of_create_makes_no_second_job(
     job = await store.create_job(new)
     assert await store.create_job(new) == job
     assert (await store.list_jobs()).jobs == [job]
+
+
+async def test_a_server_that_was_away_is_found_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL, "psycopg.pool")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    # By TCP, because the socket's folder is another one after a restart.
+    server = EmbeddedServer(tmp_path / "data", settings={"listen_addresses": "127.0.0.1", "port": str(port)})
+    with ExitStack() as at_end:
+        at_end.callback(server.stop)
+        server.start()
+        migrate(server.url())
+        limits: Any = {"pool_min_size": 3, "pool_max_size": 4, "pool_timeout": 2 * SECOND}
+        config = DatabaseConfig(url=f"postgresql://postgres@127.0.0.1:{port}/postgres", **limits)
+        async with await AsyncPostgresStorage.open(config) as store:
+            jobs = await asyncio.gather(*(store.create_job(NewJob(job_type="t")) for _ in range(20)))
+            server.stop()
+            async with asyncio.timeout(10):
+                with pytest.raises(StorageUnavailableError):
+                    await store.get_job(jobs[0].id)
+            server.start()
+            assert await asyncio.gather(*(store.get_job(job.id) for job in jobs)) == jobs
 
 
 class TestListener:

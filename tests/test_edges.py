@@ -123,6 +123,16 @@ def test_the_kind_of_cursor_a_connection_makes_does_not_matter(goqueue_database:
         assert bound.get_job(bound.create_job(NewJob(job_type="t")).id).job_type == "t"
 
 
+def test_the_callers_pipeline_will_do(goqueue_database: str) -> None:
+    with psycopg.connect(goqueue_database) as connection, connection.pipeline():
+        bound = PostgresStorage.bound_to(connection)
+        job = bound.create_job(NewJob(job_type="t", idempotency_key="k"))
+        assert bound.get_or_create_job(NewJob(job_type="t", idempotency_key="k")) == (job, False)
+        assert len(bound.create_jobs(NewJob(job_type="t") for _ in range(1500))) == 1500
+        assert bound.cancel_jobs(job.id) == 1
+        assert bound.count_jobs() == 1501
+
+
 def test_a_listener_of_a_class_bound_store_goes_to_the_same_database(goqueue_database: str) -> None:
     with psycopg.connect(goqueue_database, autocommit=True) as connection:
         bound = PostgresStorage.bound_to(connection)
