@@ -99,7 +99,7 @@ def _compare(pgconn: Any, changed: Iterable[tuple[Statement, Statement]]) -> _Co
         if expected.error:
             problems.append(
                 f"it can't be compared, because the server refuses the shipped one as well: {expected.error}; run "
-                "`pgmigrate migrate` on this database, with this version's migrations"
+                "`goqueue migrate` (or `pgmigrate migrate`) on this database, with this version's migrations"
             )
         elif got.error:
             problems.append(f"the server refuses it: {got.error}")

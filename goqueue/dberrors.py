@@ -59,10 +59,14 @@ def translate(error: psycopg.Error) -> GoQueueError:  # noqa: C901, PLR0911, PLR
             )
         case pg.SerializationFailure() | pg.DeadlockDetected():
             return TransactionConflictError(f"{said}; roll back and run the whole transaction again")
-        case pg.UndefinedTable() | pg.InvalidSchemaName() | pg.UndefinedColumn() | pg.UndefinedFunction():
-            return SchemaError(f"{said}; run `pgmigrate migrate` on this database, with this version's migrations")
-        case pg.UndefinedObject() | pg.FeatureNotSupported():
-            return SchemaError(f"{said}; run `pgmigrate migrate` on this database, with this version's migrations")
+        case (
+            pg.UndefinedTable() | pg.InvalidSchemaName() | pg.UndefinedColumn() | pg.UndefinedFunction()
+            | pg.UndefinedObject() | pg.FeatureNotSupported()
+        ):  # fmt: skip
+            return SchemaError(
+                f"{said}; run `goqueue migrate` (or `pgmigrate migrate`) on this database, "
+                "with this version's migrations"
+            )
         case pg.InsufficientPrivilege():
             return SchemaError(
                 f"{said}; grant the login the role that may do this (see Roles in migrations/README.md), "

@@ -29,6 +29,9 @@ from goqueue.sqlfiles import APART
 MODES = ("custom", "generic")
 """custom: planned for the values given. generic: planned once for any values, as goqueue's own connections do."""
 
+REFUSALS = (psycopg.errors.InsufficientPrivilege, psycopg.errors.ReadOnlySqlTransaction)
+"""What a server says where no database can be made."""
+
 _RUNS = 5
 _CHUNK = 50_000  # jobs added by one statement, so that there is progress to show
 _IN_MEMORY = 2_000_000  # rows that fit where the embedded server keeps throw-away data
@@ -367,7 +370,7 @@ def example_values(connection: psycopg.Connection[Any]) -> dict[str, str]:
 def scratch_database(conninfo: str | None, rows: int) -> Iterator[psycopg.Connection[Any]]:
     """A connection to a migrated, empty database of its own; it is dropped at the end, also after Ctrl-C or a SIGTERM.
 
-    ``conninfo`` names a server whose role may make databases (`psycopg.errors.InsufficientPrivilege` else); None stands
+    ``conninfo`` names a server whose role may make databases (one of REFUSALS else); None stands
     for an embedded server, with room for ``rows`` jobs.
     """
     with ExitStack() as stack:
@@ -394,14 +397,20 @@ def _made_database(conninfo: str) -> Iterator[str]:
         )
         options.pop("service", None)
         fast = sql.SQL(" STRATEGY WAL_LOG" if connection.info.server_version >= 150000 else "")
+    is_refused = False
     try:
         with psycopg.connect(conninfo, autocommit=True) as connection:
             create = sql.SQL("CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8'{}")
-            connection.execute(create.format(identifier, fast))
+            try:
+                connection.execute(create.format(identifier, fast))
+            except REFUSALS:
+                is_refused = True  # nothing to drop
+                raise
         yield make_conninfo(**options)
     finally:
-        with _on_signals(signal.SIG_IGN):  # a second Ctrl-C must not leave the database behind
-            _drop(conninfo, identifier)
+        if not is_refused:
+            with _on_signals(signal.SIG_IGN):  # a second Ctrl-C must not leave the database behind
+                _drop(conninfo, identifier)
 
 
 def _drop(conninfo: str, identifier: sql.Identifier) -> None:

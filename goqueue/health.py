@@ -31,6 +31,7 @@ _LARGE_PAGES = 1000
 #: Five times what lets autovacuum begin (V0006__tune_autovacuum.sql).
 _MANY_DEAD = 100_000
 _COUNTED_PENDING = 200_000
+_MIGRATE = "goqueue migrate   (or pgmigrate migrate, where the PG* variables name the database)"
 
 
 class Level(StrEnum):
@@ -93,7 +94,7 @@ def run_checks(
             "migrations",
             "none is applied",
             [Finding(Level.FAILED, f"the database {state.database} has no goqueue tables", "nothing can run without",
-                     "pgmigrate migrate   (the PG* variables name the database)")],
+                     _MIGRATE)],
         )  # fmt: skip
         return
     if not state.sees_schema:
@@ -115,7 +116,7 @@ def run_checks(
     )
     yield _run("queries", lambda: _queries(connection, sql_dir))
     plans = generic_plans(connection, _statements(sql_dir))
-    yield _run("grants", lambda: _grants(state, plans))
+    yield _run("grants", lambda: _grants(state, plans, pending=pending))
     yield _run("plans", lambda: _plans(connection, plans))
     yield _run("autovacuum", lambda: _autovacuum(connection))
     yield _run("horizon", lambda: _horizon(connection, state, old_transaction))
@@ -197,17 +198,19 @@ _SETTINGS = {
 
 
 def _settings(connection: Connection[Any]) -> Check:
-    values = dict(load_queries().list_settings(connection, names=list(_SETTINGS)))
+    values = sorted(load_queries().list_settings(connection, names=list(_SETTINGS)))
     findings = [
-        Finding(Level.WARNING, f"{name} is {values[name]}", why, _alter_system(name, wanted))
-        for name, (wanted, why) in _SETTINGS.items()
+        Finding(Level.WARNING, f"{name} is {value}", _SETTINGS[name][1], _set(name, _SETTINGS[name][0], set_by))
+        for name, value, set_by in values
         # synchronous_commit has stronger values than on.
-        if values.get(name) == ("off" if wanted == "on" else "on")
+        if value == ("off" if _SETTINGS[name][0] == "on" else "on")
     ]  # fmt: skip
-    return _ended("settings", ", ".join(f"{name} {value}" for name, value in sorted(values.items())), findings)
+    return _ended("settings", ", ".join(f"{name} {value}" for name, value, _ in values), findings)
 
 
-def _alter_system(name: str, value: str) -> str:
+def _set(name: str, value: str, set_by: str | None) -> str:
+    if set_by is not None:  # goes before the server's own
+        return f"{set_by} SET {name} = {value};   (for new sessions)"
     return f"ALTER SYSTEM SET {name} = {value}; SELECT pg_reload_conf();"
 
 
@@ -221,7 +224,7 @@ def _migrations(connection: Connection[Any], state: _State) -> Check:
             "migrations",
             "the first of them are applied",
             [Finding(Level.FAILED, "migrations are pending: there is no table goqueue.migration_checksums",
-                     "the statements rely on columns and indexes that are not there", "pgmigrate migrate")],
+                     "the statements rely on columns and indexes that are not there", _MIGRATE)],
         )  # fmt: skip
     applied = {version: sha256 for version, _, sha256 in load_queries().list_applied_migrations(connection)}
     findings = []
@@ -231,14 +234,14 @@ def _migrations(connection: Connection[Any], state: _State) -> Check:
                 Level.FAILED,
                 f"pending: {', '.join(pending)}",
                 "the statements rely on columns and indexes that are not there",
-                "pgmigrate migrate   (the PG* variables name the database)",
+                _MIGRATE,
             )
         )
     if newer := [version for version in applied if version not in shipped]:
         findings.append(
             Finding(
                 Level.WARNING,
-                f"the database has the versions {', '.join(map(str, newer))}, which this goqueue does not know",
+                f"this goqueue does not know the database's version {', '.join(map(str, newer))}",
                 "it was migrated by a newer release; what that release changed is not known here",
                 "upgrade goqueue here to the release that migrated the database",
             )
@@ -380,13 +383,17 @@ def _queries(connection: Connection[Any], sql_dir: str) -> Check:
     return _ended("queries", f"{sql_dir}: {changed}", findings)
 
 
-def _grants(state: _State, plans: dict[str, Plan | psycopg.Error]) -> Check:
+def _grants(state: _State, plans: dict[str, Plan | psycopg.Error], *, pending: bool) -> Check:
     denied = {name: plan for name, plan in plans.items() if isinstance(plan, errors.InsufficientPrivilege)}
     broken = {name: plan for name, plan in plans.items() if isinstance(plan, psycopg.Error) and name not in denied}
     findings = [
         Finding(Level.FAILED, f"{name} can't be run: {_said(error)}", "the store's method of that name fails")
         for name, error in broken.items()
+        if not pending
     ]
+    if broken and pending:
+        count = f"{len(broken)} statements can't be run before all migrations are applied"
+        findings.append(Finding(Level.FAILED, count, "the store's methods of their names fail", _MIGRATE))
     if denied:
         role = _identifier(state.role)
         findings.append(
@@ -409,7 +416,7 @@ def _plans(connection: Connection[Any], plans: dict[str, Plan | psycopg.Error]) 
             Level.WARNING,
             f"{name} would read the table goqueue.{table} whole, {pages[table]:,} pages of it",
             "by the statistics the server takes that for the cheapest way; it grows with the table",
-            f"ANALYZE goqueue.{table};   then see the checks schema and queries",
+            f"VACUUM (ANALYZE) goqueue.{table};   then see the checks schema and queries",
         )
         for name, plan in known.items()
         for table in sorted(plan.scanned_tables)
@@ -429,9 +436,9 @@ def _autovacuum(connection: Connection[Any]) -> Check:
             Level.WARNING,
             f"{name} is off",
             "autovacuum does not run: dead rows pile up, and claims get slower with every job",
-            _alter_system(name, "on"),
+            _set(name, "on", None),
         )
-        for name, value in queries.list_settings(connection, names=["autovacuum", "track_counts"])
+        for name, value, _ in queries.list_settings(connection, names=["autovacuum", "track_counts"])
         if value != "on"
     ]
     shown = []

@@ -36,12 +36,18 @@ WHERE d.datname = current_database();
 
 -- name: list_settings(names)
 -- The server's settings of these names, as this session has them.
--- Returns: name and value of each that the server knows.
+-- Returns: name and value of each that the server knows, and where the value comes from: what to give to RESET, or null
+-- where that is the server's configuration.
 -- Index: none of ours.
 -- Locks: none.
 SELECT
     s.name,
-    s.setting
+    s.setting,
+    CASE s.source
+        WHEN 'database' THEN format('ALTER DATABASE %%I', current_database())
+        WHEN 'user' THEN format('ALTER ROLE %%I', session_user)
+        WHEN 'database user' THEN format('ALTER ROLE %%I IN DATABASE %%I', session_user, current_database())
+    END AS set_by
 FROM pg_settings AS s
 WHERE s.name = ANY(:names::text[]);
 

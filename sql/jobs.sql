@@ -371,6 +371,8 @@ every_lane AS (
         SELECT
         FROM goqueue.jobs AS j
         WHERE j.queue = w.queue AND j.job_type = t.job_type
+        -- The index's order: without one the planner takes any row for near, and reads the table whole when there is none.
+        ORDER BY j.status
         LIMIT 1
     ) AS there_is_one
     UNION ALL
@@ -675,6 +677,8 @@ every_lane AS (
         SELECT
         FROM goqueue.jobs AS j
         WHERE j.queue = w.queue AND j.job_type = t.job_type
+        -- The index's order: without one the planner takes any row for near, and reads the table whole when there is none.
+        ORDER BY j.status
         LIMIT 1
     ) AS there_is_one
     UNION ALL

@@ -76,7 +76,7 @@ def test_an_empty_database_is_told_to_migrate(goqueue_connection: Connection) ->
     done = list(run_checks(goqueue_connection))
     assert [one.name for one in done] == ["server", "settings", "migrations"]
     assert done[-1].level == Level.FAILED
-    assert done[-1].findings[0].do.startswith("pgmigrate migrate")
+    assert done[-1].findings[0].do.startswith("goqueue migrate ")
 
 
 def test_pending_migrations_are_named(goqueue_connection: Connection) -> None:
@@ -85,6 +85,15 @@ def test_pending_migrations_are_named(goqueue_connection: Connection) -> None:
     assert found.level == Level.FAILED
     assert found.found == "pending: V0006__tune_autovacuum.sql, V0007__notify_ready_jobs.sql"
     assert check(goqueue_connection, "schema").level == Level.SKIPPED
+
+
+def test_what_pending_migrations_break_is_one_finding(goqueue_connection: Connection) -> None:
+    goqueue_connection.execute("DELETE FROM goqueue.schema_version WHERE version >= 5")
+    goqueue_connection.execute("DROP TABLE goqueue.job_failures CASCADE")
+    found = finding(goqueue_connection, "grants")
+    assert found.level == Level.FAILED
+    assert re.fullmatch(r"\d+ statements can't be run before all migrations are applied", found.found)
+    assert found.do.startswith("goqueue migrate ")
 
 
 def test_a_database_before_the_checksums_is_looked_at_as_far_as_it_goes(goqueue_connection: Connection) -> None:
@@ -112,7 +121,7 @@ def test_a_missing_checksum_and_a_newer_database_are_no_failure(goqueue_connecti
         "FROM goqueue.schema_version AS v WHERE version = 1"
     )
     newer, _ = check(goqueue_connection, "migrations").findings
-    assert (newer.level, "the versions 999" in newer.found) == (Level.WARNING, True)
+    assert (newer.level, "version 999" in newer.found) == (Level.WARNING, True)
 
 
 # --- the schema -----------------------------------------------------------------------------------------------------
@@ -286,6 +295,16 @@ def test_a_statement_that_no_longer_fits_is_told(goqueue_connection: Connection)
 # --- plans and vacuum -----------------------------------------------------------------------------------------------
 
 
+def test_no_statement_reads_the_table_whole_before_it_was_ever_vacuumed(
+    goqueue_connection: Connection, goqueue_store: PostgresStorage
+) -> None:
+    # Without a visibility map an index costs more: the planner then takes "any row of this queue and type" for near.
+    goqueue_store.create_jobs(NewJob(job_type=f"t{n % 4}", queue=f"q{n % 7}", payload="x" * 200) for n in range(30_000))
+    goqueue_connection.execute("ANALYZE goqueue.jobs")
+    done = check(goqueue_connection, "plans")
+    assert (done.level, done.findings) == (Level.OK, ())
+
+
 def test_a_large_table_read_whole_is_a_warning(
     goqueue_connection: Connection, goqueue_store: PostgresStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -395,6 +414,25 @@ def test_unsafe_settings_are_warnings(poor: Connection) -> None:
     assert found["fsync is off"].do == "ALTER SYSTEM SET fsync = on; SELECT pg_reload_conf();"
 
 
+def test_a_setting_of_the_database_s_own_is_mended_where_it_was_made(
+    goqueue_database: str, goqueue_connection: Connection
+) -> None:
+    name = goqueue_connection.info.dbname
+    goqueue_connection.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
+    with psycopg.connect(goqueue_database, autocommit=True) as connection:
+        found = {one.found: one for one in check(connection, "settings").findings}[
+            "default_transaction_read_only is on"
+        ]
+        statement, _, remark = found.do.partition(";")
+        assert (statement, remark.strip()) == (
+            f"ALTER DATABASE {name} SET default_transaction_read_only = off", "(for new sessions)"
+        )  # fmt: skip
+        connection.execute("SET default_transaction_read_only = off")
+        connection.execute(statement.encode())
+    with psycopg.connect(goqueue_database, autocommit=True) as connection:
+        assert "default_transaction_read_only" not in str(check(connection, "settings").findings)
+
+
 def test_autovacuum_turned_off_is_a_warning(poor: Connection) -> None:
     assert finding(poor, "autovacuum").found == "autovacuum is off"
 
@@ -495,7 +533,7 @@ def test_a_server_out_of_reach_is_a_failed_check(run: Run, monkeypatch: pytest.M
 def test_a_folder_can_be_exported_tuned_and_checked(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     exported = run("sql", "export", "mine", "jobs.sql")
     assert (exported.code, exported.out) == (0, "")
-    assert "1 files written" in exported.err
+    assert "1 file written" in exported.err
     assert [file.name for file in Path("mine").iterdir()] == ["jobs.sql"]
     assert run("sql", "diff", "mine") == (0, "", "jobs.sql: as shipped\n")
     monkeypatch.setenv("GOQUEUE_DATABASE_SQL_DIR", "mine")

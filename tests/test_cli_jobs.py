@@ -250,6 +250,8 @@ def test_a_bad_line_is_named_with_what_was_added_before_it(
     assert "line 27: " in result.err
     assert message in result.err
     assert goqueue_store.count_jobs() == 20
+    monkeypatch.setenv("GOQUEUE_DATABASE_BATCH_SIZE", "1000")
+    assert goqueue("jobs", "create", "--from", file).err.startswith("no line is added\n")
     file.write_text(bad)
     assert "no line is added" in goqueue("jobs", "create", "--from", file).err
 
@@ -388,7 +390,16 @@ def test_a_server_that_is_not_there_is_one_line_without_the_password(
         result = goqueue("jobs", *arguments)
         assert (result.code, result.out) == (1, "")
         assert result.err.startswith("goqueue: the database can't be reached")
+        assert result.err.endswith("`goqueue db start` starts one to develop with\n")
         assert "hunter2" not in result.err
+
+
+def test_a_call_that_makes_no_sense_is_told_before_the_server_is_asked(
+    goqueue: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOQUEUE_DATABASE_URL", "postgresql://127.0.0.1:1/x")
+    for arguments in (["cancel"], ["retry", "--status", "completed"], ["reschedule", "--delay", "1h"]):
+        assert goqueue("jobs", *arguments).code == 2
 
 
 def test_a_database_without_the_tables_says_what_to_run(
@@ -398,7 +409,7 @@ def test_a_database_without_the_tables_says_what_to_run(
     Path("settings.yaml").write_text(json.dumps({"database": {"url": goqueue_server.url}}))
     result = goqueue("jobs", "list", "--file", "settings.yaml")
     assert result.code == 1
-    assert "pgmigrate migrate" in result.err
+    assert "`goqueue migrate`" in result.err
 
 
 def test_every_command_has_help_with_the_exit_statuses(goqueue: Commands) -> None:

@@ -95,7 +95,7 @@ class TestTheCatalogue:
     def test_an_unknown_name_or_folder_ends_with_2(self, run: Callable[..., Result]) -> None:
         unknown = run("get_jib")
         assert (unknown.code, unknown.out) == (2, "")
-        assert "'get_jib' is none of" in unknown.err
+        assert "'get_jib': did you mean get_job" in unknown.err
         assert run("--sql-dir", "nowhere").code == 2
         Path("bad.sql").write_text("-- name: get_job(id)\n-- Mine.\nSELECT 1;\n")
         incomplete = run("get_job", "--sql-dir", ".")

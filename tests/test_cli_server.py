@@ -168,6 +168,8 @@ def test_the_server_outlives_its_command_until_it_is_stopped(commands: Commands,
     assert (status.code, status.json["running"], status.json["url"]) == (0, True, url)
     shell = [*COMMAND, "db", "psql", "--data", str(folder), "-Atc", "CREATE TABLE kept AS SELECT 17 AS a"]
     assert subprocess.run(shell, capture_output=True, text=True, check=True).stdout == "SELECT 1\n"
+    other = [*shell[:-2], "-d", "template1", "-Atc", "SELECT current_database(), current_user"]
+    assert subprocess.run(other, capture_output=True, text=True, check=True).stdout == "template1|postgres\n"
     with psycopg.connect(url):  # a session doesn't keep it from stopping
         assert commands("db", "stop", *data) == (0, "", "PostgreSQL has stopped\n")
     assert is_over(folder)

@@ -282,11 +282,21 @@ class TestTheCommand:
         assert "CREATEDB" in result.err
         assert "get_job on 1,000 jobs" in result.out
 
+    def test_where_nothing_can_be_written_an_embedded_server_serves(
+        self, run: Callable[..., Result], role: str, goqueue_server: DatabaseServer
+    ) -> None:
+        result = run(
+            "get_job", "--rows", "1000", url=make_conninfo(role, options="-c default_transaction_read_only=on")
+        )
+        assert result.code == 0
+        assert "read-only transaction. An embedded server serves." in result.err
+        assert databases_of(goqueue_server, role) == []
+
     @pytest.mark.parametrize(
         ("arguments", "said"),
         [
-            (["get_jib"], "'get_jib' is none of create_job"),
-            (["listen"], "'listen' is none of"),
+            (["get_jib"], "'get_jib': did you mean get_job"),
+            (["vacuum"], "'vacuum': expected one of create_job"),
             ([], "name a query, or give --all"),
             (["get_job", "--all"], "name a query, or give --all"),
             (["get_job", "--param", "di=1"], "one of id"),

@@ -143,7 +143,7 @@ class TestOpening:
             PostgresStorage.open(make_conninfo(goqueue_database, dbname="nope"))
 
     def test_a_database_without_the_schema(self, goqueue_server: Any) -> None:
-        with pytest.raises(SchemaError, match="run `pgmigrate migrate`"):
+        with pytest.raises(SchemaError, match="run `goqueue migrate` \\(or `pgmigrate migrate`\\)"):
             PostgresStorage.open(str(goqueue_server.url))
 
     def test_the_settings_reach_the_session(self, goqueue_database: str) -> None:

@@ -43,6 +43,8 @@ class _Lines:
     def state(self, *, known: bool) -> str:
         """Which lines have been added, and how to go on."""
         done = f"lines 1 to {self.added:,} are added" if self.added else "no line is added"
+        if known and not self.added:
+            return done
         if not known:
             return f"{done}; it is not known whether the lines up to {self.read:,} are: look before you go on"
         return f"{done}, and none after; `tail -n +{self.added + 1}` gives the rest"

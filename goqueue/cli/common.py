@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from goqueue.config import Config, format_duration, load_config, parse_duration
-from goqueue.errors import GoQueueError
+from goqueue.errors import GoQueueError, StorageUnavailableError
 from goqueue.models import JobCount
 from goqueue.postgres import PostgresStorage
 
@@ -61,7 +61,13 @@ def read_config(file: Path | None = None) -> Config:
 @contextmanager
 def open_store(file: Path | None = None) -> Iterator[PostgresStorage]:
     """The configured store, closed at the end."""
-    with PostgresStorage.open(load_config(file)) as store:
+    config = load_config(file)
+    try:
+        store = PostgresStorage.open(config)
+    except StorageUnavailableError as error:
+        hint = "`goqueue config` shows which server is meant; `goqueue db start` starts one to develop with"
+        raise StorageUnavailableError(f"{error}\n{hint}") from error
+    with store:
         yield store
 
 

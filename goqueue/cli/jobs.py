@@ -366,8 +366,7 @@ def cancel_jobs(
 
     The worker of a running one is told at its next call. `goqueue jobs retry` brings them back.
     """
-    with open_store(file) as store:
-        _change(_CANCEL, store, store.cancel_jobs, ids, job_filter, yes=yes, as_json=as_json)
+    _change(_CANCEL, PostgresStorage.cancel_jobs, ids, job_filter, file, yes=yes, as_json=as_json)
 
 
 @jobs.command("retry", epilog=EXIT_CODES)
@@ -381,8 +380,7 @@ def retry_jobs(
     as_json: AsJson = False,
 ) -> None:
     """Make dead and cancelled jobs pending again, due at once and with all their attempts, by ids or by a filter."""
-    with open_store(file) as store:
-        _change(_RETRY, store, store.retry_jobs, ids, job_filter, yes=yes, as_json=as_json)
+    _change(_RETRY, PostgresStorage.retry_jobs, ids, job_filter, file, yes=yes, as_json=as_json)
 
 
 @jobs.command("reschedule", epilog=EXIT_CODES)
@@ -400,38 +398,38 @@ def reschedule_jobs(
     """Give pending jobs another time, by their ids or by a filter: --at a time, or --delay from now (0s: at once)."""
     if (delay is None) == (at is None):
         raise typer.BadParameter("give either --at or --delay")
-    with open_store(file) as store:
-        run = functools.partial(store.reschedule_jobs, scheduled_at=at, delay=delay)
-        _change(_RESCHEDULE, store, run, ids, job_filter, yes=yes, as_json=as_json)
+    run = functools.partial(PostgresStorage.reschedule_jobs, scheduled_at=at, delay=delay)
+    _change(_RESCHEDULE, run, ids, job_filter, file, yes=yes, as_json=as_json)
 
 
 def _change(
     verb: _Verb,
-    store: PostgresStorage,
-    run: Callable[[Any], int],
+    run: Callable[[PostgresStorage, Any], int],
     ids: list[UUID] | None,
     job_filter: JobFilter,
+    file: Path | None,
     *,
     yes: bool,
     as_json: bool,
 ) -> None:
     if bool(ids) == (job_filter != JobFilter()):
         raise typer.BadParameter("give either ids or a filter, such as --status or --queue")
+    wanted = set(job_filter.parameters()["statuses"] or verb.begins) & set(verb.begins)
+    if not wanted:
+        raise typer.BadParameter(f"only {' and '.join(verb.begins)} jobs can be {verb.done}", param_hint="--status")
     unchanged: dict[str, str] = {}
-    if ids:
-        count = run(ids)
-        if count < len(set(ids)):
-            found = {job.id: job.status for job in store.get_jobs(ids)}
-            statuses = {str(each): str(found.get(each, "not there")) for each in ids}
-            unchanged = {each: status for each, status in statuses.items() if status != verb.ends}
-    else:
-        wanted = set(job_filter.parameters()["statuses"] or verb.begins) & set(verb.begins)
-        if not wanted:
-            raise typer.BadParameter(f"only {' and '.join(verb.begins)} jobs can be {verb.done}", param_hint="--status")
-        job_filter = msgspec.structs.replace(job_filter, status=tuple(wanted))
-        confirm(lambda: f"{verb.name.capitalize()} {counted(store.count_jobs(job_filter))}?", yes=yes)
-        with error_console().status(f"{verb.name}: a thousand jobs at a time ..."):
-            count = run(job_filter)
+    with open_store(file) as store:
+        if ids:
+            count = run(store, ids)
+            if count < len(set(ids)):
+                found = {job.id: job.status for job in store.get_jobs(ids)}
+                statuses = {str(each): str(found.get(each, "not there")) for each in ids}
+                unchanged = {each: status for each, status in statuses.items() if status != verb.ends}
+        else:
+            job_filter = msgspec.structs.replace(job_filter, status=tuple(wanted))
+            confirm(lambda: f"{verb.name.capitalize()} {counted(store.count_jobs(job_filter))}?", yes=yes)
+            with error_console().status(f"{verb.name}: a thousand jobs at a time ..."):
+                count = run(store, job_filter)
     if as_json:
         print_json({verb.done: count, "unchanged": unchanged})
     else:
@@ -498,7 +496,8 @@ def prune_jobs(
         except KeyboardInterrupt:
             code = 130
         except GoQueueError:
-            note(f"{counted(total)} deleted before this:")
+            if total:
+                note(f"{counted(total)} deleted before this:")
             raise
     if as_json:
         print_json({"deleted": total, "finished": code == 0})

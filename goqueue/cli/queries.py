@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from difflib import get_close_matches
 from itertools import groupby
 from math import ceil
 from pathlib import Path
@@ -32,6 +33,7 @@ from goqueue.config import DatabaseConfig
 from goqueue.dberrors import translate
 from goqueue.errors import ConfigError, SchemaError
 from goqueue.explain import (
+    REFUSALS,
     SCENARIOS,
     Explainer,
     Explanation,
@@ -245,8 +247,9 @@ def _scratch(conninfo: str | None, rows: int, scenario: str) -> Iterator[psycopg
             task = progress.add_task("making a scratch database", total=1.0)
             try:
                 connection = stack.enter_context(scratch_database(conninfo, rows))
-            except psycopg.errors.InsufficientPrivilege:
-                progress.console.print("The role may not make databases (CREATEDB): an embedded server serves.")
+            except REFUSALS as error:
+                said = f"No database can be made there (the role needs CREATEDB): {error.diag.message_primary}."
+                progress.console.print(f"{said} An embedded server serves.", markup=False, soft_wrap=True)
                 connection = stack.enter_context(scratch_database(None, rows))
             seed(connection, rows, scenario, lambda text, done: progress.update(task, description=text, completed=done))
         yield connection
@@ -367,7 +370,9 @@ def _notes(sql_dir: Path | None, file: Path | None) -> dict[str, QueryNote]:
 
 def _known(name: str, notes: Mapping[str, QueryNote]) -> str:
     if name not in notes:
-        raise typer.BadParameter(f"{name!r} is none of {', '.join(notes)}", param_hint="NAME")
+        close = get_close_matches(name, notes)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"expected one of {', '.join(notes)}"
+        raise typer.BadParameter(f"{name!r}: {hint}", param_hint="NAME")
     return name
 
 

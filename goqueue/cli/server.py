@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from psycopg.conninfo import conninfo_to_dict
 from rich.table import Table
 
 from goqueue.cli.common import (
@@ -202,7 +203,11 @@ def url(data: Data = None, as_json: AsJson = False) -> None:
 def psql(context: typer.Context, data: Data = None) -> None:
     """Open PostgreSQL's own shell on the server. Further arguments go to psql: goqueue db psql -c '\\dt goqueue.*'"""
     program, running = EmbeddedServer().bin("psql"), _running(data)
-    os.execv(program, [str(program), running.url, *context.args])  # noqa: S606 - no shell is wanted
+    # Not as an argument: beside one, psql takes `-d shop` for the user's name.
+    options = conninfo_to_dict(running.url)
+    server = [f"--{name}={options[part]}" for name, part in (("host", "host"), ("port", "port"), ("username", "user"))]
+    environment = {**os.environ, "PGDATABASE": str(options["dbname"])}
+    os.execve(program, [str(program), *server, *context.args], environment)  # noqa: S606 - no shell is wanted
 
 
 def _folder(data: Path | None) -> Path:

@@ -53,7 +53,8 @@ def export(
     except OSError as error:
         raise ConfigError([f"{error.filename}: can't be written: {error.strerror}"]) from error
     error_console().print(
-        f"{len(wanted)} files written. Next: export GOQUEUE_DATABASE_SQL_DIR={directory.resolve()}; goqueue check",
+        f"{len(wanted)} file{'s' * (len(wanted) > 1)} written. "
+        f"Next: export GOQUEUE_DATABASE_SQL_DIR={directory.resolve()}; goqueue check",
         markup=False,
         soft_wrap=True,
     )

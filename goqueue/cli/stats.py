@@ -1,12 +1,12 @@
 """`goqueue stats`: the queues at a glance, for people, programs and Prometheus. Imports goqueue.models."""
 
-import json
 import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
+import msgspec
 import typer
 from rich.console import Group
 from rich.live import Live
@@ -191,12 +191,12 @@ def _rounds(
 
 
 def _write_round(stats: list[QueueStats], error: str, *, as_json: bool) -> None:
-    at = datetime.now(UTC).isoformat()
+    at = datetime.now(UTC)
     if as_json:
         document = {"at": at, "error": error} if error else {"at": at, "queues": [_plain(each) for each in stats]}
-        sys.stdout.write(json.dumps(document, ensure_ascii=False) + "\n")
+        sys.stdout.write(msgspec.json.encode(document).decode() + "\n")
     else:
-        typer.echo(f"{at}  {printable(error)}".rstrip())
+        typer.echo(f"{at:%Y-%m-%dT%H:%M:%SZ}  {printable(error)}".rstrip())
         if not error:
             _write(stats)
     sys.stdout.flush()
