@@ -1,5 +1,5 @@
 # Made by `make catalogue` from goqueue/aio/adapter.py; change that.
-"""aiosql's adapter over psycopg. Imports aiosql, psycopg and goqueue.statement."""
+"""aiosql's adapter over psycopg, and its cursors. Imports aiosql, psycopg and goqueue.statement."""
 
 from collections.abc import Iterator, Mapping
 from time import perf_counter
@@ -8,14 +8,24 @@ from typing import Any
 import psycopg
 from aiosql.adapters.pyformat import PyFormatAdapter
 from psycopg import Connection, Cursor, RawCursor
+from psycopg.adapt import AdaptersMap
 from psycopg.rows import tuple_row
 
-from goqueue.statement import as_parameter, rendered, report, tag_of, tagged, tolerant_rows
+from goqueue.statement import ADAPTERS, as_parameter, check_session, rendered, report, tag_of, tagged, tolerant_rows
 
 _TRACED = "opentelemetry.instrumentation.psycopg"
 
 
-class _Named(RawCursor[Any]):
+class _Cursor(RawCursor[Any]):
+    """Takes parameters as ``$1``, and writes and reads values as psycopg does by itself, whatever the application has
+    registered: a job's id is a UUID also where the caller wants ids as text."""
+
+    @property
+    def adapters(self) -> AdaptersMap:
+        return ADAPTERS
+
+
+class _Named(_Cursor):
     """What a traced cursor runs inside its span: gives it the query's name, which else is the statement's first word
     only (https://github.com/open-telemetry/opentelemetry-python-contrib/issues/3714)."""
 
@@ -36,7 +46,7 @@ def _cursor_type(connection: Connection[Any]) -> type[Cursor[Any]]:
     """
     traced: Any = connection.cursor_factory
     if traced.__module__ != _TRACED or traced.__base__ not in (Cursor, RawCursor):
-        return RawCursor
+        return _Cursor
     if "goqueue" not in vars(traced):  # Kept with it: one for each connection, not for each statement.
         traced.goqueue = type(traced.__name__, (traced, _Named), {})
     kind: type[Cursor[Any]] = traced.goqueue
@@ -77,6 +87,7 @@ class Adapter:
         self, conn: Connection[Any], query_name: str, sql: str, parameters: Mapping[str, Any]
     ) -> tuple[list[tuple[Any, ...]], int]:
         """The rows (none for a statement that gives none), and how many rows there are or were changed."""
+        check_session(conn)
         statement, names = rendered(sql)
         values = [as_parameter(parameters[name]) for name in names]
         cursor = _cursor_type(conn)(conn, row_factory=tuple_row)
@@ -93,6 +104,8 @@ class Adapter:
         except BaseException as exc:  # also of a caller who waits no longer
             error = (isinstance(exc, psycopg.Error) and exc.sqlstate) or type(exc).__name__
             report(query_name, parameters, perf_counter() - start, slow=self._slow, error=error)
+            if isinstance(exc, UnicodeEncodeError):
+                raise psycopg.DataError(f"the connection's client_encoding is not UTF8: {exc}") from exc
             raise
         report(query_name, parameters, perf_counter() - start, slow=self._slow, rows=cursor.rowcount)
         return rows, cursor.rowcount

@@ -31,7 +31,7 @@ def conninfo(config: DatabaseConfig) -> str:
     given = conninfo_to_dict(config.url)
     # Every statement is written for one plan, whatever its parameters: planning a page anew takes longer than reading
     # it, and compiling (jit) longer still. So what EXPLAIN (GENERIC_PLAN) shows is what runs.
-    fixed = ("TimeZone=UTC", "plan_cache_mode=force_generic_plan", "jit=off")
+    fixed = ("TimeZone=UTC", "DateStyle=ISO", "IntervalStyle=postgres", "plan_cache_mode=force_generic_plan", "jit=off")
     options = [f"-c {setting}" for setting in fixed]
     options += [f"-c {name}={_milliseconds(value)}" for name, value in limits(config).items()]
     # What the caller's own options say comes last, and so wins.

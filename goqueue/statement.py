@@ -1,5 +1,5 @@
 """What a statement is on its way to the server: its tag, its parameters, its rows, its line in the log. Imports
-psycopg."""
+psycopg and goqueue.errors."""
 
 import logging
 import re
@@ -13,7 +13,19 @@ import psycopg
 from psycopg.adapt import AdaptersMap, Transformer
 from psycopg.types.datetime import TimestamptzLoader
 
+from goqueue.errors import StorageError
+
 _log = logging.getLogger("goqueue.sql")
+
+#: How values are written and read: psycopg's own ways, as they were when this was imported.
+ADAPTERS = AdaptersMap(psycopg.adapters)
+
+# The settings without which psycopg can't read times, lengths of time and text: what is wanted, and what will do.
+_SETTINGS = (
+    ("DateStyle", "ISO", re.compile("ISO,")),
+    ("IntervalStyle", "postgres", re.compile("postgres$")),
+    ("client_encoding", "UTF8", re.compile("(?!SQL_ASCII)")),
+)
 
 _FIRST = datetime(1, 1, 1, tzinfo=UTC)
 _LAST = datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)
@@ -46,6 +58,14 @@ def rendered(sql: str) -> tuple[str, tuple[str, ...]]:
     return numbered.replace("%%", "%"), tuple(numbers)
 
 
+def check_session(connection: Any) -> None:
+    """`StorageError` for a caller's session whose answers could not be read, before the server does anything."""
+    for setting, wanted, readable in _SETTINGS:
+        value = connection.info.parameter_status(setting)
+        if value is not None and not readable.match(value):  # None: a pooler does not tell
+            raise StorageError(f"the connection's {setting} is {value}: run `SET {setting} TO {wanted}` on it")
+
+
 def as_parameter(value: object) -> object:
     """Lists of ids and of numbers as PostgreSQL reads them: psycopg takes seven times as long for them."""
     if type(value) is not list or not value:
@@ -67,17 +87,17 @@ class _EndlessTimes(TimestamptzLoader):
 
 
 class _Tolerant:
-    """psycopg's way to read values (an AdaptContext), but for times."""
+    """A cursor's way to read values (an AdaptContext), but for times."""
 
-    def __init__(self, connection: Any) -> None:
-        self.connection = connection
-        self.adapters = AdaptersMap(connection.adapters)
+    def __init__(self, cursor: Any) -> None:
+        self.connection = cursor.connection
+        self.adapters = AdaptersMap(cursor.adapters)
         self.adapters.register_loader("timestamptz", _EndlessTimes)
 
 
 def tolerant_rows(cursor: Any) -> list[tuple[Any, ...]]:
     """All rows of a cursor, for when psycopg can't read them: an infinite time must not make the others unreadable."""
-    reader = Transformer(_Tolerant(cursor.connection))
+    reader = Transformer(_Tolerant(cursor))
     reader.set_pgresult(cursor.pgresult)
     return reader.load_rows(0, cursor.pgresult.ntuples, tuple)
 

@@ -112,7 +112,11 @@ class _BoundTo:
                 config, resumes = store.config, store._resumes  # noqa: SLF001
             else:  # `listen` opens a connection of its own, to the same database.
                 info = connection.info
-                config, resumes = DatabaseConfig(url=make_conninfo(info.dsn, password=info.password or None)), None
+                try:
+                    url = make_conninfo(info.dsn, password=info.password or None)
+                except psycopg.OperationalError as exc:  # the connection is closed
+                    raise translate(exc) from exc
+                config, resumes = DatabaseConfig(url=url), None
             return owner(lambda: nullcontext(connection), config, resumes=resumes)
 
         return bound_to

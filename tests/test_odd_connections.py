@@ -1,0 +1,167 @@
+"""A store bound to a connection that the caller has set up in some way of its own: pipelines, styles, adapters."""
+
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+from psycopg.types.json import JsonbDumper
+from psycopg.types.string import StrDumper, TextLoader
+
+from goqueue import DatabaseConfig, InvalidJobError, JobFilter, LeaseLostError, NewJob, PostgresStorage, StorageError
+from goqueue.errors import StorageUnavailableError
+
+HOUR = timedelta(hours=1)
+ODD_NAMES = ["q", 'quoted "{name}", \\ and more', "{}", "NULL", "ä€"]
+
+Connect = Callable[..., psycopg.Connection[Any]]
+
+
+@pytest.fixture
+def connect(goqueue_database: str) -> Iterator[Connect]:
+    opened = []
+
+    def open_one(**settings: Any) -> psycopg.Connection[Any]:
+        opened.append(psycopg.connect(goqueue_database, **settings))
+        return opened[-1]
+
+    yield open_one
+    for connection in opened:
+        connection.close()
+
+
+def works(store: PostgresStorage) -> None:
+    """Every kind of parameter and of result: lists of text, ids and numbers, intervals, times, JSON, nothing at all."""
+    payload = {"list": ["{}", '"', ",", "\\"], "text": "ä€"}
+    made = [store.create_job(NewJob(job_type="t", queue=queue, payload=payload)) for queue in ODD_NAMES]
+    store.create_jobs([NewJob(job_type="t", queue="many") for _ in range(3)])
+    claimed = store.claim_jobs(ODD_NAMES, "w", len(made), HOUR)
+    assert [job.id for job in claimed] == [job.id for job in made]
+    for job in claimed:
+        assert isinstance(job.id, UUID)
+        assert isinstance(job.lease_token, int)
+        assert isinstance(job.created_at, datetime)
+        assert job.created_at.tzinfo is not None
+        assert job.queue in ODD_NAMES
+        assert job.payload == payload
+    store.heartbeat_jobs(claimed, HOUR)
+    store.fail_jobs([(claimed[0], '{"a", \\}')], retry_in=HOUR)
+    assert store.list_failures(claimed[0].id)[0].error == '{"a", \\}'
+    [following] = store.complete_and_claim(claimed[1:], "many", "w", 1, HOUR)
+    with pytest.raises(LeaseLostError) as lost:
+        store.complete_and_claim([*claimed[:2], following], "many", "w", 1, HOUR)
+    assert set(lost.value.job_ids) == {job.id for job in claimed[:2]}
+    assert {stats.queue for stats in store.queue_stats()} == {*ODD_NAMES, "many"}
+    assert store.count_jobs(JobFilter(queue="many")) == 3
+    assert store.cancel_jobs(JobFilter(queue="many")) == 2
+    assert store.next_job_at("q") is not None
+    store.delete_job(claimed[0].id)
+
+
+@pytest.mark.parametrize("threshold", [0, None])
+@pytest.mark.parametrize("autocommit", [True, False])
+def test_in_a_pipeline_of_the_callers(connect: Connect, autocommit: bool, threshold: int | None) -> None:
+    connection = connect(autocommit=autocommit, prepare_threshold=threshold)
+    with connection.pipeline():
+        before = connection.execute("SELECT 1")
+        works(PostgresStorage.bound_to(connection))
+        after = connection.execute("SELECT 2")
+        assert (before.fetchone(), after.fetchone()) == ((1,), (2,))
+
+
+def test_an_error_in_a_pipeline_has_its_name(connect: Connect) -> None:
+    connection = connect(autocommit=True)
+    store = PostgresStorage.bound_to(connection)
+    job = store.create_job(NewJob(job_type="t"))
+    connection.execute("SET lock_timeout = 10")
+    with connect() as other:
+        other.execute("SELECT 1 FROM goqueue.jobs FOR UPDATE")
+        with connection.pipeline(), pytest.raises(StorageUnavailableError, match="lock"):
+            store.cancel_jobs(job.id)
+    assert store.get_job(job.id) == job
+
+
+@pytest.mark.parametrize(
+    ("loaders", "dumpers"),
+    [
+        ({"uuid": TextLoader}, {}),
+        ({"timestamptz": TextLoader, "interval": TextLoader}, {}),
+        ({"int2": TextLoader, "int4": TextLoader, "int8": TextLoader, "bool": TextLoader}, {}),
+        ({}, {list: JsonbDumper, dict: JsonbDumper}),
+        ({}, {str: StrDumper}),
+    ],
+)
+def test_with_adapters_of_the_callers(connect: Connect, loaders: dict[str, Any], dumpers: dict[Any, Any]) -> None:
+    connection = connect(autocommit=True)
+    for name, loader in loaders.items():
+        connection.adapters.register_loader(name, loader)
+    for kind, dumper in dumpers.items():
+        connection.adapters.register_dumper(kind, dumper)
+    works(PostgresStorage.bound_to(connection))
+
+
+def test_adapters_for_the_whole_program_are_not_those_of_the_store(
+    goqueue_database: str, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapters = psycopg.adapt.AdaptersMap(psycopg.adapters)
+    adapters.register_loader("uuid", TextLoader)
+    monkeypatch.setattr(psycopg, "adapters", adapters)
+    monkeypatch.setattr(psycopg.Connection, "adapters", property(lambda connection: adapters))
+    assert connect().execute("SELECT gen_random_uuid()::text = gen_random_uuid()::text").fetchone() == (False,)
+    with PostgresStorage.open(goqueue_database) as store:
+        works(store)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "needed"),
+    [
+        ("DateStyle", "German", "ISO"),
+        ("DateStyle", "SQL, DMY", "ISO"),
+        ("IntervalStyle", "iso_8601", "postgres"),
+        ("IntervalStyle", "sql_standard", "postgres"),
+        ("client_encoding", "SQL_ASCII", "UTF8"),
+    ],
+)
+def test_answers_that_could_not_be_read_are_not_asked_for(
+    connect: Connect, setting: str, value: str, needed: str
+) -> None:
+    connection = connect(autocommit=True)
+    connection.execute("SELECT set_config(%s, %s, false)", [setting, value])
+    store = PostgresStorage.bound_to(connection)
+    with pytest.raises(StorageError, match=f"{setting} is .*: run `SET {setting} TO {needed}` on it"):
+        store.create_job(NewJob(job_type="t"))
+    connection.execute(f"SET {setting} TO {needed}")
+    assert store.count_jobs() == 0
+    works(store)
+
+
+@pytest.mark.parametrize(("setting", "value"), [("DateStyle", "ISO, DMY"), ("TimeZone", "Asia/Kathmandu")])
+def test_other_settings_do_not_matter(connect: Connect, setting: str, value: str) -> None:
+    connection = connect(autocommit=True)
+    connection.execute("SELECT set_config(%s, %s, false)", [setting, value])
+    works(PostgresStorage.bound_to(connection))
+
+
+def test_the_servers_own_styles_do_not_matter_to_the_pool(goqueue_database: str, connect: Connect) -> None:
+    connection = connect(autocommit=True)
+    for setting in ("DateStyle = 'SQL, DMY'", "IntervalStyle = 'iso_8601'"):
+        connection.execute(f"ALTER DATABASE {connection.info.dbname} SET {setting}")
+    with PostgresStorage.open(DatabaseConfig(url=goqueue_database)) as store:
+        works(store)
+
+
+def test_text_that_the_connections_encoding_does_not_have_is_refused_by_name(connect: Connect) -> None:
+    connection = connect(autocommit=True, client_encoding="LATIN1")
+    store = PostgresStorage.bound_to(connection)
+    with pytest.raises(InvalidJobError, match="client_encoding"):
+        store.create_job(NewJob(job_type="€"))
+    assert store.create_job(NewJob(job_type="ä")).job_type == "ä"
+
+
+def test_a_closed_connection_is_refused_by_name(connect: Connect) -> None:
+    connection = connect()
+    connection.close()
+    with pytest.raises(StorageUnavailableError, match="the connection is closed"):
+        PostgresStorage.bound_to(connection).ping()
