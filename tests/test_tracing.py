@@ -44,9 +44,13 @@ def spans() -> Spans:
 @pytest.fixture
 def instrumented(goqueue_database: str, spans: Spans, request: pytest.FixtureRequest) -> Iterator[None]:
     """psycopg instrumented, with a test's own options, after its database was made."""
+    as_they_were = {kind: vars(kind)["connect"] for kind in (psycopg.Connection, psycopg.AsyncConnection)}
     PsycopgInstrumentor().instrument(tracer_provider=spans.provider, **getattr(request, "param", {}))
     yield
     PsycopgInstrumentor().uninstrument()
+    # It leaves a `connect` that makes connections of this class for the classes derived from it, too.
+    for kind, connect in as_they_were.items():
+        setattr(kind, "connect", connect)  # noqa: B010
 
 
 @pytest.mark.usefixtures("instrumented")
