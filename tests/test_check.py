@@ -3,8 +3,8 @@
 import hashlib
 import json
 import re
-import time
 import sys
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
