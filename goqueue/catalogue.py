@@ -2,16 +2,16 @@
 the modules without async.
 
 ``python -m goqueue.catalogue`` writes (an embedded server describes the columns), ``--check`` only says whether they
-are fresh. Imports goqueue.config, embedded, migrate, queries, sqlfiles and unasync.
+are fresh. Imports goqueue.config, embedded, migrate, queries, sqlfiles, statement and
+unasync.
 """
 
 import argparse
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from datetime import timedelta
-from itertools import takewhile
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
@@ -23,10 +23,10 @@ from goqueue.config import SECTIONS, format_duration, settings_of
 from goqueue.embedded import EmbeddedServer
 from goqueue.migrate import migrate
 from goqueue.queries import shipped_folder
-from goqueue.sqlfiles import migration_files
+from goqueue.sqlfiles import Query, migration_files, numbered, read_queries, sql_files
+from goqueue.statement import tagged
 from goqueue.unasync import made_modules
 
-_NAME = re.compile(r"^-- name: (\w+)\((.*)\)([\^$!]?)$")
 _TYPE = r"(?:double precision|[a-z_]\w*(?:\.\w+)?)(?:\[\])?"
 # What stands for a parameter in an example, by its name or else its type. NULL where nothing does.
 _EXAMPLES = {
@@ -70,19 +70,14 @@ class QueryNote(msgspec.Struct, frozen=True):
 
     @property
     def types(self) -> dict[str, str]:
-        """The parameters that are cast, in the order of the list, and the type of each."""
+        """The parameters in their order, and the type that each is cast to; unknown where it is not."""
         casts = dict(re.findall(rf"(?<!:):(\w+)::({_TYPE})", self.body))
-        return {name: casts[name] for name in self.parameters if name in casts}
+        return {name: casts.get(name, "unknown") for name in self.parameters}
 
     @property
     def statement(self) -> str:
         """The query as the server gets it: with its name behind the first word, and parameters $1, $2 ... in order."""
-        numbers = {name: f"${number}" for number, name in enumerate(self.parameters, 1)}
-        text = re.sub(
-            r"(?<!:):(\w+)(?=::)", lambda match: numbers.get(match[1], match[0]), self.body.replace("%%", "%")
-        )
-        first_word, rest = text.rstrip(";").split(maxsplit=1)
-        return f"{first_word} /* goqueue:{self.name} */ {rest}"
+        return tagged(self.name, numbered(self.body, self.parameters)[0])
 
     @property
     def can_be_prepared(self) -> bool:
@@ -90,47 +85,30 @@ class QueryNote(msgspec.Struct, frozen=True):
         return self.statement.split(maxsplit=1)[0] in ("SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "WITH")
 
 
-def read_notes(folder: Path | None = None) -> list[QueryNote]:
-    """The notes of all queries, in the files' order. ValueError for a query that lacks a part of its comment."""
-    return [note for file in sorted((folder or shipped_folder("sql")).glob("*.sql")) for note in _notes_of(file)]
+def read_notes(folder: Path | str | None = None) -> list[QueryNote]:
+    """The notes of all queries, in the files' order; a file of ``folder`` stands in place of the shipped one of its
+    name. ValueError for a query that lacks a part of its comment, `ConfigError` for a folder that can't be read."""
+    return [_note(query, file) for file, _ in sql_files(folder, shipped_folder("sql")) for query in read_queries(file)]
 
 
-def overlaid_notes(folder: Path | None = None) -> dict[str, QueryNote]:
-    """The notes of the shipped queries by name; those that ``folder`` has too are read there."""
-    notes = {note.name: note for note in read_notes()}
-    return notes if folder is None else notes | {note.name: note for note in read_notes(folder)}
-
-
-def _notes_of(file: Path) -> Iterator[QueryNote]:
-    lines = file.read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines):
-        if not (match := _NAME.match(line)):
-            continue
-        parts = {"purpose": ""}
-        part = "purpose"
-        comments = list(takewhile(lambda line: line.startswith("--"), lines[number + 1 :]))
-        body = takewhile(lambda line: not _NAME.match(line), lines[number + 1 + len(comments) :])
-        for comment in comments:
-            text = comment.removeprefix("--").strip()
-            heading, colon, rest = text.partition(": ")
-            if colon and heading in ("Returns", "Index", "Locks", "Notes"):
-                part, text = heading.lower(), rest
-            parts[part] = f"{parts.get(part, '')} {text}".strip()
-        missing = [name for name in ("purpose", "returns", "index", "locks") if not parts.get(name)]
-        if missing:
-            raise ValueError(f"{file.name}: the comment of {match[1]} says nothing of {', '.join(missing)}")
-        yield QueryNote(
-            name=match[1],
-            file=file.name,
-            parameters=tuple(name.strip() for name in match[2].split(",") if name.strip()),
-            result=_RESULTS[match[3]],
-            purpose=parts["purpose"],
-            returns=parts["returns"],
-            index=parts["index"],
-            locks=parts["locks"],
-            notes=parts.get("notes", ""),
-            body="\n".join(body).strip(),
-        )
+def _note(query: Query, file: Path) -> QueryNote:
+    parts = {"purpose": ""}
+    part = "purpose"
+    for comment in query.comments:
+        heading, colon, rest = comment.partition(": ")
+        if colon and heading in ("Returns", "Index", "Locks", "Notes"):
+            part, comment = heading.lower(), rest  # noqa: PLW2901
+        parts[part] = f"{parts.get(part, '')} {comment}".strip()
+    if missing := [name for name in ("purpose", "returns", "index", "locks") if not parts.get(name)]:
+        raise ValueError(f"{file.name}: the comment of {query.name} says nothing of {', '.join(missing)}")
+    return QueryNote(
+        name=query.name,
+        file=file.name,
+        parameters=query.parameters,
+        result=_RESULTS.get(query.mark, query.mark),
+        body=query.body,
+        **parts,
+    )
 
 
 def psql_text(note: QueryNote, columns: Columns) -> str:

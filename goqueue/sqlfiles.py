@@ -8,6 +8,7 @@ import re
 from collections.abc import Collection, Mapping
 from functools import cache
 from importlib.metadata import version
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,12 +19,15 @@ __all__ = [
     "Declaration",
     "Export",
     "MigrationFile",
+    "Query",
     "Statement",
     "compare_declarations",
     "exported",
     "is_outdated",
     "migration_files",
+    "numbered",
     "read_export",
+    "read_queries",
     "read_statements",
     "since_export",
     "sql_files",
@@ -35,8 +39,9 @@ APART = frozenset({"checks.sql", "seed.sql", "statements.sql"})
 
 _STAMP = re.compile(r"-- From goqueue (?P<version>\S+), sha256 (?P<sha256>[0-9a-f]{64})\.[^\n]*\n")
 _NAME = re.compile(r"--\s*name\s*:\s*")
-# As aiosql reads a file: quoted text is left alone, and :name is a parameter unless it is half of a cast.
-_PARAMETER = re.compile(r"""(?P<quoted>"(?:""|[^"])+"|'(?:''|[^'])*')|(?<!:):(?P<name>\w+)""")
+# As aiosql reads a file: quoted text and lines of comment are left alone, and :name is a parameter unless it is half of
+# a cast.
+_PARAMETER = re.compile(r"""^\s*--.*|"(?:""|[^"])+"|'(?:''|[^'])*'|(?<!:):(?P<name>\w+)""", re.MULTILINE)
 
 _RESULTS = {
     "SELECT": "rows (no mark)",
@@ -129,25 +134,45 @@ def read_statements(folder: Path | str | None, shipped: Path) -> dict[str, State
     shipped file declares them, so that an unchanged statement has the same text."""
     statements: dict[str, Statement] = {}
     for file, original in sql_files(folder, shipped):
-        declared = {name: parameters for name, parameters, _ in _queries_in(original)}
-        for name, _, text in _queries_in(file):
-            parameters = declared[name]
-            statements[name] = Statement(name, file, parameters, *_numbered(text, parameters))
+        declared = {query.name: query.parameters for query in read_queries(original)}
+        for query in read_queries(file):
+            parameters = declared[query.name]
+            lines = (line for line in query.body.splitlines() if not line.lstrip().startswith("--"))
+            text, faults = numbered("\n".join(lines), parameters)
+            statements[query.name] = Statement(query.name, file, parameters, text, faults)
     return statements
 
 
-def _queries_in(file: Path) -> list[tuple[str, tuple[str, ...], str]]:
+class Query(NamedTuple):
+    """A query as its file has it."""
+
+    name: str
+    parameters: tuple[str, ...]
+    #: What stands behind the parameters: ``^``, ``$``, ``!`` or nothing.
+    mark: str
+    #: The lines of comment under its name, without their dashes.
+    comments: tuple[str, ...]
+    #: The statement, without its semicolon; comments on lines of their own among it.
+    body: str
+
+
+def read_queries(file: Path) -> list[Query]:
+    """The queries of a file, in its order."""
     found = []
     for part in _NAME.split(file.read_text(encoding="utf-8-sig"))[1:]:
         head, *lines = part.splitlines()
         name, _, rest = head.partition("(")
-        parameters = tuple(word.strip() for word in rest.partition(")")[0].split(",") if word.strip())
-        text = "\n".join(line.rstrip() for line in lines if not line.lstrip().startswith("--"))
-        found.append((name.strip().replace("-", "_"), parameters, text.strip().rstrip("; \n")))
+        declared, _, mark = rest.partition(")")
+        parameters = tuple(word.strip() for word in declared.split(",") if word.strip())
+        comments = tuple(takewhile(lambda line: line.startswith("--"), lines))
+        body = "\n".join(line.rstrip() for line in lines[len(comments) :]).strip().rstrip("; \n")
+        texts = tuple(line.removeprefix("--").strip() for line in comments)
+        found.append(Query(name.strip().replace("-", "_"), parameters, mark.strip(), texts, body))
     return found
 
 
-def _numbered(text: str, parameters: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+def numbered(text: str, parameters: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    """The text with its parameters as ``$1``, ``$2`` … in the order given; and what would not come through aiosql."""
     faults = []
     if "%" in text.replace("%%", ""):
         faults.append("a percent sign stands alone; write it twice (%%)")

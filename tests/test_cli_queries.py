@@ -13,12 +13,12 @@ import psycopg
 import pytest
 
 from goqueue import JobFilter, NewJob, PostgresStorage, cli
-from goqueue.catalogue import describe_columns, overlaid_notes, psql_text, read_columns
+from goqueue.catalogue import describe_columns, psql_text, read_columns, read_notes
 from goqueue.embedded import EmbeddedServer
 from goqueue.migrate import migrate
 from goqueue.queries import load_queries, shipped_folder
 
-NOTES = overlaid_notes()
+NOTES = {note.name: note for note in read_notes()}
 COLUMNS = read_columns()
 OF_EXTENSIONS = {"statement_times", "measure_claim_index"}
 
@@ -97,16 +97,25 @@ class TestTheCatalogue:
         assert (unknown.code, unknown.out) == (2, "")
         assert "'get_jib': did you mean get_job" in unknown.err
         assert run("--sql-dir", "nowhere").code == 2
-        Path("bad.sql").write_text("-- name: get_job(id)\n-- Mine.\nSELECT 1;\n")
+        Path("jobs.sql").write_text("-- name: get_job(id)\n-- Mine.\nSELECT 1;\n")
         incomplete = run("get_job", "--sql-dir", ".")
         assert incomplete.code == 2
-        assert "bad.sql: the comment of get_job says nothing of returns, index, locks" in incomplete.err
+        assert "jobs.sql: the comment of get_job says nothing of returns, index, locks" in incomplete.err
 
     def test_a_folder_of_ones_own_goes_before(self, run: Callable[..., Result]) -> None:
         text = (shipped_folder("sql") / "server.sql").read_text("utf-8")
-        Path("mine.sql").write_text(text.replace("SELECT count(*) >= 0", "SELECT count(*) = 0"))
-        assert "SELECT /* goqueue:ping */ count(*) = 0" in run("ping", "--sql-dir", ".").out
+        Path("server.sql").write_text(text.replace("SELECT count(*) >= 0", "SELECT count(*) <= 0"))
+        assert "SELECT /* goqueue:ping */ count(*) <= 0" in run("ping", "--sql-dir", ".").out
         assert "FROM goqueue.jobs" in run("get_job", "--sql-dir", ".").out
+        Path("mine.sql").write_text("-- name: get_job(id)^\n")
+        assert "mine.sql is no SQL file of the store's" in run("get_job", "--sql-dir", ".").err
+
+    def test_a_parameter_without_a_cast_is_of_an_unknown_type(self, run: Callable[..., Result]) -> None:
+        text = (shipped_folder("sql") / "jobs.sql").read_text("utf-8")
+        Path("jobs.sql").write_text(text.replace("WHERE j.id = :id::uuid;", "WHERE j.id = :id;"))
+        printed = run("get_job", "--sql-dir", ".").out
+        assert "PREPARE get_job (unknown) AS" in printed
+        assert "WHERE j.id = $1;" in printed
 
 
 class TestForPsql:

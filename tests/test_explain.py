@@ -18,7 +18,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from goqueue import cli
-from goqueue.catalogue import QueryNote, overlaid_notes, read_notes
+from goqueue.catalogue import QueryNote, read_notes
 from goqueue.explain import (
     SCENARIOS,
     Explainer,
@@ -33,7 +33,7 @@ from goqueue.pytest_plugin import DatabaseServer
 from goqueue.queries import shipped_folder
 from goqueue.sqlfiles import APART
 
-NOTES = overlaid_notes()
+NOTES = {note.name: note for note in read_notes()}
 ROWS = 2000
 BIG = 20_000  # enough for a table read whole to be a failure
 ENVIRON = {name: value for name, value in os.environ.items() if not name.startswith(("GOQUEUE_", "PG"))}
@@ -265,8 +265,7 @@ class TestTheCommand:
         self, run: Callable[..., Result], role: str, tmp_path: Path
     ) -> None:
         text = (shipped_folder("sql") / "jobs.sql").read_text("utf-8")
-        [get_job] = re.findall(r"^-- name: get_job\(id\).*?;\n", text, re.DOTALL | re.MULTILINE)
-        (tmp_path / "mine.sql").write_text(get_job.replace("j.id = :id::uuid", "j.id::text = :id::text"))
+        (tmp_path / "jobs.sql").write_text(text.replace("WHERE j.id = :id::uuid;", "WHERE j.id::text = :id;"))
         result = run("get_job", "--rows", str(BIG), "--sql-dir", str(tmp_path), url=role)
         assert result.code == 3
         assert "seq scan: jobs is read whole: 20,000 rows read" in result.out
@@ -303,7 +302,7 @@ class TestTheCommand:
             (["get_job", "--param", "id"], "NAME=VALUE"),
             (["get_job", "--scenario", "quiet"], "'quiet' is none of mixed"),
             (["get_job", "--rows", "0"], "greater than or equal to 1000"),
-            (["get_job", "--sql-dir", "nowhere"], "has no SQL files"),
+            (["get_job", "--sql-dir", "nowhere"], "nowhere does not exist"),
         ],
     )
     def test_a_call_that_makes_no_sense_ends_with_2(
@@ -356,13 +355,3 @@ def test_a_failure_inside_leaves_no_database(goqueue_server: DatabaseServer, rol
         assert connection.info.dbname in databases_of(goqueue_server, role)
         raise ZeroDivisionError
     assert databases_of(goqueue_server, role) == []
-
-
-def test_overlaid_notes_take_only_what_the_folder_has(tmp_path: Path) -> None:
-    (tmp_path / "a.sql").write_text(
-        "-- name: get_job(id)^\n-- Mine.\n-- Returns: a.\n-- Index: b.\n-- Locks: none.\nSELECT :id::uuid;\n"
-    )
-    notes = overlaid_notes(tmp_path)
-    assert set(notes) == {each.name for each in read_notes()}
-    assert notes["get_job"].statement == "SELECT /* goqueue:get_job */ $1::uuid"
-    assert notes["get_jobs"] == NOTES["get_jobs"]

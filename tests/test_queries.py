@@ -75,7 +75,7 @@ def test_each_other_query_is_run_by_a_command(name: str) -> None:
 
 @pytest.mark.parametrize("name", NOTES)
 def test_each_parameter_is_cast_in_one_way(name: str) -> None:
-    assert set(NOTES[name].types) == set(NOTES[name].parameters)
+    assert "unknown" not in NOTES[name].types.values()
     sql = getattr(QUERIES, name).sql
     for parameter in NOTES[name].parameters:
         casts = re.findall(rf"%\({parameter}\)s(::[a-z_]+(?:\[\])?)?", sql)
@@ -206,7 +206,7 @@ def test_what_is_made_from_files_is_fresh() -> None:
 
 
 def test_a_catalogue_needs_every_part_of_a_comment(tmp_path: Path) -> None:
-    (tmp_path / "a.sql").write_text("-- name: quick()$\n-- What for.\n-- Returns: one.\nSELECT 1;\n")
+    (tmp_path / "jobs.sql").write_text("-- name: quick()$\n-- What for.\n-- Returns: one.\nSELECT 1;\n")
     with pytest.raises(ValueError, match="comment of quick says nothing of index, locks"):
         read_notes(tmp_path)
 

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from goqueue.catalogue import Columns, QueryNote, overlaid_notes, psql_text, read_columns
+from goqueue.catalogue import Columns, QueryNote, psql_text, read_columns, read_notes
 from goqueue.cli.common import (
     AsJson,
     CheckFailedError,
@@ -360,10 +360,8 @@ def _grow(tree: Tree, plan: Plan, node: dict[str, Any]) -> None:
 def _notes(sql_dir: Path | None, file: Path | None) -> dict[str, QueryNote]:
     if sql_dir is None and (configured := read_config(file).database.sql_dir):
         sql_dir = Path(configured)
-    if sql_dir is not None and not list(sql_dir.glob("*.sql")):
-        raise ConfigError([f"the folder {sql_dir} does not exist or has no SQL files"])
     try:
-        return overlaid_notes(sql_dir)
+        return {note.name: note for note in read_notes(sql_dir)}
     except (ValueError, OSError) as error:
         raise ConfigError([str(error)]) from error
 
