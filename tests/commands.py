@@ -18,7 +18,11 @@ import pytest
 
 from goqueue import cli
 
-COMMAND = [sys.executable, "-c", "from goqueue.cli import main; main()"]
+# Whoever runs the tests in the background has SIGINT ignored, and every process below inherits that.
+COMMAND = [
+    sys.executable, "-c",
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from goqueue.cli import main; main()",
+]  # fmt: skip
 SECONDS = 60.0
 """How long a test waits for what must come; reached only when it fails."""
 

@@ -72,7 +72,7 @@ class TestEveryWay:
                 "INSERT /* goqueue:create_job */ INTO goqueue.jobs ("
             )
             assert store.call("get_job", job.id) == job
-            store.call("create_jobs", [NewJob(job_type="t")] * 2)
+            store.call("create_jobs", [NewJob(job_type="t"), NewJob(job_type="t")])
             store.call("list_jobs")
             store.call("complete_jobs", store.call("claim_jobs", "default", "w1", 5))
             names = ["get_job", "create_jobs", "list_jobs", "claim_jobs", "complete_jobs"]
