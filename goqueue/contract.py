@@ -19,7 +19,7 @@ from goqueue.queries import load_queries, shipped_folder
 from goqueue.sqlfiles import Statement, is_outdated, read_statements, sql_files
 
 __all__ = [
-    "Plan",
+    "GenericPlan",
     "Proof",
     "check_contract",
     "generic_plans",
@@ -282,7 +282,7 @@ def prove_contract(connection: Connection[Any], folder: Path | str) -> Proof:
     for statement, _ in found.taken:
         got, expected = mine[statement.name], theirs[statement.name]
         where = f"{statement.file}, query {statement.name}"
-        if not (isinstance(got, Plan) and isinstance(expected, Plan)):
+        if not (isinstance(got, GenericPlan) and isinstance(expected, GenericPlan)):
             refused = got if isinstance(got, psycopg.Error) else expected
             unproved.append(f"{where}: its plan can't be had: {refused}")
         else:
@@ -319,14 +319,10 @@ def _foreign_references(
     return [f"{kind} {name}" for kind, name, schema in rows if schema not in ("goqueue", "pg_catalog")], []
 
 
-class Plan(NamedTuple):
+class GenericPlan(NamedTuple):
     """A plan for no values in particular."""
 
     document: dict[str, Any]
-
-    @property
-    def cost(self) -> float:
-        return float(self.document["Total Cost"])
 
     @property
     def scanned_tables(self) -> set[str]:
@@ -358,14 +354,14 @@ class Plan(NamedTuple):
 
 def generic_plans(
     connection: Connection[Any], statements: Iterable[Statement], *, avoid_scans: bool = False
-) -> dict[str, Plan | psycopg.Error]:
+) -> dict[str, GenericPlan | psycopg.Error]:
     """The plan of each statement as the store's connections get it, by name; or the error that the server gave, such as
     a missing privilege. Nothing is run. ``avoid_scans``: as on a table that is large.
 
     For a connection in autocommit mode. Statements without a plan (LISTEN) are left out.
     """
     queries = load_queries()
-    plans: dict[str, Plan | psycopg.Error] = {}
+    plans: dict[str, GenericPlan | psycopg.Error] = {}
     with connection.transaction(force_rollback=True):
         settings = {
             "plan_cache_mode": "force_generic_plan",
@@ -391,7 +387,7 @@ def generic_plans(
                 _forget(connection)
                 plans[statement.name] = error
             else:
-                plans[statement.name] = Plan(row[0][0]["Plan"])
+                plans[statement.name] = GenericPlan(row[0][0]["Plan"])
     return plans
 
 

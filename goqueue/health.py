@@ -14,7 +14,7 @@ import psycopg
 from psycopg import Connection, errors, sql
 
 from goqueue.config import format_duration
-from goqueue.contract import Plan, generic_plans, prove_contract
+from goqueue.contract import GenericPlan, generic_plans, prove_contract
 from goqueue.queries import load_queries, shipped_folder
 from goqueue.schema import Difference, SchemaObject, compare, expected_schema, read_schema
 from goqueue.sqlfiles import APART, migration_files, read_statements
@@ -377,13 +377,11 @@ def _queries(connection: Connection[Any], sql_dir: str) -> Check:
         for text in proof.outdated
     ]
     findings += [Finding(Level.NOTE, f"not proved: {text}") for text in proof.unproved]
-    changed = f"{len(proof.changed)} differ from the shipped ones" + (
-        f": {', '.join(proof.changed)}" * bool(proof.changed)
-    )
+    changed = f"other than shipped: {', '.join(proof.changed)}" if proof.changed else "all as shipped"
     return _ended("queries", f"{sql_dir}: {changed}", findings)
 
 
-def _grants(state: _State, plans: dict[str, Plan | psycopg.Error], *, pending: bool) -> Check:
+def _grants(state: _State, plans: dict[str, GenericPlan | psycopg.Error], *, pending: bool) -> Check:
     denied = {name: plan for name, plan in plans.items() if isinstance(plan, errors.InsufficientPrivilege)}
     broken = {name: plan for name, plan in plans.items() if isinstance(plan, psycopg.Error) and name not in denied}
     findings = [
@@ -408,9 +406,9 @@ def _grants(state: _State, plans: dict[str, Plan | psycopg.Error], *, pending: b
     return _ended("grants", f"the role {state.role} may run {may} of {len(plans)} statements", findings)
 
 
-def _plans(connection: Connection[Any], plans: dict[str, Plan | psycopg.Error]) -> Check:
+def _plans(connection: Connection[Any], plans: dict[str, GenericPlan | psycopg.Error]) -> Check:
     pages = {name: pages for name, pages, *_ in load_queries().list_table_states(connection)}
-    known = {name: plan for name, plan in plans.items() if isinstance(plan, Plan)}
+    known = {name: plan for name, plan in plans.items() if isinstance(plan, GenericPlan)}
     findings = [
         Finding(
             Level.WARNING,

@@ -654,7 +654,7 @@ def test_any_text_in_a_variable_is_taken_or_refused_with_a_problem(text: str, se
     if isinstance(result, ConfigError):
         assert any(setting.key in problem for problem in result.problems)
     else:
-        assert isinstance(value_of(result, setting), type(setting.default) | type(None))
+        assert isinstance(value_of(result, setting), (*setting.rule.kinds, type(setting.default), type(None)))
 
 
 @given(st.binary(max_size=200) | st.text(alphabet="serv:\n -[]{}&*!'\"p 1").map(str.encode))
