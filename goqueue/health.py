@@ -3,6 +3,7 @@
 Imports psycopg, goqueue.contract, goqueue.queries, goqueue.schema and goqueue.sqlfiles. Statements: sql/checks.sql.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -75,6 +76,19 @@ class _State(NamedTuple):
     sees_schema: bool
     is_migrated: bool
     has_checksums: bool
+    has_roles: bool
+    roles: list[str]
+
+    @property
+    def sees_own_jobs_only(self) -> bool:
+        return self.has_roles and self.roles == ["goqueue_producer"]
+
+    def grant(self, privileges: str) -> str:
+        """The statement that gives the role its rights; by way of roles.sql's roles where they are."""
+        role = _identifier(self.role)
+        if self.has_roles:
+            return f"GRANT goqueue_operator TO {role};   (or a role with less: see Roles in migrations/README.md)"
+        return f"GRANT {privileges} TO {role};"
 
 
 def run_checks(
@@ -98,12 +112,11 @@ def run_checks(
         )  # fmt: skip
         return
     if not state.sees_schema:
-        role = _identifier(state.role)
         yield _ended(
             "grants",
             "the schema is closed",
             [Finding(Level.FAILED, f"the role {state.role} may not use the schema goqueue", "every statement names it",
-                     f"GRANT USAGE ON SCHEMA goqueue TO {role};")],
+                     state.grant("USAGE ON SCHEMA goqueue"))],
         )  # fmt: skip
         return
     migrations = _run("migrations", lambda: _migrations(connection, state))
@@ -117,10 +130,19 @@ def run_checks(
     yield _run("queries", lambda: _queries(connection, sql_dir))
     plans = generic_plans(connection, _statements(sql_dir))
     yield _run("grants", lambda: _grants(state, plans, pending=pending))
-    yield _run("plans", lambda: _plans(connection, plans))
+    own_only = "the role sees its own jobs only (goqueue_producer); let another role look"
+    yield (
+        Check("plans", Level.SKIPPED, own_only)
+        if state.sees_own_jobs_only
+        else _run("plans", lambda: _plans(connection, plans))
+    )
     yield _run("autovacuum", lambda: _autovacuum(connection))
     yield _run("horizon", lambda: _horizon(connection, state, old_transaction))
-    yield _run("claim index", lambda: _claim_index(connection))
+    yield (
+        Check("claim index", Level.SKIPPED, own_only)
+        if state.sees_own_jobs_only
+        else _run("claim index", lambda: _claim_index(connection))
+    )
 
 
 def _run(name: str, check: Callable[[], Check]) -> Check:
@@ -276,12 +298,15 @@ def _migrations(connection: Connection[Any], state: _State) -> Check:
 def _schema(connection: Connection[Any]) -> Check:
     found = read_schema(connection)
     differences = compare(expected_schema(), found)
+    roles = (shipped_folder("migrations") / "roles" / "roles.sql").read_text(encoding="utf-8")
+    policies = set(re.findall(r"^CREATE POLICY (\w+)", roles, re.MULTILINE))
     missing = {one.expected.name.partition(".")[2] for one in differences if one.expected and not one.found}
     findings = [
         _difference(one)
         for one in differences
         # A primary key's index goes and comes with it.
         if not (one.expected and one.expected.kind == "index" and not one.found and one.expected.name in missing)
+        and not (one.found and one.found.kind == "policy" and one.found.name.rpartition(".")[2] in policies)
     ]
     return _ended("schema", f"{len(found)} things compared with what the migrations made", findings)
 
@@ -392,18 +417,18 @@ def _grants(state: _State, plans: dict[str, GenericPlan | psycopg.Error], *, pen
     if broken and pending:
         count = f"{len(broken)} statements can't be run before all migrations are applied"
         findings.append(Finding(Level.FAILED, count, "the store's methods of their names fail", _MIGRATE))
-    if denied:
-        role = _identifier(state.role)
+    if denied and ("ping" in denied or not (state.has_roles and state.roles)):
         findings.append(
             Finding(
                 Level.FAILED if "ping" in denied else Level.NOTE,
                 f"the role {state.role} may not run {', '.join(denied)}",
                 "; ".join(sorted({_said(error) for error in denied.values()})) + ". Fine for a role that only looks on",
-                f"GRANT SELECT, INSERT, UPDATE, DELETE ON goqueue.jobs, goqueue.job_failures TO {role};",
+                state.grant("SELECT, INSERT, UPDATE, DELETE ON goqueue.jobs, goqueue.job_failures"),
             )
         )
     may = len(plans) - len(denied) - len(broken)
-    return _ended("grants", f"the role {state.role} may run {may} of {len(plans)} statements", findings)
+    member = f" ({', '.join(state.roles)})" if state.roles and denied else ""
+    return _ended("grants", f"the role {state.role}{member} may run {may} of {len(plans)} statements", findings)
 
 
 def _plans(connection: Connection[Any], plans: dict[str, GenericPlan | psycopg.Error]) -> Check:
@@ -497,7 +522,7 @@ def _horizon(connection: Connection[Any], state: _State, old: timedelta) -> Chec
                 f"GRANT pg_monitor TO {_identifier(state.role)};",
             )
         )
-    what = f"{len(rows)} keep dead rows from vacuum" if rows else "nothing keeps dead rows from vacuum"
+    what = f"dead rows are kept from vacuum by {len(rows)}" if rows else "nothing keeps dead rows from vacuum"
     return _ended("horizon", f"{what} (transactions from {format_duration(old)} on)", findings)
 
 

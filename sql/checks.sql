@@ -13,7 +13,8 @@ SELECT set_config(:name::text, :value::text, TRUE);
 -- name: server_state()^
 -- What server, database and role the connection has, and whether pgmigrate has been here.
 -- Returns: one row. sees_all_sessions: the role may see what others' transactions hold. sees_schema: it may name what is
--- in the schema goqueue.
+-- in the schema goqueue. has_roles: migrations/roles/roles.sql has been run here. roles: those of its roles that this one
+-- is a member of.
 -- Index: none of ours.
 -- Locks: none.
 SELECT
@@ -26,11 +27,21 @@ SELECT
     pg_has_role(current_user, 'pg_read_all_stats', 'USAGE') AS sees_all_sessions,
     coalesce(has_schema_privilege(n.oid, 'USAGE'), FALSE) AS sees_schema,
     v.oid IS NOT NULL AS is_migrated,
-    m.oid IS NOT NULL AS has_checksums
+    m.oid IS NOT NULL AS has_checksums,
+    coalesce(j.relrowsecurity, FALSE) AS has_roles,
+    ARRAY(
+        SELECT r.rolname::text
+        FROM pg_roles AS r
+        WHERE
+            r.rolname IN ('goqueue_owner', 'goqueue_operator', 'goqueue_worker', 'goqueue_reader', 'goqueue_producer')
+            AND pg_has_role(current_user, r.oid, 'MEMBER')
+        ORDER BY r.rolname
+    ) AS roles
 FROM pg_database AS d
 LEFT JOIN pg_namespace AS n ON n.nspname = 'goqueue'
 LEFT JOIN pg_class AS v ON n.oid = v.relnamespace AND v.relname = 'schema_version'
 LEFT JOIN pg_class AS m ON n.oid = m.relnamespace AND m.relname = 'migration_checksums'
+LEFT JOIN pg_class AS j ON n.oid = j.relnamespace AND j.relname = 'jobs'
 WHERE d.datname = current_database();
 
 

@@ -23,6 +23,7 @@ from psycopg.conninfo import make_conninfo
 
 from goqueue import DuplicateJobError, JobFilter, JobNotFoundError, JobStatus, NewJob, PostgresStorage, SchemaError
 from goqueue.embedded import EmbeddedServer
+from goqueue.health import Level, run_checks
 from goqueue.migrate import MigrationError, migrate, migrations_dir, undo
 from goqueue.pytest_plugin import DatabaseServer
 from tests.plans import MODES, NOTES, Explainer, seed
@@ -335,6 +336,24 @@ def test_a_role_has_no_grant_that_nothing_needs(
                 needless.append(revoke)
     admin.execute("DEALLOCATE ALL")
     assert needless == []
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_the_check_takes_what_a_role_may_not_for_meant(role: str, place: Place) -> None:
+    with place.connect(role) as connection:
+        done = {one.name: one for one in run_checks(connection)}
+    assert {name: done[name].findings for name in ("schema", "grants", "plans", "claim index")} == {
+        "schema": (), "grants": (), "plans": (), "claim index": ()
+    }  # fmt: skip
+    skipped = {name for name, one in done.items() if one.level == Level.SKIPPED}
+    # Of the others' jobs a producer can't tell.
+    assert skipped == ({"plans", "claim index"} if role == "producer" else set())
+
+
+def test_the_check_names_a_role_for_a_login_that_has_none(place: Place) -> None:
+    with place.connect("nobody") as connection:
+        [finding] = list(run_checks(connection))[-1].findings
+    assert finding.do.startswith(f'GRANT goqueue_operator TO "{place.logins["nobody"]}";')
 
 
 def test_nobody_else_has_a_grant(place: Place, admin: Connection) -> None:
