@@ -9,7 +9,7 @@
 
 -- name: claim_jobs(queues, worker_id, job_limit, lease, lane_queues, lane_priorities, lane_times, lane_ids)
 -- Takes due jobs of the queues: by priority, then scheduled_at, then id. A job whose attempts are used up becomes dead.
--- Returns: the jobs taken, in that order, each with: how many others became dead, and, if many index entries were read,
+-- Returns: the jobs taken, in that order, each with: how many others became dead, and, if many dead index entries were read,
 -- the lanes (queue and priority) with the time and id of their first jobs. Without a job one row with these alone.
 -- Index: jobs_claim_idx, jobs_pkey.
 -- Locks: the jobs taken; those that others have locked are passed over (SKIP LOCKED), never waited for.
@@ -131,7 +131,16 @@ share AS MATERIALIZED (
             l.priority,
             l.scheduled_at,
             l.id
-        FROM due_lane AS l
+        -- In this order the lanes of a worse priority are left unread once there are enough.
+        FROM (
+            SELECT
+                d.queue,
+                d.priority,
+                d.scheduled_at,
+                d.id
+            FROM due_lane AS d
+            ORDER BY d.priority
+        ) AS l
         CROSS JOIN LATERAL (
             SELECT
                 j.scheduled_at,
@@ -260,7 +269,11 @@ dear AS (
         -- Only when all are claimed is it known how many were read.
         (SELECT count(*) FROM claimed_job) >= 0
         AND pg_stat_get_xact_tuples_returned('goqueue.jobs_claim_idx'::regclass)
-        - (SELECT b.entries FROM counted_before AS b) > 1000 + 10 * (SELECT w.job_count FROM wanted AS w)
+        - (SELECT b.entries FROM counted_before AS b) > (
+            -- Besides those that have to be read: of each lane its first one, the jobs wanted, and one beyond.
+            SELECT 1000 + 10 * w.job_count + (SELECT count(*) FROM lane) * (w.job_count + 2)
+            FROM wanted AS w
+        )
 )
 
 SELECT
@@ -527,7 +540,16 @@ share AS MATERIALIZED (
             l.priority,
             l.scheduled_at,
             l.id
-        FROM due_lane AS l
+        -- In this order the lanes of a worse priority are left unread once there are enough.
+        FROM (
+            SELECT
+                d.queue,
+                d.priority,
+                d.scheduled_at,
+                d.id
+            FROM due_lane AS d
+            ORDER BY d.priority
+        ) AS l
         CROSS JOIN LATERAL (
             SELECT
                 j.scheduled_at,
@@ -656,7 +678,11 @@ dear AS (
         -- Only when all are claimed is it known how many were read.
         (SELECT count(*) FROM claimed_job) >= 0
         AND pg_stat_get_xact_tuples_returned('goqueue.jobs_claim_idx'::regclass)
-        - (SELECT b.entries FROM counted_before AS b) > 1000 + 10 * (SELECT w.job_count FROM wanted AS w)
+        - (SELECT b.entries FROM counted_before AS b) > (
+            -- Besides those that have to be read: of each lane its first one, the jobs wanted, and one beyond.
+            SELECT 1000 + 10 * w.job_count + (SELECT count(*) FROM lane) * (w.job_count + 2)
+            FROM wanted AS w
+        )
 )
 
 SELECT

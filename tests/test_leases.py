@@ -1082,6 +1082,16 @@ class TestResuming:
             assert taken == ids
             assert priorities == sorted(priorities)
 
+    def test_many_lanes_are_not_taken_for_dead_entries(self, goqueue_database: str) -> None:
+        queues = [f"q{number}" for number in range(30)]
+        with PostgresStorage.open(DatabaseConfig(url=goqueue_database, claim_resume_time=HOUR)) as store:
+            for queue in queues:
+                fill(store, 100, queue=queue)
+            for _ in range(3):
+                assert len(store.claim_jobs([*queues, "new"], "w1", 100)) == 100
+                [urgent] = fill(store, 1, queue="new", priority=-1)
+                assert [job.id for job in store.claim_jobs([*queues, "new"], "w1")] == [urgent]
+
     def test_without_an_old_snapshot_the_order_is_exact(self, resuming: PostgresStorage, sql: Any) -> None:
         ids = fill(resuming, 3000)
         for number in range(10):

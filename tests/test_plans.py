@@ -446,8 +446,10 @@ def test_an_exporter_of_queues_reads_a_thousand_entries_each(columns: str, expla
     rows = 7 * known.queues + 600
     if columns == "*":  # those that are due are counted for ready_jobs alone
         rows += 1001 * known.queues
-    plan = explainer.explain_text(f"SELECT {columns} FROM goqueue.queue_metrics", 2 * rows)
-    check(plan, "queue_stats", indexes={QUEUE, CLAIM, STATUS}, rows=rows, pages=2 * rows)
+    # Where other tests have changed rows and rolled back, an index-only scan looks at the table's page as well.
+    pages = 4 * rows
+    plan = explainer.explain_text(f"SELECT {columns} FROM goqueue.queue_metrics", pages)
+    check(plan, "queue_stats", indexes={QUEUE, CLAIM, STATUS}, rows=rows, pages=pages)
 
 
 def test_an_exporter_of_statuses_reads_a_thousand_entries_each(explainer: Explainer, known: Known) -> None:
@@ -464,16 +466,17 @@ def claim(queues: list[str], count: int, lanes: list[tuple[str, int, datetime, U
 
 
 class TestClaims:
-    """A claim of n jobs reads O(n) index entries: those of n jobs in each lane asked for, and n more to lock them."""
+    """A claim of n jobs reads O(n) index entries: those of n jobs in each lane of the best priority, and n more to lock
+    them."""
 
-    SITUATIONS: ClassVar[dict[str, tuple[str, list[str], int]]] = {
-        # name: the database, the queues asked for, their lanes (a queue and a priority each)
-        "a backlog": ("history", ["queue_00"], 3),
-        "nearly all finished": ("history", ["archive"], 1),
-        "a million for later at a better priority": ("future", ["future"], 2),
-        "two of a hundred queues": ("both", ["queue_03", "queue_07"], 6),
-        "all of a hundred queues": ("both", HUNDRED, 300),
-        "an unknown queue": ("both", ["unknown"], 0),
+    SITUATIONS: ClassVar[dict[str, tuple[str, list[str], int, int]]] = {
+        # name: the database, the queues asked for, their lanes (a queue and a priority each), those that are due first
+        "a backlog": ("history", ["queue_00"], 3, 1),
+        "nearly all finished": ("history", ["archive"], 1, 1),
+        "a million for later at a better priority": ("future", ["future"], 2, 1),
+        "two of a hundred queues": ("both", ["queue_03", "queue_07"], 6, 2),
+        "all of a hundred queues": ("both", HUNDRED, 300, 100),
+        "an unknown queue": ("both", ["unknown"], 0, 0),
     }
 
     @pytest.mark.parametrize("count", [1, 10, 100])
@@ -482,12 +485,12 @@ class TestClaims:
     def test_a_claim_reads_what_it_takes(
         self, situation: str, mode: str, count: int, explainer: Explainer, database: str
     ) -> None:
-        where, queues, lanes = self.SITUATIONS[situation]
+        where, queues, lanes, first_lanes = self.SITUATIONS[situation]
         if where != "both" and where not in database:
             pytest.skip("of the other database")
         values = claim(queues, count)
         # Besides the jobs: a probe for each lane, one to learn that there is no other, and one beyond what is due.
-        entries = (lanes + 1) * count + 2 * lanes + len(queues)
+        entries = (first_lanes + 1) * count + 2 * lanes + len(queues)
         pages = 50 + 5 * len(queues) + 10 * lanes + 2 * entries + 60 * count
         plan = explainer.explain("claim_jobs", values, mode, pages)
         check(plan, "claim_jobs", indexes={CLAIM, PKEY}, rows=entries + count, pages=pages)
@@ -525,12 +528,12 @@ def test_claims_next_to_dead_entries(database: str, explainer: Explainer) -> Non
         ).rowcount
         assert dead > ROWS // 20
         # A transaction elsewhere keeps the entries: who looks from the start reads all of them, who goes on none.
-        assert explainer.run("claim_jobs", claim(["churn"], 10))[0][LANES] == ["churn"]
+        assert explainer.run("claim_jobs", claim(["churn"], 10))[-1][LANES] == ["churn"]
         assert explainer.entries_read > dead
         resumed = claim(["churn"], 10, [("churn", 0, last_time, last_id)])
         plan = explainer.explain("claim_jobs", resumed, "generic", 900)
         check(plan, "claim_jobs", indexes={CLAIM, PKEY}, rows=30, pages=900)
-        assert explainer.run("claim_jobs", resumed, "generic")[0][LANES] is None
+        assert explainer.run("claim_jobs", resumed, "generic")[-1][LANES] is None
         assert explainer.entries_read <= 11
         # Without it, who passes marks them, and the next passes over them unread. The server is slow to notice that the
         # old transaction is gone, while others write in whatever database.
