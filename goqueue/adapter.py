@@ -88,13 +88,17 @@ class Adapter:
     ) -> tuple[list[tuple[Any, ...]], int]:
         """The rows (none for a statement that gives none), and how many rows there are or were changed."""
         check_session(conn)
-        statement, names = rendered(sql)
+        text, encoded, names = rendered(sql)
         values = [as_parameter(parameters[name]) for name in names]
-        cursor = _cursor_type(conn)(conn, row_factory=tuple_row)
+        kind = _cursor_type(conn)
+        statement = encoded if kind is _Cursor else text  # OpenTelemetry can't read bytes
+        kept: dict[str, Cursor[Any]] = getattr(conn, "cursors", {})
+        if (cursor := kept.get(sql)) is None:
+            cursor = kept[sql] = kind(conn, row_factory=tuple_row)
         rows: list[tuple[Any, ...]] = []
         start = perf_counter()
         try:
-            cursor.execute(statement, values)
+            cursor.execute(statement, values, binary=True)
             # In the caller's pipeline there is no result before it is asked for.
             if cursor.pgresult is None or cursor.pgresult.nfields:
                 try:
@@ -108,4 +112,6 @@ class Adapter:
                 raise psycopg.DataError(f"the connection's client_encoding is not UTF8: {exc}") from exc
             raise
         report(query_name, parameters, perf_counter() - start, slow=self._slow, rows=cursor.rowcount)
+        if cursor.pgresult is not None:  # it would be kept along with the cursor
+            cursor.pgresult.clear()
         return rows, cursor.rowcount

@@ -5,7 +5,9 @@ goqueue.session."""
 from typing import Any
 
 import psycopg
-from psycopg import Connection, RawCursor
+from psycopg import Connection, Cursor, RawCursor
+from psycopg.pq.abc import PGconn
+from psycopg.rows import Row
 from psycopg_pool import ConnectionPool
 
 from goqueue.config import DatabaseConfig
@@ -13,6 +15,16 @@ from goqueue.dberrors import translate
 from goqueue.session import conninfo, is_pooled, prepare_threshold, readable
 
 Pool = ConnectionPool[Connection[object]]
+
+
+class PoolConnection(Connection[Row]):
+    """Serves one call at a time. So a statement's cursor is kept for the next call, with what psycopg has found out
+    about its parameters and columns: a tenth of the time that one job takes."""
+
+    def __init__(self, pgconn: PGconn) -> None:
+        super().__init__(pgconn)
+        #: By the statement's text.
+        self.cursors: dict[str, Cursor[Any]] = {}
 
 
 def open_pool(config: DatabaseConfig, queries: Any) -> Pool:
@@ -28,6 +40,7 @@ def open_pool(config: DatabaseConfig, queries: Any) -> Pool:
         raise translate(exc) from exc
     pool: Pool = ConnectionPool(
         conninfo(config),
+        connection_class=PoolConnection,
         kwargs=_options(config, pooled=is_pooled(session, config)),
         min_size=config.pool_min_size,
         max_size=max(config.pool_max_size, config.pool_min_size),

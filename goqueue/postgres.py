@@ -6,7 +6,7 @@ Imports the rest of the package; nothing in it but the public face and the comma
 
 import os
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Protocol, Self
@@ -116,7 +116,7 @@ class _BoundTo:
                 except psycopg.OperationalError as exc:  # the connection is closed
                     raise translate(exc) from exc
                 config, resumes = DatabaseConfig(url=url), None
-            return owner(lambda: nullcontext(connection), config, resumes=resumes)
+            return owner(config, connection=connection, resumes=resumes)
 
         return bound_to
 
@@ -139,16 +139,16 @@ class PostgresStorage:
 
     def __init__(
         self,
-        connections: Callable[[], AbstractContextManager[Connection[object]]],
         config: DatabaseConfig,
         *,
         pool: Pool | None = None,
+        connection: Connection[object] | None = None,
         resumes: dict[tuple[str, ...], Resume] | None = None,
     ) -> None:
-        """For `open` and `bound_to`: ``connections`` gives a connection for the time of one call."""
+        """For `open` (``pool``) and `bound_to` (the caller's ``connection``)."""
         self.config = config
-        self._connections = connections
         self._pool = pool
+        self._given: Any = connection
         self._process = os.getpid()
         self._resumes = {} if resumes is None else resumes
         self._queries = _queries(config)
@@ -168,7 +168,7 @@ class PostgresStorage:
             config = config.database
         check_kind("config", config, DatabaseConfig, str)
         pool = open_pool(config, _queries(config))
-        store = cls(pool.connection, config, pool=pool)
+        store = cls(config, pool=pool)
         try:
             store.ping()
             if config.sql_dir:
@@ -505,8 +505,9 @@ class PostgresStorage:
                 resume.begin(claimed.lanes)
             if claimed.lanes or resumed:
                 resume.move(claimed.taken)
-            if claimed.unreadable.held:
-                _ = list(self._queries.bury_jobs(connection, **claimed.unreadable.values))
+            if claimed.unreadable:
+                unreadable = Leases.failed(claimed.unreadable).values
+                _ = list(self._queries.bury_jobs(connection, **unreadable))
             if claimed.jobs or not claimed.look_again:
                 return claimed
             run = self._queries.claim_jobs
@@ -624,8 +625,14 @@ class PostgresStorage:
             # Two processes on one socket read each other's answers.
             raise StorageUnavailableError("this store was opened in the process this one was forked from; open another")
         try:
-            with self._connections() as connection:
+            if self._pool is None:
+                yield self._given
+                return
+            connection = self._pool.getconn()
+            try:
                 yield connection
+            finally:  # not the pool's own context manager, which commits: there is nothing to commit
+                self._pool.putconn(connection)
         except psycopg.Error as exc:
             raise translate(exc) from exc
 

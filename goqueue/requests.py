@@ -252,7 +252,8 @@ class Claimed:
         self.lanes = list(zip(*lanes, strict=True)) if lanes[0] is not None else []
         #: The jobs that were completed along with the claim, if not all of those given were; else None.
         self.held: list[UUID] | None = (rows[0][_JOB_COLUMNS + 5 :] or (None,))[0]
-        unreadable: list[tuple[Lease, object]] = []
+        #: What can't be run at all, and why.
+        self.unreadable: list[tuple[Held, object]] = []
         for row in rows:
             if row[0] is None:
                 continue
@@ -260,11 +261,9 @@ class Claimed:
                 self.jobs.append(Job.from_row(row))
             except CorruptJobError as corrupt:
                 _log.error("%s; it is set aside as dead", corrupt, extra={"job_id": corrupt.job_id})
-                unreadable.append((Lease(row[0], row[_LEASE_TOKEN]), corrupt))
-        #: What can't be run at all.
-        self.unreadable = Leases.failed(unreadable)
+                self.unreadable.append((Lease(row[0], row[_LEASE_TOKEN]), corrupt))
         #: Whether there may be more, although no job came back: some of those looked at are dead now.
-        self.look_again: bool = dead_count > 0 or bool(unreadable)
+        self.look_again: bool = dead_count > 0 or bool(self.unreadable)
 
     @property
     def taken(self) -> Iterator[tuple[Any, ...]]:

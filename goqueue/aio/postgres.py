@@ -6,7 +6,7 @@ Imports the rest of the package; nothing in it but the public face and the comma
 import asyncio  # async only
 import os
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Collection, Iterable
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Protocol, Self
@@ -117,7 +117,7 @@ class _BoundTo:
                 except psycopg.OperationalError as exc:  # the connection is closed
                     raise translate(exc) from exc
                 config, resumes = DatabaseConfig(url=url), None
-            return owner(lambda: nullcontext(connection), config, resumes=resumes)
+            return owner(config, connection=connection, resumes=resumes)
 
         return bound_to
 
@@ -140,16 +140,16 @@ class AsyncPostgresStorage:
 
     def __init__(
         self,
-        connections: Callable[[], AbstractAsyncContextManager[AsyncConnection[object]]],
         config: DatabaseConfig,
         *,
         pool: AsyncPool | None = None,
+        connection: AsyncConnection[object] | None = None,
         resumes: dict[tuple[str, ...], Resume] | None = None,
     ) -> None:
-        """For `open` and `bound_to`: ``connections`` gives a connection for the time of one call."""
+        """For `open` (``pool``) and `bound_to` (the caller's ``connection``)."""
         self.config = config
-        self._connections = connections
         self._pool = pool
+        self._given: Any = connection
         self._process = os.getpid()
         self._loop = None if pool is None else asyncio.get_running_loop()  # async only
         self._resumes = {} if resumes is None else resumes
@@ -170,7 +170,7 @@ class AsyncPostgresStorage:
             config = config.database
         check_kind("config", config, DatabaseConfig, str)
         pool = await open_pool(config, _queries(config))
-        store = cls(pool.connection, config, pool=pool)
+        store = cls(config, pool=pool)
         try:
             await store.ping()
             if config.sql_dir:
@@ -511,8 +511,9 @@ class AsyncPostgresStorage:
                 resume.begin(claimed.lanes)
             if claimed.lanes or resumed:
                 resume.move(claimed.taken)
-            if claimed.unreadable.held:
-                _ = [row async for row in self._queries.bury_jobs(connection, **claimed.unreadable.values)]
+            if claimed.unreadable:
+                unreadable = Leases.failed(claimed.unreadable).values
+                _ = [row async for row in self._queries.bury_jobs(connection, **unreadable)]
             if claimed.jobs or not claimed.look_again:
                 return claimed
             run = self._queries.claim_jobs
@@ -632,8 +633,14 @@ class AsyncPostgresStorage:
         if self._loop is not None and self._loop is not asyncio.get_running_loop():  # async only
             raise StorageUnavailableError("this store was opened in another event loop; open one in each")  # async only
         try:
-            async with self._connections() as connection:
+            if self._pool is None:
+                yield self._given
+                return
+            connection = await self._pool.getconn()
+            try:
                 yield connection
+            finally:  # not the pool's own context manager, which commits: there is nothing to commit
+                await self._pool.putconn(connection)
         except psycopg.Error as exc:
             raise translate(exc) from exc
 
