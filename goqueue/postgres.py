@@ -466,8 +466,9 @@ class PostgresStorage:
 
         By priority (the lower number first), then by scheduled_at, then by id. An empty list means that none is due. A
         job whose payload can't be read is set aside as dead, with the reason as its error, and logged; the others are
-        given. While an old snapshot keeps dead index entries alive, a job that becomes due out of order can be
-        overlooked for ``claim_resume_time`` (GOQUEUE_DATABASE_CLAIM_RESUME_TIME). Query: claim_jobs.
+        given. While there are many dead index entries (an old snapshot keeps them alive, or vacuum has not come yet), a
+        job that becomes due out of order can be overlooked for ``claim_resume_time``
+        (GOQUEUE_DATABASE_CLAIM_RESUME_TIME). Query: claim_jobs.
         """
         values = claim_values(queues, worker_id, limit, lease)
         with self._connection() as connection:

@@ -1,10 +1,10 @@
 """Where claims go on when dead index entries have made looking from the start dear. Imports nothing of goqueue.
 
-A claim looks through the claim index from each lane's start: that is exact, and cheap while vacuum and the scans
-themselves remove dead entries. A transaction left open somewhere keeps them all alive, and the claims slow down without
-bound. The server counts the entries that a claim reads; when they were too many for the jobs it took, it names the
-lanes, and the following claims go on where each one ended, for a bounded time. A job that becomes due out of order
-meanwhile waits that long at most.
+A claim looks through the claim index from each lane's start: that is exact, and cheap while vacuum removes dead
+entries. Until vacuum comes the claims pass over the pages of the dead ones; and while a transaction left open somewhere
+keeps them all alive, over each of them, without bound. The server counts the entries and the pages that a claim reads;
+when they were too many for the jobs it took, it names the lanes, and the following claims go on where each one ended,
+for a bounded time. A job that becomes due out of order meanwhile waits that long at most.
 """
 
 from collections.abc import Iterable

@@ -9,14 +9,14 @@
 
 -- name: claim_jobs(queues, worker_id, job_limit, lease, lane_queues, lane_priorities, lane_times, lane_ids)
 -- Takes due jobs of the queues: by priority, then scheduled_at, then id. A job whose attempts are used up becomes dead.
--- Returns: the jobs taken, in that order, each with: how many others became dead, and, if many dead index entries were read,
+-- Returns: the jobs taken, in that order, each with: how many others became dead, and, if dead index entries made it dear,
 -- the lanes (queue and priority) with the time and id of their first jobs. Without a job one row with these alone.
 -- Index: jobs_claim_idx, jobs_pkey.
 -- Locks: the jobs taken; those that others have locked are passed over (SKIP LOCKED), never waited for.
 -- Notes: A lane is a queue and a priority, and each is visited for itself: so scheduled_at is a range on the last column
 -- searched, and a million jobs of a better priority that are not due yet cost nothing. With the lane_ parameters given,
 -- only these lanes are visited, each from its (time, id) on: a claim that goes on where another ended passes over no dead
--- index entries, which a transaction left open elsewhere keeps from being removed. Without them every lane is found by a
+-- index entries, which wait for vacuum or for a transaction left open elsewhere. Without them every lane is found by a
 -- loose index scan. UPDATE takes its ids from an array, because the planner takes an unknown LIMIT for a tenth of the
 -- table, and joins that many rows by reading all. From counted_before on complete_and_claim has the same text.
 WITH RECURSIVE wanted AS MATERIALIZED (
@@ -24,7 +24,9 @@ WITH RECURSIVE wanted AS MATERIALIZED (
 ),
 
 counted_before AS MATERIALIZED (
-    SELECT pg_stat_get_xact_tuples_returned('goqueue.jobs_claim_idx'::regclass) AS entries
+    SELECT
+        pg_stat_get_xact_tuples_returned('goqueue.jobs_claim_idx'::regclass) AS entries,
+        pg_stat_get_xact_blocks_fetched('goqueue.jobs_claim_idx'::regclass) AS pages
 ),
 
 -- Each lane with its first job.
@@ -257,7 +259,9 @@ claimed_job AS (
         j.completed_at
 ),
 
--- The lanes, when so many entries were read that the next claims had better go on where this one ended.
+-- The lanes, when so much was read that the next claims had better go on where this one ended: entries that have to be
+-- looked up in the table, because an old snapshot may still need their rows, or pages of entries that are known to be
+-- dead and wait for vacuum.
 dear AS (
     SELECT
         array_agg(l.queue) AS lane_queues,
@@ -266,13 +270,23 @@ dear AS (
         array_agg(l.id) AS lane_ids
     FROM lane AS l
     WHERE
-        -- Only when all are claimed is it known how many were read.
+        -- Only when all are claimed is it known how much was read.
         (SELECT count(*) FROM claimed_job) >= 0
-        AND pg_stat_get_xact_tuples_returned('goqueue.jobs_claim_idx'::regclass)
-        - (SELECT b.entries FROM counted_before AS b) > (
-            -- Besides those that have to be read: of each lane its first one, the jobs wanted, and one beyond.
-            SELECT 1000 + 10 * w.job_count + (SELECT count(*) FROM lane) * (w.job_count + 2)
-            FROM wanted AS w
+        AND (
+            SELECT
+                -- Besides those that have to be read: of each lane its first one, the jobs wanted, and one beyond.
+                r.entries > 1000 + 10 * r.job_count + r.lane_count * (r.job_count + 2)
+                -- Each lane is looked for once, and its jobs twice.
+                OR r.pages > 200 + r.lane_count * (10 + r.job_count / 10)
+            FROM (
+                SELECT
+                    w.job_count,
+                    (SELECT count(*) FROM lane) AS lane_count,
+                    pg_stat_get_xact_tuples_returned('goqueue.jobs_claim_idx'::regclass) - b.entries AS entries,
+                    pg_stat_get_xact_blocks_fetched('goqueue.jobs_claim_idx'::regclass) - b.pages AS pages
+                FROM wanted AS w
+                CROSS JOIN counted_before AS b
+            ) AS r
         )
 )
 
@@ -433,7 +447,9 @@ wanted AS MATERIALIZED (
 ),
 
 counted_before AS MATERIALIZED (
-    SELECT pg_stat_get_xact_tuples_returned('goqueue.jobs_claim_idx'::regclass) AS entries
+    SELECT
+        pg_stat_get_xact_tuples_returned('goqueue.jobs_claim_idx'::regclass) AS entries,
+        pg_stat_get_xact_blocks_fetched('goqueue.jobs_claim_idx'::regclass) AS pages
 ),
 
 -- Each lane with its first job.
@@ -666,7 +682,9 @@ claimed_job AS (
         j.completed_at
 ),
 
--- The lanes, when so many entries were read that the next claims had better go on where this one ended.
+-- The lanes, when so much was read that the next claims had better go on where this one ended: entries that have to be
+-- looked up in the table, because an old snapshot may still need their rows, or pages of entries that are known to be
+-- dead and wait for vacuum.
 dear AS (
     SELECT
         array_agg(l.queue) AS lane_queues,
@@ -675,13 +693,23 @@ dear AS (
         array_agg(l.id) AS lane_ids
     FROM lane AS l
     WHERE
-        -- Only when all are claimed is it known how many were read.
+        -- Only when all are claimed is it known how much was read.
         (SELECT count(*) FROM claimed_job) >= 0
-        AND pg_stat_get_xact_tuples_returned('goqueue.jobs_claim_idx'::regclass)
-        - (SELECT b.entries FROM counted_before AS b) > (
-            -- Besides those that have to be read: of each lane its first one, the jobs wanted, and one beyond.
-            SELECT 1000 + 10 * w.job_count + (SELECT count(*) FROM lane) * (w.job_count + 2)
-            FROM wanted AS w
+        AND (
+            SELECT
+                -- Besides those that have to be read: of each lane its first one, the jobs wanted, and one beyond.
+                r.entries > 1000 + 10 * r.job_count + r.lane_count * (r.job_count + 2)
+                -- Each lane is looked for once, and its jobs twice.
+                OR r.pages > 200 + r.lane_count * (10 + r.job_count / 10)
+            FROM (
+                SELECT
+                    w.job_count,
+                    (SELECT count(*) FROM lane) AS lane_count,
+                    pg_stat_get_xact_tuples_returned('goqueue.jobs_claim_idx'::regclass) - b.entries AS entries,
+                    pg_stat_get_xact_blocks_fetched('goqueue.jobs_claim_idx'::regclass) - b.pages AS pages
+                FROM wanted AS w
+                CROSS JOIN counted_before AS b
+            ) AS r
         )
 )
 

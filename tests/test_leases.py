@@ -984,7 +984,7 @@ class TestUpdatingAHeldJob:
 
 
 class TestResuming:
-    """While somebody's snapshot keeps dead index entries alive, claims go on where others ended."""
+    """While somebody's snapshot keeps dead index entries alive, or vacuum is late, claims go on where others ended."""
 
     RESUME_TIME = timedelta(seconds=0.5)
 
@@ -1099,6 +1099,25 @@ class TestResuming:
             sql("VACUUM goqueue.jobs")
             [better] = fill(resuming, 1, priority=-1)
             assert claim(resuming).id == better
+        assert not self.resumes(resuming, "default")
+
+    def test_so_do_claims_that_pass_over_many_pages_while_vacuum_is_late(
+        self, resuming: PostgresStorage, sql: Any
+    ) -> None:
+        sql("ALTER TABLE goqueue.jobs SET (autovacuum_enabled = off)")
+        ids = fill(resuming, 60_000)
+        taken = []
+        while not self.resumes(resuming, "default"):
+            jobs = resuming.claim_jobs("default", "w1", 1000)
+            assert jobs, "it never resumed"
+            taken += [job.id for job in jobs]
+        assert taken == ids[: len(taken)]
+        [better] = fill(resuming, 1, priority=-1)
+        time.sleep(self.RESUME_TIME.total_seconds())
+        assert claim(resuming).id == better
+        sql("VACUUM goqueue.jobs")
+        time.sleep(self.RESUME_TIME.total_seconds())
+        assert [job.id for job in resuming.claim_jobs("default", "w1", 10)] == ids[len(taken) :][:10]
         assert not self.resumes(resuming, "default")
 
     def test_turned_off_every_claim_is_exact(self, goqueue_database: str, snapshot: Any) -> None:
