@@ -31,6 +31,10 @@ __all__ = [
 _CHECK = "goqueue_check"
 _TABLES = ("jobs", "job_failures")
 
+# By the planner's estimate a changed statement may be so many times as dear as the shipped one, or cost so much: some
+# milliseconds.
+_DEARER, _CHEAP = 10, 1000
+
 
 def shipped_statements() -> dict[str, Statement]:
     """The statements that goqueue ships, by name."""
@@ -256,8 +260,8 @@ def prove_contract(connection: Connection[Any], folder: Path | str) -> Proof:
     """All that can be known of the files of ``folder`` without running them, on a connection in autocommit mode.
 
     Beyond `check_contract`: a statement refers to nothing outside the schema goqueue and the server's own catalogue, as
-    the server resolves it; and its plan reads no table or index whole that the shipped one doesn't, on a server that is
-    told to avoid it.
+    the server resolves it; its plan reads no table or index whole that the shipped one doesn't, on a server that is
+    told to avoid it; and by the planner's estimate it is not ten times as dear.
     """
     outdated = [
         f"{file} was exported from goqueue {export.version}, and the shipped file has changed since"
@@ -286,11 +290,17 @@ def prove_contract(connection: Connection[Any], folder: Path | str) -> Proof:
             refused = got if isinstance(got, psycopg.Error) else expected
             unproved.append(f"{where}: its plan can't be had: {refused}")
         else:
+            whole = sorted((got.whole_reads - expected.whole_reads).elements())
             problems += [
                 f"{where}: its plan reads {what} whole, and the shipped one doesn't; no index serves its conditions or "
                 "its order"
-                for what in sorted((got.whole_reads - expected.whole_reads).elements())
+                for what in whole
             ]
+            if not whole and got.cost > max(_DEARER * expected.cost, _CHEAP):
+                problems.append(
+                    f"{where}: its plan is estimated to cost {got.cost:,.0f}, and the shipped one's "
+                    f"{expected.cost:,.0f}; `goqueue explain {statement.name}` shows where"
+                )
     return Proof([given.name for given, _ in pairs], problems, unproved, outdated)
 
 
@@ -323,6 +333,11 @@ class GenericPlan(NamedTuple):
     """A plan for no values in particular."""
 
     document: dict[str, Any]
+
+    @property
+    def cost(self) -> float:
+        """The planner's estimate; reading a page in sequence is 1."""
+        return float(self.document["Total Cost"])
 
     @property
     def scanned_tables(self) -> set[str]:

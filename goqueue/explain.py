@@ -40,6 +40,7 @@ _IN_MEMORY = 2_000_000  # rows that fit where the embedded server keeps throw-aw
 _MANY_ROWS = 10_000  # ... for a sort of more rows
 _FACTOR, _ROWS = 100, 1000  # ... for an estimate that is so many times off, and on one side at least so many rows
 _SMALL_TABLE = 10_000  # ... for a table that was read whole; it is a failure from so many rows on
+_WASTED, _TIMES = 1000, 10  # ... for rows read in vain, and so many times those of use; 10 times as many are a failure
 
 #: For each scenario the parts that the table is filled with: a share of the rows, and what add_jobs makes of them.
 SCENARIOS: dict[str, list[tuple[float, dict[str, Any]]]] = {
@@ -69,7 +70,7 @@ class ExplainError(GoQueueError):
 
 
 class Flag(msgspec.Struct, frozen=True):
-    """Something in a plan worth a look. ``is_failure``: a table is read whole."""
+    """Something in a plan worth a look. ``is_failure``: it costs more the more jobs there are."""
 
     kind: str
     text: str
@@ -177,6 +178,11 @@ def _flagged(
         seen = f"{read:,.0f} rows read" if loops else f"not run this time, {planned:,} rows expected"
         is_failure = max(read, planned) >= _SMALL_TABLE
         yield node, Flag("seq scan", f"{node['Relation Name']} is read whole: {seen}", is_failure=is_failure)
+    elif _is_of_a_table(node) and kind != "Sample Scan":  # which is bounded by its share of the table
+        wasted = loops * sum(node.get(f"Rows Removed by {part}", 0) for part in ("Filter", "Index Recheck"))
+        if wasted >= _WASTED and wasted > _TIMES * actual * loops:
+            text = f"{_title(node)}: {wasted:,.0f} rows are read and thrown away, {actual * loops:,.0f} are of use"
+            yield node, Flag("filter", text, is_failure=wasted >= 10 * _WASTED)
     if kind in ("Sort", "Incremental Sort") and actual * loops > _MANY_ROWS:
         yield node, Flag("sort", f"{actual * loops:,.0f} rows are sorted by {', '.join(node.get('Sort Key', ()))}")
     if node.get("Sort Space Type") == "Disk" or node.get("Hash Batches", 1) > 1 or node.get("Disk Usage", 0) > 0:

@@ -324,6 +324,21 @@ def test_a_plan_that_reads_a_table_whole_is_told(
     assert unproved == []
 
 
+def test_a_plan_that_is_far_dearer_on_the_present_table_is_told(
+    goqueue_connection: psycopg.Connection[Any], folder: Folder
+) -> None:
+    new = FOUND_BY_ID.replace("WHERE j.id = :id::uuid;", "WHERE j.queue = 'default' AND j.id::text = :id::uuid::text;")
+    given = folder(FOUND_BY_ID, new)
+    assert proved(goqueue_connection, given) == ([], [])  # on an empty one it makes no difference
+    goqueue_connection.execute(
+        "INSERT INTO goqueue.jobs (job_type) SELECT 't' FROM generate_series(1, 30000); ANALYZE goqueue.jobs"
+    )
+    [problem], unproved = proved(goqueue_connection, given)
+    assert re.match(r"jobs\.sql, query get_job: its plan is estimated to cost [\d,]{5,}, and the shipped", problem)
+    assert "goqueue explain get_job" in problem
+    assert unproved == []
+
+
 def test_a_column_that_became_an_expression_is_not_proved(
     goqueue_connection: psycopg.Connection[Any], folder: Folder
 ) -> None:

@@ -161,6 +161,19 @@ class TestPlans:
         body = "SELECT job_id FROM goqueue.job_failures WHERE job_id::text = :id::text;"
         assert self.kinds(big, note("get_job", body=body), "get_job") == {"seq scan": False}
 
+    @pytest.mark.parametrize(("wanted", "expected"), [("job_type || queue", True), ("queue", None)])
+    def test_rows_read_in_vain_are_a_failure_if_they_are_many(
+        self, big: psycopg.Connection[Any], wanted: str, expected: bool | None
+    ) -> None:
+        body = (
+            "SELECT id FROM goqueue.jobs WHERE status IN ('completed', 'dead', 'cancelled', 'pending', 'running') "
+            f"AND {wanted} {'=' if expected else '<>'} 'nothing';"
+        )
+        big.execute("SET enable_seqscan = off")
+        kinds = self.kinds(big, note("queue_stats", body=body, index="jobs_status_idx"), "queue_stats")
+        big.execute("RESET enable_seqscan")
+        assert kinds.get("filter") is expected
+
     def test_a_big_sort_and_one_that_spills_are_flagged(self, big: psycopg.Connection[Any]) -> None:
         big.execute("SET work_mem = '64kB'")
         doctored = note("queue_stats", body="SELECT id FROM goqueue.jobs ORDER BY md5(id::text);")
@@ -269,7 +282,7 @@ class TestTheCommand:
         result = run("get_job", "--rows", str(BIG), "--sql-dir", str(tmp_path), url=role)
         assert result.code == 3
         assert "seq scan: jobs is read whole: 20,000 rows read" in result.out
-        assert "a table is read whole by get_job" in result.err
+        assert "too much is read by get_job" in result.err
 
     def test_without_the_right_to_make_databases_an_embedded_server_serves(
         self, run: Callable[..., Result], role: str, goqueue_server: DatabaseServer

@@ -190,11 +190,13 @@ def show_plans(  # noqa: PLR0917 - typer takes options so
     transaction that is rolled back. Times are the median of five runs without
     instruments.
 
-    Flagged are: a table read whole (seq scan), sorts of more than 10,000
-    rows, temporary files (spill), estimates wrong by a factor of 100,
-    compiled plans (jit), indexes that the query's comment doesn't name.
+    Flagged are: a table read whole (seq scan), 1,000 rows and more that are
+    read in vain (filter), sorts of more than 10,000 rows, temporary files
+    (spill), estimates wrong by a factor of 100, compiled plans (jit), indexes
+    that the query's comment doesn't name.
 
-    The exit status is 3 when a table of 10,000 rows or more is read whole.
+    The exit status is 3 when a table of 10,000 rows or more is read whole,
+    or as many rows are read in vain.
     Below some 200,000 --rows the server may rightly read a small one so.
     """
     if every == (name is not None):
@@ -222,7 +224,7 @@ def show_plans(  # noqa: PLR0917 - typer takes options so
         about = f"{rows:,} jobs ({scenario}), PostgreSQL {header['server_version']}"
         console().print(_summary(explained, about) if every else _details(explained[0], about))
     if failed := [each.name for each in explained if each.has_failed]:
-        raise CheckFailedError(f"a table is read whole by {', '.join(failed)}")
+        raise CheckFailedError(f"too much is read by {', '.join(failed)}")
 
 
 def _configured(config: DatabaseConfig) -> str | None:
