@@ -717,6 +717,8 @@ read_row AS MATERIALIZED (
                 j.status = l.status
                 AND j.created_at >= coalesce(:created_from::timestamptz, '-infinity')
                 AND j.created_at < coalesce(:created_before::timestamptz, 'infinity')
+            -- The index's order, as above.
+            ORDER BY j.status DESC, j.created_at DESC, j.id DESC
             LIMIT 10001
         ) AS r
         WHERE l.queue IS NULL
@@ -732,6 +734,8 @@ read_row AS MATERIALIZED (
                 AND j.status = l.status
                 AND j.created_at >= coalesce(:created_from::timestamptz, '-infinity')
                 AND j.created_at < coalesce(:created_before::timestamptz, 'infinity')
+            -- The index's order, as above.
+            ORDER BY j.status DESC, j.created_at DESC, j.id DESC
             LIMIT 10001
         ) AS r
         WHERE l.queue IS NOT NULL

@@ -16,6 +16,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
+from goqueue import explain
 from goqueue.pytest_plugin import DatabaseServer
 from tests.plans import JIT_ABOVE_COST, MODES, NOTES, Explainer, Plan, seed
 
@@ -547,6 +548,31 @@ def test_claims_next_to_dead_entries(database: str, explainer: Explainer) -> Non
         # Their pages are passed over all the same, until vacuum comes: only who goes on does not.
         assert explainer.run("claim_jobs", claim(["churn"], 10))[-1][LANES] == ["churn"]
         assert explainer.run("claim_jobs", resumed)[-1][LANES] is None
+
+
+# By the statistics of such a table any row will do, whatever is asked for, and the next page has one. (Of running jobs
+# rescue_jobs and queue_stats read all in any case.)
+@pytest.mark.parametrize("status", ["pending", "completed", "dead", "cancelled"])
+def test_no_statement_reads_a_table_whole_that_holds_jobs_of_one_kind_only(
+    goqueue_connection: psycopg.Connection[Any], status: str
+) -> None:
+    goqueue_connection.execute(
+        "INSERT INTO goqueue.jobs (job_type, status, completed_at, scheduled_at, created_at) SELECT 't', v.status, "
+        "CASE WHEN v.status <> 'pending' THEN now() END, now() - g.n * interval '1 second', "
+        "now() - g.n * interval '1 second' "
+        "FROM (VALUES (%s::goqueue.job_status)) AS v (status), generate_series(1, 100000) AS g (n)",
+        [status],
+    )
+    goqueue_connection.execute("VACUUM ANALYZE goqueue.jobs")
+    explainer = Explainer(goqueue_connection)
+    examples = explain.example_values(goqueue_connection)
+    without = [(name, {}) for name in explain.explainable(NOTES)]
+    nothing = dict.fromkeys(NOTES["count_jobs"].parameters)
+    absent = [("count_jobs", nothing | {"statuses": "{running}"}), ("list_jobs", {"statuses": "{running}"})]
+    for name, given in [*without, *absent]:
+        for result in explain.explain_query(explainer, name, given, examples).plans:
+            wholes = [flag.text for flag in result.flags if flag.kind in ("seq scan", "filter")]
+            assert wholes == [], f"{name} {result.mode}: {Plan(result.plan)}"
 
 
 @pytest.mark.parametrize("name", [name for name in NOTES if name not in WITHOUT_A_PLAN])
