@@ -309,7 +309,7 @@ class DatabaseConfig(_Section, frozen=True, kw_only=True):
     prepare_threshold: Annotated[
         int | Literal["auto"] | None,
         _integer_or_word(
-            "Runs before a statement is prepared; none: never; auto: 5, and none behind a pooler.",
+            "Runs before a statement is prepared; none: never; auto: 1, and none behind a pooler.",
             0,
             10**6,
             {"none": None, "auto": "auto"},

@@ -63,10 +63,11 @@ def limits(config: DatabaseConfig) -> dict[str, timedelta]:
 
 
 def prepare_threshold(config: DatabaseConfig, *, pooled: bool) -> int | None:
-    """The runs before a statement is prepared. In a session that others use none is: psycopg names statements by their
-    number, and what another client has prepared there under the same one would be run in place of ours."""
+    """The runs before a statement is prepared. One: few statements, each run again and again. In a session that others
+    use none is: psycopg names statements by their number, and what another client has prepared there under the same one
+    would be run in place of ours."""
     if config.prepare_threshold == "auto":
-        return None if pooled else 5
+        return None if pooled else 1
     return config.prepare_threshold
 
 

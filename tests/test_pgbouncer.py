@@ -211,7 +211,7 @@ class TestPreparedStatements:
 
     def test_those_of_our_own_session_are_prepared(self, goqueue_store: PostgresStorage) -> None:
         with goqueue_store._connection() as connection:
-            assert connection.prepare_threshold == 5
+            assert connection.prepare_threshold == 1
 
 
 class TestListening:

@@ -166,7 +166,7 @@ class TestOpening:
             assert shown("plan_cache_mode") == "force_generic_plan"
             assert shown("jit") == "off"
             assert connection.autocommit
-            assert connection.prepare_threshold == 5
+            assert connection.prepare_threshold == 1
 
     def test_the_urls_own_options_win(self, goqueue_database: str) -> None:
         url = make_conninfo(goqueue_database, options="-c statement_timeout=1234", application_name="mine")

@@ -15,7 +15,7 @@ from opentelemetry.trace import SpanKind, StatusCode, Tracer
 from goqueue import DatabaseConfig, NewJob, PostgresStorage, SchemaError
 from tests.ways import WAYS, opened
 
-PREPARED = "SELECT statement FROM pg_prepared_statements WHERE statement LIKE '%/* goqueue:get_job */%'"
+PREPARED = "SELECT statement FROM pg_prepared_statements WHERE statement LIKE 'SELECT /* goqueue:get_job */%'"
 
 
 class Spans(InMemorySpanExporter):

@@ -27,7 +27,7 @@ class Way:
 def opened(way: str, config: DatabaseConfig, **connect: Any) -> Iterator[Way]:
     """A store with this configuration; ``connect`` is for the connection of one that is bound."""
     threshold = config.prepare_threshold
-    connect = {"autocommit": True, "prepare_threshold": 5 if threshold == "auto" else threshold, **connect}
+    connect = {"autocommit": True, "prepare_threshold": 1 if threshold == "auto" else threshold, **connect}
     with ExitStack() as stack:
         if way.startswith("async"):
             runner = stack.enter_context(asyncio.Runner())

@@ -29,7 +29,7 @@ def bare_connection(config: DatabaseConfig) -> psycopg.Connection[Any]:
     """A connection with the store's settings, and with psycopg's own cursors: what a caller has without the store."""
     connection = open_connection(config)
     connection.cursor_factory = psycopg.Cursor
-    connection.prepare_threshold = 5  # as a pool's, where no pooler stands between
+    connection.prepare_threshold = 1  # as a pool's, where no pooler stands between
     return connection
 
 
