@@ -459,6 +459,17 @@ def test_an_exporter_of_statuses_reads_a_thousand_entries_each(explainer: Explai
     check(plan, "queue_stats", indexes={QUEUE}, rows=rows, pages=2 * rows, sample=True)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_an_estimate_is_near_the_truth(mode: str, explainer: Explainer, known: Known) -> None:
+    [(largest, jobs)] = known.jobs_by_queue.most_common(1)
+    for queues, truth in (None, known.jobs_by_queue.total()), ([largest], jobs):
+        [(count, exact)] = explainer.run("count_jobs", {**NO_FILTER, "queues": queues}, mode)
+        assert not exact
+        assert 0.5 < count / truth < 2
+    [by_status] = [row[1:6] for row in explainer.run("queue_stats", {}, mode) if row[0] == largest]
+    assert 0.5 < sum(count or 0 for count in by_status) / jobs < 2
+
+
 def claim(queues: list[str], count: int, lanes: list[tuple[str, int, datetime, UUID]] | None = None) -> dict[str, Any]:
     columns = dict.fromkeys(("lane_queues", "lane_priorities", "lane_times", "lane_ids"))
     if lanes is not None:
