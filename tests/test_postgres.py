@@ -168,6 +168,13 @@ class TestOpening:
             assert connection.autocommit
             assert connection.prepare_threshold == 1
 
+    def test_a_server_that_vanished_is_given_up_soon_after_the_statements_time(self, goqueue_database: str) -> None:
+        settings = {"statement_timeout": 7 * SECOND, "connect_timeout": 4 * SECOND}
+        with PostgresStorage.open(config(goqueue_database, **settings)) as store, store._connection() as connection:
+            watch = {"tcp_user_timeout": "11000", "keepalives_idle": "11", "keepalives_interval": "4"}
+            given = connection.info.get_parameters()
+            assert given == {**given, **watch, "keepalives_count": "2"}
+
     def test_the_urls_own_options_win(self, goqueue_database: str) -> None:
         url = make_conninfo(goqueue_database, options="-c statement_timeout=1234", application_name="mine")
         with PostgresStorage.open(url) as store, store._connection() as connection:

@@ -233,6 +233,28 @@ def test_a_program_that_sets_up_no_logging_stays_silent_and_one_that_does_sees_w
     assert logged.startswith("WARNING:goqueue.sql:create_jobs was slow, ")
 
 
+def test_a_bulk_is_cut_by_its_bytes_too(
+    goqueue_store: PostgresStorage, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("goqueue.requests._MAX_BATCH_BYTES", 10_000)
+    # The large one is beyond the limit by itself.
+    jobs = [NewJob(job_type="t", payload="x" * size) for size in (4000, 4000, 4000, 4000, 4000, 20_000, 1)]
+    assert goqueue_store.create_jobs(jobs) == [(job.id, True) for job in jobs]
+    sent = [fields(record) for record in statements(caplog) if fields(record)["query"] == "create_jobs"]
+    assert [record["rows"] for record in sent] == [2, 2, 1, 1, 1]
+    assert [job.payload for job in goqueue_store.get_jobs(job.id for job in jobs)] == [job.payload for job in jobs]
+
+
+def test_ids_go_out_in_one_order_however_they_are_given(
+    goqueue_store: PostgresStorage, caplog: pytest.LogCaptureFixture
+) -> None:
+    ids = [job_id for job_id, _ in goqueue_store.create_jobs([*MANY, NewJob(job_type="t")])]
+    assert goqueue_store.cancel_jobs(ids[::-1]) == 1001
+    first, second = [fields(record) for record in statements(caplog) if fields(record)["query"] == "cancel_jobs"]
+    # Of several the number is logged, of one its id.
+    assert (first["jobs"], second["job_id"]) == (1000, max(ids))
+
+
 class TestJobs:
     def test_a_rescue_is_logged(
         self, goqueue_store: PostgresStorage, goqueue_connection: Any, caplog: pytest.LogCaptureFixture
