@@ -1,7 +1,7 @@
 """What a folder of SQL files must keep: proved against the shipped files by the server that is to run them.
 
-Imports psycopg, goqueue.errors, goqueue.queries and goqueue.sqlfiles. Nothing here runs a statement of the folder: the
-server parses and describes it, and plans it without values.
+Imports psycopg, goqueue.errors, goqueue.queries, goqueue.session and goqueue.sqlfiles. Nothing here runs a statement of
+the folder: the server parses and describes it, and plans it without values.
 """
 
 from collections import Counter
@@ -16,6 +16,7 @@ from psycopg import Connection, pq
 
 from goqueue.errors import ConfigError
 from goqueue.queries import load_queries, shipped_folder
+from goqueue.session import PLANNING
 from goqueue.sqlfiles import Statement, is_outdated, read_statements, sql_files
 
 __all__ = [
@@ -281,8 +282,8 @@ def prove_contract(connection: Connection[Any], folder: Path | str) -> Proof:
         problems += [f"{where}: it refers to the {what}, outside the schema goqueue" for what in foreign]
         unproved += [f"{where}: {why}" for why in unknown]
     shipped = {statement.name: statement for _, statement in pairs}
-    mine = generic_plans(connection, [statement for statement, _ in found.taken], avoid_scans=True)
-    theirs = generic_plans(connection, [shipped[statement.name] for statement, _ in found.taken], avoid_scans=True)
+    mine = generic_plans(connection, [statement for statement, _ in found.taken])
+    theirs = generic_plans(connection, [shipped[statement.name] for statement, _ in found.taken])
     for statement, _ in found.taken:
         got, expected = mine[statement.name], theirs[statement.name]
         where = f"{statement.file}, query {statement.name}"
@@ -368,22 +369,17 @@ class GenericPlan(NamedTuple):
 
 
 def generic_plans(
-    connection: Connection[Any], statements: Iterable[Statement], *, avoid_scans: bool = False
+    connection: Connection[Any], statements: Iterable[Statement]
 ) -> dict[str, GenericPlan | psycopg.Error]:
     """The plan of each statement as the store's connections get it, by name; or the error that the server gave, such as
-    a missing privilege. Nothing is run. ``avoid_scans``: as on a table that is large.
+    a missing privilege. Nothing is run.
 
     For a connection in autocommit mode. Statements without a plan (LISTEN) are left out.
     """
     queries = load_queries()
     plans: dict[str, GenericPlan | psycopg.Error] = {}
     with connection.transaction(force_rollback=True):
-        settings = {
-            "plan_cache_mode": "force_generic_plan",
-            "jit": "off",
-            "enable_seqscan": "off" if avoid_scans else "on",
-        }
-        for name, value in settings.items():
+        for name, value in PLANNING.items():
             queries.set_local(connection, name=name, value=value)
         for statement in statements:
             nulls = ", ".join("NULL" for _ in statement.parameters)

@@ -43,7 +43,7 @@ def translate(error: psycopg.Error) -> GoQueueError:  # noqa: C901, PLR0911, PLR
                 "(GOQUEUE_DATABASE_POOL_MAX_SIZE, GOQUEUE_DATABASE_POOL_TIMEOUT)"
             )
         case pg.UniqueViolation():
-            # Only a race gets here: the statements look first.
+            # The statements look first: a race gets here, or an id that replace_pending_job finds taken.
             return DuplicateJobError(f"another job has this idempotency key or id ({constraint})", job_id=None)
         case pg.CheckViolation():
             return InvalidJobError(_RULES.get(constraint or "", said), constraint=constraint)
@@ -59,6 +59,11 @@ def translate(error: psycopg.Error) -> GoQueueError:  # noqa: C901, PLR0911, PLR
             )
         case pg.SerializationFailure() | pg.DeadlockDetected():
             return TransactionConflictError(f"{said}; roll back and run the whole transaction again")
+        case pg.FeatureNotSupported() if is_stale(error):
+            return StorageUnavailableError(
+                f"the tables were changed under an open connection: {said}; call again (on a connection of your own, "
+                "after `DEALLOCATE ALL` or on a new one)"
+            )
         case (
             pg.UndefinedTable() | pg.InvalidSchemaName() | pg.UndefinedColumn() | pg.UndefinedFunction()
             | pg.UndefinedObject() | pg.FeatureNotSupported()
@@ -82,6 +87,10 @@ def translate(error: psycopg.Error) -> GoQueueError:  # noqa: C901, PLR0911, PLR
                 f"{said}; a pooler hands the statements of one connection to several sessions: prepare none "
                 "(GOQUEUE_DATABASE_PREPARE_THRESHOLD=none; on a connection of your own, prepare_threshold=None)"
             )
+        case pg.UntranslatableCharacter() | pg.CharacterNotInRepertoire():
+            return InvalidJobError(
+                f"a text has no form in the encoding of the connection or the database: {said}; use UTF8 for both"
+            )
         case psycopg.DataError() | pg.ProgramLimitExceeded():
             return InvalidJobError(f"a value can't be stored: {said}")
         case psycopg.OperationalError() if "unsupported startup parameter" in said:
@@ -96,6 +105,11 @@ def translate(error: psycopg.Error) -> GoQueueError:  # noqa: C901, PLR0911, PLR
             return StorageUnavailableError(f"the database can't be reached or went away: {said}")
         case _:
             return StorageError(f"the database refused the statement: {said}")
+
+
+def is_stale(error: psycopg.Error) -> bool:
+    """Whether a prepared statement's result is not what it was, because a table or type was changed since."""
+    return error.diag.source_function == "RevalidateCachedQuery"
 
 
 def duplicate_of(job_id: UUID | None, idempotency_key: str | None) -> DuplicateJobError:

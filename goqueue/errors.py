@@ -49,7 +49,8 @@ class InvalidCursorError(InvalidFilterError):
 
 
 class CorruptJobError(GoQueueError):
-    """A stored row can't be read as a job; ``job_id`` names it. The other rows of the table are not affected."""
+    """A stored row can't be read as a job; ``job_id`` names it. A claim sets it aside as dead, a page names it in
+    ``unreadable``: neither raises this, and the jobs beside it are not affected."""
 
     def __init__(self, message: str, *, job_id: UUID) -> None:
         super().__init__(message)
@@ -59,8 +60,8 @@ class CorruptJobError(GoQueueError):
 class DuplicateJobError(GoQueueError):
     """A job with this idempotency key (or id) exists already; ``job_id`` is the existing job's id.
 
-    ``job_id`` is None when this login may not see that job (it is another producer's), and when an update lost a race
-    for the key, where asking for it would take another statement.
+    ``job_id`` is None when this login may not see that job (it is another producer's), and where only the constraint
+    tells: an update that lost a race for the key, and `replace_pending_job` with the id of another job.
     """
 
     def __init__(self, message: str, *, job_id: UUID | None, idempotency_key: str | None = None) -> None:

@@ -1,7 +1,7 @@
 """What EXPLAIN says of the queries, in a scratch database that is filled for it and dropped afterwards.
 
-Imports goqueue.catalogue, goqueue.embedded, goqueue.migrate and goqueue.queries. The SQL here is limited to making and
-dropping the scratch database, and to preparing, running and explaining what sql/ holds.
+Imports goqueue.catalogue, goqueue.embedded, goqueue.migrate, goqueue.queries and goqueue.session. The SQL here is
+limited to making and dropping the scratch database, and to preparing, running and explaining what sql/ holds.
 """
 
 import secrets
@@ -24,10 +24,12 @@ from goqueue.embedded import EmbeddedServer
 from goqueue.errors import GoQueueError, StorageError
 from goqueue.migrate import migrate
 from goqueue.queries import load_queries
+from goqueue.session import PLANNING
 from goqueue.sqlfiles import APART
 
 MODES = ("custom", "generic")
-"""custom: planned for the values given. generic: planned once for any values, as goqueue's own connections do."""
+"""custom: planned for the values given, with the server's settings, as on a connection of the caller's own. generic:
+planned once for any values, with the settings of goqueue's connections."""
 
 REFUSALS = (psycopg.errors.InsufficientPrivilege, psycopg.errors.ReadOnlySqlTransaction)
 """What a server says where no database can be made."""
@@ -277,7 +279,9 @@ class Explainer:
         )
         with self.connection.transaction(force_rollback=True):
             self.before_a_run()
-            self.connection.execute(f"SET LOCAL plan_cache_mode = force_{mode}_plan".encode())
+            settings = PLANNING if mode == "generic" else {"plan_cache_mode": "force_custom_plan"}
+            for setting, value in settings.items():
+                self.connection.execute(f"SET LOCAL {setting} = {value}".encode())
             return self.connection.execute(statement).fetchall()
 
     def before_a_run(self) -> None:

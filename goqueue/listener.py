@@ -1,5 +1,6 @@
 # Made by `make catalogue` from goqueue/aio/listener.py; change that.
-"""Waits for the server to say that jobs are ready. Imports psycopg, goqueue.dberrors and goqueue.models."""
+"""Waits for the server to say that jobs are ready. Imports psycopg, goqueue.dberrors,
+goqueue.errors and goqueue.models."""
 
 import logging
 import time
@@ -13,9 +14,13 @@ import psycopg
 from psycopg import Connection
 
 from goqueue.dberrors import translate
+from goqueue.errors import StorageUnavailableError
 from goqueue.models import check_kind
 
 _log = logging.getLogger("goqueue")
+
+# Seconds between two attempts to open a connection again.
+_PAUSE = 1.0
 
 
 class Listener:
@@ -39,6 +44,7 @@ class Listener:
         self._queries = queries
         self._queues = frozenset(queues)
         self._connection: Connection[Any] | None = None
+        self._is_open = False
         self._is_pooled = False
 
     def __enter__(self) -> Self:
@@ -46,6 +52,7 @@ class Listener:
             self._open()
         except psycopg.Error as exc:
             raise translate(exc) from exc
+        self._is_open = True
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -53,6 +60,7 @@ class Listener:
 
     def close(self) -> None:
         """Stops listening. Calling it again does nothing."""
+        self._is_open = False
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -61,26 +69,42 @@ class Listener:
         """The queues in which jobs became ready, as soon as there are some; none when ``timeout`` has passed.
 
         A lost connection is no error: it is opened again, and all queues are given, since a hint may have been missed.
-        While that fails, the time is slept through. Queries: get_session, listen, announce_listener.
+        While that fails, it is tried once a second. `StorageUnavailableError` when the listener is closed.
+        Queries: get_session, listen, announce_listener.
         """
         check_kind("timeout", timeout, timedelta)
+        if not self._is_open:
+            raise StorageUnavailableError("the listener is closed: use it within `with store.listen(...) as listener`")
         deadline = monotonic() + timeout.total_seconds()
+        while True:
+            if self._connection is not None:
+                ready = self._ready(self._connection, max(0.0, deadline - monotonic()))
+                if ready is None:
+                    continue
+                if ready:
+                    return ready
+            elif not self._is_pooled:
+                with suppress(psycopg.Error):
+                    self._open()
+                    return self._queues
+            if (left := deadline - monotonic()) <= 0:
+                return frozenset()
+            if self._connection is None:
+                time.sleep(min(left, _PAUSE))
+
+    def _ready(self, connection: Connection[Any], timeout: float) -> frozenset[str] | None:
+        """The queues that were notified of in that many seconds; None when the connection is lost."""
         try:
-            if self._connection is None and not self._is_pooled:
-                self._open()
-                return self._queues
-            while self._connection is not None and (left := deadline - monotonic()) > 0:
-                ready = {note.payload for note in self._connection.notifies(timeout=left, stop_after=1)}
-                # What has come along with it.
-                ready |= {note.payload for note in self._connection.notifies(timeout=0)}
-                if ready & self._queues:
-                    return frozenset(ready & self._queues)
+            ready = {note.payload for note in connection.notifies(timeout=timeout, stop_after=1)}
+            # What has come along with it.
+            ready |= {note.payload for note in connection.notifies(timeout=0)}
         except psycopg.Error as exc:
             _log.warning("listening was interrupted: %s", translate(exc))
+            self._connection = None
             with suppress(psycopg.Error):
-                self.close()
-        time.sleep(max(0.0, deadline - monotonic()))
-        return frozenset()
+                connection.close()
+            return None
+        return frozenset(ready & self._queues)
 
     def _open(self) -> None:
         connection = self._connect()

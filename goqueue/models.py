@@ -271,15 +271,18 @@ class JobFilter(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Page(Struct, frozen=True):
     """A page of a list. ``next_cursor`` goes to `list_jobs` for the next page; it is None on the last one.
 
-    A page can hold fewer jobs than the limit and not be the last one: only a None cursor says so.
+    A page can hold fewer jobs than the limit and not be the last one: only a None cursor says so. ``unreadable`` names
+    the jobs of the page whose payload can't be read, and says why.
     """
 
     jobs: list[Job]
     next_cursor: str | None
+    unreadable: dict[UUID, str] = {}
 
 
 class JobCount(int):
-    """A number of jobs. ``exact`` is False for an estimate, which only a count of more than 10,000 rows can be."""
+    """A number of jobs. ``exact`` is False for an estimate: of `count_jobs` where more than 10,000 rows would have to
+    be looked at, of `queue_stats` above 1000 jobs."""
 
     exact: bool
 
@@ -495,6 +498,9 @@ def _shown(value: object) -> str:
 # --- cursors --------------------------------------------------------------------------------------------------------
 
 
+_FIRST, _LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+_ENDLESS: Final[dict[datetime, datetime | str]] = {_FIRST: "-infinity", _LAST: "infinity"}
+
 _RANGE_FIELDS: Final = ("created_from", "created_before", "scheduled_from", "scheduled_before")
 
 
@@ -507,12 +513,19 @@ class _Position(Struct, frozen=True, array_like=True):
 
 def make_cursor(parameters: Mapping[str, Any], created_at: datetime, job_id: UUID) -> str:
     """An opaque cursor: the position to go on from, tied to the filter's ``parameters``."""
+    try:  # Whatever the session's time zone, it is the same cursor.
+        created_at = created_at.astimezone(UTC)
+    except OverflowError:
+        created_at = _LAST if created_at.year > 1 else _FIRST
     position = _Position(created_at, job_id, _digest(parameters, created_at, job_id))
     return msgspec.msgpack.encode(position).hex()
 
 
-def read_cursor(parameters: Mapping[str, Any], cursor: str | None) -> tuple[datetime | None, UUID | None]:
-    """The position in a cursor that `make_cursor` made for the same filter; else `InvalidCursorError`."""
+def read_cursor(parameters: Mapping[str, Any], cursor: str | None) -> tuple[datetime | str | None, UUID | None]:
+    """The position in a cursor that `make_cursor` made for the same filter; else `InvalidCursorError`.
+
+    The first and the last time that Python has stand for all that it hasn't, and are given as the server's infinity.
+    """
     if cursor is None:
         return None, None
     try:
@@ -524,7 +537,7 @@ def read_cursor(parameters: Mapping[str, Any], cursor: str | None) -> tuple[date
             "the cursor belongs to another filter or was changed; use it with the filter it came from, "
             "or start again without one"
         )
-    return position.created_at, position.id
+    return _ENDLESS.get(position.created_at, position.created_at), position.id
 
 
 def _digest(parameters: Mapping[str, Any], created_at: datetime, job_id: UUID) -> bytes:

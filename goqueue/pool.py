@@ -24,7 +24,7 @@ class PoolConnection(Connection[Row]):
     def __init__(self, pgconn: PGconn) -> None:
         super().__init__(pgconn)
         #: By the statement's text.
-        self.cursors: dict[str, Cursor[Any]] = {}
+        self.goqueue_cursors: dict[str, Cursor[Any]] = {}
 
 
 def open_pool(config: DatabaseConfig, queries: Any) -> Pool:

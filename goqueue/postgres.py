@@ -22,7 +22,7 @@ from psycopg.pq import TransactionStatus
 from goqueue.adapter import Adapter
 from goqueue.config import Config, DatabaseConfig
 from goqueue.contract import require_contract
-from goqueue.dberrors import duplicate_of, duplicate_unseen, translate
+from goqueue.dberrors import duplicate_of, duplicate_unseen, is_stale, translate
 from goqueue.errors import (
     InvalidJobError,
     JobNotFoundError,
@@ -61,8 +61,10 @@ from goqueue.requests import (
     Batch,
     Claimed,
     Leases,
+    as_given,
     as_job_ids,
     as_statuses,
+    by_key,
     check_lost,
     claim_values,
     document,
@@ -74,6 +76,7 @@ from goqueue.requests import (
     job_values,
     not_replaced,
     queue_names,
+    read_jobs,
     rescued,
     stats_of,
 )
@@ -86,8 +89,8 @@ DEFAULT_BACKOFF = Backoff()
 _TRIES = 10
 
 
-def _queries(config: DatabaseConfig) -> Any:
-    return load_queries(config.sql_dir or None, Adapter, config.slow_query_time.total_seconds())
+def _queries(config: DatabaseConfig, sql_dir: str) -> Any:
+    return load_queries(sql_dir or None, Adapter, config.slow_query_time.total_seconds())
 
 
 class Bind(Protocol):
@@ -146,12 +149,13 @@ class PostgresStorage:
         resumes: dict[tuple[str, ...], Resume] | None = None,
     ) -> None:
         """For `open` (``pool``) and `bound_to` (the caller's ``connection``)."""
+        check_kind("config (stores are made by open() and bound_to())", config, DatabaseConfig)
         self.config = config
         self._pool = pool
         self._given: Any = connection
         self._process = os.getpid()
         self._resumes = {} if resumes is None else resumes
-        self._queries = _queries(config)
+        self._queries = _queries(config, config.sql_dir)
 
     @classmethod
     def open(cls, config: DatabaseConfig | Config | str = "") -> Self:
@@ -167,12 +171,15 @@ class PostgresStorage:
         elif isinstance(config, Config):
             config = config.database
         check_kind("config", config, DatabaseConfig, str)
-        pool = open_pool(config, _queries(config))
+        _queries(config, config.sql_dir)  # files that can't be read are told before anything is opened
+        # What is asked until the folder's statements are known to be sound.
+        shipped = _queries(config, "")
+        pool = open_pool(config, shipped)
         store = cls(config, pool=pool)
         try:
-            store.ping()
-            if config.sql_dir:
-                with store._connection() as connection:
+            with store._connection() as connection:
+                shipped.ping(connection)
+                if config.sql_dir:
                     require_contract(connection, config.sql_dir)
         except BaseException:
             store.close()
@@ -222,15 +229,17 @@ class PostgresStorage:
         """Adds many jobs, all of them or on an error none. In the order given: (id, created).
 
         ``jobs`` is read to its end before the transaction begins. A job whose idempotency key is taken, by a stored job
-        or by an earlier one of ``jobs``, is not created; the id is that of the job which has the key.
+        or by an earlier one of ``jobs``, is not created; the id is that of the job which has the key. They are added in
+        the order of their keys, so that bulks with keys in common wait for each other, and never in a circle.
         Query: create_jobs, for every ``batch_size`` jobs.
         """
         batches = list(self._batches(jobs))
+        order, batches = by_key(batches, self.config)
         results: list[tuple[UUID, bool]] = []
         with self._connection() as connection, self._transaction(connection):
             for batch in batches:
                 results += self._create_batch(connection, batch)
-        return results
+        return as_given(order, results)
 
     def create_jobs_in_batches(self, jobs: Iterable[NewJob]) -> Generator[list[tuple[UUID, bool]]]:
         """`create_jobs` for an iterable of any length, in constant memory: one batch is read, added and committed each
@@ -238,9 +247,10 @@ class PostgresStorage:
         """
         with closing(self._batches(jobs)) as batches:
             for batch in batches:
+                order, [ordered] = by_key([batch], self.config)
                 with self._connection() as connection, self._transaction(connection):
-                    results = self._create_batch(connection, batch)
-                yield results
+                    results = self._create_batch(connection, ordered)
+                yield as_given(order, results)
 
     def _batches(self, jobs: Iterable[NewJob]) -> Generator[Batch]:
         check_kind("jobs", jobs, Iterable)
@@ -271,15 +281,10 @@ class PostgresStorage:
             created |= {row[0] for row in self._queries.create_jobs(connection, jobs=again)}
         else:
             raise duplicate_unseen()
-        results = []
-        for job in batch.jobs:
-            if job.id in created:
-                created.remove(job.id)  # Given twice, a job is created once.
-                taken[job.id] = job.id
-                results.append((job.id, True))
-            else:
-                results.append((taken.get(job.id) or taken[job.idempotency_key or ""], False))
-        return results
+        return [
+            (job.id, True) if job.id in created else (taken.get(job.id) or taken[job.idempotency_key or ""], False)
+            for job in batch.jobs
+        ]
 
     def _taken(self, connection: Connection[Any], jobs: list[NewJob]) -> dict[UUID | str, UUID]:
         """Which of the jobs' ids and idempotency keys are in the table, and the id of the job that has each."""
@@ -297,7 +302,10 @@ class PostgresStorage:
         return found(row, f"no job has the id {wanted}")
 
     def get_jobs(self, job_ids: Iterable[JobId]) -> list[Job]:
-        """The jobs with these ids, in their order; those that do not exist are left out. Query: get_jobs."""
+        """The jobs with these ids, in their order; those that do not exist are left out. Query: get_jobs.
+
+        `CorruptJobError` when the payload of one can't be read.
+        """
         wanted = as_job_ids(job_ids)
         with self._connection() as connection:
             return [Job.from_row(row) for row in self._queries.get_jobs(connection, ids=wanted)]
@@ -314,18 +322,24 @@ class PostgresStorage:
         the same filter. Query: list_jobs.
 
         A page can be short and not be the last: with a range of ``scheduled_at`` it ends after some 3,000 index
-        entries.
+        entries. Jobs whose payload can't be read are named beside the others.
         """
+        rows, next_cursor = self._list(job_filter, limit, cursor)
+        jobs, corrupt = read_jobs(rows)
+        return Page(jobs, next_cursor, {error.job_id: str(error) for error in corrupt})
+
+    def _list(
+        self, job_filter: JobFilter | None, limit: int, cursor: str | None
+    ) -> tuple[list[tuple[Any, ...]], str | None]:
+        """The rows of a page, and the cursor of the next."""
         wanted = filter_values(job_filter)
         created_at, job_id = read_cursor(wanted, cursor)
         page = {"page_limit": check_limit(limit), "cursor_created_at": created_at, "cursor_id": job_id}
         with self._connection() as connection:
             rows = list(self._queries.list_jobs(connection, **wanted, **page))
         *_, next_created_at, next_id = rows[0]
-        return Page(
-            jobs=[Job.from_row(row) for row in rows if row[0] is not None],
-            next_cursor=None if next_id is None else make_cursor(wanted, next_created_at, next_id),
-        )
+        following = None if next_id is None else make_cursor(wanted, next_created_at, next_id)
+        return [row for row in rows if row[0] is not None], following
 
     def count_jobs(self, job_filter: JobFilter | None = None) -> JobCount:
         """How many jobs match: exact as far as 10,000 rows have to be looked at, beyond that an estimate that says so.
@@ -343,7 +357,8 @@ class PostgresStorage:
         """Changes the given fields, and returns the job as it is then. Query: update_job.
 
         `JobNotFoundError`; `JobStateError` for a status that doesn't follow from the present one; `DuplicateJobError`
-        for an idempotency key that another job has.
+        for an idempotency key that another job has; `CorruptJobError`, after the change, for a payload that can't be
+        read.
         """
         wanted = as_job_id(job_id)
         check_kind("update", update, JobUpdate)
@@ -363,8 +378,8 @@ class PostgresStorage:
     def replace_pending_job(self, job: NewJob) -> Job:
         """Adds a job, or puts it in the place of the pending one that has its idempotency key (and keeps its id).
 
-        `DuplicateJobError` when the key's job is not pending any more; `InvalidJobError` for a job without a key.
-        Query: replace_pending_job.
+        `DuplicateJobError` when the key's job is not pending any more, or another has the id; `InvalidJobError` for a
+        job without a key. Query: replace_pending_job.
         """
         values = job_values(job, self.config)
         if job.idempotency_key is None:
@@ -427,18 +442,21 @@ class PostgresStorage:
             return
         narrowed, cursor = replace(jobs, status=wanted), None
         while True:
-            page = self.list_jobs(narrowed, limit=MAX_PAGE, cursor=cursor)
-            for ids in in_batches(job.id for job in page.jobs):
+            rows, cursor = self._list(narrowed, MAX_PAGE, cursor)
+            for ids in in_batches(row[0] for row in rows):
                 yield ids
-            if (cursor := page.next_cursor) is None:
+            if cursor is None:
                 return
 
     def delete_job(self, job_id: JobId) -> None:
-        """Deletes the job for good, whatever its status; `JobNotFoundError` when there is none. Query: delete_job."""
+        """Deletes the job for good, whatever its status, and the history of its failures; `JobNotFoundError` when there
+        is none. Queries: delete_job, delete_failures.
+        """
         wanted = as_job_id(job_id)
-        with self._connection() as connection:
+        with self._connection() as connection, self._transaction(connection):
             if self._queries.delete_job(connection, id=wanted) is None:
                 raise JobNotFoundError(f"no job has the id {wanted}")
+            _ = list(self._queries.delete_failures(connection, job_id=wanted))
 
     def prune_jobs(
         self,
@@ -635,6 +653,8 @@ class PostgresStorage:
             finally:  # not the pool's own context manager, which commits: there is nothing to commit
                 self._pool.putconn(connection)
         except psycopg.Error as exc:
+            if self._pool is not None and is_stale(exc):
+                self._pool.drain()  # each of its connections would say so once
             raise translate(exc) from exc
 
     def _transaction(self, connection: Connection[Any]) -> AbstractContextManager[object]:

@@ -87,26 +87,51 @@ def encoded_job(job: NewJob | JobUpdate, config: DatabaseConfig) -> bytes:
 
 
 class Batch:
-    """Jobs for one create_jobs statement: at most ``batch_size`` and some 16 MiB."""
+    """Jobs for one create_jobs statement: at most ``batch_size`` and some 16 MiB, no two with one id."""
 
     def __init__(self, config: DatabaseConfig) -> None:
         self._config = config
         self._size = 0
+        self._ids: set[UUID] = set()
         self.jobs: list[NewJob] = []
         self.encoded: list[bytes] = []
 
-    def add(self, job: NewJob) -> bool:
-        """Takes the job, or says False when it is full. `InvalidJobError` for what is no job."""
-        if not isinstance(job, NewJob):
-            raise InvalidJobError(f"create_jobs takes NewJob objects, not {type(job).__name__}")
-        encoded = encoded_job(job, self._config)
+    def add(self, job: NewJob, encoded: bytes | None = None) -> bool:
+        """Takes the job, or says False when that is for the next batch. `InvalidJobError` for what is no job.
+
+        A statement's rows tell by their ids which jobs were added, so a job whose id is here already is for the next.
+        """
+        if encoded is None:
+            if not isinstance(job, NewJob):
+                raise InvalidJobError(f"create_jobs takes NewJob objects, not {type(job).__name__}")
+            encoded = encoded_job(job, self._config)
         full = len(self.jobs) >= self._config.batch_size or self._size + len(encoded) > _MAX_BATCH_BYTES
-        if full and self.jobs:
+        if (full or job.id in self._ids) and self.jobs:
             return False
         self.jobs.append(job)
         self.encoded.append(encoded)
+        self._ids.add(job.id)
         self._size += len(encoded)
         return True
+
+
+def by_key(batches: list[Batch], config: DatabaseConfig) -> tuple[list[int] | None, list[Batch]]:
+    """The same jobs, ordered by their idempotency keys, and the place in which each was given (None: in theirs)."""
+    entries = [entry for batch in batches for entry in zip(batch.jobs, batch.encoded, strict=True)]
+    if all(job.idempotency_key is None for job, _ in entries):
+        return None, batches
+    order = sorted(range(len(entries)), key=lambda place: entries[place][0].idempotency_key or "")
+    ordered = [Batch(config)]
+    for job, encoded in (entries[place] for place in order):
+        if not ordered[-1].add(job, encoded):
+            ordered.append(Batch(config))
+            ordered[-1].add(job, encoded)
+    return order, ordered
+
+
+def as_given(order: list[int] | None, results: list[tuple[UUID, bool]]) -> list[tuple[UUID, bool]]:
+    """The results in the order in which the jobs were given."""
+    return results if order is None else [result for _, result in sorted(zip(order, results, strict=True))]
 
 
 def document(batch: Iterable[bytes]) -> str:
@@ -155,10 +180,21 @@ def as_statuses(statuses: JobStatus | Iterable[JobStatus]) -> set[JobStatus]:
 
 
 def in_batches(ids: Iterable[UUID]) -> Iterator[list[UUID]]:
-    """Ids without repetition, in one order everywhere, so that two callers never wait for each other."""
+    """Ids without repetition, in one order everywhere, so that callers never wait for each other in a circle."""
     given = sorted(set(ids))
     for start in range(0, len(given), MAX_PAGE):
         yield given[start : start + MAX_PAGE]
+
+
+def read_jobs(rows: Iterable[tuple[Any, ...]]) -> tuple[list[Job], list[CorruptJobError]]:
+    """The jobs in the rows; and why the others can't be read."""
+    jobs, corrupt = [], []
+    for row in rows:
+        try:
+            jobs.append(Job.from_row(row))
+        except CorruptJobError as error:
+            corrupt.append(error)
+    return jobs, corrupt
 
 
 def found(row: tuple[Any, ...] | None, message: str) -> Job:
@@ -191,7 +227,7 @@ def queue_names(queues: str | Collection[str]) -> list[str]:
 
 
 class Leases:
-    """What a holder names its jobs by, in the order of their ids, so that two callers never wait for each other."""
+    """What a holder names its jobs by, in the order of their ids: callers never wait for each other in a circle."""
 
     def __init__(self, leases: Iterable[Held]) -> None:
         """`InvalidJobError` for what is no lease."""
@@ -244,7 +280,6 @@ class Claimed:
     """The rows of claim_jobs and complete_and_claim."""
 
     def __init__(self, rows: Sequence[tuple[Any, ...]]) -> None:
-        self.jobs: list[Job] = []
         dead_count, *lanes = rows[0][_JOB_COLUMNS : _JOB_COLUMNS + 5]
         if dead_count:
             _log.warning("%d jobs were due without an attempt left: now dead", dead_count, extra={"jobs": dead_count})
@@ -254,14 +289,13 @@ class Claimed:
         self.held: list[UUID] | None = (rows[0][_JOB_COLUMNS + 5 :] or (None,))[0]
         #: What can't be run at all, and why.
         self.unreadable: list[tuple[Held, object]] = []
-        for row in rows:
-            if row[0] is None:
-                continue
-            try:
-                self.jobs.append(Job.from_row(row))
-            except CorruptJobError as corrupt:
-                _log.error("%s; it is set aside as dead", corrupt, extra={"job_id": corrupt.job_id})
-                self.unreadable.append((Lease(row[0], row[_LEASE_TOKEN]), corrupt))
+        given = [row for row in rows if row[0] is not None]
+        self.jobs, corrupt = read_jobs(given)
+        if corrupt:
+            tokens = {row[0]: row[_LEASE_TOKEN] for row in given}
+            for error in corrupt:
+                _log.error("%s; it is set aside as dead", error, extra={"job_id": error.job_id})
+                self.unreadable.append((Lease(error.job_id, tokens[error.job_id]), error))
         #: Whether there may be more, although no job came back: some of those looked at are dead now.
         self.look_again: bool = dead_count > 0 or bool(self.unreadable)
 

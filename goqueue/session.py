@@ -13,6 +13,17 @@ from goqueue.config import DatabaseConfig
 
 _log = logging.getLogger("goqueue")
 
+#: How the statements of our own sessions are planned. Each is written for one plan, whatever its parameters: planning
+#: a page anew takes longer than reading it, and compiling (jit) longer still. Each has its index, and a plan is kept:
+#: made while the table was small, a scan of the whole would stay while it grows. A bitmap scan marks no dead index
+#: entry, so that all after it read them again, and it locks rows in their order on the disk and not in the ids'.
+PLANNING = {
+    "plan_cache_mode": "force_generic_plan",
+    "jit": "off",
+    "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
+}
+
 
 def readable(fileno: int) -> bool:
     """Whether the socket has something to read, or was closed by the other side."""
@@ -29,10 +40,8 @@ def conninfo(config: DatabaseConfig) -> str:
     With options that are given and empty no settings are sent: some poolers refuse them.
     """
     given = conninfo_to_dict(config.url)
-    # Every statement is written for one plan, whatever its parameters: planning a page anew takes longer than reading
-    # it, and compiling (jit) longer still. So what EXPLAIN (GENERIC_PLAN) shows is what runs.
-    fixed = ("TimeZone=UTC", "DateStyle=ISO", "IntervalStyle=postgres", "plan_cache_mode=force_generic_plan", "jit=off")
-    options = [f"-c {setting}" for setting in fixed]
+    fixed = {"TimeZone": "UTC", "DateStyle": "ISO", "IntervalStyle": "postgres", **PLANNING}
+    options = [f"-c {name}={value}" for name, value in fixed.items()]
     options += [f"-c {name}={_milliseconds(value)}" for name, value in limits(config).items()]
     # What the caller's own options say comes last, and so wins.
     options.append(str(given.get("options") or os.environ.get("PGOPTIONS", "")))

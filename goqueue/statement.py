@@ -11,6 +11,7 @@ from uuid import UUID
 
 import psycopg
 from psycopg.adapt import AdaptersMap, Transformer
+from psycopg.types.array import register_all_arrays
 from psycopg.types.datetime import TimestamptzBinaryLoader
 from psycopg.types.string import TextBinaryLoader
 
@@ -18,14 +19,15 @@ from goqueue.errors import StorageError
 
 _log = logging.getLogger("goqueue.sql")
 
-#: How values are written and read: psycopg's own ways, as they were when this was imported.
-ADAPTERS = AdaptersMap(psycopg.adapters)
+#: How values are written and read: psycopg's own ways, whatever the application has registered.
+ADAPTERS = AdaptersMap(types=psycopg.postgres.types)
+psycopg.postgres.register_default_adapters(ADAPTERS)
+register_all_arrays(ADAPTERS)
 # Results come in the binary format, which takes half the time to read, and the server less to write. That of an enum,
 # which psycopg knows nothing of, is its label.
 ADAPTERS.register_loader(0, TextBinaryLoader)
 
-_FIRST = datetime(1, 1, 1, tzinfo=UTC)
-_LAST = datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)
+_FIRST, _LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 
 # What a log record says of a statement's parameters, by the name of its field. Of several jobs it has the number alone:
 # up to a thousand ids would make it unreadable.

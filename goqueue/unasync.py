@@ -25,6 +25,7 @@ _RULES = [
         (r"await psycopg\.AsyncConnection\.connect\(", "psycopg.connect("),
         (r"Awaitable\[((?:[^\[\]]|\[[^\[\]]*\])*)\]", r"\1"),
         (r"\basync (def|for|with)\b", r"\1"),
+        (r"await asyncio\.to_thread\((\w+), ", r"\1("),
         (r"\bawait ", ""),
         (r"\bA `Async", "A `"),
         (r"(?:Async|Cancellable)(?=[A-Z])", ""),

@@ -1,7 +1,8 @@
 -- The statements on goqueue.jobs, in the order of a job's life: create, get, list, count, update, delete.
 --
 -- How to read and change this file:
---   * A statement's name is the storage method's name and the name in the server's log.
+--   * A statement's name is the name of the storage method that runs it and the name in the server's log. A few serve a
+--     method of another name; their comments say so.
 --   * The comment under a name gives its purpose, what it returns, the index it relies on and the locks it takes.
 --     sql/README.md is made from these comments (`make catalogue`).
 --   * Each parameter is cast where it stands, so that the statement means the same whoever sends it.
@@ -825,7 +826,7 @@ SET
         WHEN c.status_after = 'running'
             THEN coalesce(j.locked_by, nullif(current_setting('application_name'), ''), session_user)
     END,
-    locked_at = CASE WHEN c.status_after = 'running' THEN coalesce(j.locked_at, now()) END,
+    locked_at = CASE WHEN c.status_after = 'running' THEN coalesce(j.locked_at, statement_timestamp()) END,
     -- Set running by hand, it has a new holder: whoever held it before has lost it.
     lease_token = CASE
         WHEN c.status_after = 'running' AND j.status <> 'running' THEN j.lease_token + 1
@@ -833,13 +834,13 @@ SET
     END,
     lease_expires_at = CASE WHEN c.status_after = 'running' THEN j.lease_expires_at END,
     scheduled_at = CASE
-        WHEN c.fields ? 'scheduled_at' THEN coalesce((c.fields ->> 'scheduled_at')::timestamptz, now())
+        WHEN c.fields ? 'scheduled_at' THEN coalesce((c.fields ->> 'scheduled_at')::timestamptz, statement_timestamp())
         ELSE j.scheduled_at
     END,
-    updated_at = now(),
-    started_at = CASE WHEN c.status_after = 'running' AND j.status <> 'running' THEN now() ELSE j.started_at END,
+    updated_at = statement_timestamp(),
+    started_at = CASE WHEN c.status_after = 'running' AND j.status <> 'running' THEN statement_timestamp() ELSE j.started_at END,
     completed_at = CASE
-        WHEN c.status_after IN ('completed', 'dead', 'cancelled') THEN coalesce(j.completed_at, now())
+        WHEN c.status_after IN ('completed', 'dead', 'cancelled') THEN coalesce(j.completed_at, statement_timestamp())
     END
 FROM (
     SELECT
@@ -919,7 +920,7 @@ ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO UPDATE SET
     scheduled_at = excluded.scheduled_at,
     attempts = 0,
     last_error = NULL,
-    updated_at = now()
+    updated_at = statement_timestamp()
 WHERE j.status = 'pending'
 RETURNING
     j.id,
@@ -946,69 +947,101 @@ RETURNING
 -- name: cancel_jobs(ids)
 -- Withdraws waiting and running jobs. Who runs one learns it from the next heartbeat or from completing it.
 -- Returns: the ids of the jobs cancelled; finished ones and those that do not exist are left out.
--- Index: jobs_pkey, one probe a job.
+-- Index: jobs_pkey, two probes a job.
 -- Locks: the jobs' rows, in the order of their ids.
+WITH locked_job AS MATERIALIZED (
+    SELECT j.id
+    FROM goqueue.jobs AS j
+    -- By id alone: see leases.sql for the array and for IS TRUE.
+    WHERE j.id = ANY(ARRAY(SELECT unnest(:ids::uuid[]))) AND (j.status IN ('pending', 'running')) IS TRUE
+    ORDER BY j.id
+    FOR NO KEY UPDATE
+)
+
 UPDATE goqueue.jobs AS j
 SET
     status = 'cancelled',
     locked_by = NULL,
     locked_at = NULL,
     lease_expires_at = NULL,
-    updated_at = now(),
-    completed_at = now()
--- By id alone: see leases.sql for the array and for IS TRUE.
-WHERE j.id = ANY(ARRAY(SELECT unnest(:ids::uuid[]))) AND (j.status IN ('pending', 'running')) IS TRUE
+    updated_at = statement_timestamp(),
+    completed_at = statement_timestamp()
+WHERE j.id = ANY(ARRAY(SELECT l.id FROM locked_job AS l))
 RETURNING j.id;
 
 
 -- name: retry_jobs(ids)
 -- Makes dead and cancelled jobs pending again, due at once and with all their attempts.
 -- Returns: the ids of the jobs that wait again; others are left out.
--- Index: jobs_pkey, one probe a job.
+-- Index: jobs_pkey, two probes a job.
 -- Locks: the jobs' rows, in the order of their ids.
+WITH locked_job AS MATERIALIZED (
+    SELECT j.id
+    FROM goqueue.jobs AS j
+    -- By id alone: see leases.sql for the array and for IS TRUE.
+    WHERE j.id = ANY(ARRAY(SELECT unnest(:ids::uuid[]))) AND (j.status IN ('dead', 'cancelled')) IS TRUE
+    ORDER BY j.id
+    FOR NO KEY UPDATE
+)
+
 UPDATE goqueue.jobs AS j
 SET
     status = 'pending',
     attempts = 0,
-    scheduled_at = now(),
-    updated_at = now(),
+    scheduled_at = statement_timestamp(),
+    updated_at = statement_timestamp(),
     completed_at = NULL
--- By id alone: see leases.sql for the array and for IS TRUE.
-WHERE j.id = ANY(ARRAY(SELECT unnest(:ids::uuid[]))) AND (j.status IN ('dead', 'cancelled')) IS TRUE
+WHERE j.id = ANY(ARRAY(SELECT l.id FROM locked_job AS l))
 RETURNING j.id;
 
 
 -- name: reschedule_jobs(ids, scheduled_at, delay)
 -- Gives waiting jobs another time: scheduled_at, or delay from now.
 -- Returns: the ids of the jobs moved; those that do not wait are left out.
--- Index: jobs_pkey, one probe a job.
+-- Index: jobs_pkey, two probes a job.
 -- Locks: the jobs' rows, in the order of their ids.
+WITH locked_job AS MATERIALIZED (
+    SELECT j.id
+    FROM goqueue.jobs AS j
+    -- By id alone: see leases.sql for the array and for IS TRUE.
+    WHERE j.id = ANY(ARRAY(SELECT unnest(:ids::uuid[]))) AND (j.status = 'pending') IS TRUE
+    ORDER BY j.id
+    FOR NO KEY UPDATE
+)
+
 UPDATE goqueue.jobs AS j
 SET
-    scheduled_at = coalesce(:scheduled_at::timestamptz, now() + coalesce(extract(EPOCH FROM :delay::interval) * interval '1 second', '0')),
-    updated_at = now()
--- By id alone: see leases.sql for the array and for IS TRUE.
-WHERE j.id = ANY(ARRAY(SELECT unnest(:ids::uuid[]))) AND (j.status = 'pending') IS TRUE
+    scheduled_at = coalesce(:scheduled_at::timestamptz, statement_timestamp() + coalesce(extract(EPOCH FROM :delay::interval) * interval '1 second', '0')),
+    updated_at = statement_timestamp()
+WHERE j.id = ANY(ARRAY(SELECT l.id FROM locked_job AS l))
 RETURNING j.id;
 
 
 -- name: delete_job(id)$
--- Deletes one job, whatever its status, and the history of its failures.
+-- Deletes one job, whatever its status.
 -- Returns: its id; nothing when there is none.
--- Index: jobs_pkey, job_failures_pkey.
--- Locks: the job's row, the failures' rows.
-WITH deleted_failure AS (
-    DELETE FROM goqueue.job_failures AS f
-    WHERE f.job_id = :id::uuid
-)
-
+-- Index: jobs_pkey.
+-- Locks: the job's row.
 DELETE FROM goqueue.jobs AS j
 WHERE j.id = :id::uuid
 RETURNING j.id;
 
 
+-- name: delete_failures(job_id)
+-- Deletes the history of a job's failures, after delete_job and in its transaction.
+-- Returns: the tokens of the attempts that failed; nothing when there was none.
+-- Index: job_failures_pkey.
+-- Locks: the failures' rows.
+-- Notes: A statement of its own, because only a new snapshot sees the failure that another transaction recorded while
+-- delete_job waited for it.
+DELETE FROM goqueue.job_failures AS f
+WHERE f.job_id = :job_id::uuid
+RETURNING f.lease_token;
+
+
 -- name: prune_jobs(older_than, statuses, job_limit)
--- Deletes one batch of jobs that finished longer than older_than ago, the oldest first, and the history of their failures.
+-- Deletes one batch of jobs that finished longer than older_than ago, and the history of their failures: status by status,
+-- of each those first that were created first.
 -- Returns: the ids of the jobs deleted; fewer than job_limit when no more are due.
 -- Index: jobs_status_idx (a job can't have finished before it was created), jobs_pkey, job_failures_pkey.
 -- Locks: the batch's rows; those that others have locked are passed over.

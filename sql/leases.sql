@@ -4,7 +4,12 @@
 -- Due is what is due by the server's clock when the statement starts: inside a long transaction now() stands still.
 --
 -- Jobs are found by id alone. `IS TRUE` keeps the other conditions out of the planner's hands: by its statistics hardly
--- any job is running, and it would rather read all index entries of that status, dead ones included, or join.
+-- any job is running, and it would rather read all index entries of that status, dead ones included, or join. An index
+-- scan takes an array's ids in their order, and so the rows are locked in it: no two statements wait for each other
+-- in a circle. Where a session allows other scans (goqueue's own do not), a small table can be locked in another order.
+--
+-- Rows are locked FOR NO KEY UPDATE, which is all that the updates need: FOR UPDATE would also wait for, or pass over, a job
+-- that a row just added elsewhere refers to by a foreign key.
 
 
 -- name: claim_jobs(queues, worker_id, job_limit, lease, lane_queues, lane_priorities, lane_times, lane_ids)
@@ -178,7 +183,7 @@ locked_job AS MATERIALIZED (
             AND (j.scheduled_at, j.id) >= (s.scheduled_at, s.id)
         ORDER BY j.scheduled_at, j.id
         LIMIT s.job_count
-        FOR UPDATE SKIP LOCKED
+        FOR NO KEY UPDATE SKIP LOCKED
     ) AS due
 ),
 
@@ -207,7 +212,7 @@ further_job AS MATERIALIZED (
             AND (j.id <> ALL(ARRAY(SELECT k.id FROM locked_job AS k))) IS TRUE
         ORDER BY j.scheduled_at, j.id
         LIMIT (SELECT w.job_count FROM wanted AS w)
-        FOR UPDATE SKIP LOCKED
+        FOR NO KEY UPDATE SKIP LOCKED
     ) AS due
     LIMIT (SELECT w.job_count FROM wanted AS w) - (SELECT count(*) FROM locked_job)
 ),
@@ -601,7 +606,7 @@ locked_job AS MATERIALIZED (
             AND (j.scheduled_at, j.id) >= (s.scheduled_at, s.id)
         ORDER BY j.scheduled_at, j.id
         LIMIT s.job_count
-        FOR UPDATE SKIP LOCKED
+        FOR NO KEY UPDATE SKIP LOCKED
     ) AS due
 ),
 
@@ -630,7 +635,7 @@ further_job AS MATERIALIZED (
             AND (j.id <> ALL(ARRAY(SELECT k.id FROM locked_job AS k))) IS TRUE
         ORDER BY j.scheduled_at, j.id
         LIMIT (SELECT w.job_count FROM wanted AS w)
-        FOR UPDATE SKIP LOCKED
+        FOR NO KEY UPDATE SKIP LOCKED
     ) AS due
     LIMIT (SELECT w.job_count FROM wanted AS w) - (SELECT count(*) FROM locked_job)
 ),
@@ -961,7 +966,7 @@ WITH expired_job AS MATERIALIZED (
     WHERE j.status = 'running' AND j.lease_expires_at <= statement_timestamp()
     ORDER BY j.status, j.created_at, j.id
     LIMIT :job_limit::bigint
-    FOR UPDATE SKIP LOCKED
+    FOR NO KEY UPDATE SKIP LOCKED
 ),
 
 rescued_job AS (

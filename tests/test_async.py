@@ -560,8 +560,7 @@ class TestListener:
     async def test_opens_a_lost_connection_again(self, store: AsyncPostgresStorage, server: Server) -> None:
         async with store.listen("default") as listener:
             server.lose()
-            assert await listener.wait(SECOND / 5) == frozenset()
-            assert await listener.wait(SECOND) == {"default"}, "a hint may have been missed"
+            assert await listener.wait(timedelta.max) == {"default"}, "a hint may have been missed"
             await store.create_job(NewJob(job_type="t"))
             assert await listener.wait(10 * SECOND) == {"default"}
 
@@ -604,6 +603,8 @@ async def test_another_event_loop_is_refused(store: AsyncPostgresStorage) -> Non
     def elsewhere() -> None:
         with pytest.raises(StorageUnavailableError, match="another event loop; open one in each"):
             asyncio.run(store.ping())
+        with pytest.raises(StorageUnavailableError, match="another event loop; open one in each"):
+            asyncio.run(store.close())
 
     await asyncio.to_thread(elsewhere)
     await store.ping()

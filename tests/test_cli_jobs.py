@@ -7,6 +7,7 @@ import subprocess
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -88,7 +89,21 @@ def test_all_pages_are_one_json_document(goqueue: Commands, goqueue_store: Postg
     assert every == page["jobs"] + rest["jobs"]
     assert every[0].keys() == set(Job.__struct_fields__)
     assert every[0]["payload"] == {"text": "ä\n", "big": 10**40}
-    assert goqueue("jobs", "list", "--json", "--queue", "none").json == {"jobs": [], "next_cursor": None}
+    nothing = goqueue("jobs", "list", "--json", "--queue", "none").json
+    assert nothing == {"jobs": [], "unreadable": {}, "next_cursor": None}
+
+
+def test_a_payload_that_cannot_be_read_is_named_beside_the_others(
+    goqueue: Commands, goqueue_store: PostgresStorage, goqueue_connection: Any
+) -> None:
+    bad, good = add(goqueue_store, 2)
+    goqueue_connection.execute("UPDATE goqueue.jobs SET payload = '1e5000' WHERE id = %s", [bad])
+    result = goqueue("jobs", "list")
+    assert [line.split()[0] for line in result.out.splitlines()] == [str(good)]
+    assert f"job {bad}: its payload can't be read" in result.err
+    listed = goqueue("jobs", "list", "--json").json
+    assert ([job["id"] for job in listed["jobs"]], list(listed["unreadable"])) == ([str(good)], [str(bad)])
+    assert goqueue("jobs", "cancel", "--status", "pending", "--yes").code == 0
 
 
 @pytest.mark.parametrize(

@@ -180,6 +180,13 @@ class TestCreateMany:
         assert store.create_jobs([job, job]) == [(job.id, True), (job.id, False)]
         assert store.create_jobs([job]) == [(job.id, False)]
 
+    def test_an_id_whose_key_is_taken_is_free_for_another_job(self, store: Storage) -> None:
+        first = store.create_job(NewJob(job_type="t", idempotency_key="k1"))
+        job_id = uuid4()
+        jobs = [NewJob(job_type=key, id=job_id, idempotency_key=key) for key in ("k1", "k2")]
+        assert store.create_jobs(jobs) == [(first.id, False), (job_id, True)]
+        assert store.get_job(job_id).idempotency_key == "k2"
+
     def test_nothing_in_nothing_out(self, store: Storage) -> None:
         assert store.create_jobs([]) == []
         assert list(store.create_jobs_in_batches([])) == []

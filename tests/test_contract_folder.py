@@ -171,6 +171,17 @@ def test_a_broken_folder_is_told_before_the_server_is_asked(tmp_path: Path) -> N
         PostgresStorage.open(DatabaseConfig(url="host=/nowhere", sql_dir=str(tmp_path)))
 
 
+@pytest.mark.parametrize(
+    ("name", "shipped"), [("ping", "count(*) >= 0"), ("get_session", "pg_backend_pid() <> :backend_pid::integer")]
+)
+def test_a_fault_in_what_is_asked_first_is_told_as_the_folders(
+    goqueue_database: str, folder: Folder, name: str, shipped: str
+) -> None:
+    [problem] = problems_of(goqueue_database, folder(shipped, f"nonsense AND {shipped}", "server.sql"))
+    assert problem.startswith(f"server.sql, query {name}: ")
+    assert "nonsense" in problem
+
+
 def test_a_file_of_an_older_release_says_so(folder: Folder) -> None:
     given = folder(GET_JOB, "-- name: get_job(id)")
     old = f"-- From goqueue 0.0.9, sha256 {'0' * 64}. Keep this line.\n"

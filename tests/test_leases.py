@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from goqueue import (
     Backoff,
+    CorruptJobError,
     DatabaseConfig,
     DuplicateJobError,
     InvalidFilterError,
@@ -220,6 +221,28 @@ class TestClaim:
         assert "its payload can't be read" in error
         [failure] = store.list_failures(bad)
         assert (failure.error, failure.attempt, failure.worker_id) == (error, 1, "w1")
+
+    def test_nor_does_it_hide_the_others_from_lists_and_changes(self, store: Storage, sql: Any) -> None:
+        bad, *good = fill(store, 5)
+        sql("UPDATE goqueue.jobs SET payload = '1e5000' WHERE id = %s", [bad])
+        page = store.list_jobs(JobFilter(queue="default"))
+        assert {job.id for job in page.jobs} == set(good)
+        assert [(job_id, "payload can't be read" in why) for job_id, why in page.unreadable.items()] == [(bad, True)]
+        assert store.reschedule_jobs(JobFilter(queue="default"), delay=MINUTE) == 5
+        assert store.cancel_jobs(JobFilter(queue="default")) == 5
+        assert store.retry_jobs(JobFilter(status="cancelled")) == 5
+        for call in (lambda: store.get_jobs([*good, bad]), lambda: store.get_job(bad)):
+            with pytest.raises(CorruptJobError) as caught:
+                call()
+            assert caught.value.job_id == bad
+        assert store.update_job(bad, JobUpdate(payload={})).payload == {}
+
+    def test_a_row_elsewhere_that_refers_to_a_job_does_not_hide_it(self, store: Storage, other: Any, sql: Any) -> None:
+        [job_id] = fill(store, 1)
+        sql("CREATE TABLE orders (job_id uuid REFERENCES goqueue.jobs)")
+        other.execute("INSERT INTO orders VALUES (%s)", [job_id])  # not committed
+        [job] = store.claim_jobs("default", "w1")
+        store.complete_jobs([job])
 
     def test_infinite_times_put_there_by_hand_do_not_stop_it(self, store: Storage, sql: Any) -> None:
         never, always, usual = fill(store, 3)

@@ -1,5 +1,8 @@
 """A store bound to a connection that the caller has set up in some way of its own: pipelines, styles, adapters."""
 
+import gc
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from typing import Any
@@ -112,6 +115,64 @@ def test_adapters_for_the_whole_program_are_not_those_of_the_store(
     assert connect().execute("SELECT gen_random_uuid()::text = gen_random_uuid()::text").fetchone() == (False,)
     with PostgresStorage.open(goqueue_database) as store:
         works(store)
+
+
+def test_nor_are_those_that_were_there_before_it(goqueue_database: str) -> None:
+    program = """
+import sys
+import psycopg
+from psycopg.types.string import TextBinaryLoader
+psycopg.adapters.register_loader("uuid", TextBinaryLoader)
+psycopg.adapters.register_loader("timestamptz", TextBinaryLoader)
+from goqueue import NewJob, PostgresStorage
+with PostgresStorage.open(sys.argv[1]) as store:
+    job = store.create_job(NewJob(job_type="t"))
+    print(type(job.id).__name__, type(job.created_at).__name__)
+"""
+    command = [sys.executable, "-c", program, goqueue_database]
+    assert subprocess.check_output(command, text=True) == "UUID datetime\n"
+
+
+def test_an_attribute_of_the_callers_connection_is_left_alone(goqueue_database: str) -> None:
+    class Audited(psycopg.Connection[Any]):
+        cursors: tuple[str, ...] = ()
+
+    with Audited.connect(goqueue_database, autocommit=True) as connection:
+        works(PostgresStorage.bound_to(connection))
+        assert connection.cursors == ()
+
+
+def test_pages_end_whatever_the_time_zone_and_the_times(goqueue_database: str, connect: Connect) -> None:
+    connection = connect(autocommit=True)
+    connection.execute("SET TimeZone TO 'America/New_York'")
+    store = PostgresStorage.bound_to(connection)
+    store.create_jobs(NewJob(job_type="t") for _ in range(10))
+    times = ["-infinity", "-infinity", "0300-01-01 BC", "1850-01-01", "9999-12-31 23:30+00"]
+    ids = [job.id for job in store.list_jobs().jobs]
+    for job_id, time in zip(ids, times, strict=False):
+        connection.execute("UPDATE goqueue.jobs SET created_at = %s WHERE id = %s", [time, job_id])
+    seen, cursor = [], None
+    for _ in range(20):
+        page = store.list_jobs(limit=1, cursor=cursor)
+        seen += [job.id for job in page.jobs]
+        if (cursor := page.next_cursor) is None:
+            break
+    assert cursor is None
+    assert len(seen) == len(set(seen))
+    assert set(seen) >= {*ids[3:]}
+
+
+def test_nothing_of_a_call_is_kept_by_a_connection(goqueue_database: str) -> None:
+    with PostgresStorage.open(DatabaseConfig(url=goqueue_database, pool_max_size=1)) as store:
+        store.create_jobs([NewJob(job_type="t", payload="x" * 500_000)])
+        with pytest.raises(InvalidJobError, match="queue"):
+            store.create_jobs([NewJob(job_type="t", payload="y" * 500_000, queue="\ud800")])
+        with store._connection() as connection:
+            gc.collect()
+            kept = [thing for thing in gc.get_referrers(connection) if isinstance(thing, psycopg.Cursor)]
+            assert kept
+            sizes = [len(part) for cursor in kept for part in (getattr(cursor._query, "params", None) or []) if part]
+        assert sizes == []
 
 
 def test_answers_that_could_not_be_read_are_not_asked_for(connect: Connect) -> None:

@@ -53,6 +53,21 @@ def wait_until(done: Callable[[], bool], seconds: float = 20) -> None:
         time.sleep(0.02)
 
 
+def until_waiting(url: str, query: str) -> None:
+    """Until a session waits for a lock in the query."""
+    with psycopg.connect(url, autocommit=True) as admin:
+        wait_until(
+            lambda: (
+                admin.execute(
+                    "SELECT FROM pg_stat_activity "
+                    "WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE %s",
+                    [f"%/* goqueue:{query} */%"],
+                ).fetchone()
+                is not None
+            )
+        )
+
+
 class TestBoundToTheCallersTransaction:
     @pytest.fixture
     def connection(self, goqueue_database: str) -> Iterator[psycopg.Connection[Any]]:
@@ -164,7 +179,7 @@ class TestOpening:
             assert shown("application_name") == "billing"
             assert shown("TimeZone") == "UTC"
             assert shown("plan_cache_mode") == "force_generic_plan"
-            assert shown("jit") == "off"
+            assert [shown(name) for name in ("jit", "enable_seqscan", "enable_bitmapscan")] == ["off"] * 3
             assert connection.autocommit
             assert connection.prepare_threshold == 1
 
@@ -181,6 +196,35 @@ class TestOpening:
             assert connection.execute("SHOW statement_timeout").fetchone() == ("1234ms",)
             assert connection.execute("SHOW lock_timeout").fetchone() == ("5s",)
             assert connection.execute("SHOW application_name").fetchone() == ("mine",)
+
+    def test_plans_made_while_the_table_is_small_serve_it_when_it_has_grown(
+        self, goqueue_database: str, goqueue_connection: Any
+    ) -> None:
+        with PostgresStorage.open(config(goqueue_database, prepare_threshold=0, pool_max_size=1)) as store:
+            store.create_jobs(NewJob(job_type="t") for _ in range(60))
+            goqueue_connection.execute("VACUUM ANALYZE goqueue.jobs")
+            one, two, three, *_ = store.claim_jobs("default", "w", 10)
+            store.complete_and_claim([one], "default", "w")
+            store.heartbeat_jobs([two])
+            store.complete_jobs([two])
+            store.fail_jobs([(three, "no")])
+            ids = [job.id for job in store.list_jobs().jobs]
+            for change in (store.cancel_jobs, store.retry_jobs, store.get_jobs):
+                change(ids)
+            store.rescue_jobs()
+            store.queue_stats()
+            with store._connection() as connection:
+                prepared = connection.execute(
+                    "SELECT name, cardinality(parameter_types), statement FROM pg_prepared_statements"
+                    " WHERE statement LIKE '%goqueue.jobs%' AND statement LIKE '%/* goqueue:%'"
+                ).fetchall()
+                assert len(prepared) > 8
+                for name, count, statement in prepared:
+                    nulls = f"({', '.join(['NULL'] * count)})" if count else ""
+                    plan = connection.execute(f"EXPLAIN (COSTS off) EXECUTE {name}{nulls}".encode()).fetchall()
+                    text = "\n".join(line for (line,) in plan)
+                    assert "Seq Scan on jobs" not in text, f"{statement[:60]}\n{text}"
+                    assert "Bitmap" not in text, f"{statement[:60]}\n{text}"
 
     @pytest.mark.parametrize(("threshold", "prepared"), [(None, 0), (0, 1)])
     def test_prepared_statements_can_be_turned_off(
@@ -289,8 +333,37 @@ class TestErrorsByName:
             for _ in range(12):
                 store.get_job(job.id)
             goqueue_connection.execute("ALTER TABLE goqueue.jobs ALTER COLUMN last_error TYPE varchar(100)")
-            with pytest.raises(SchemaError, match="cached plan"):
+            with pytest.raises(StorageUnavailableError, match=r"cached plan.*call again"):
                 store.get_job(job.id)
+            assert store.get_job(job.id) == job
+
+    def test_it_is_said_once_for_all_connections_of_the_pool(
+        self, goqueue_database: str, goqueue_connection: Any
+    ) -> None:
+        with PostgresStorage.open(config(goqueue_database, prepare_threshold=0, pool_min_size=2)) as store:
+            jobs = [store.create_job(NewJob(job_type="t")) for _ in range(4)]
+            for job in jobs:
+                with store._connection():
+                    store.get_job(job.id)
+            goqueue_connection.execute("ALTER TABLE goqueue.jobs ALTER COLUMN max_attempts TYPE bigint")
+            errors = 0
+            for job in jobs * 3:
+                try:
+                    assert store.get_job(job.id) == job
+                except StorageUnavailableError:
+                    errors += 1
+            assert errors == 1
+
+    def test_on_a_callers_connection_it_says_what_to_do(self, goqueue_database: str, goqueue_connection: Any) -> None:
+        with psycopg.connect(goqueue_database, autocommit=True, prepare_threshold=0) as connection:
+            store = PostgresStorage.bound_to(connection)
+            job = store.create_job(NewJob(job_type="t"))
+            store.get_job(job.id)
+            goqueue_connection.execute("ALTER TABLE goqueue.jobs ALTER COLUMN last_error TYPE varchar(100)")
+            with pytest.raises(StorageUnavailableError, match="DEALLOCATE ALL"):
+                store.get_job(job.id)
+            connection.execute("DEALLOCATE ALL")
+            assert store.get_job(job.id) == job
 
 
 class TestOutage:
@@ -453,6 +526,58 @@ class TestRaces:
                 assert len({job_id for job_id, _ in of_key}) == 1
                 assert sum(created for _, created in of_key) == 1
             assert store.count_jobs() == 600
+
+    def test_bulks_in_opposite_orders_wait_for_each_other_and_not_in_a_circle(self, goqueue_database: str) -> None:
+        with (
+            PostgresStorage.open(config(goqueue_database, pool_min_size=2, batch_size=100)) as store,
+            ThreadPoolExecutor(2) as threads,
+        ):
+
+            def create(turn: int, step: int) -> list[tuple[Any, bool]]:
+                keys = [f"{turn}-{key}" for key in range(2000)][::step]
+                return store.create_jobs([NewJob(job_type="t", idempotency_key=key) for key in keys])[::step]
+
+            for turn in range(3):
+                upwards, downwards = threads.map(create, (turn, turn), (1, -1))
+                assert [job_id for job_id, _ in upwards] == [job_id for job_id, _ in downwards]
+                assert all(one != other for (_, one), (_, other) in zip(upwards, downwards, strict=True))
+
+    def test_a_failure_recorded_while_its_job_is_deleted_is_deleted_too(
+        self, goqueue_store: PostgresStorage, goqueue_database: str
+    ) -> None:
+        goqueue_store.create_job(NewJob(job_type="t"))
+        [job] = goqueue_store.claim_jobs("default", "w")
+        with psycopg.connect(goqueue_database) as connection, ThreadPoolExecutor(1) as thread:
+            goqueue_store.bound_to(connection).fail_job(job, "no")
+            deleting = thread.submit(goqueue_store.delete_job, job.id)
+            until_waiting(goqueue_database, "delete_job")
+            connection.commit()
+            deleting.result(10)
+        assert goqueue_store.list_failures(job.id) == []
+
+    @pytest.mark.parametrize("method", ["cancel_jobs", "retry_jobs", "reschedule_jobs"])
+    def test_what_operators_change_is_locked_in_the_order_of_the_ids(
+        self, goqueue_store: PostgresStorage, goqueue_database: str, goqueue_connection: Any, method: str
+    ) -> None:
+        low, high = sorted(uuid4() for _ in range(2))
+        goqueue_store.create_jobs([NewJob(job_type="t", id=high), NewJob(job_type="t", id=low)])
+        if method == "retry_jobs":
+            goqueue_store.cancel_jobs([low, high])
+        goqueue_connection.execute("ANALYZE goqueue.jobs")  # small: an own session would read it whole
+        values = {"delay": timedelta(hours=1)} if method == "reschedule_jobs" else {}
+        with (
+            psycopg.connect(goqueue_database) as connection,
+            psycopg.connect(goqueue_database, autocommit=True) as other,
+            ThreadPoolExecutor(1) as thread,
+        ):
+            mine = getattr(PostgresStorage.bound_to(connection), method)
+            theirs = getattr(PostgresStorage.bound_to(other), method)
+            assert mine(low, **values) == 1
+            both = thread.submit(theirs, [low, high], **values)
+            until_waiting(goqueue_database, method)
+            assert mine(high, **values) == 1
+            connection.commit()
+            assert both.result(10) == (2 if method == "reschedule_jobs" else 0)
 
     def test_a_key_deleted_over_and_over_is_always_had_in_the_end(self, goqueue_database: str) -> None:
         with (

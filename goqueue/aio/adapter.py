@@ -23,6 +23,12 @@ class _Cursor(AsyncRawCursor[Any]):
     def adapters(self) -> AdaptersMap:
         return ADAPTERS
 
+    def forget(self) -> None:
+        """Lets go of a run's result and parameters, up to 16 MiB, which psycopg keeps until the next one."""
+        if self.pgresult is not None:
+            self.pgresult.clear()
+        self._reset()
+
 
 class _Named(_Cursor):
     """What a traced cursor runs inside its span: gives it the query's name, which else is the statement's first word
@@ -38,7 +44,7 @@ class _Named(_Cursor):
         return await super().execute(query, *args, **kwargs)
 
 
-def _cursor_type(connection: AsyncConnection[Any]) -> type[AsyncCursor[Any]]:
+def _cursor_type(connection: AsyncConnection[Any]) -> type[_Cursor]:
     """A kind of cursor that takes our parameters; a traced one on a connection that OpenTelemetry has instrumented.
 
     That has put a class of its own, derived from the connection's, in the place of ``cursor_factory``.
@@ -48,7 +54,7 @@ def _cursor_type(connection: AsyncConnection[Any]) -> type[AsyncCursor[Any]]:
         return _Cursor
     if "goqueue" not in vars(traced):  # Kept with it: one for each connection, not for each statement.
         traced.goqueue = type(traced.__name__, (traced, _Named), {})
-    kind: type[AsyncCursor[Any]] = traced.goqueue
+    kind: type[_Cursor] = traced.goqueue
     return kind
 
 
@@ -94,7 +100,7 @@ class AsyncAdapter:
         values = [as_parameter(parameters[name]) for name in names]
         kind = _cursor_type(conn)
         statement = encoded if kind is _Cursor else text  # OpenTelemetry can't read bytes
-        kept: dict[str, AsyncCursor[Any]] = getattr(conn, "cursors", {})
+        kept: dict[str, _Cursor] = getattr(conn, "goqueue_cursors", {})
         if (cursor := kept.get(sql)) is None:
             cursor = kept[sql] = kind(conn, row_factory=tuple_row)
         rows: list[tuple[Any, ...]] = []
@@ -110,10 +116,11 @@ class AsyncAdapter:
         except BaseException as exc:  # also of a caller who waits no longer
             error = (isinstance(exc, psycopg.Error) and exc.sqlstate) or type(exc).__name__
             report(query_name, parameters, perf_counter() - start, slow=self._slow, error=error)
+            cursor.forget()
             if isinstance(exc, UnicodeEncodeError):
                 raise psycopg.DataError(f"the connection's client_encoding is not UTF8: {exc}") from exc
             raise
-        report(query_name, parameters, perf_counter() - start, slow=self._slow, rows=cursor.rowcount)
-        if cursor.pgresult is not None:  # it would be kept along with the cursor
-            cursor.pgresult.clear()
-        return rows, cursor.rowcount
+        count = cursor.rowcount
+        cursor.forget()
+        report(query_name, parameters, perf_counter() - start, slow=self._slow, rows=count)
+        return rows, count

@@ -1,4 +1,5 @@
-"""Waits for the server to say that jobs are ready. Imports psycopg, goqueue.dberrors and goqueue.models."""
+"""Waits for the server to say that jobs are ready. Imports psycopg, goqueue.dberrors,
+goqueue.errors and goqueue.models."""
 
 import asyncio
 import logging
@@ -12,9 +13,13 @@ import psycopg
 from psycopg import AsyncConnection
 
 from goqueue.dberrors import translate
+from goqueue.errors import StorageUnavailableError
 from goqueue.models import check_kind
 
 _log = logging.getLogger("goqueue")
+
+# Seconds between two attempts to open a connection again.
+_PAUSE = 1.0
 
 
 class AsyncListener:
@@ -38,6 +43,7 @@ class AsyncListener:
         self._queries = queries
         self._queues = frozenset(queues)
         self._connection: AsyncConnection[Any] | None = None
+        self._is_open = False
         self._is_pooled = False
 
     async def __aenter__(self) -> Self:
@@ -45,6 +51,7 @@ class AsyncListener:
             await self._open()
         except psycopg.Error as exc:
             raise translate(exc) from exc
+        self._is_open = True
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -52,6 +59,7 @@ class AsyncListener:
 
     async def close(self) -> None:
         """Stops listening. Calling it again does nothing."""
+        self._is_open = False
         if self._connection is not None:
             await self._connection.close()
             self._connection = None
@@ -60,26 +68,42 @@ class AsyncListener:
         """The queues in which jobs became ready, as soon as there are some; none when ``timeout`` has passed.
 
         A lost connection is no error: it is opened again, and all queues are given, since a hint may have been missed.
-        While that fails, the time is slept through. Queries: get_session, listen, announce_listener.
+        While that fails, it is tried once a second. `StorageUnavailableError` when the listener is closed.
+        Queries: get_session, listen, announce_listener.
         """
         check_kind("timeout", timeout, timedelta)
+        if not self._is_open:
+            raise StorageUnavailableError("the listener is closed: use it within `with store.listen(...) as listener`")
         deadline = monotonic() + timeout.total_seconds()
+        while True:
+            if self._connection is not None:
+                ready = await self._ready(self._connection, max(0.0, deadline - monotonic()))
+                if ready is None:
+                    continue
+                if ready:
+                    return ready
+            elif not self._is_pooled:
+                with suppress(psycopg.Error):
+                    await self._open()
+                    return self._queues
+            if (left := deadline - monotonic()) <= 0:
+                return frozenset()
+            if self._connection is None:
+                await asyncio.sleep(min(left, _PAUSE))
+
+    async def _ready(self, connection: AsyncConnection[Any], timeout: float) -> frozenset[str] | None:
+        """The queues that were notified of in that many seconds; None when the connection is lost."""
         try:
-            if self._connection is None and not self._is_pooled:
-                await self._open()
-                return self._queues
-            while self._connection is not None and (left := deadline - monotonic()) > 0:
-                ready = {note.payload async for note in self._connection.notifies(timeout=left, stop_after=1)}
-                # What has come along with it.
-                ready |= {note.payload async for note in self._connection.notifies(timeout=0)}
-                if ready & self._queues:
-                    return frozenset(ready & self._queues)
+            ready = {note.payload async for note in connection.notifies(timeout=timeout, stop_after=1)}
+            # What has come along with it.
+            ready |= {note.payload async for note in connection.notifies(timeout=0)}
         except psycopg.Error as exc:
             _log.warning("listening was interrupted: %s", translate(exc))
+            self._connection = None
             with suppress(psycopg.Error):
-                await self.close()
-        await asyncio.sleep(max(0.0, deadline - monotonic()))
-        return frozenset()
+                await connection.close()
+            return None
+        return frozenset(ready & self._queues)
 
     async def _open(self) -> None:
         connection = await self._connect()

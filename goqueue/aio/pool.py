@@ -24,7 +24,7 @@ class AsyncPoolConnection(CancellableConnection[Row]):
     def __init__(self, pgconn: PGconn) -> None:
         super().__init__(pgconn)
         #: By the statement's text.
-        self.cursors: dict[str, AsyncCursor[Any]] = {}
+        self.goqueue_cursors: dict[str, AsyncCursor[Any]] = {}
 
 
 async def open_pool(config: DatabaseConfig, queries: Any) -> AsyncPool:

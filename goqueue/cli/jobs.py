@@ -114,7 +114,9 @@ def list_jobs(
         count, next_cursor = 0, None
         for page in pages:
             _write_lines(page.jobs, heading=count == 0)
-            count, next_cursor = count + len(page.jobs), page.next_cursor
+            for why in page.unreadable.values():
+                note(why)
+            count, next_cursor = count + len(page.jobs) + len(page.unreadable), page.next_cursor
     if next_cursor is not None:
         words = [word for word in sys.argv[1:] if word != cursor and not word.startswith("--cursor")]
         note(f"more: goqueue {shlex.join([*words, '--cursor', next_cursor])}")
@@ -134,14 +136,19 @@ def _pages(
 
 
 def _write_json(pages: Iterable[Page]) -> None:
-    """One document, written as the pages come: {"jobs": [...], "next_cursor": ...}."""
+    """One document, written as the pages come: {"jobs": [...], "unreadable": {id: why}, "next_cursor": ...}."""
     separator, cursor = '{"jobs": [\n', None
+    unreadable: dict[UUID, str] = {}
     for page in pages:
         for job in page.jobs:
             sys.stdout.write(separator + msgspec.json.encode(job).decode())
             separator = ",\n"
         cursor = page.next_cursor
-    sys.stdout.write(('{"jobs": [' if separator != ",\n" else "\n") + f'], "next_cursor": {json.dumps(cursor)}}}\n')
+        unreadable |= page.unreadable
+    end = {"unreadable": unreadable, "next_cursor": cursor}
+    sys.stdout.write(
+        ('{"jobs": [' if separator != ",\n" else "\n") + "], " + msgspec.json.encode(end).decode()[1:] + "\n"
+    )
 
 
 def _write_lines(listed: list[Job], *, heading: bool) -> None:

@@ -1,6 +1,7 @@
 """What the measurements share: scratch databases, pgbench, interleaved rounds, and lines of the result.
 
-Imports goqueue.config, goqueue.embedded, goqueue.migrate, goqueue.pool, psycopg and rich.
+Imports goqueue.config, goqueue.embedded, goqueue.migrate, goqueue.pool, goqueue.session, psycopg
+and rich.
 """
 
 import os
@@ -23,6 +24,7 @@ from goqueue.config import DatabaseConfig
 from goqueue.embedded import EmbeddedServer
 from goqueue.migrate import migrate
 from goqueue.pool import open_connection
+from goqueue.session import PLANNING
 
 
 def bare_connection(config: DatabaseConfig) -> psycopg.Connection[Any]:
@@ -166,7 +168,7 @@ class Bench:
                     url,
                 ],
                 # As on the store's connections.
-                env=os.environ | {"PGOPTIONS": "-c plan_cache_mode=force_generic_plan -c jit=off"},
+                env=os.environ | {"PGOPTIONS": " ".join(f"-c {name}={value}" for name, value in PLANNING.items())},
                 capture_output=True, text=True, check=False,
             )  # fmt: skip
         rate = re.search(r"^tps = ([\d.]+)", run.stdout, re.MULTILINE)
