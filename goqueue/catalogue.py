@@ -28,17 +28,41 @@ from goqueue.statement import tagged
 from goqueue.unasync import made_modules
 
 _TYPE = r"(?:double precision|[a-z_]\w*(?:\.\w+)?)(?:\[\])?"
-# What stands for a parameter in an example, by its name or else its type. NULL where nothing does.
+# What stands for a parameter in an example, by its name or else its type. NULL where nothing does: for what may be left
+# out, such as a filter's times, and a lane to go on in.
 _EXAMPLES = {
-    "jobs": "'[]'",
+    "backoff_jitter": "0.1",
+    "backoff_max": "'1 hour'",
+    "changes": """'{"priority": 1}'""",
+    "cursor_id": "NULL",
+    "errors": "'{timed out}'",
+    "idempotency_key": "'order-17'",
+    "idempotency_keys": "'{order-17}'",
+    "job_type": "'send_email'",
+    "jobs": (
+        """'[{"id": "00000000-0000-0000-0000-000000000000", "queue": "default", "job_type": "send_email", """
+        """"payload": {}, "priority": 0, "max_attempts": 25}]'"""
+    ),
+    "lane_ids": "NULL",
+    "max_attempts": "25",
     "name": "'jit'",
+    "names": "'{fsync}'",
+    "older_than": "'30 days'",
+    "queues": "'{default}'",
+    "retry_in": "NULL",
+    "statuses": "'{completed}'",
+    "table_ids": "ARRAY['goqueue.jobs'::regclass]",
     "value": "'off'",
+    "worker_id": "'psql'",
     "uuid": "'00000000-0000-0000-0000-000000000000'",
+    "uuid[]": "'{00000000-0000-0000-0000-000000000000}'",
     "text": "'default'",
     "jsonb": "'{}'",
     "smallint": "0",
     "integer": "1",
     "bigint": "10",
+    "bigint[]": "'{1}'",
+    "oid[]": "'{16}'",
     "double precision": "2",
     "interval": "'1 minute'",
 }

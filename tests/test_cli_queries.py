@@ -68,6 +68,12 @@ def psql(url: str, text: str) -> str:
     return done.stdout
 
 
+def call_of(name: str) -> str:
+    """The call that is printed below the query, out of its comment."""
+    [call] = re.findall(rf"^-- (EXECUTE {name}\b.*;)$", psql_text(NOTES[name], COLUMNS), re.MULTILINE)
+    return str(call)
+
+
 class TestTheCatalogue:
     def test_it_needs_no_server_and_shows_all_of_every_query(self, run: Callable[..., Result]) -> None:
         result = run(url="postgresql://nowhere.invalid/")
@@ -141,6 +147,34 @@ class TestForPsql:
             assert execute.startswith(f"-- EXECUTE {name}")
             script += head + "\n".join(line.removeprefix("-- ") for line in explain) + "\n"
         assert psql(goqueue_database, script).count("Execution Time") == len(names)
+
+    def test_the_calls_run_too(self, goqueue_database: str, run: Callable[..., Result]) -> None:
+        # Each by itself, as whoever pastes it would.
+        names = [name for name in NOTES if NOTES[name].can_be_prepared and name not in OF_EXTENSIONS]
+        script = "".join(f"BEGIN; {run(name).out}\n{call_of(name)}\nROLLBACK;\n" for name in names)
+        psql(goqueue_database, script)
+
+    def test_the_call_of_claim_jobs_claims_a_job_that_is_due(
+        self, goqueue_database: str, goqueue_store: PostgresStorage, run: Callable[..., Result]
+    ) -> None:
+        job = goqueue_store.create_job(NewJob(job_type="t"))
+        assert str(job.id) in psql(goqueue_database, f"{run('claim_jobs').out}\n{call_of('claim_jobs')}")
+        assert goqueue_store.get_job(job.id).status == "running"
+
+    def test_the_call_of_create_jobs_adds_one(
+        self, goqueue_database: str, goqueue_store: PostgresStorage, run: Callable[..., Result]
+    ) -> None:
+        psql(goqueue_database, f"{run('create_jobs').out}\n{call_of('create_jobs')}")
+        [job] = goqueue_store.list_jobs().jobs
+        assert (job.queue, job.max_attempts) == ("default", 25)
+
+    def test_nothing_that_a_statement_needs_is_null_in_its_call(self) -> None:
+        optional = re.compile(r"lane_|created_|scheduled_|cursor_|job_types|retry_in")
+        for name, note in NOTES.items():
+            if note.can_be_prepared:
+                needed = [parameter for parameter in note.parameters if not optional.match(parameter)]
+                assert call_of(name).count("NULL") == len(note.parameters) - len(needed), call_of(name)
+        assert call_of("fail_jobs").endswith("'{timed out}', NULL, '1 minute', 2, '1 hour', 0.1);")
 
     def test_it_is_the_text_that_the_program_sends(self, goqueue_connection: psycopg.Connection) -> None:
         # Up to how parameters are spelled, and the comments.
