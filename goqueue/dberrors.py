@@ -64,6 +64,12 @@ def translate(error: psycopg.Error) -> GoQueueError:  # noqa: C901, PLR0911, PLR
                 f"the tables were changed under an open connection: {said}; call again (on a connection of your own, "
                 "after `DEALLOCATE ALL` or on a new one)"
             )
+        case pg.ReadOnlySqlTransaction():
+            return StorageUnavailableError(
+                f"nothing can be written here: {said}; the server is a standby (put `target_session_attrs=read-write` "
+                "into the URL, beside the names of all servers), default_transaction_read_only is on (`goqueue check` "
+                "tells for whom), or the caller's own transaction is read only"
+            )
         case (
             pg.UndefinedTable() | pg.InvalidSchemaName() | pg.UndefinedColumn() | pg.UndefinedFunction()
             | pg.UndefinedObject() | pg.FeatureNotSupported()

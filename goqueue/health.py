@@ -195,10 +195,10 @@ def _server(state: _State) -> Check:
     if state.is_standby:
         findings.append(
             Finding(
-                Level.WARNING,
+                Level.FAILED,
                 "the server is a standby",
                 "nothing can be written here: jobs are neither created nor claimed",
-                "connect to the primary (libpq: target_session_attrs=read-write)",
+                "connect to the primary (target_session_attrs=read-write in the URL)",
             )
         )
     return _ended(
@@ -208,25 +208,27 @@ def _server(state: _State) -> Check:
     )
 
 
+#: What each is to be, how much it matters, and why.
 _SETTINGS = {
-    "fsync": ("on", "a crash of the host can destroy the whole cluster, not only the latest jobs"),
-    "full_page_writes": ("on", "a crash in the middle of a write can destroy pages for good"),
+    "fsync": ("on", Level.WARNING, "a crash of the host can destroy the whole cluster, not only the latest jobs"),
+    "full_page_writes": ("on", Level.WARNING, "a crash in the middle of a write can destroy pages for good"),
     "synchronous_commit": (
         "on",
+        Level.WARNING,
         "a job can be lost that its creator was told is stored: a crash takes the latest commits",
     ),
-    "default_transaction_read_only": ("off", "no job can be created, claimed or ended"),
+    "default_transaction_read_only": ("off", Level.FAILED, "no job can be created, claimed or ended"),
 }
 
 
 def _settings(connection: Connection[Any]) -> Check:
     values = sorted(load_queries().list_settings(connection, names=list(_SETTINGS)))
-    findings = [
-        Finding(Level.WARNING, f"{name} is {value}", _SETTINGS[name][1], _set(name, _SETTINGS[name][0], set_by))
-        for name, value, set_by in values
+    findings = []
+    for name, value, set_by in values:
+        wanted, level, why = _SETTINGS[name]
         # synchronous_commit has stronger values than on.
-        if value == ("off" if _SETTINGS[name][0] == "on" else "on")
-    ]  # fmt: skip
+        if value == ("off" if wanted == "on" else "on"):
+            findings.append(Finding(level, f"{name} is {value}", why, _set(name, wanted, set_by)))
     return _ended("settings", ", ".join(f"{name} {value}" for name, value, _ in values), findings)
 
 

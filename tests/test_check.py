@@ -439,6 +439,28 @@ def test_a_setting_of_the_database_s_own_is_mended_where_it_was_made(
         assert "default_transaction_read_only" not in str(check(connection, "settings").findings)
 
 
+def test_a_database_that_takes_no_jobs_is_a_failure(
+    goqueue_database: str, goqueue_connection: Connection, run: "Run"
+) -> None:
+    goqueue_connection.execute(
+        f'ALTER DATABASE "{goqueue_connection.info.dbname}" SET default_transaction_read_only = on'
+    )
+    with psycopg.connect(goqueue_database, autocommit=True) as connection:
+        done = check(connection, "settings")
+        found = {one.found: one.level for one in done.findings}
+    assert done.level == found["default_transaction_read_only is on"] == Level.FAILED
+    assert run("check").code == 3
+
+
+def test_a_standby_is_a_failure(goqueue_connection: Connection) -> None:
+    # The embedded server can't be one.
+    primary = health._State(*health.load_queries().server_state(goqueue_connection))
+    assert health._server(primary).level == Level.OK
+    [found] = health._server(primary._replace(is_standby=True)).findings
+    assert (found.level, found.found) == (Level.FAILED, "the server is a standby")
+    assert "target_session_attrs=read-write" in found.do
+
+
 def test_autovacuum_turned_off_is_a_warning(poor: Connection) -> None:
     assert finding(poor, "autovacuum").found == "autovacuum is off"
 

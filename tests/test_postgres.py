@@ -316,6 +316,15 @@ class TestErrorsByName:
                 goqueue_store.create_job(NewJob(job_type="t", queue="q"))
         assert isinstance(caught.value.__cause__, psycopg.Error)
 
+    def test_a_database_that_is_read_only(self, goqueue_database: str) -> None:
+        url = make_conninfo(goqueue_database, options="-c default_transaction_read_only=on")
+        with PostgresStorage.open(url) as store:
+            assert store.list_jobs().jobs == []
+            with pytest.raises(
+                StorageUnavailableError, match=r"read-only transaction.*target_session_attrs=read-write"
+            ):
+                store.create_job(NewJob(job_type="t"))
+
     def test_a_role_without_grants(self, goqueue_database: str, goqueue_connection: Any) -> None:
         role = f"goqueue_test_{uuid4().hex[:8]}"
         goqueue_connection.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'p'")
