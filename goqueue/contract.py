@@ -248,8 +248,8 @@ def _check(result: Any) -> None:
 class Proof(NamedTuple):
     """What was found out about a folder."""
 
-    #: The names of the queries that differ from the shipped ones.
-    changed: list[str]
+    #: The names of the queries that differ from the shipped ones; None where the files can't be loaded.
+    changed: list[str] | None
     problems: list[str]
     #: What could not be proved, and why.
     unproved: list[str]
@@ -264,15 +264,15 @@ def prove_contract(connection: Connection[Any], folder: Path | str) -> Proof:
     the server resolves it; its plan reads no table or index whole that the shipped one doesn't, on a server that is
     told to avoid it; and by the planner's estimate it is not ten times as dear.
     """
+    try:
+        load_queries(folder)
+    except ConfigError as error:
+        return Proof(None, list(error.problems), [], [])  # each problem says itself when its file is outdated
     outdated = [
         f"{file} was exported from goqueue {export.version}, and the shipped file has changed since"
         for file, shipped in sql_files(folder, shipped_folder("sql"))
         if (export := is_outdated(file, shipped))
     ]
-    try:
-        load_queries(folder)
-    except ConfigError as error:
-        return Proof([], list(error.problems), [], outdated)
     pairs = _changed(folder)
     found = _compare(connection.pgconn, pairs)
     problems, unproved = list(found.problems), list(found.unproved)

@@ -404,7 +404,9 @@ def _queries(connection: Connection[Any], sql_dir: str) -> Check:
         for text in proof.outdated
     ]
     findings += [Finding(Level.NOTE, f"not proved: {text}") for text in proof.unproved]
-    changed = f"other than shipped: {', '.join(proof.changed)}" if proof.changed else "all as shipped"
+    changed = "it can't be used" if proof.changed is None else "all as shipped"
+    if proof.changed:
+        changed = f"other than shipped: {', '.join(proof.changed)}"
     return _ended("queries", f"{sql_dir}: {changed}", findings)
 
 

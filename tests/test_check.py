@@ -230,6 +230,31 @@ def test_a_folder_is_proved(goqueue_connection: Connection, tmp_path: Path) -> N
     assert "jobs.sql, query create_job: it is missing" in str(folders["broken"].findings)
 
 
+JOBS_SQL = (shipped_folder("sql") / "jobs.sql").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        (JOBS_SQL.replace(b"get_job(id)", b"get_jobb(id)"), "query get_job: it is missing"),
+        (b"\xff", "can't be loaded: 'utf-8' codec"),
+        (None, "does not exist"),
+    ],
+    ids=["renamed", "not UTF-8", "not there"],
+)
+def test_a_folder_that_can_t_be_loaded_is_not_said_to_be_as_shipped(
+    goqueue_connection: Connection, tmp_path: Path, written: bytes | None, said: str
+) -> None:
+    folder = tmp_path / "own"
+    if written is not None:
+        folder.mkdir()
+        (folder / "jobs.sql").write_bytes(written)
+    done = check(goqueue_connection, "queries", sql_dir=str(folder))
+    assert (done.level, done.summary) == (Level.FAILED, f"{folder}: it can't be used")
+    assert any(said in found.found for found in done.findings)
+    assert check(goqueue_connection, "plans", sql_dir=str(folder)).level == Level.OK
+
+
 @pytest.fixture
 def role(goqueue_connection: Connection) -> Iterator[Callable[..., Connection]]:
     """Gives the connection as a role of its own with these grants."""
