@@ -569,14 +569,15 @@ def _claim_index(connection: Connection[Any]) -> Check:
     pending = queries.count_pending_jobs(connection, most=_COUNTED_PENDING)
     # When there are more, the server's own number from the last vacuum is all there is.
     many = max(pending, entries) if pending == _COUNTED_PENDING else pending
-    # A B-tree's pages are between half and nine tenths full.
-    needed = max(many * entry_bytes * 10 // 7, 8192)
+    # A B-tree's pages are between half and nine tenths full. Without statistics an entry may take 46 bytes or 300.
+    needed = None if many and entry_bytes is None else max(many * (entry_bytes or 0) * 10 // 7, 8192)
+    need = "" if needed is None else f", which need some {_bytes(needed)}"
     density = _density(connection, extension_schema)
     full = "" if density is None else f", its pages {density:.0f} % full (pgstattuple; dead entries count as full)"
     about = "about " if many > pending else ""
-    summary = f"{_bytes(size)} for {about}{many:,} waiting jobs, which need some {_bytes(needed)}{full}"
+    summary = f"{_bytes(size)} for {about}{many:,} waiting jobs{need}{full}"
     findings = []
-    if size > 8 * 2**20 and size > 4 * needed:
+    if needed is not None and size > 8 * 2**20 and size > 4 * needed:
         findings.append(
             Finding(
                 Level.WARNING,

@@ -301,15 +301,15 @@ ORDER BY c.relname DESC;
 -- name: claim_index_state()^
 -- How large the claim index is, and what an entry of it takes by the statistics.
 -- Returns: its bytes now, its entries when it was last vacuumed or analyzed (-1: never), the average bytes of an entry
--- (with the longest name of a queue where the statistics are not known), and the schema of the extension pgstattuple, if it is here;
--- nothing without the index.
+-- (null before the table was analyzed, or where the role may not see that), and the schema of the extension pgstattuple,
+-- if it is here; nothing without the index.
 -- Index: jobs_claim_idx, its size alone.
 -- Locks: none.
 SELECT
     pg_relation_size(c.oid) AS size_bytes,
     c.reltuples::bigint AS entries,
     -- The entry's header and its line pointer, the queue's name (rounded up as the server does), priority, time and id.
-    (12 + 26 + coalesce(((w.avg_width + 7) / 8) * 8, 264))::bigint AS entry_bytes,
+    (12 + 26 + ((w.avg_width + 7) / 8) * 8)::bigint AS entry_bytes,
     (
         SELECT e.extnamespace::regnamespace::text FROM pg_extension AS e
         WHERE e.extname = 'pgstattuple'

@@ -408,6 +408,24 @@ def test_an_empty_claim_index_that_was_large_is_a_warning(
     assert check(goqueue_connection, "claim index").level == Level.OK
 
 
+def test_without_statistics_the_claim_index_s_need_is_not_guessed(
+    goqueue_connection: Connection, goqueue_store: PostgresStorage
+) -> None:
+    goqueue_connection.execute("ALTER TABLE goqueue.jobs SET (autovacuum_enabled = off)")
+    goqueue_store.create_jobs(NewJob(job_type="t") for _ in range(2000))
+    assert re.fullmatch(r"\d+ kB for 2,000 waiting jobs", check(goqueue_connection, "claim index").summary)
+    goqueue_connection.execute(
+        "INSERT INTO goqueue.jobs (job_type, queue, id) "
+        "SELECT 't', repeat('q', 240) || n, gen_random_uuid() FROM generate_series(1, 26000) AS n"
+    )
+    goqueue_connection.execute("DELETE FROM goqueue.jobs WHERE queue <> 'default'")
+    done = check(goqueue_connection, "claim index")
+    assert (done.level, "need" in done.summary) == (Level.OK, False)
+    goqueue_connection.execute("ANALYZE goqueue.jobs")
+    assert check(goqueue_connection, "claim index").level == Level.WARNING
+    assert ", which need some " in check(goqueue_connection, "claim index").summary
+
+
 def test_pgstattuple_tells_how_full_the_claim_index_is(
     goqueue_connection: Connection, goqueue_store: PostgresStorage
 ) -> None:
