@@ -88,7 +88,7 @@ class _State(NamedTuple):
         role = _identifier(self.role)
         if self.has_roles:
             return f"GRANT goqueue_operator TO {role};   (or a role with less: see Roles in migrations/README.md)"
-        return f"GRANT {privileges} TO {role};"
+        return f"GRANT {privileges} TO {role};   (or, for roles with less: psql -f migrations/roles/roles.sql)"
 
 
 def run_checks(
@@ -119,9 +119,9 @@ def run_checks(
                      state.grant("USAGE ON SCHEMA goqueue"))],
         )  # fmt: skip
         return
-    migrations = _run("migrations", lambda: _migrations(connection, state))
-    yield migrations
-    pending = any(finding.level == Level.FAILED and "pending" in finding.found for finding in migrations.findings)
+    found_pending: list[Finding] = []
+    yield _run("migrations", lambda: _migrations(connection, state, found_pending))
+    pending = bool(found_pending)
     yield (
         _run("schema", lambda: _schema(connection))
         if not pending
@@ -241,26 +241,18 @@ def _set(name: str, value: str, set_by: str | None) -> str:
 # --- migrations and schema ------------------------------------------------------------------------------------------
 
 
-def _migrations(connection: Connection[Any], state: _State) -> Check:
+def _migrations(connection: Connection[Any], state: _State, pending: list[Finding]) -> Check:
+    """``pending`` gets the finding that some are not applied, which other checks go by."""
     shipped = {file.version: file for file in migration_files(shipped_folder("migrations"))}
+    why = "the statements rely on columns and indexes that are not there"
     if not state.has_checksums:
-        return _ended(
-            "migrations",
-            "the first of them are applied",
-            [Finding(Level.FAILED, "migrations are pending: there is no table goqueue.migration_checksums",
-                     "the statements rely on columns and indexes that are not there", _MIGRATE)],
-        )  # fmt: skip
+        found = "migrations are pending: there is no table goqueue.migration_checksums"
+        pending.append(Finding(Level.FAILED, found, why, _MIGRATE))
+        return _ended("migrations", "the first of them are applied", pending)
     applied = {version: sha256 for version, _, sha256 in load_queries().list_applied_migrations(connection)}
-    findings = []
-    if pending := [file.name for version, file in shipped.items() if version not in applied]:
-        findings.append(
-            Finding(
-                Level.FAILED,
-                f"pending: {', '.join(pending)}",
-                "the statements rely on columns and indexes that are not there",
-                _MIGRATE,
-            )
-        )
+    if missing := [file.name for version, file in shipped.items() if version not in applied]:
+        pending.append(Finding(Level.FAILED, f"pending: {', '.join(missing)}", why, _MIGRATE))
+    findings = [*pending]
     if newer := [version for version in applied if version not in shipped]:
         findings.append(
             Finding(
@@ -302,15 +294,29 @@ def _schema(connection: Connection[Any]) -> Check:
     differences = compare(expected_schema(), found)
     roles = (shipped_folder("migrations") / "roles" / "roles.sql").read_text(encoding="utf-8")
     policies = set(re.findall(r"^CREATE POLICY (\w+)", roles, re.MULTILINE))
-    missing = {one.expected.name.partition(".")[2] for one in differences if one.expected and not one.found}
+    missing = [one.expected for one in differences if one.expected and not one.found]
+    tables = {thing.name for thing in missing if thing.kind == "table"}
+    constraints = {thing.name.partition(".")[2] for thing in missing if thing.kind == "constraint"}
+    # What belongs to a missing table is missing with it, and a primary key's index goes and comes with the key.
+    implied = [
+        thing
+        for thing in missing
+        if _table_of(thing) in tables or (thing.kind == "index" and thing.name in constraints)
+    ]
     findings = [
         _difference(one)
         for one in differences
-        # A primary key's index goes and comes with it.
-        if not (one.expected and one.expected.kind == "index" and not one.found and one.expected.name in missing)
+        if one.expected not in implied
         and not (one.found and one.found.kind == "policy" and one.found.name.rpartition(".")[2] in policies)
     ]
     return _ended("schema", f"{len(found)} things compared with what the migrations made", findings)
+
+
+def _table_of(thing: SchemaObject) -> str:
+    """The table that it belongs to; nothing for what stands by itself."""
+    if thing.kind == "index":
+        return thing.definition.partition(" ON goqueue.")[2].partition(" ")[0]
+    return thing.name.rpartition(".")[0]
 
 
 _WHY = {
@@ -369,6 +375,11 @@ def _repair(expected: SchemaObject, found: SchemaObject | None) -> str:  # noqa:
             return f"ALTER TABLE goqueue.{table} SET ({name} = {definition});"
         case "table" if found:
             return f"ALTER TABLE goqueue.{name} SET LOGGED;"
+        case "table":
+            return (
+                f"take it back from a backup, or make it as migrations/ does (search there for {name}); then its "
+                "grants: migrations/roles/roles.sql, where that has been run"
+            )
         case _:
             return f"compare it with migrations/, which made it; search there for {name.partition('(')[0]}"
 
@@ -413,12 +424,21 @@ def _queries(connection: Connection[Any], sql_dir: str) -> Check:
 def _grants(state: _State, plans: dict[str, GenericPlan | psycopg.Error], *, pending: bool) -> Check:
     denied = {name: plan for name, plan in plans.items() if isinstance(plan, errors.InsufficientPrivilege)}
     broken = {name: plan for name, plan in plans.items() if isinstance(plan, psycopg.Error) and name not in denied}
-    findings = [
-        Finding(Level.FAILED, f"{name} can't be run: {_said(error)}", "the store's method of that name fails")
-        for name, error in broken.items()
-        if not pending
-    ]
-    if broken and pending:
+    findings = []
+    reasons: dict[str, list[str]] = {}
+    for name, error in broken.items():
+        reasons.setdefault(_said(error), []).append(name)
+    if not pending:
+        findings += [
+            Finding(
+                Level.FAILED,
+                f"{', '.join(names)} can't be run: {reason}",
+                "the store's methods of these names fail",
+                "mend what the checks schema and queries find",
+            )
+            for reason, names in reasons.items()
+        ]
+    elif broken:
         count = f"{len(broken)} statements can't be run before all migrations are applied"
         findings.append(Finding(Level.FAILED, count, "the store's methods of their names fail", _MIGRATE))
     if denied and ("ping" in denied or not (state.has_roles and state.roles)):

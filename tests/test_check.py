@@ -88,6 +88,16 @@ def test_pending_migrations_are_named(goqueue_connection: Connection) -> None:
     assert check(goqueue_connection, "schema").level == Level.SKIPPED
 
 
+def test_a_file_s_name_makes_no_migration_pending(
+    goqueue_connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = health.migration_files(shipped_folder("migrations"))
+    files[1] = files[1]._replace(name="V0002__index_pending_jobs.sql", sha256="0" * 64)
+    monkeypatch.setattr(health, "migration_files", lambda _: files)
+    assert finding(goqueue_connection, "migrations").found.startswith("V0002__index_pending_jobs.sql is not the text")
+    assert check(goqueue_connection, "schema").level == Level.OK
+
+
 def test_what_pending_migrations_break_is_one_finding(goqueue_connection: Connection) -> None:
     goqueue_connection.execute("DELETE FROM goqueue.schema_version WHERE version >= 5")
     goqueue_connection.execute("DROP TABLE goqueue.job_failures CASCADE")
@@ -188,6 +198,32 @@ def test_drift_that_takes_a_human_is_told(goqueue_connection: Connection, statem
     said = finding(goqueue_connection, "schema")
     assert (said.level, said.found[: len(found)]) == (Level.FAILED, found)
     assert said.do.startswith("compare it with migrations/")
+
+
+@pytest.mark.parametrize(
+    ("statement", "missing"),
+    [
+        ("DROP TABLE goqueue.job_failures", ["job_failures"]),
+        ("DROP VIEW goqueue.queue_metrics", ["queue_metrics"]),
+        ("DROP TABLE goqueue.jobs CASCADE", ["jobs", "queue_metrics", "queue_status_metrics"]),
+    ],
+)
+def test_a_missing_table_is_one_finding(goqueue_connection: Connection, statement: str, missing: list[str]) -> None:
+    goqueue_connection.execute(statement.encode())
+    done = {one.name: one for one in run_checks(goqueue_connection)}
+    lines = [one.found.partition(";")[0] for one in done["schema"].findings]
+    assert lines == [f"the table {name} is missing" for name in missing]
+    assert all("migrations/roles/roles.sql" in one.do for one in done["schema"].findings)
+
+
+def test_statements_that_fail_alike_are_one_finding_with_what_to_do(goqueue_connection: Connection) -> None:
+    goqueue_connection.execute("DROP TABLE goqueue.job_failures")
+    found = finding(goqueue_connection, "grants")
+    assert found.found == (
+        "delete_job, prune_jobs, fail_jobs, bury_jobs, rescue_jobs, list_failures can't be run: "
+        'relation "goqueue.job_failures" does not exist'
+    )
+    assert found.do == "mend what the checks schema and queries find"
 
 
 @pytest.mark.parametrize(
@@ -292,7 +328,9 @@ def test_a_worker_may_run_everything_with_the_rights_that_are_advised(role: Call
     connection = role(SCHEMA, "SELECT ON ALL TABLES IN SCHEMA goqueue")
     do = finding(connection, "grants").do
     connection.execute("RESET ROLE")
-    connection.execute(do.encode())
+    statement, _, remark = do.partition(";")
+    assert "psql -f migrations/roles/roles.sql" in remark
+    connection.execute(statement.encode())
     assert check(role(), "grants").level == Level.OK
 
 
