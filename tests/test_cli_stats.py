@@ -14,6 +14,7 @@ from goqueue.cli.stats import _label, _metrics
 from goqueue.models import JobCount, JobStatus, QueueStats
 from goqueue.pytest_plugin import DatabaseServer
 from tests.commands import Commands
+from tests.test_metrics import SQL_EXPORTER
 
 ODD = 'a "b"\\c\nd'
 
@@ -65,6 +66,7 @@ def test_metrics_are_in_prometheus_s_text_format(goqueue: Commands) -> None:
     odd = 'queue="a \\"b\\"\\\\c\\nd"'
     assert f'goqueue_jobs{{{odd},status="pending"}} 1' in lines
     assert 'goqueue_jobs{queue="mail",status="pending"} 2' in lines
+    assert 'goqueue_jobs_exact{queue="mail",status="pending"} 1' in lines
     assert 'goqueue_expired_leases{queue="mail"} 1' in lines
     assert f"goqueue_oldest_ready_age_seconds{{{odd}}} 0.0" in lines
     sample = re.compile(r'(\w+)\{\w+="(?:[^"\\\n]|\\[\\"n])*"(?:,\w+="\w+")?\} [0-9.e+-]+')
@@ -77,7 +79,20 @@ def test_metrics_are_in_prometheus_s_text_format(goqueue: Commands) -> None:
             found = sample.fullmatch(line)
             assert found is not None, line
             assert found[1] == family, line
-    assert len(lines) == 3 * 2 + 2 * (5 + 1 + 1)
+    assert len(lines) == 4 * 2 + 2 * (5 + 5 + 1 + 1)
+
+
+def test_metrics_are_those_of_the_collector_in_the_readme_but_one(goqueue: Commands) -> None:
+    text = goqueue("stats", "--prometheus").out
+    written = {
+        name: (help_text, tuple(re.findall(r'(\w+)="', next(re.finditer(rf"^{name}\{{.*", text, re.MULTILINE))[0])))
+        for name, help_text in re.findall(r"^# HELP (\w+) (.*)$", text, re.MULTILINE)
+    }
+    documented = {
+        metric["metric_name"]: (metric["help"], tuple(metric["key_labels"])) for metric in SQL_EXPORTER["metrics"]
+    }
+    del documented["goqueue_ready_jobs"]  # as README.md says
+    assert written == documented
 
 
 def test_metrics_of_no_queue_are_no_samples() -> None:
@@ -88,6 +103,7 @@ def test_a_number_in_metrics_has_no_commas_and_no_mark() -> None:
     counts = dict.fromkeys(JobStatus, JobCount(1_234_567, exact=False))
     text = _metrics([QueueStats("q", counts, timedelta(days=400), 0)])
     assert 'goqueue_jobs{queue="q",status="dead"} 1234567\n' in text
+    assert 'goqueue_jobs_exact{queue="q",status="dead"} 0\n' in text
     assert 'goqueue_oldest_ready_age_seconds{queue="q"} 34560000.0\n' in text
     assert _label("\\n") == '"\\\\n"'
 

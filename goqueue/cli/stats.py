@@ -121,14 +121,17 @@ def _plain(stats: QueueStats) -> dict[str, Any]:
 
 
 def _metrics(stats: list[QueueStats]) -> str:
-    """Prometheus's text exposition format."""
-    jobs = [((each.queue, status), int(count)) for each in stats for status, count in each.counts.items()]
+    """Prometheus's text exposition format; names, labels and words as in migrations/README.md, Metrics."""
+    counts = [((each.queue, status), count) for each in stats for status, count in each.counts.items()]
+    jobs = [(labels, int(count)) for labels, count in counts]
+    exact = [(labels, int(count.exact)) for labels, count in counts]
     ages = [((each.queue,), (each.oldest_ready_age or timedelta()).total_seconds()) for each in stats]
     expired = [((each.queue,), each.expired_leases) for each in stats]
     metrics: list[tuple[str, str, list[tuple[tuple[str, ...], float]]]] = [
-        ("goqueue_jobs", "Jobs by queue and status; above 1000 an estimate.", [*jobs]),
-        ("goqueue_oldest_ready_age_seconds", "How long the oldest due job waits; 0 when none is due.", [*ages]),
-        ("goqueue_expired_leases", "Running jobs whose worker is lost.", [*expired]),
+        ("goqueue_jobs", "Jobs by queue and status. Above 1000 an estimate.", [*jobs]),
+        ("goqueue_jobs_exact", "Whether goqueue_jobs is exact (1) or an estimate (0).", [*exact]),
+        ("goqueue_oldest_ready_age_seconds", "How long the oldest due job waits. 0 when none does.", [*ages]),
+        ("goqueue_expired_leases", "Running jobs whose worker was not heard of in time.", [*expired]),
     ]
     lines = []
     for name, help_text, samples in metrics:
