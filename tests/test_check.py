@@ -668,6 +668,20 @@ def test_a_folder_can_be_exported_tuned_and_checked(run: Run, monkeypatch: pytes
     assert run("sql", "diff").out == ""
 
 
+def test_programs_get_json_of_an_export_and_of_what_was_changed(run: Run) -> None:
+    exported = json.loads(run("sql", "export", "own", "jobs.sql", "server.sql", "--json").out)
+    assert exported == {"written": ["own/jobs.sql", "own/server.sql"]}
+    file = Path("own/jobs.sql")
+    file.write_text(file.read_text("utf-8") + "-- mine\n")
+    result = run("sql", "diff", "own", "--json")
+    assert (result.code, result.err) == (0, "")
+    jobs, server = json.loads(result.out)["files"]
+    assert server == {"file": "server.sql", "history": "as shipped", "diff": ""}
+    assert (jobs["file"], jobs["history"]) == ("jobs.sql", "changed here")
+    assert jobs["diff"] == run("sql", "diff", "own").out
+    assert jobs["diff"].endswith("\n+-- mine\n")
+
+
 def test_after_an_upgrade_the_diff_tells_who_has_changed_what(run: Run) -> None:
     run("sql", "export", "old", "jobs.sql", "stats.sql", "server.sql")
     for name, changed in (("jobs.sql", ""), ("stats.sql", "-- mine\n")):

@@ -2,13 +2,16 @@
 
 import asyncio
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from textwrap import indent
 from typing import Any
 
 import psycopg
+import typer
 
-from goqueue import JobFilter, NewJob, PostgresStorage, load_config
+from goqueue import JobFilter, NewJob, PostgresStorage, cli, load_config
+from goqueue.cli.common import EXIT_CODES
 from goqueue.migrate import migrations_dir
 
 ROOT = migrations_dir()
@@ -77,3 +80,30 @@ def test_every_link_leads_somewhere() -> None:
         for link in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", file.read_text("utf-8")):
             if not link.startswith("http"):
                 assert (file.parent / link).exists(), f"{file.name}: {link}"
+
+
+def commands_of(group: Any, *words: str) -> Iterator[tuple[str, Any]]:
+    """Each command below ``group``, by its words."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands_of(command, *words, name)
+        else:
+            yield " ".join((*words, name)), command
+
+
+def test_every_command_but_one_has_json() -> None:
+    commands = dict(commands_of(typer.main.get_command(cli.app)))
+    assert {"check", "sql diff", "db psql", "jobs list"} <= commands.keys()
+    without = [
+        name
+        for name, command in commands.items()
+        if not any("--json" in parameter.opts for parameter in command.params)
+    ]
+    assert without == ["db psql"]
+    assert "each but `db psql` has `--json`" in README
+
+
+def test_every_exit_status_of_the_help_is_in_the_table() -> None:
+    section = README.partition("The exit status:")[2].partition("\n## ")[0]
+    told = re.findall(r"^\| (\d+) \|", section, re.MULTILINE)
+    assert told == re.findall(r"\b\d+\b", EXIT_CODES) == ["0", "1", "2", "3", "130"]

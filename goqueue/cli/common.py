@@ -20,8 +20,9 @@ from goqueue.models import JobCount
 from goqueue.postgres import PostgresStorage
 
 EXIT_CODES = (
-    "Exit status: 0 when all went well, 1 after an error, 2 when the configuration or the call is invalid, "
-    "3 when a check has found something wrong."
+    "Exit status: 0 when all went well, 1 after an error, without a yes to a question, or when some of the ids given "
+    "were left unchanged, 2 when the configuration or the call is invalid, 3 when a check has found something wrong, "
+    "130 after Ctrl-C."
 )
 
 #: The options that every command spells alike.

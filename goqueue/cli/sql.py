@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from goqueue.cli.common import EXIT_CODES, ConfigFile, error_console, read_config
+from goqueue.cli.common import EXIT_CODES, AsJson, ConfigFile, error_console, print_json, read_config
 from goqueue.errors import ConfigError
 from goqueue.queries import shipped_folder
 from goqueue.sqlfiles import APART, exported, is_outdated, read_export, sql_files, without_stamp
@@ -22,6 +22,7 @@ def export(
         list[str] | None, typer.Argument(metavar="FILE", help="Such as jobs.sql; without any, all of them.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite files that were changed.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Copy the shipped SQL files to a folder, to be tuned there.
 
@@ -58,6 +59,8 @@ def export(
         markup=False,
         soft_wrap=True,
     )
+    if as_json:
+        print_json({"written": [directory / name for name in wanted]})
 
 
 def _is_changed(file: Path, shipped: Path) -> bool:
@@ -73,30 +76,36 @@ def diff(
         Path | None, typer.Argument(metavar="DIR", help="The folder; without it, the configured one.")
     ] = None,
     file: ConfigFile = None,
+    as_json: AsJson = False,
 ) -> None:
     """Show how a folder of SQL files differs from the shipped ones.
 
     The differences go to standard output, as a patch. On standard error
     each file of the folder has a line that tells who has changed it: you,
-    or a goqueue release since the file was exported.
+    or a goqueue release since the file was exported. JSON has both, in an
+    object for each file.
     """
     folder = directory or read_config(file).database.sql_dir
     if not folder:
         raise ConfigError(["no folder of SQL files is configured; name one, or set GOQUEUE_DATABASE_SQL_DIR"])
-    messages = error_console()
+    files = []
     for own, shipped in sql_files(folder, shipped_folder("sql")):
         if own == shipped:
             continue
         mine, theirs = own.read_text(encoding="utf-8-sig"), shipped.read_text(encoding="utf-8")
-        sys.stdout.writelines(
-            unified_diff(
-                theirs.splitlines(keepends=True),
-                without_stamp(mine).splitlines(keepends=True),
-                f"shipped/{own.name}",
-                str(own),
-            )
+        lines = unified_diff(
+            theirs.splitlines(keepends=True),
+            without_stamp(mine).splitlines(keepends=True),
+            f"shipped/{own.name}",
+            str(own),
         )
-        messages.print(f"{own.name}: {_history(own, shipped)}", markup=False, soft_wrap=True)
+        files.append({"file": own.name, "history": _history(own, shipped), "diff": "".join(lines)})
+    if as_json:
+        print_json({"directory": folder, "files": files})
+        return
+    for each in files:
+        sys.stdout.write(each["diff"])
+        error_console().print(f"{each['file']}: {each['history']}", markup=False, soft_wrap=True)
 
 
 def _history(own: Path, shipped: Path) -> str:
