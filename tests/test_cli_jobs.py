@@ -247,6 +247,9 @@ def test_lines_are_added_as_jobs(goqueue: Commands, goqueue_store: PostgresStora
         ('{"jobtype": "x"}', "unknown field `jobtype`"),
         ("{", "truncated"),
         ('"\xff', "malformed"),
+        ('{"job_type": "x", "delay": "5m"}', 'write "PT5M" (ISO 8601) for five minutes'),
+        ('{"job_type": "x", "delay": 300}', 'write "PT5M" (ISO 8601) for five minutes'),
+        ('{"job_type": "x", "scheduled_at": "tomorrow"}', 'write "2026-01-31T08:00:00Z" (ISO 8601, with a zone)'),
         ('{"job_type": "x", "payload": "\\u0000"}', "NUL"),
         (f'{{"job_type": "x", "payload": "{"a" * 2**20}"}}', "MAX_PAYLOAD_BYTES"),
     ],
@@ -375,6 +378,12 @@ def test_prune_deletes_in_batches_what_finished_long_ago(goqueue: Commands, goqu
     assert result.json == {"deleted": 5, "finished": True}
     assert goqueue("jobs", "prune", "--older-than", "0s").out == "1 job deleted\n"
     assert [job.id for job in goqueue_store.list_jobs().jobs] == ids[6:]
+
+
+def test_prune_s_help_says_why_it_doesn_t_ask(goqueue: Commands) -> None:
+    text = " ".join(goqueue("jobs", "prune", "--help").out.split())
+    assert "made for cron" in text
+    assert "--yes" not in text
 
 
 def test_prune_stopped_by_ctrl_c_tells_how_many_are_gone(

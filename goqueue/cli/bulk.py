@@ -13,6 +13,12 @@ from goqueue.cli.common import counted, note, open_store, print_json, progress
 from goqueue.errors import GoQueueError, InvalidJobError, StorageUnavailableError
 from goqueue.models import NewJob
 
+#: How a value is written that JSON has no form for, by the place that msgspec's message ends with.
+_FORMS = {
+    "`$.delay`": '; write "PT5M" (ISO 8601) for five minutes',
+    "`$.scheduled_at`": '; write "2026-01-31T08:00:00Z" (ISO 8601, with a zone)',
+}
+
 
 class _Lines:
     """The jobs in a file of JSON lines, and how far they have been read and added."""
@@ -31,7 +37,8 @@ class _Lines:
                 try:
                     job = decode(line)
                 except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-                    raise InvalidJobError(str(error)) from None
+                    form = next((form for place, form in _FORMS.items() if str(error).endswith(place)), "")
+                    raise InvalidJobError(f"{error}{form}") from None
                 self._waiting.append(self.read)
                 yield job
 

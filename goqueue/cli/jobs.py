@@ -490,7 +490,11 @@ def prune_jobs(
     file: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Delete jobs that finished long ago, batch by batch. Ctrl-C ends it; what was deleted till then is gone."""
+    """Delete jobs that finished long ago, batch by batch. Ctrl-C ends it; what was deleted till then is gone.
+
+    Unlike `goqueue jobs delete` it doesn't ask: it is made for cron, and
+    takes finished jobs alone, of an age that has to be given.
+    """
     total, code = 0, 0
     with open_store(file) as store, progress() as advance:
         try:
