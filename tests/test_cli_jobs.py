@@ -11,6 +11,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from goqueue import Job, JobFilter, JobStatus, JobUpdate, NewJob, PostgresStorage
 from goqueue.pytest_plugin import DatabaseServer
@@ -272,6 +273,18 @@ def test_a_bad_line_is_named_with_what_was_added_before_it(
     assert goqueue("jobs", "create", "--from", file).err.startswith("no line is added\n")
     file.write_text(bad)
     assert "no line is added" in goqueue("jobs", "create", "--from", file).err
+
+
+def test_a_read_only_database_is_known_to_have_added_nothing(
+    goqueue: Commands, goqueue_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = make_conninfo(goqueue_database, options="-c default_transaction_read_only=on")
+    monkeypatch.setenv("GOQUEUE_DATABASE_URL", url)
+    (tmp_path / "jobs.jsonl").write_text('{"job_type": "x"}\n')
+    result = goqueue("jobs", "create", "--from", "jobs.jsonl")
+    assert (result.code, result.out) == (1, "")
+    assert result.err.startswith("no line is added\n")
+    assert "target_session_attrs=read-write" in result.err
 
 
 def test_ctrl_c_tells_which_lines_are_added(goqueue: Commands, goqueue_store: PostgresStorage) -> None:
