@@ -88,6 +88,8 @@ def translate(error: psycopg.Error) -> GoQueueError:  # noqa: C901, PLR0911, PLR
                 f"the transaction stood idle for too long: {said} "
                 "(GOQUEUE_DATABASE_IDLE_IN_TRANSACTION_TIMEOUT sets how long it may)"
             )
+        case pg.InFailedSqlTransaction():
+            return StorageError(f"{said}; an earlier statement of it failed: roll back first")
         case pg.InvalidSqlStatementName() | pg.DuplicatePreparedStatement():
             return StorageError(
                 f"{said}; a pooler hands the statements of one connection to several sessions: prepare none "

@@ -95,7 +95,7 @@ class StorageError(GoQueueError):
 
 
 class StorageUnavailableError(StorageError):
-    """The database can't be reached, or did not answer in time.
+    """The database can't be reached, did not answer in time, is read only, or was changed under a prepared statement.
 
     Trying the same call again is safe. It can find its own work done: `create_job` then gives the job, `complete_job`
     says `LeaseLostError`.

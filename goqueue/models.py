@@ -348,7 +348,11 @@ def encode_json(value: object) -> bytes:
 
 
 def check_payload(value: JsonValue) -> None:
-    """Raises `InvalidJobError`, naming the place, for what jsonb would refuse or give back as something else."""
+    """Raises `InvalidJobError`, naming the place, for what jsonb would refuse or give back as something else.
+
+    But for a float without a fraction, which comes back as the whole number that its decimal writes: `float` of that is
+    the same float again.
+    """
     if (problem := _payload_problem(value, 0)) is not None:
         place, what = problem
         raise InvalidJobError(f"payload{place if len(place) <= 200 else place[:200] + '…'} {what}")
@@ -450,7 +454,7 @@ def check_interval(name: str, value: object) -> timedelta:
 def check_kind(name: str, value: object, *kinds: type) -> None:
     """Raises `InvalidJobError` unless ``value`` is of one of the kinds."""
     if not isinstance(value, kinds):
-        wanted = " or ".join(f"{'an' if kind.__name__[0] in 'AEIO' else 'a'} {kind.__name__}" for kind in kinds)
+        wanted = " or ".join(f"{'an' if kind.__name__[0] in 'AEIOaeio' else 'a'} {kind.__name__}" for kind in kinds)
         raise InvalidJobError(f"{name} must be {wanted}, not {_shown(value)}")
 
 

@@ -170,7 +170,7 @@ class PostgresStorage:
             config = DatabaseConfig(url=config)
         elif isinstance(config, Config):
             config = config.database
-        check_kind("config", config, DatabaseConfig, str)
+        check_kind("config", config, Config, DatabaseConfig, str)
         _queries(config, config.sql_dir)  # files that can't be read are told before anything is opened
         # What is asked until the folder's statements are known to be sound.
         shipped = _queries(config, "")

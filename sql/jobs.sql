@@ -291,8 +291,9 @@ WHERE j.idempotency_key = :idempotency_key::text;
 -- Index: jobs_status_idx; with a queue or a job type jobs_queue_idx. jobs_pkey for the rows.
 -- Locks: none.
 -- Notes: Each combination of status, queue and job type is a lane: one contiguous range of one index, read newest first. So a
--- rare combination costs no more than a common one, and page 1000 no more than page 1. No index serves scheduled_at:
--- with such a range about 3000 index entries are read (over all lanes), and the page ends where the reading
+-- rare combination costs no more than a common one, and page 1000 no more than page 1. Of each lane a page's worth is read:
+-- a queue's page costs as much more as the queue has job types, and no status given is five lanes. No index serves
+-- scheduled_at: with such a range about 3000 index entries are read (over all lanes), and the page ends where the reading
 -- ended.
 WITH RECURSIVE wanted_status AS (
     SELECT DISTINCT s.status

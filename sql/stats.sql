@@ -12,8 +12,9 @@
 -- Index: jobs_queue_idx, at most 1001 entries a queue and status; jobs_claim_idx, two probes a queue and priority;
 -- jobs_status_idx for the running jobs.
 -- Locks: none.
--- Notes: The work grows with the number of queues, job types and priorities, and not with the number of jobs. The views
--- read with the rights of their owner: the role needs SELECT on the views.
+-- Notes: The work grows with the number of queues, job types and priorities, and not with the number of jobs; but with that of
+-- the dead index entries, where vacuum is late or a transaction left open elsewhere keeps them. The views read with the
+-- rights of their owner: the role needs SELECT on the views.
 SELECT
     s.queue,
     max(s.jobs) FILTER (WHERE s.status = 'pending') AS pending,

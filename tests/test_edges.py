@@ -184,6 +184,24 @@ def test_a_whole_configuration_will_do_to_open_with(goqueue_database: str) -> No
         store.ping()
 
 
+def test_in_a_transaction_that_has_failed_it_says_what_to_do(goqueue_database: str) -> None:
+    with psycopg.connect(goqueue_database) as connection:
+        store = PostgresStorage.bound_to(connection)
+        with pytest.raises(psycopg.errors.UndefinedTable):
+            connection.execute("SELECT FROM nowhere")
+        with pytest.raises(StorageError, match="roll back first"):
+            store.ping()
+        connection.rollback()
+        store.ping()
+
+
+def test_a_store_is_made_by_opening_it(goqueue_database: str) -> None:
+    with pytest.raises(InvalidJobError, match=r"open\(\)"):
+        PostgresStorage(goqueue_database)  # type: ignore[arg-type]
+    with pytest.raises(InvalidJobError, match="a Config or a DatabaseConfig or a str, not None"):
+        PostgresStorage.open(None)  # type: ignore[arg-type]
+
+
 def test_a_limit_is_checked_before_a_connection_is_waited_for(goqueue_database: str) -> None:
     limits = {"pool_min_size": 1, "pool_max_size": 1, "pool_timeout": timedelta(seconds=5)}
     with PostgresStorage.open(DatabaseConfig(url=goqueue_database, **limits)) as store, store._connection():

@@ -267,13 +267,13 @@ def cases_by_count(count: int) -> list[Case]:
             writes=1,
         ),
         case("bury_jobs", lambda known: {**leases(known, count), "errors": ["boom"] * count}, PKEY, rows=2, writes=1),
-        case("cancel_jobs", lambda known: {"ids": known.pending[:count]}, PKEY, rows=1, writes=1),
-        case("retry_jobs", lambda known: {"ids": known.dead[:count]}, PKEY, rows=1, writes=1),
+        case("cancel_jobs", lambda known: {"ids": known.pending[:count]}, PKEY, rows=2, writes=1),
+        case("retry_jobs", lambda known: {"ids": known.dead[:count]}, PKEY, rows=2, writes=1),
         case(
             "reschedule_jobs",
             lambda known: {"ids": known.pending[:count], "scheduled_at": None, "delay": MINUTE},
             PKEY,
-            rows=1,
+            rows=2,
             writes=1,
         ),
         # All that run are read until enough have expired: as many as the workers hold, here some 500.
@@ -322,7 +322,8 @@ CASES = [
         3,
         1,
     ),
-    Case("delete_job", "", lambda known: {"id": known.dead[0]}, {PKEY, FAILURES}, 5, 1),
+    Case("delete_job", "", lambda known: {"id": known.dead[0]}, {PKEY}, 1, 1),
+    Case("delete_failures", "", lambda known: {"job_id": known.dead[0]}, {FAILURES}, 5, 5),
     Case(
         "prune_jobs",
         "nothing due",

@@ -63,7 +63,7 @@ def test_each_query_is_named_once() -> None:
 def test_each_query_is_run_by_the_store(name: str) -> None:
     source = inspect.getsource(PostgresStorage) + inspect.getsource(Listener)
     assert f"self._queries.{name}" in source
-    if not name.startswith(("find_", "bury_", "announce_", "get_session")):
+    if not name.startswith(("find_", "bury_", "announce_", "get_session", "delete_failures")):
         assert hasattr(PostgresStorage, name), "a method of the query's own name"
 
 
@@ -121,6 +121,7 @@ def test_the_structs_fields_are_the_tables_columns(goqueue_connection: psycopg.C
         ("find_duplicate_jobs", [("id", "uuid"), ("idempotency_key", "text")]),
         ("count_jobs", [("job_count", "int8"), ("is_exact", "bool")]),
         ("delete_job", [("id", "uuid")]),
+        ("delete_failures", [("lease_token", "int8")]),
         ("complete_jobs", [("id", "uuid")]),
         ("heartbeat_jobs", [("id", "uuid")]),
         ("release_jobs", [("id", "uuid")]),

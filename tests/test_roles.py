@@ -222,6 +222,7 @@ def values_of(jobs: dict[str, UUID]) -> dict[str, dict[str, Any]]:
         "retry_jobs": {"ids": [jobs["dead"]]},
         "reschedule_jobs": {"ids": [jobs["pending"]], "scheduled_at": None, "delay": MINUTE},
         "delete_job": {"id": jobs["dead"]},
+        "delete_failures": {"job_id": jobs["dead"]},
         "prune_jobs": {"older_than": timedelta(0), "statuses": ["dead"], "job_limit": 10},
         "claim_jobs": {**CLAIM, **LANES},
         "heartbeat_jobs": {**held, "lease": MINUTE},

@@ -123,7 +123,7 @@ TO goqueue_worker, goqueue_operator;
 GRANT UPDATE (attempt, failed_at, started_at, worker_id, error) ON goqueue.job_failures
 TO goqueue_worker, goqueue_operator;
 
--- update_job and replace_pending_job change these too; delete_job and prune_jobs delete.
+-- update_job and replace_pending_job change these too; delete_job, delete_failures and prune_jobs delete.
 GRANT UPDATE (queue, job_type, payload, priority, max_attempts, idempotency_key) ON goqueue.jobs
 TO goqueue_operator;
 GRANT DELETE ON goqueue.jobs, goqueue.job_failures
