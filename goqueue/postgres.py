@@ -514,14 +514,14 @@ class PostgresStorage:
 
     def _claim(self, connection: Connection[Any], run: Callable[..., Any], values: dict[str, Any]) -> Claimed:
         """What ``run`` takes; or, if the jobs that it saw are dead now, the next claim."""
-        resume = self._resumes.setdefault(
-            tuple(values["queues"]), Resume(self.config.claim_resume_time.total_seconds())
-        )
+        queues = tuple(values["queues"])
+        resume = self._resumes.get(queues) or Resume(self.config.claim_resume_time.total_seconds())
         while True:
             lanes, resumed = resume.parameters()
             claimed = Claimed(list(run(connection, **values, **lanes)))
             if claimed.lanes and not resumed:
                 resume.begin(claimed.lanes)
+                self._resumes[queues] = resume
             if claimed.lanes or resumed:
                 resume.move(claimed.taken)
             if claimed.unreadable:
