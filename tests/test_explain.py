@@ -32,11 +32,11 @@ from goqueue.explain import (
 from goqueue.pytest_plugin import DatabaseServer
 from goqueue.queries import shipped_folder
 from goqueue.sqlfiles import APART
+from tests.commands import COMMAND, unmeasured
 
 NOTES = {note.name: note for note in read_notes()}
 ROWS = 2000
 BIG = 20_000  # enough for a table read whole to be a failure
-ENVIRON = {name: value for name, value in os.environ.items() if not name.startswith(("GOQUEUE_", "PG"))}
 
 
 def note(name: str, **changes: Any) -> dict[str, QueryNote]:
@@ -338,14 +338,11 @@ class TestTheCommand:
     def test_interrupted_it_leaves_no_database(
         self, number: signal.Signals, role: str, goqueue_server: DatabaseServer, tmp_path: Path
     ) -> None:
-        program = (
-            "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-            "from goqueue.cli import main; main()"
-        )
+        environment = {name: value for name, value in unmeasured().items() if not name.startswith(("GOQUEUE_", "PG"))}
         process = subprocess.Popen(
-            [sys.executable, "-c", program, "explain", "get_job", "--rows", "50000000"],
+            [*COMMAND, "explain", "get_job", "--rows", "50000000"],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path,
-            env=ENVIRON | {"GOQUEUE_DATABASE_URL": role},
+            env=environment | {"GOQUEUE_DATABASE_URL": role},
         )  # fmt: skip
         try:
             with psycopg.connect(goqueue_server.url, autocommit=True) as connection:
