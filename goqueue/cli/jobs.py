@@ -297,10 +297,10 @@ class Clearable(StrEnum):
 
     ERROR = "error"
     KEY = "key"
-    HOLDER = "holder"
+    LOCKED_BY = "locked-by"
 
 
-_CLEARED = {Clearable.ERROR: "last_error", Clearable.KEY: "idempotency_key", Clearable.HOLDER: "locked_by"}
+_CLEARED = {Clearable.ERROR: "last_error", Clearable.KEY: "idempotency_key", Clearable.LOCKED_BY: "locked_by"}
 
 
 @jobs.command("update", epilog=EXIT_CODES)
@@ -317,7 +317,7 @@ def update_job(
     at: At = None,
     error: Annotated[str | None, typer.Option(help="The last error.")] = None,
     key: Annotated[str | None, typer.Option(help="The idempotency key.")] = None,
-    holder: Annotated[str | None, typer.Option(help="Who holds the running job.")] = None,
+    locked_by: Annotated[str | None, typer.Option(help="The worker that holds the running job.")] = None,
     clear: Annotated[list[Clearable] | None, typer.Option(help="Empty this; repeatable.")] = None,
     file: ConfigFile = None,
     as_json: AsJson = False,
@@ -326,7 +326,7 @@ def update_job(
     given: dict[str, Any] = {
         "status": status, "queue": queue, "job_type": job_type, "priority": priority, "attempts": attempts,
         "max_attempts": max_attempts, "scheduled_at": at, "last_error": error, "idempotency_key": key,
-        "locked_by": holder,
+        "locked_by": locked_by,
     }  # fmt: skip
     given = {name: value for name, value in given.items() if value is not None}
     if payload is not None:
