@@ -312,8 +312,8 @@ def test_update_changes_what_is_given_and_clears_what_is_asked_for(
 ) -> None:
     [job_id] = add(goqueue_store, 1, idempotency_key="k", payload={"a": 1})
     result = goqueue(
-        "jobs", "update", job_id, "--json", "--status", "running", "--locked-by", "me", "--attempts", "1", "--error", "e",
-        "--queue", "q", "--type", "t", "--payload", "[]", "--priority", "7", "--max-attempts", "9",
+        "jobs", "update", job_id, "--json", "--status", "running", "--locked-by", "me", "--attempts", "1",
+        "--error", "e", "--queue", "q", "--type", "t", "--payload", "[]", "--priority", "7", "--max-attempts", "9",
         "--at", "2030-01-31T08:00Z",
     )  # fmt: skip
     expected = {
