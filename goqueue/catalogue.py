@@ -22,7 +22,7 @@ import psycopg
 from goqueue.config import SECTIONS, format_duration, settings_of
 from goqueue.embedded import EmbeddedServer
 from goqueue.migrate import migrate
-from goqueue.queries import shipped_folder
+from goqueue.queries import load_queries, shipped_folder
 from goqueue.sqlfiles import Query, migration_files, numbered, read_queries, sql_files
 from goqueue.statement import tagged
 from goqueue.unasync import made_modules
@@ -174,6 +174,7 @@ def read_columns() -> Columns:
 def describe_columns(connection: psycopg.Connection[Any], notes: Iterable[QueryNote]) -> Columns:
     """The names and types of the queries' result columns, as the server of a migrated database describes them."""
     columns: Columns = {}
+    queries = load_queries()
     for note in notes:
         columns[note.name] = []
         if note.can_be_prepared:
@@ -182,11 +183,9 @@ def describe_columns(connection: psycopg.Connection[Any], notes: Iterable[QueryN
                 raise ValueError(f"{note.file}: {note.name} can't be prepared: {prepared.error_message.decode()}")
             result = connection.pgconn.describe_prepared(b"")
             names = [(result.fname(number) or b"").decode() for number in range(result.nfields)]
-            kinds = connection.execute(
-                "SELECT format_type(oid, NULL) FROM unnest(%s::oid[]) WITH ORDINALITY AS t (oid, place) ORDER BY place",
-                [[result.ftype(number) for number in range(result.nfields)]],
-            ).fetchall()
-            short = [kind.replace("timestamp with time zone", "timestamptz") for (kind,) in kinds]
+            kinds = [result.ftype(number) for number in range(result.nfields)]
+            types = dict(queries.describe_types(connection, ids=kinds))
+            short = [types[kind].replace("timestamp with time zone", "timestamptz") for kind in kinds]
             columns[note.name] = list(zip(names, short, strict=True))
     return columns
 
