@@ -5,19 +5,16 @@ import os
 import re
 import secrets
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from goqueue import cli
 from goqueue.catalogue import QueryNote, read_notes
 from goqueue.explain import (
     SCENARIOS,
@@ -32,7 +29,7 @@ from goqueue.explain import (
 from goqueue.pytest_plugin import DatabaseServer
 from goqueue.queries import shipped_folder
 from goqueue.sqlfiles import APART
-from tests.commands import COMMAND, unmeasured
+from tests.commands import SECONDS, Commands, Result
 
 NOTES = {note.name: note for note in read_notes()}
 ROWS = 2000
@@ -209,27 +206,15 @@ class TestPlans:
         assert "jit" in self.kinds(seeded, NOTES, "get_job")
 
 
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Result]:
-    monkeypatch.chdir(tmp_path)
-    for name in os.environ:
-        if name.startswith(("GOQUEUE_", "PG")):
-            monkeypatch.delenv(name)
+def run(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    for name in [name for name in os.environ if name.startswith("PG")]:
+        monkeypatch.delenv(name)
     monkeypatch.setenv("COLUMNS", "120")
 
     def call(*arguments: str, url: str = "") -> Result:
-        monkeypatch.setattr(sys, "argv", ["goqueue", "explain", *arguments])
         monkeypatch.setenv("GOQUEUE_DATABASE_URL", url)
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        return Result(int(ended.value.code or 0), captured.out, captured.err)
+        return commands("explain", *arguments)
 
     return call
 
@@ -336,29 +321,27 @@ class TestTheCommand:
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_interrupted_it_leaves_no_database(
-        self, number: signal.Signals, role: str, goqueue_server: DatabaseServer, tmp_path: Path
+        self,
+        number: signal.Signals,
+        commands: Commands,
+        role: str,
+        goqueue_server: DatabaseServer,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        environment = {name: value for name, value in unmeasured().items() if not name.startswith(("GOQUEUE_", "PG"))}
-        process = subprocess.Popen(
-            [*COMMAND, "explain", "get_job", "--rows", "50000000"],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path,
-            env=environment | {"GOQUEUE_DATABASE_URL": role},
-        )  # fmt: skip
-        try:
+        monkeypatch.setenv("GOQUEUE_DATABASE_URL", role)
+        with commands.process("explain", "get_job", "--rows", "50000000") as process:
             with psycopg.connect(goqueue_server.url, autocommit=True) as connection:
-                deadline = time.monotonic() + 60
+                deadline = time.monotonic() + SECONDS
                 while not connection.execute(
                     "SELECT FROM pg_stat_activity AS a JOIN pg_database AS d ON a.datid = d.oid "
                     "WHERE d.datdba = %s::regrole AND a.query LIKE '%%goqueue:seed_jobs */%%'",
                     [psycopg.conninfo.conninfo_to_dict(role)["user"]],
                 ).rowcount:
-                    assert process.poll() is None, process.stdout and process.stdout.read()
+                    assert process.poll() is None, process.stderr and process.stderr.read()
                     assert time.monotonic() < deadline
                     time.sleep(0.05)
             process.send_signal(number)
-            said, _ = process.communicate(timeout=30)
-        finally:
-            process.kill()
+            said = "".join(process.communicate(timeout=30))
         assert process.returncode not in (0, -number)
         assert "Traceback" not in said
         assert databases_of(goqueue_server, role) == []
