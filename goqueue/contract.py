@@ -109,7 +109,7 @@ def _compare(pgconn: Any, changed: Iterable[tuple[Statement, Statement]]) -> _Co
         elif got.error:
             problems.append(f"the server refuses it: {got.error}")
         else:
-            problems += _differences(given, got, expected, names)
+            problems += _differences((given, got), (shipped, expected), names)
             if not (got.columns or shipped.same_as(given)):
                 problems.append(f"it gives no rows, so it must be the shipped statement ({shipped.text})")
             if not problems:
@@ -122,13 +122,17 @@ def _compare(pgconn: Any, changed: Iterable[tuple[Statement, Statement]]) -> _Co
     return found
 
 
-def _differences(statement: Statement, got: _Described, expected: _Described, names: "_Names") -> list[str]:
+def _differences(
+    given: tuple[Statement, _Described], shipped: tuple[Statement, _Described], names: "_Names"
+) -> list[str]:
     """Where parameters and result columns differ in number, name or type."""
+    (statement, got), (original, expected) = given, shipped
+    wanted = dict(zip(original.parameters, expected.parameters, strict=False))
     problems = [
-        f"the parameter {name} is taken for {names.types[mine]}, expected {names.types[theirs]}; cast it where it "
-        f"stands (:{name}::{names.types[theirs]})"
-        for name, mine, theirs in zip(statement.parameters, got.parameters, expected.parameters, strict=False)
-        if mine != theirs
+        f"the parameter {name} is taken for {names.types[kind]}, expected {names.types[wanted[name]]}; cast it where "
+        f"it stands (:{name}::{names.types[wanted[name]]})"
+        for name, kind in zip(statement.parameters, got.parameters, strict=False)
+        if kind != wanted.get(name, kind)
     ]
     mine, theirs = ([f"{name} {names.types[kind]}" for name, kind in one.columns] for one in (got, expected))
     matcher = SequenceMatcher(a=theirs, b=mine, autojunk=False)

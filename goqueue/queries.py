@@ -1,5 +1,5 @@
 """Finds and loads the SQL files. With the adapters the only module that knows aiosql; of goqueue it imports errors,
-sqlfiles and the adapters."""
+sqlfiles, statement and the adapters."""
 
 from functools import cache
 from pathlib import Path
@@ -11,6 +11,7 @@ from goqueue.adapter import Adapter
 from goqueue.aio.adapter import AsyncAdapter
 from goqueue.errors import ConfigError
 from goqueue.sqlfiles import Declaration, compare_declarations, since_export, sql_files
+from goqueue.statement import Rendered
 
 
 def shipped_folder(name: str) -> Path:
@@ -40,7 +41,8 @@ def load_queries(
         try:
             # File by file, because loading a folder at once lets a name in two files silently override.
             data = loader.load_query_data_from_file(file, encoding="utf-8-sig")
-            queries.load_from_list(data)
+            # Numbered as declared, so that $1 is one parameter in the file, the server's log and every command.
+            queries.load_from_list([query._replace(sql=Rendered(query.sql, query.parameters or ())) for query in data])
         except (aiosql.SQLLoadException, aiosql.SQLParseException, OSError, ValueError) as exc:
             problems.append(f"{file} can't be loaded: {exc}{since_export(file, shipped)}")
             continue

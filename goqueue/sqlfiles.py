@@ -113,7 +113,8 @@ def compare_declarations(expected: Mapping[str, Declaration], given: Mapping[str
 
 
 class Statement(NamedTuple):
-    """A query as the server gets it, but for the comment with its name: ``$1``, ``$2`` … are ``parameters``."""
+    """A query as the server gets it, but for the comment with its name: ``$1``, ``$2`` … are ``parameters``, in the
+    order that its file declares."""
 
     name: str
     file: Path
@@ -124,22 +125,19 @@ class Statement(NamedTuple):
 
     def same_as(self, other: "Statement") -> bool:
         """Whether both are one statement; comments on lines of their own and white space aside."""
-        return self.text.split() == other.text.split()
+        return (self.parameters, self.text.split()) == (other.parameters, other.text.split())
 
 
 @cache
 def read_statements(folder: Path | str | None, shipped: Path) -> dict[str, Statement]:
     """The statements of a folder that `goqueue.queries.load_queries` takes, by name; read once in a process, as there,
-    so that what is checked is what runs. Parameters are numbered as the
-    shipped file declares them, so that an unchanged statement has the same text."""
+    so that what is checked is what runs. Parameters are numbered as their file declares them."""
     statements: dict[str, Statement] = {}
-    for file, original in sql_files(folder, shipped):
-        declared = {query.name: query.parameters for query in read_queries(original)}
+    for file, _ in sql_files(folder, shipped):
         for query in read_queries(file):
-            parameters = declared[query.name]
             lines = (line for line in query.body.splitlines() if not line.lstrip().startswith("--"))
-            text, faults = numbered("\n".join(lines), parameters)
-            statements[query.name] = Statement(query.name, file, parameters, text, faults)
+            text, faults = numbered("\n".join(lines), query.parameters)
+            statements[query.name] = Statement(query.name, file, query.parameters, text, faults)
     return statements
 
 

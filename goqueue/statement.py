@@ -3,10 +3,9 @@ psycopg and goqueue.errors."""
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, Self
 from uuid import UUID
 
 import psycopg
@@ -47,23 +46,29 @@ def tag_of(statement: str) -> str:
     return statement.split(maxsplit=3)[2]
 
 
-class Rendered(NamedTuple):
-    """A statement with ``$1`` and on, as text and as psycopg takes it soonest; and which parameters these are."""
+class Rendered(str):
+    """A statement as aiosql keeps it, with ``%(name)s`` for its parameters, and as it is sent.
 
+    ``names`` are the parameters in the order that the SQL file declares them: ``$1`` is the first of them, wherever it
+    stands. Rendered once: psycopg would parse a statement of more than 4,096 characters again at every call, which
+    costs more than sending it.
+    """
+
+    __slots__ = ("encoded", "names", "text")
+
+    names: tuple[str, ...]
+    #: The statement with ``$1``, ``$2`` …; and as psycopg takes it soonest.
     text: str
     encoded: str | bytes
-    names: tuple[str, ...]
 
-
-@cache
-def rendered(sql: str) -> Rendered:
-    """The statement with ``$1`` for ``%(name)s``. Done once: psycopg would parse a statement of more than 4,096
-    characters again at every call, which costs more than sending it."""
-    numbers: dict[str, int] = {}
-    numbered = re.sub(r"%\((\w+)\)s", lambda found: f"${numbers.setdefault(found[1], len(numbers) + 1)}", sql)
-    text = numbered.replace("%%", "%")
-    # Bytes are sent as they are; what is not ASCII has to be encoded for the connection.
-    return Rendered(text, text.encode() if text.isascii() else text, tuple(numbers))
+    def __new__(cls, sql: str, names: Sequence[str]) -> Self:
+        self = super().__new__(cls, sql)
+        self.names = tuple(names)
+        numbers = {name: f"${number}" for number, name in enumerate(self.names, 1)}
+        self.text = re.sub(r"%%|%\((\w+)\)s", lambda found: numbers.get(found[1], found[0]), sql).replace("%%", "%")
+        # Bytes are sent as they are; what is not ASCII has to be encoded for the connection.
+        self.encoded = self.text.encode() if self.text.isascii() else self.text
+        return self
 
 
 def check_session(connection: Any) -> None:

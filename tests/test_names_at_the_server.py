@@ -1,9 +1,12 @@
-"""Where a server shows statements, it shows each by its query's name, and as one, however it was sent."""
+"""Where a server shows statements, it shows each by its query's name, and as one, however it was sent; and its
+parameters by the numbers that the query's file gives them."""
 
 import re
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -11,12 +14,17 @@ import psycopg
 import pytest
 
 from goqueue import DatabaseConfig, JobFilter, JobUpdate, NewJob
+from goqueue.catalogue import psql_text, read_columns, read_notes
+from goqueue.contract import prove_contract
 from goqueue.embedded import EmbeddedServer
 from goqueue.migrate import migrate
+from goqueue.queries import load_queries, shipped_folder
+from goqueue.sqlfiles import APART, read_statements
 from tests.ways import WAYS, Way, opened
 
 HOUR = timedelta(hours=1)
 TURNS = 7  # A statement is prepared at the sixth.
+OF_EXTENSIONS = {"statement_times", "measure_claim_index"}
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +34,7 @@ def watching() -> Iterator[str]:
         "shared_preload_libraries": "pg_stat_statements,auto_explain",
         "log_min_duration_statement": "0",
         "auto_explain.log_min_duration": "0",
+        "log_parameter_max_length_on_error": "-1",
     }
     with EmbeddedServer(settings=settings, durable=False) as server:
         migrate(server.url())
@@ -112,3 +121,106 @@ def test_pg_stat_activity_begins_with_the_name_while_a_statement_runs(
     assert len(seen) == 6
     for query, beginning in zip(seen, beginnings * 2, strict=True):
         assert query.startswith(beginning)
+
+
+# --- the numbers of parameters --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def turned_round(tmp_path: Path) -> Path:
+    """A folder with the shipped files, in which each query declares its parameters from the last to the first."""
+
+    def turned(found: re.Match[str]) -> str:
+        return f"{found[1]}({', '.join(reversed(found[2].split(', ')))})"
+
+    for file in shipped_folder("sql").glob("*.sql"):
+        if file.name not in APART:
+            text = re.sub(r"^(-- name: \w+)\(([^)]*)\)", turned, file.read_text("utf-8"), flags=re.MULTILINE)
+            (tmp_path / file.name).write_text(text)
+    return tmp_path
+
+
+def plain(statement: str) -> list[str]:
+    """The statement without the lines of comment, which the program doesn't send, and white space."""
+    return re.sub(r"^ *--.*\n", "", statement, flags=re.MULTILINE).rstrip("; \n").split()
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_every_statement_has_the_same_numbers_at_the_server_and_in_each_command(
+    changed: bool, goqueue_database: str, turned_round: Path
+) -> None:
+    folder = turned_round if changed else None
+    queries = load_queries(str(folder) if folder else None)
+    notes = {note.name: note for note in read_notes(folder) if note.can_be_prepared and note.name not in OF_EXTENSIONS}
+    checked = read_statements(folder, shipped_folder("sql"))
+    with psycopg.connect(goqueue_database, autocommit=True, prepare_threshold=0) as connection:
+        for name, note in notes.items():
+            with suppress(psycopg.Error):  # what it makes of no values is of no interest here
+                sent = getattr(queries, name)(connection, **dict.fromkeys(note.parameters))
+                list(sent if isinstance(sent, Iterator) else ())
+        prepared: list[Any] = connection.execute(
+            "SELECT (regexp_match(statement, '/[*] goqueue:(\\w+) [*]/'))[1], statement FROM pg_prepared_statements"
+        ).fetchall()
+    at_the_server = {name: plain(statement) for name, statement in prepared if name}
+    assert at_the_server.keys() == notes.keys()
+    for name, note in notes.items():
+        assert at_the_server[name] == plain(note.statement), name
+        shown = psql_text(note, read_columns()).partition(" AS\n")[2].partition("\n\n-- To run")[0]
+        assert at_the_server[name] == plain(shown), name
+        untagged = [word for word in at_the_server[name] if word not in ("/*", f"goqueue:{name}", "*/")]
+        assert untagged == plain(checked[name].text), name
+        assert checked[name].parameters == note.parameters
+
+
+def test_the_server_s_log_numbers_parameters_as_the_file_declares_them(watching: str, turned_round: Path) -> None:
+    shipped, turned = ({note.name: note.parameters for note in read_notes(one)} for one in (None, turned_round))
+    assert shipped["claim_jobs"][:2] == ("queues", "worker_id")
+    assert turned["claim_jobs"][-2:] == ("worker_id", "queues")
+    for folder, declared in (("", shipped), (str(turned_round), turned)):
+        for way in WAYS:
+            queue, worker = f"q{uuid4().hex}", f"w{uuid4().hex}"
+            config = DatabaseConfig(url=watching, sql_dir=folder, pool_max_size=1)
+            with opened(way, config) as store:
+                store.call("create_job", NewJob(job_type="t", queue=queue))
+                [job] = store.call("claim_jobs", queue, worker)
+                assert (job.queue, job.locked_by) == (queue, worker)
+                store.call("update_job", job.id, JobUpdate(priority=7))
+                assert len(store.call("list_jobs", JobFilter(queue=queue), limit=9).jobs) == 1
+                assert store.call("complete_and_claim", [job], queue, worker) == []
+                assert store.call("prune_jobs", timedelta(days=400), limit=17) == 0
+            with psycopg.connect(watching) as connection:
+                [(log,)] = connection.execute("SELECT pg_read_file('server.log')").fetchall()
+            for name, values in {
+                "claim_jobs": {"queues": f"{{{queue}}}", "worker_id": worker, "job_limit": "1"},
+                "complete_and_claim": {"ids": f"{{{job.id}}}", "queues": f"{{{queue}}}", "worker_id": worker},
+                "list_jobs": {"queues": f"{{{queue}}}", "page_limit": "9"},
+                "update_job": {"id": str(job.id)},
+                "prune_jobs": {"job_limit": "17"},
+            }.items():
+                statement = rf"execute \S+: [A-Z]+ /\* goqueue:{name} \*/(?:(?!LOG:).)*"
+                entries = re.findall(rf"{statement}DETAIL:  [Pp]arameters: ([^\n]*)", log, re.DOTALL)
+                logged = dict(re.findall(r"\$(\d+) = '([^']*)'", entries[-1]))
+                for parameter, value in values.items():
+                    number = str(declared[name].index(parameter) + 1)
+                    assert logged[number].replace('"', "") == value, (way, name, parameter)
+
+
+def test_a_folder_that_declares_parameters_in_another_order_keeps_the_contract(
+    goqueue_connection: psycopg.Connection[Any], turned_round: Path
+) -> None:
+    proof = prove_contract(goqueue_connection, turned_round)
+    assert (proof.problems, proof.unproved) == ([], [])
+    assert "claim_jobs" in (proof.changed or [])
+    other = turned_round / "other"  # files are read once in a process
+    other.mkdir()
+    text = (turned_round / "leases.sql").read_text()
+    (other / "leases.sql").write_text(text.replace(":lease::interval", ":lease::text::interval"))
+    problems = prove_contract(goqueue_connection, other).problems
+    said = "query claim_jobs: the parameter lease is taken for text, expected interval"
+    assert any(said in problem for problem in problems)
+
+
+def test_swapped_in_the_declaration_and_in_the_text_is_another_statement(turned_round: Path) -> None:
+    ours, shipped = (read_statements(one, shipped_folder("sql")) for one in (turned_round, None))
+    text = ours["heartbeat_jobs"]._replace(text=shipped["heartbeat_jobs"].text)
+    assert not text.same_as(shipped["heartbeat_jobs"])

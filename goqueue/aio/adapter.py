@@ -10,7 +10,7 @@ from psycopg import AsyncConnection, AsyncCursor, AsyncRawCursor
 from psycopg.adapt import AdaptersMap
 from psycopg.rows import tuple_row
 
-from goqueue.statement import ADAPTERS, as_parameter, check_session, rendered, report, tag_of, tagged, tolerant_rows
+from goqueue.statement import ADAPTERS, Rendered, as_parameter, check_session, report, tag_of, tagged, tolerant_rows
 
 _TRACED = "opentelemetry.instrumentation.psycopg"
 
@@ -73,33 +73,34 @@ class AsyncAdapter:
         return tagged(query_name, PyFormatAdapter().process_sql(query_name, op_type, sql))  # type: ignore[no-untyped-call]
 
     async def select(
-        self, conn: Any, query_name: str, sql: str, parameters: Any, record_class: Any = None
+        self, conn: Any, query_name: str, sql: Rendered, parameters: Any, record_class: Any = None
     ) -> AsyncIterator[tuple[Any, ...]]:
         rows, _ = await self._run(conn, query_name, sql, parameters)
         for row in rows:
             yield row
 
-    async def select_one(self, conn: Any, query_name: str, sql: str, parameters: Any, record_class: Any = None) -> Any:
+    async def select_one(
+        self, conn: Any, query_name: str, sql: Rendered, parameters: Any, record_class: Any = None
+    ) -> Any:
         rows, _ = await self._run(conn, query_name, sql, parameters)
         return rows[0] if rows else None
 
-    async def select_value(self, conn: Any, query_name: str, sql: str, parameters: Any) -> Any:
+    async def select_value(self, conn: Any, query_name: str, sql: Rendered, parameters: Any) -> Any:
         rows, _ = await self._run(conn, query_name, sql, parameters)
         return rows[0][0] if rows else None
 
-    async def insert_update_delete(self, conn: Any, query_name: str, sql: str, parameters: Any) -> int:
+    async def insert_update_delete(self, conn: Any, query_name: str, sql: Rendered, parameters: Any) -> int:
         _, count = await self._run(conn, query_name, sql, parameters)
         return count
 
     async def _run(
-        self, conn: AsyncConnection[Any], query_name: str, sql: str, parameters: Mapping[str, Any]
+        self, conn: AsyncConnection[Any], query_name: str, sql: Rendered, parameters: Mapping[str, Any]
     ) -> tuple[list[tuple[Any, ...]], int]:
         """The rows (none for a statement that gives none), and how many rows there are or were changed."""
         check_session(conn)
-        text, encoded, names = rendered(sql)
-        values = [as_parameter(parameters[name]) for name in names]
+        values = [as_parameter(parameters[name]) for name in sql.names]
         kind = _cursor_type(conn)
-        statement = encoded if kind is _Cursor else text  # OpenTelemetry can't read bytes
+        statement = sql.encoded if kind is _Cursor else sql.text  # OpenTelemetry can't read bytes
         kept: dict[str, _Cursor] = getattr(conn, "goqueue_cursors", {})
         if (cursor := kept.get(sql)) is None:
             cursor = kept[sql] = kind(conn, row_factory=tuple_row)
