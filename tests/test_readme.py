@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import indent
@@ -107,3 +108,31 @@ def test_every_exit_status_of_the_help_is_in_the_table() -> None:
     section = README.partition("The exit status:")[2].partition("\n## ")[0]
     told = re.findall(r"^\| (\d+) \|", section, re.MULTILINE)
     assert told == re.findall(r"\b\d+\b", EXIT_CODES) == ["0", "1", "2", "3", "130"]
+
+
+PLANNER = r"enable_\w+|jit\w*|plan_cache_mode|\w+_(?:tuple|page|operator|setup)_cost|\w+_collapse_limit|geqo\w*"
+
+
+def test_no_document_or_message_sets_a_planner_setting_on_a_role_a_database_or_the_server() -> None:
+    files = [file for kind in ("*.md", "*.sql", "*.yml", "*.yaml", "*.toml") for file in ROOT.glob(f"[!.]*/**/{kind}")]
+    files += [*ROOT.glob("*.md"), *ROOT.glob("*.yml"), *(ROOT / "goqueue").rglob("*.py")]
+    assert len(files) > 40
+    wanted = re.compile(rf"ALTER\s+(?:ROLE|USER|DATABASE|SYSTEM)\b[^;\n]*\bSET\s+(?:{PLANNER})\b", re.IGNORECASE)
+    assert {
+        str(file.relative_to(ROOT)): found for file in files if (found := wanted.findall(file.read_text("utf-8")))
+    } == {}
+
+
+def test_the_login_for_pgbouncer_gets_limits_alone(goqueue_connection: psycopg.Connection[Any]) -> None:
+    section = README.partition("### Behind pgbouncer\n")[2].partition("\n## ")[0]
+    statements = re.findall(r"^ {6}((?:CREATE|ALTER) .*)$", section, re.MULTILINE)
+    assert len(statements) == 4
+    name = f"shop_jobs_{secrets.token_hex(4)}"
+    with goqueue_connection.transaction(force_rollback=True):
+        for statement in statements:
+            goqueue_connection.execute(statement.replace("shop_jobs", name).encode())
+        [(settings,)] = goqueue_connection.execute(
+            "SELECT setconfig FROM pg_db_role_setting WHERE setrole = %s::regrole", [name]
+        )
+    limits = {"statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"}
+    assert {setting.partition("=")[0] for setting in settings} == limits
