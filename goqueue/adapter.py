@@ -1,7 +1,8 @@
 # Made by `make catalogue` from goqueue/aio/adapter.py; change that.
-"""aiosql's adapter over psycopg, and its cursors. Imports aiosql, psycopg and goqueue.statement."""
+"""aiosql's adapter over psycopg, and its cursors. Imports aiosql, psycopg, goqueue.safelog and goqueue.statement."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from time import perf_counter
 from typing import Any
 
@@ -11,6 +12,7 @@ from psycopg import Connection, Cursor, RawCursor
 from psycopg.adapt import AdaptersMap
 from psycopg.rows import tuple_row
 
+from goqueue.safelog import record_lost
 from goqueue.statement import ADAPTERS, Rendered, as_parameter, check_session, report, tag_of, tagged, tolerant_rows
 
 _TRACED = "opentelemetry.instrumentation.psycopg"
@@ -19,6 +21,9 @@ _TRACED = "opentelemetry.instrumentation.psycopg"
 class _Cursor(RawCursor[Any]):
     """Takes parameters as ``$1``, and writes and reads values as psycopg does by itself, whatever the application has
     registered: a job's id is a UUID also where the caller wants ids as text."""
+
+    #: Whether the server has run the statement, whatever a tracer around it raises after that.
+    has_run = False
 
     @property
     def adapters(self) -> AdaptersMap:
@@ -40,9 +45,13 @@ class _Named(_Cursor):
         from opentelemetry.instrumentation.utils import is_instrumentation_enabled  # noqa: PLC0415
         from opentelemetry.trace import get_current_span  # noqa: PLC0415
 
+        self.has_run = False
         if is_instrumentation_enabled():  # Else the current span is the caller's.
-            get_current_span().update_name(tag_of(query))
-        return super().execute(query, *args, **kwargs)
+            with suppress(Exception):  # a tracer of the application's own
+                get_current_span().update_name(tag_of(query))
+        result = super().execute(query, *args, **kwargs)
+        self.has_run = True
+        return result
 
 
 def _cursor_type(connection: Connection[Any]) -> type[_Cursor]:
@@ -103,12 +112,19 @@ class Adapter:
         rows: list[tuple[Any, ...]] = []
         start = perf_counter()
         try:
-            cursor.execute(statement, values, binary=True)
+            try:
+                cursor.execute(statement, values, binary=True)
+            except Exception:
+                if not cursor.has_run:
+                    raise
+                record_lost("opentelemetry")
             # In the caller's pipeline there is no result before it is asked for.
             if cursor.pgresult is None or cursor.pgresult.nfields:
                 try:
                     rows = cursor.fetchall()
                 except psycopg.DataError:
+                    if cursor.pgresult is None:  # It is the server's own error, in the caller's pipeline.
+                        raise
                     rows = tolerant_rows(cursor)
         except BaseException as exc:  # also of a caller who waits no longer
             error = (isinstance(exc, psycopg.Error) and exc.sqlstate) or type(exc).__name__

@@ -1,6 +1,6 @@
 # Made by `make catalogue` from goqueue/aio/listener.py; change that.
 """Waits for the server to say that jobs are ready. Imports psycopg, goqueue.dberrors,
-goqueue.errors and goqueue.models."""
+goqueue.errors, goqueue.models and goqueue.safelog."""
 
 import logging
 import time
@@ -16,6 +16,7 @@ from psycopg import Connection
 from goqueue.dberrors import translate
 from goqueue.errors import StorageUnavailableError
 from goqueue.models import check_kind
+from goqueue.safelog import log
 
 _log = logging.getLogger("goqueue")
 
@@ -99,7 +100,7 @@ class Listener:
             # What has come along with it.
             ready |= {note.payload for note in connection.notifies(timeout=0)}
         except psycopg.Error as exc:
-            _log.warning("listening was interrupted: %s", translate(exc))
+            log(_log, logging.WARNING, "listening was interrupted: %s", translate(exc))
             self._connection = None
             with suppress(psycopg.Error):
                 connection.close()
@@ -113,9 +114,11 @@ class Listener:
             self._is_pooled, _ = self._queries.get_session(connection, backend_pid=pid)
             if self._is_pooled:
                 connection.close()
-                _log.warning(
+                log(
+                    _log,
+                    logging.WARNING,
                     "notifications do not come through a pooler, so idle workers poll alone; "
-                    "GOQUEUE_DATABASE_LISTEN_URL can name the server itself"
+                    "GOQUEUE_DATABASE_LISTEN_URL can name the server itself",
                 )
                 return
             self._queries.listen(connection)

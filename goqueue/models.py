@@ -460,7 +460,11 @@ def check_kind(name: str, value: object, *kinds: type) -> None:
 
 def clean_text(value: object, most: int = 10_000) -> str:
     """``value`` as PostgreSQL can hold it, at most ``most`` characters: no report of an error must be lost over one."""
-    text = str(value).replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
+    try:
+        text = str(value)
+    except Exception:  # noqa: BLE001 - whatever the object's own code raises
+        text = f"{type(value).__name__} that can't be shown"
+    text = text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
@@ -495,7 +499,10 @@ def _several(name: str, value: object, check: Any) -> list[str] | None:
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 - whatever the object's own code raises
+        text = "a value that can't be shown"
     return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
 
 

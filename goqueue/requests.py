@@ -1,5 +1,5 @@
 """What the storage methods make of their arguments and of rows, whichever way they are run. Imports goqueue.config,
-goqueue.errors and goqueue.models."""
+goqueue.errors, goqueue.models and goqueue.safelog."""
 
 import logging
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -10,7 +10,14 @@ from uuid import UUID
 from msgspec import UNSET
 
 from goqueue.config import DatabaseConfig
-from goqueue.errors import CorruptJobError, DuplicateJobError, InvalidJobError, JobNotFoundError, LeaseLostError
+from goqueue.errors import (
+    CorruptJobError,
+    DuplicateJobError,
+    GoQueueError,
+    InvalidJobError,
+    JobNotFoundError,
+    LeaseLostError,
+)
 from goqueue.models import (
     MAX_PAGE,
     Held,
@@ -34,6 +41,7 @@ from goqueue.models import (
     clean_text,
     encode_json,
 )
+from goqueue.safelog import log
 
 _log = logging.getLogger("goqueue")
 
@@ -282,7 +290,8 @@ class Claimed:
     def __init__(self, rows: Sequence[tuple[Any, ...]]) -> None:
         dead_count, *lanes = rows[0][_JOB_COLUMNS : _JOB_COLUMNS + 5]
         if dead_count:
-            _log.warning("%d jobs were due without an attempt left: now dead", dead_count, extra={"jobs": dead_count})
+            text = "%d jobs were due without an attempt left: now dead"
+            log(_log, logging.WARNING, text, dead_count, jobs=dead_count)
         #: The lanes and their first jobs, if the claim was dear.
         self.lanes = list(zip(*lanes, strict=True)) if lanes[0] is not None else []
         #: The jobs that were completed along with the claim, if not all of those given were; else None.
@@ -294,10 +303,16 @@ class Claimed:
         if corrupt:
             tokens = {row[0]: row[_LEASE_TOKEN] for row in given}
             for error in corrupt:
-                _log.error("%s; it is set aside as dead", error, extra={"job_id": error.job_id})
+                log(_log, logging.ERROR, "%s; it is set aside as dead", error, job_id=error.job_id)
                 self.unreadable.append((Lease(error.job_id, tokens[error.job_id]), error))
         #: Whether there may be more, although no job came back: some of those looked at are dead now.
         self.look_again: bool = dead_count > 0 or bool(self.unreadable)
+
+    def not_buried(self, error: GoQueueError) -> None:
+        """Log that the unreadable jobs could not be set aside."""
+        ids = ", ".join(str(lease.id) for lease, _ in self.unreadable)
+        text = "jobs whose payload can't be read could not be set aside (%s); rescue_jobs finds them again: %s"
+        log(_log, logging.WARNING, text, error, ids, jobs=len(self.unreadable))
 
     @property
     def taken(self) -> Iterator[tuple[Any, ...]]:
@@ -319,8 +334,8 @@ def rescued(rows: Iterable[tuple[UUID, str]]) -> dict[UUID, JobStatus]:
     """The rows of rescue_jobs: the status by id. Each is logged, since it tells of a worker that died or hung."""
     statuses = {job_id: JobStatus(status) for job_id, status in rows}
     for job_id, status in statuses.items():
-        fields = {"job_id": job_id, "status": status}
-        _log.warning("job %s: its lease has expired; it is %s now", job_id, status, extra=fields)
+        text = "job %s: its lease has expired; it is %s now"
+        log(_log, logging.WARNING, text, job_id, status, job_id=job_id, status=status)
     return statuses
 
 

@@ -1,4 +1,5 @@
-"""What a session is opened with, and whether it is still there. Imports psycopg and goqueue.config."""
+"""What a session is opened with, and whether it is still there. Imports psycopg, goqueue.config and
+goqueue.safelog."""
 
 import logging
 import os
@@ -10,6 +11,7 @@ from typing import Any
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from goqueue.config import DatabaseConfig
+from goqueue.safelog import log
 
 _log = logging.getLogger("goqueue")
 
@@ -85,7 +87,9 @@ def is_pooled(session: tuple[bool, list[str]], config: DatabaseConfig) -> bool:
     pooled, unlimited = session
     wanted = limits(config)
     if pooled and (missing := [name for name in unlimited if wanted[name]]):
-        _log.warning(
+        log(
+            _log,
+            logging.WARNING,
             "a pooler stands between, and these limits do not hold behind it: %s; set them on the server "
             "(ALTER ROLE ... SET; see the README, Behind pgbouncer)",
             ", ".join(missing),

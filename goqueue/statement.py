@@ -1,5 +1,5 @@
 """What a statement is on its way to the server: its tag, its parameters, its rows, its line in the log. Imports
-psycopg and goqueue.errors."""
+psycopg, goqueue.errors and goqueue.safelog."""
 
 import logging
 import re
@@ -15,6 +15,7 @@ from psycopg.types.datetime import TimestamptzBinaryLoader
 from psycopg.types.string import TextBinaryLoader
 
 from goqueue.errors import StorageError
+from goqueue.safelog import log, record_lost
 
 _log = logging.getLogger("goqueue.sql")
 
@@ -121,12 +122,19 @@ def tolerant_rows(cursor: Any) -> list[tuple[Any, ...]]:
 def report(
     name: str, parameters: Mapping[str, Any], seconds: float, *, slow: float, rows: int = 0, error: str | None = None
 ) -> None:
-    """Logs a statement that was run, to `goqueue.sql`: a warning when it took ``slow`` seconds (0: never), else for
-    debugging. The fields: query, duration_ms, rows, error (its SQLSTATE, else the exception's name), and job_id, jobs
-    (how many were given), queue, worker_id where it has them."""
+    """Log a statement that was run, to `goqueue.sql`: a warning when it took ``slow`` seconds (0: never), else for
+    debugging. It never raises: the statement has run.
+
+    The fields: query, duration_ms, rows, error (its SQLSTATE, else the exception's name), and job_id, jobs (how many
+    were given), queue, worker_id where it has them.
+    """
     is_slow = 0 < slow <= seconds
     level = logging.WARNING if is_slow else logging.DEBUG
-    if not _log.isEnabledFor(level):
+    try:
+        if not _log.isEnabledFor(level):
+            return
+    except Exception:  # noqa: BLE001 - a logger of the application's own class
+        record_lost(_log.name)
         return
     milliseconds = round(seconds * 1000, 3)
     fields: dict[str, Any] = {"query": name, "duration_ms": milliseconds, "rows": rows}
@@ -139,4 +147,4 @@ def report(
     if ids := parameters.get("ids"):
         fields |= {"job_id": ids[0]} if len(ids) == 1 else {"jobs": len(ids)}
     what = f"failed ({error})" if error is not None else "was slow" if is_slow else "ran"
-    _log.log(level, "%s %s, %s ms", name, what, milliseconds, extra=fields)
+    log(_log, level, "%s %s, %s ms", name, what, milliseconds, **fields)

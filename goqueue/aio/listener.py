@@ -1,5 +1,5 @@
 """Waits for the server to say that jobs are ready. Imports psycopg, goqueue.dberrors,
-goqueue.errors and goqueue.models."""
+goqueue.errors, goqueue.models and goqueue.safelog."""
 
 import asyncio
 import logging
@@ -15,6 +15,7 @@ from psycopg import AsyncConnection
 from goqueue.dberrors import translate
 from goqueue.errors import StorageUnavailableError
 from goqueue.models import check_kind
+from goqueue.safelog import log
 
 _log = logging.getLogger("goqueue")
 
@@ -98,7 +99,7 @@ class AsyncListener:
             # What has come along with it.
             ready |= {note.payload async for note in connection.notifies(timeout=0)}
         except psycopg.Error as exc:
-            _log.warning("listening was interrupted: %s", translate(exc))
+            log(_log, logging.WARNING, "listening was interrupted: %s", translate(exc))
             self._connection = None
             with suppress(psycopg.Error):
                 await connection.close()
@@ -112,9 +113,11 @@ class AsyncListener:
             self._is_pooled, _ = await self._queries.get_session(connection, backend_pid=pid)
             if self._is_pooled:
                 await connection.close()
-                _log.warning(
+                log(
+                    _log,
+                    logging.WARNING,
                     "notifications do not come through a pooler, so idle workers poll alone; "
-                    "GOQUEUE_DATABASE_LISTEN_URL can name the server itself"
+                    "GOQUEUE_DATABASE_LISTEN_URL can name the server itself",
                 )
                 return
             await self._queries.listen(connection)

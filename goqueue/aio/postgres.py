@@ -82,6 +82,7 @@ from goqueue.requests import (
     stats_of,
 )
 from goqueue.resume import Resume
+from goqueue.safelog import record_lost
 
 DEFAULT_LEASE = timedelta(minutes=5)
 DEFAULT_BACKOFF = Backoff()
@@ -532,11 +533,22 @@ class AsyncPostgresStorage:
             if claimed.lanes or resumed:
                 resume.move(claimed.taken)
             if claimed.unreadable:
-                unreadable = Leases.failed(claimed.unreadable).values
-                _ = [row async for row in self._queries.bury_jobs(connection, **unreadable)]
+                await self._bury(connection, claimed)
             if claimed.jobs or not claimed.look_again:
                 return claimed
             run = self._queries.claim_jobs
+
+    async def _bury(self, connection: AsyncConnection[Any], claimed: Claimed) -> None:
+        """Set the unreadable jobs of a claim aside. When that fails, after the claim's commit, they wait for their
+        leases to expire: the readable jobs must not be lost to their caller."""
+        is_committed = connection.info.transaction_status == TransactionStatus.IDLE
+        unreadable = Leases.failed(claimed.unreadable).values
+        try:
+            _ = [row async for row in self._queries.bury_jobs(connection, **unreadable)]
+        except psycopg.Error as exc:
+            if not (is_committed and claimed.jobs):
+                raise
+            claimed.not_buried(translate(exc))
 
     async def heartbeat_jobs(self, leases: Iterable[Held], lease: timedelta = DEFAULT_LEASE) -> None:
         """Holds on to running jobs for ``lease`` from now. `LeaseLostError` names those lost. Query: heartbeat_jobs."""
@@ -659,7 +671,11 @@ class AsyncPostgresStorage:
             try:
                 yield connection
             finally:  # not the pool's own context manager, which commits: there is nothing to commit
-                await self._pool.putconn(connection)
+                try:
+                    await self._pool.putconn(connection)
+                except Exception:  # noqa: BLE001 - the statement has run, and the pool's own logging has failed
+                    record_lost("psycopg.pool")
+                    await connection.close()
         except psycopg.Error as exc:
             if self._pool is not None and is_stale(exc):
                 await self._pool.drain()  # each of its connections would say so once
