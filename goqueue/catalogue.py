@@ -23,7 +23,7 @@ from goqueue.config import SECTIONS, format_duration, settings_of
 from goqueue.embedded import EmbeddedServer
 from goqueue.migrate import migrate
 from goqueue.queries import load_queries, shipped_folder
-from goqueue.sqlfiles import Query, migration_files, numbered, read_queries, sql_files
+from goqueue.sqlfiles import Query, is_single, migration_files, numbered, read_queries, sql_files
 from goqueue.statement import tagged
 from goqueue.unasync import made_modules
 
@@ -101,7 +101,7 @@ class QueryNote(msgspec.Struct, frozen=True):
     @property
     def statement(self) -> str:
         """The query as the server gets it: with its name behind the first word, and parameters $1, $2 ... in order."""
-        return tagged(self.name, numbered(self.body, self.parameters)[0])
+        return tagged(self.name, numbered(self.body, self.parameters))
 
     @property
     def can_be_prepared(self) -> bool:
@@ -111,8 +111,11 @@ class QueryNote(msgspec.Struct, frozen=True):
 
 def read_notes(folder: Path | str | None = None) -> list[QueryNote]:
     """The notes of all queries, in the files' order; a file of ``folder`` stands in place of the shipped one of its
-    name. ValueError for a query that lacks a part of its comment, `ConfigError` for a folder that can't be read."""
-    return [_note(query, file) for file, _ in sql_files(folder, shipped_folder("sql")) for query in read_queries(file)]
+    name. ValueError for a query that lacks a part of its comment or is more than one statement, `ConfigError` for a
+    folder that can't be loaded."""
+    notes = [_note(query, file) for file, _ in sql_files(folder, shipped_folder("sql")) for query in read_queries(file)]
+    load_queries(folder)
+    return notes
 
 
 def _note(query: Query, file: Path) -> QueryNote:
@@ -125,6 +128,8 @@ def _note(query: Query, file: Path) -> QueryNote:
         parts[part] = f"{parts.get(part, '')} {comment}".strip()
     if missing := [name for name in ("purpose", "returns", "index", "locks") if not parts.get(name)]:
         raise ValueError(f"{file.name}: the comment of {query.name} says nothing of {', '.join(missing)}")
+    if not is_single(query.body):
+        raise ValueError(f"{file.name}: {query.name} is more than one statement, expected one: remove what follows it")
     return QueryNote(
         name=query.name,
         file=file.name,

@@ -1,28 +1,38 @@
 """What a folder of SQL files must keep: proved against the shipped files by the server that is to run them.
 
 Imports psycopg, goqueue.errors, goqueue.queries, goqueue.session and goqueue.sqlfiles. Nothing here runs a statement of
-the folder: the server parses and describes it, and plans it without values.
+the folder: the server parses and describes it, and plans it without values, in transactions that are rolled back.
+
+A statement first goes to the server alone, as one message of the extended protocol (Parse), which takes no more than
+one statement. What the server rejects is never sent again. What it accepts is put into a statement of ours (`alone`),
+and that goes the same way: so no text can end ours and begin another.
 """
 
+import json
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import SequenceMatcher
+from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import psycopg
 from psycopg import Connection, pq
 
 from goqueue.errors import ConfigError
-from goqueue.queries import load_queries, shipped_folder
+from goqueue.queries import load_queries, load_statements, shipped_folder
 from goqueue.session import PLANNING
-from goqueue.sqlfiles import Statement, is_outdated, read_statements, sql_files
+from goqueue.sqlfiles import Statement, bare, is_outdated, sql_files
 
 __all__ = [
     "GenericPlan",
     "Proof",
+    "alone",
     "check_contract",
+    "examine",
     "generic_plans",
     "prove_contract",
     "require_contract",
@@ -31,15 +41,24 @@ __all__ = [
 
 _CHECK = "goqueue_check"
 _TABLES = ("jobs", "job_failures")
+_TAG = re.compile(r"/\* goqueue:\w+ \*/ ")
+
+#: What a statement that has a plan starts with. Only such ones give rows that depend on nothing but the tables.
+_WITH_A_PLAN = ("SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "VALUES", "TABLE", "WITH")
 
 # By the planner's estimate a changed statement may be so many times as dear as the shipped one, or cost so much: some
 # milliseconds.
 _DEARER, _CHEAP = 10, 1000
 
+# Before PostgreSQL 18 a scan that a setting turns off and that nothing replaces is priced at 10^10. That is no cost:
+# such a plan is priced with all scans allowed.
+_PENALTY = 1e10
+_ANY_SCAN = MappingProxyType({"enable_seqscan": "on", "enable_bitmapscan": "on"})
+
 
 def shipped_statements() -> dict[str, Statement]:
     """The statements that goqueue ships, by name."""
-    return read_statements(None, shipped_folder("sql"))
+    return load_statements()
 
 
 # --- what the store asks when it opens ------------------------------------------------------------------------------
@@ -53,7 +72,6 @@ def check_contract(connection: Any, folder: Path | str) -> list[str]:
     loaded, and psycopg's own error when the server can't answer. A reading of files and catalogue: takes no lock that
     outlasts it, and runs nothing.
     """
-    load_queries(folder)
     return _compare(connection.pgconn, _changed(folder)).problems
 
 
@@ -69,6 +87,8 @@ class _Comparison(NamedTuple):
     unproved: list[str]
     #: The changed statements that the server has taken, with the types of their parameters.
     taken: list[tuple[Statement, tuple[int, ...]]]
+    #: The names of the others.
+    refused: list[str]
 
 
 class _Described(NamedTuple):
@@ -85,7 +105,7 @@ class _Described(NamedTuple):
 def _changed(folder: Path | str) -> list[tuple[Statement, Statement]]:
     """The folder's statements that are not the shipped ones, each with the shipped one."""
     shipped = shipped_statements()
-    given = read_statements(folder, shipped_folder("sql"))
+    given = load_statements(folder)
     return [(statement, shipped[name]) for name, statement in given.items() if not statement.same_as(shipped[name])]
 
 
@@ -97,7 +117,7 @@ def _compare(pgconn: Any, changed: Iterable[tuple[Statement, Statement]]) -> _Co
             for given, shipped in pairs
         ]
         names = _Names(pgconn, [one for _, given, shipped, _ in described for one in (given, shipped)])
-    found = _Comparison([], [], [])
+    found = _Comparison([], [], [], [])
     for given, got, expected, shipped in described:
         where = f"{given.file}, query {given.name}"
         problems = list(given.faults)
@@ -109,30 +129,37 @@ def _compare(pgconn: Any, changed: Iterable[tuple[Statement, Statement]]) -> _Co
         elif got.error:
             problems.append(f"the server refuses it: {got.error}")
         else:
-            problems += _differences((given, got), (shipped, expected), names)
-            if not (got.columns or shipped.same_as(given)):
-                problems.append(f"it gives no rows, so it must be the shipped statement ({shipped.text})")
+            problems += _differences(given, shipped, got, expected, names)
+            command = bare(given.text).lstrip("( ").partition(" ")[0].upper()
+            if not got.columns:
+                problems.append(f"it gives no rows, so it must be the shipped statement ({bare(shipped.text)})")
+            elif not re.match(rf"({'|'.join(_WITH_A_PLAN)})\b", command):
+                problems.append(f"it is a command ({command}), expected one of {', '.join(_WITH_A_PLAN)}")
             if not problems:
                 nullable, unproved = names.compare_origins(got, expected)
                 problems += nullable
                 found.unproved.extend(f"{where}: {text}" for text in unproved)
         found.problems.extend(f"{where}: {problem}" for problem in problems)
-        if not problems:
+        if problems:
+            found.refused.append(given.name)
+        else:
             found.taken.append((given, got.parameters))
     return found
 
 
 def _differences(
-    given: tuple[Statement, _Described], shipped: tuple[Statement, _Described], names: "_Names"
+    statement: Statement, shipped: Statement, got: _Described, expected: _Described, names: "_Names"
 ) -> list[str]:
     """Where parameters and result columns differ in number, name or type."""
-    (statement, got), (original, expected) = given, shipped
-    wanted = dict(zip(original.parameters, expected.parameters, strict=False))
+    if len(got.parameters) != len(statement.parameters):
+        counts = f"the server counts {len(got.parameters)} parameters, and {len(statement.parameters)} would be sent"
+        return [f"{counts}; write each as :name, and none inside quotes"]
+    kinds = dict(zip(shipped.parameters, expected.parameters, strict=True))
     problems = [
-        f"the parameter {name} is taken for {names.types[kind]}, expected {names.types[wanted[name]]}; cast it where "
-        f"it stands (:{name}::{names.types[wanted[name]]})"
-        for name, kind in zip(statement.parameters, got.parameters, strict=False)
-        if kind != wanted.get(name, kind)
+        f"the parameter {name} is taken for {names.types[kind]}, expected {names.types[kinds[name]]}; cast it where it "
+        f"stands (:{name}::{names.types[kinds[name]]})"
+        for name, kind in zip(statement.parameters, got.parameters, strict=True)
+        if name in kinds and kind != kinds[name]
     ]
     mine, theirs = ([f"{name} {names.types[kind]}" for name, kind in one.columns] for one in (got, expected))
     matcher = SequenceMatcher(a=theirs, b=mine, autojunk=False)
@@ -193,9 +220,9 @@ def _transaction(pgconn: Any) -> Iterator[Any]:
 
     def begin() -> None:
         pgconn.exec_(b"ROLLBACK")
-        _check(pgconn.exec_(b"BEGIN"))
+        _check(pgconn.exec_(b"BEGIN READ ONLY"))
 
-    _check(pgconn.exec_(b"BEGIN"))
+    _check(pgconn.exec_(b"BEGIN READ ONLY"))
     try:
         yield begin
     finally:
@@ -226,7 +253,7 @@ def _at(text: str, position: str | None) -> str:
     if position is None:
         return ""
     place = int(position) - 1
-    line = text[text.rfind("\n", 0, place) + 1 :].partition("\n")[0].strip()
+    line = _TAG.sub("", text[text.rfind("\n", 0, place) + 1 :].partition("\n")[0]).strip()
     return f" (in the line `{line if len(line) <= 80 else line[:79] + '…'}`)"
 
 
@@ -239,6 +266,12 @@ def _ask(pgconn: Any, query: str, ids: Iterable[int]) -> list[tuple[str, ...]]:
         tuple((result.get_value(row, column) or b"").decode() for column in range(result.nfields))
         for row in range(result.ntuples)
     ]
+
+
+def alone(pgconn: Any, text: str) -> None:
+    """Run one statement of ours that has a folder's text in it, by the extended protocol: the server refuses the whole
+    of it where that text holds more than one statement."""
+    _check(pgconn.exec_params(text.encode(), []))
 
 
 def _check(result: Any) -> None:
@@ -268,10 +301,15 @@ def prove_contract(connection: Connection[Any], folder: Path | str) -> Proof:
     the server resolves it; its plan reads no table or index whole that the shipped one doesn't, on a server that is
     told to avoid it; and by the planner's estimate it is not ten times as dear.
     """
+    return examine(connection, folder)[0]
+
+
+def examine(connection: Connection[Any], folder: Path | str) -> tuple[Proof, dict[str, Statement]]:
+    """`prove_contract`, and the changed statements that are fit to be planned, by name."""
     try:
         load_queries(folder)
     except ConfigError as error:
-        return Proof(None, list(error.problems), [], [])  # each problem says itself when its file is outdated
+        return Proof(None, list(error.problems), [], []), {}  # each problem says itself when its file is outdated
     outdated = [
         f"{file} was exported from goqueue {export.version}, and the shipped file has changed since"
         for file, shipped in sql_files(folder, shipped_folder("sql"))
@@ -280,58 +318,90 @@ def prove_contract(connection: Connection[Any], folder: Path | str) -> Proof:
     pairs = _changed(folder)
     found = _compare(connection.pgconn, pairs)
     problems, unproved = list(found.problems), list(found.unproved)
+    sound = []
     for statement, types in found.taken:
-        foreign, unknown = _foreign_references(connection, statement, types)
         where = f"{statement.file}, query {statement.name}"
-        problems += [f"{where}: it refers to the {what}, outside the schema goqueue" for what in foreign]
-        unproved += [f"{where}: {why}" for why in unknown]
+        references = _references(connection, statement, types)
+        problems += [f"{where}: it refers to the {what}, outside the schema goqueue" for what in references.foreign]
+        unproved += [f"{where}: {why}" for why in references.unknown]
+        if not references.foreign and references.are_known:
+            sound.append(statement)
     shipped = {statement.name: statement for _, statement in pairs}
-    mine = generic_plans(connection, [statement for statement, _ in found.taken])
-    theirs = generic_plans(connection, [shipped[statement.name] for statement, _ in found.taken])
-    for statement, _ in found.taken:
+    mine = generic_plans(connection, sound)
+    theirs = generic_plans(connection, [shipped[statement.name] for statement in sound])
+    for statement in sound:
         got, expected = mine[statement.name], theirs[statement.name]
         where = f"{statement.file}, query {statement.name}"
         if not (isinstance(got, GenericPlan) and isinstance(expected, GenericPlan)):
             refused = got if isinstance(got, psycopg.Error) else expected
             unproved.append(f"{where}: its plan can't be had: {refused}")
         else:
-            whole = sorted((got.whole_reads - expected.whole_reads).elements())
-            problems += [
-                f"{where}: its plan reads {what} whole, and the shipped one doesn't; no index serves its conditions or "
-                "its order"
-                for what in whole
-            ]
-            if not whole and got.cost > max(_DEARER * expected.cost, _CHEAP):
-                problems.append(
-                    f"{where}: its plan is estimated to cost {got.cost:,.0f}, and the shipped one's "
-                    f"{expected.cost:,.0f}; `goqueue explain {statement.name}` shows where"
-                )
-    return Proof([given.name for given, _ in pairs], problems, unproved, outdated)
+            problems += [f"{where}: {problem}" for problem in _plan_problems(statement.name, got, expected)]
+    proof = Proof([given.name for given, _ in pairs], problems, unproved, outdated)
+    return proof, {statement.name: statement for statement in sound}
 
 
-def _foreign_references(
-    connection: Connection[Any], statement: Statement, types: tuple[int, ...]
-) -> tuple[list[str], list[str]]:
-    """What a statement refers to outside goqueue and pg_catalog; and why that is not known.
+def _plan_problems(name: str, got: "GenericPlan", expected: "GenericPlan") -> list[str]:
+    """Where a plan reads more than the shipped statement's."""
+    if whole := sorted((got.whole_reads - expected.whole_reads).elements()):
+        return [
+            f"its plan reads {what} whole, and the shipped one doesn't; no index serves its conditions or its order"
+            for what in whole
+        ]
+    if got.cost > max(_DEARER * expected.cost, _CHEAP):
+        costs = f"its plan is estimated to cost {got.cost:,.0f}, and the shipped one's {expected.cost:,.0f}"
+        return [f"{costs}; `goqueue explain {name}` shows where"]
+    return []
 
-    Asked of the server, whose parser alone knows what a name means: a function with the statement for its body, made
-    and rolled back, depends on all that the statement names, whatever a planner would drop from it.
-    """
+
+class _References(NamedTuple):
+    """What a statement refers to beyond what goqueue's migrations and the server itself have made."""
+
+    #: Outside goqueue and pg_catalog.
+    foreign: list[str]
+    #: What is not known of it, and why.
+    unknown: list[str]
+    #: Whether the statement can be planned: planning runs functions that are declared immutable or stable.
+    are_known: bool
+
+
+@cache
+def _migrated() -> frozenset[str]:
+    """The names of the tables, views, functions and types that the migrations make."""
+    things = json.loads((shipped_folder("migrations") / "schema.json").read_text(encoding="utf-8"))
+    return frozenset(f"goqueue.{name}" for kind, name, *_ in things if kind in ("table", "function", "type"))
+
+
+def _references(connection: Connection[Any], statement: Statement, types: tuple[int, ...]) -> _References:
+    """Ask the server, whose parser alone knows what a name means: a function with the statement for its body, made and
+    rolled back, depends on all that the statement names, whatever a planner would drop from it."""
     queries = load_queries()
     names = {int(key): name for key, name in _ask(connection.pgconn, "describe_types", types)}
     arguments = ", ".join(names[kind] for kind in types)
-    body = (
-        f"CREATE FUNCTION pg_temp.{_CHECK}({arguments}) RETURNS void LANGUAGE sql BEGIN ATOMIC {statement.text}\n; END"
-    )
     try:
         with connection.transaction(force_rollback=True):
-            connection.execute(body.encode())
+            alone(
+                connection.pgconn,
+                f"CREATE FUNCTION pg_temp.{_CHECK}({arguments}) RETURNS void LANGUAGE sql "
+                f"BEGIN ATOMIC {statement.text}\n; END",
+            )
             rows = list(queries.list_references(connection, function_name=_CHECK))
     except (psycopg.errors.InsufficientPrivilege, psycopg.errors.ReadOnlySqlTransaction) as error:
-        return [], [f"what it refers to is not known, because no temporary function can be made: {_said(error)}"]
+        why = f"what it refers to is not known, because no temporary function can be made: {_said(error)}"
+        return _References([], [why], are_known=True)
     except psycopg.errors.FeatureNotSupported as error:
-        return [f"command itself ({_said(error)})"], []
-    return [f"{kind} {name}" for kind, name, schema in rows if schema not in ("goqueue", "pg_catalog")], []
+        return _References([f"command itself ({_said(error)})"], [], are_known=False)
+    foreign = [f"{kind} {name}" for kind, name, schema in rows if schema not in ("goqueue", "pg_catalog")]
+    added = [
+        f"{kind} {name}"
+        for kind, name, schema in rows
+        if schema == "goqueue" and kind != "index" and name.removesuffix("[]") not in _migrated()
+    ]
+    return _References(
+        foreign,
+        [f"its plan is not made, because it refers to the {what}, which goqueue has not made" for what in added],
+        are_known=not added,
+    )
 
 
 class GenericPlan(NamedTuple):
@@ -378,37 +448,52 @@ def generic_plans(
     """The plan of each statement as the store's connections get it, by name; or the error that the server gave, such as
     a missing privilege. Nothing is run.
 
-    For a connection in autocommit mode. Statements without a plan (LISTEN) are left out.
+    For a connection in autocommit mode; the transaction is read only and rolled back. Statements without a plan
+    (LISTEN) are left out.
     """
     queries = load_queries()
     plans: dict[str, GenericPlan | psycopg.Error] = {}
     with connection.transaction(force_rollback=True):
-        for name, value in PLANNING.items():
+        # Planning runs functions that are declared immutable, whatever they do.
+        for name, value in {"transaction_read_only": "on", **PLANNING}.items():
             queries.set_local(connection, name=name, value=value)
         for statement in statements:
-            nulls = ", ".join("NULL" for _ in statement.parameters)
-            explain = f"EXPLAIN (FORMAT JSON) EXECUTE {_CHECK}{f'({nulls})' if nulls else ''}".encode()
             try:
-                with connection.transaction(force_rollback=True):
-                    # A prepared statement and EXECUTE, because EXPLAIN (GENERIC_PLAN) came with PostgreSQL 16.
-                    connection.execute(f"PREPARE {_CHECK} AS {statement.text}".encode(), prepare=False)
-                    row: Any = connection.execute(explain, prepare=False).fetchone()
-                    _forget(connection)
+                plan = _explained(connection, statement)
+                if plan["Total Cost"] >= _PENALTY:
+                    priced = _explained(connection, statement, _ANY_SCAN)
+                    plan["Total Cost"] = priced["Total Cost"]
             except psycopg.errors.SyntaxError:
                 continue  # a command that can't be prepared
             except psycopg.Error as error:
                 if connection.info.transaction_status != pq.TransactionStatus.INTRANS:
                     raise
-                _forget(connection)
                 plans[statement.name] = error
             else:
-                plans[statement.name] = GenericPlan(row[0][0]["Plan"])
+                plans[statement.name] = GenericPlan(plan)
     return plans
 
 
-def _forget(connection: Connection[Any]) -> None:
-    """Drops the prepared statement: a rollback would keep it."""
-    connection.execute(b"DEALLOCATE ALL")
+def _explained(
+    connection: Connection[Any], statement: Statement, settings: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
+    """The top node of a statement's generic plan, made with ``settings`` beside the transaction's."""
+    nulls = ", ".join("NULL" for _ in statement.parameters)
+    explain = f"EXPLAIN (FORMAT JSON) EXECUTE {_CHECK}{f'({nulls})' if nulls else ''}".encode()
+    with connection.transaction(force_rollback=True):
+        for name, value in settings.items():
+            load_queries().set_local(connection, name=name, value=value)
+        # A prepared statement and EXECUTE, because EXPLAIN (GENERIC_PLAN) came with PostgreSQL 16.
+        alone(connection.pgconn, f"PREPARE {_CHECK} AS {statement.text}")
+        try:
+            # Within, so that what follows an error can still be sent.
+            with connection.transaction(force_rollback=True):
+                row: Any = connection.execute(explain, prepare=False).fetchone()
+        finally:
+            # A rollback would keep it.
+            connection.execute(f"DEALLOCATE {_CHECK}".encode(), prepare=False)
+    top: dict[str, Any] = row[0][0]["Plan"]
+    return top
 
 
 def _said(error: psycopg.Error) -> str:

@@ -1,6 +1,6 @@
 """What EXPLAIN says of the queries, in a scratch database that is filled for it and dropped afterwards.
 
-Imports goqueue.catalogue, goqueue.embedded, goqueue.migrate, goqueue.queries and goqueue.session. The SQL here is
+Imports goqueue.catalogue, contract, embedded, migrate, queries and session. The SQL here is
 limited to making and dropping the scratch database, and to preparing, running and explaining what sql/ holds.
 """
 
@@ -20,6 +20,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from goqueue.catalogue import QueryNote
+from goqueue.contract import alone
 from goqueue.embedded import EmbeddedServer
 from goqueue.errors import GoQueueError, StorageError
 from goqueue.migrate import migrate
@@ -269,7 +270,7 @@ class Explainer:
         note = self.notes[name]
         if name not in self._prepared:
             types = f"({', '.join(note.types[parameter] for parameter in note.parameters)})" if note.parameters else ""
-            self.connection.execute(f"PREPARE {name} {types} AS {note.statement}".encode())
+            alone(self.connection.pgconn, f"PREPARE {name} {types} AS {note.statement}")
             self._prepared.add(name)
         arguments = sql.SQL(", ").join(sql.Literal(values[parameter]) for parameter in note.parameters)
         statement = sql.SQL("{}EXECUTE {}{}").format(

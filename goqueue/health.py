@@ -15,10 +15,10 @@ import psycopg
 from psycopg import Connection, errors, sql
 
 from goqueue.config import format_duration
-from goqueue.contract import GenericPlan, generic_plans, prove_contract
-from goqueue.queries import load_queries, shipped_folder
+from goqueue.contract import GenericPlan, examine, generic_plans
+from goqueue.queries import load_queries, load_statements, shipped_folder
 from goqueue.schema import Difference, SchemaObject, compare, expected_schema, read_schema
-from goqueue.sqlfiles import APART, migration_files, read_statements
+from goqueue.sqlfiles import APART, Statement, migration_files
 
 __all__ = ["Check", "Finding", "Level", "run_checks"]
 
@@ -127,8 +127,9 @@ def run_checks(
         if not pending
         else Check("schema", Level.SKIPPED, "not compared: migrations are pending")
     )
-    yield _run("queries", lambda: _queries(connection, sql_dir))
-    plans = generic_plans(connection, _statements(sql_dir))
+    statements = load_statements().copy()
+    yield _run("queries", lambda: _queries(connection, sql_dir, statements))
+    plans = generic_plans(connection, [one for one in statements.values() if one.file.name not in APART])
     yield _run("grants", lambda: _grants(state, plans, pending=pending))
     own_only = "the role sees its own jobs only (goqueue_producer); let another role look"
     yield (
@@ -387,20 +388,14 @@ def _repair(expected: SchemaObject, found: SchemaObject | None) -> str:  # noqa:
 # --- queries --------------------------------------------------------------------------------------------------------
 
 
-def _statements(sql_dir: str) -> list[Any]:
-    """The store's own statements, those of `goqueue check` left out; the shipped ones where the folder is broken."""
-    try:
-        load_queries(sql_dir or None)
-        statements = read_statements(sql_dir or None, shipped_folder("sql"))
-    except Exception:  # noqa: BLE001 - whatever it is, the check of the queries has told it
-        statements = read_statements(None, shipped_folder("sql"))
-    return [statement for statement in statements.values() if statement.file.name not in APART]
-
-
-def _queries(connection: Connection[Any], sql_dir: str) -> Check:
+def _queries(connection: Connection[Any], sql_dir: str, statements: dict[str, Statement]) -> Check:
+    """``statements`` has the shipped ones, and gets those of the folder that are fit to be planned."""
     if not sql_dir:
         return Check("queries", Level.OK, "the shipped SQL files (GOQUEUE_DATABASE_SQL_DIR is not set)")
-    proof = prove_contract(connection, sql_dir)
+    proof, fit = examine(connection, sql_dir)
+    for name in proof.changed or ():
+        del statements[name]
+    statements |= fit
     findings = [
         Finding(
             Level.FAILED,

@@ -1,6 +1,7 @@
 """Finds and loads the SQL files. With the adapters the only module that knows aiosql; of goqueue it imports errors,
 sqlfiles, statement and the adapters."""
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import aiosql
 from goqueue.adapter import Adapter
 from goqueue.aio.adapter import AsyncAdapter
 from goqueue.errors import ConfigError
-from goqueue.sqlfiles import Declaration, compare_declarations, since_export, sql_files
+from goqueue.sqlfiles import Declaration, Statement, compare_declarations, read_queries, since_export, sql_files
 from goqueue.statement import Rendered
 
 
@@ -19,6 +20,12 @@ def shipped_folder(name: str) -> Path:
     package = Path(__file__).resolve().parent
     beside = package.parent / name
     return beside if (package.parent / "pyproject.toml").is_file() and beside.is_dir() else package / name
+
+
+@cache
+def _text(file: Path) -> str:
+    """A file's text, read once in a process: whoever checks it and whoever runs it have the same."""
+    return file.read_text(encoding="utf-8-sig")
 
 
 @cache
@@ -40,7 +47,7 @@ def load_queries(
     for file, shipped in sql_files(folder, shipped_folder("sql")):
         try:
             # File by file, because loading a folder at once lets a name in two files silently override.
-            data = loader.load_query_data_from_file(file, encoding="utf-8-sig")
+            data = loader.load_query_data_from_sql(_text(file), [], file)
             # Numbered as declared, so that $1 is one parameter in the file, the server's log and every command.
             queries.load_from_list([query._replace(sql=Rendered(query.sql, query.parameters or ())) for query in data])
         except (aiosql.SQLLoadException, aiosql.SQLParseException, OSError, ValueError) as exc:
@@ -49,10 +56,33 @@ def load_queries(
         if file != shipped:
             expected, given = (
                 {query.query_name: Declaration(query.parameters or (), query.operation_type.name) for query in part}
-                for part in (loader.load_query_data_from_file(shipped, encoding="utf-8"), data)
+                for part in (loader.load_query_data_from_sql(_text(shipped), [], shipped), data)
             )
             hint = since_export(file, shipped)
             problems += [f"{file}, {problem}{hint}" for problem in compare_declarations(expected, given)]
     if problems:
         raise ConfigError(problems)
     return queries
+
+
+@cache
+def load_statements(folder: Path | str | None = None) -> dict[str, Statement]:
+    """The statements of `load_queries`, by name: what it makes of the files and nothing else, so that what is checked
+    is what runs. Raises as it does."""
+    queries = load_queries(folder)
+    return {
+        query.name: _statement(query.name, file, getattr(queries, query.name).sql)
+        for file, shipped in sql_files(folder, shipped_folder("sql"))
+        for query in read_queries(shipped)
+    }
+
+
+def _statement(name: str, file: Path, loaded: Rendered) -> Statement:
+    faults = [
+        f":{parameter} is taken for a parameter; write a slice of an array in another way"
+        for parameter in re.findall(r"%\((\w+)\)s", loaded)
+        if parameter not in loaded.names
+    ]
+    if "%" in re.sub(r"%\(\w+\)s|%%", "", loaded):
+        faults.append("a percent sign stands alone; write it twice (%%)")
+    return Statement(name, file, loaded.names, loaded.text, tuple(faults))

@@ -5,8 +5,7 @@ Imports goqueue.errors alone.
 
 import hashlib
 import re
-from collections.abc import Collection, Mapping
-from functools import cache
+from collections.abc import Collection, Iterator, Mapping
 from importlib.metadata import version
 from itertools import takewhile
 from pathlib import Path
@@ -21,14 +20,15 @@ __all__ = [
     "MigrationFile",
     "Query",
     "Statement",
+    "bare",
     "compare_declarations",
     "exported",
     "is_outdated",
+    "is_single",
     "migration_files",
     "numbered",
     "read_export",
     "read_queries",
-    "read_statements",
     "since_export",
     "sql_files",
     "without_stamp",
@@ -113,8 +113,8 @@ def compare_declarations(expected: Mapping[str, Declaration], given: Mapping[str
 
 
 class Statement(NamedTuple):
-    """A query as the server gets it, but for the comment with its name: ``$1``, ``$2`` … are ``parameters``, in the
-    order that its file declares."""
+    """A query as the server gets it, with ``$1``, ``$2`` … for ``parameters``, in the order that its
+    file declares."""
 
     name: str
     file: Path
@@ -124,21 +124,62 @@ class Statement(NamedTuple):
     faults: tuple[str, ...] = ()
 
     def same_as(self, other: "Statement") -> bool:
-        """Whether both are one statement; comments on lines of their own and white space aside."""
-        return (self.parameters, self.text.split()) == (other.parameters, other.text.split())
+        """Whether both are one statement, comments and white space outside of quotes aside."""
+        return (self.parameters, bare(self.text)) == (other.parameters, bare(other.text))
 
 
-@cache
-def read_statements(folder: Path | str | None, shipped: Path) -> dict[str, Statement]:
-    """The statements of a folder that `goqueue.queries.load_queries` takes, by name; read once in a process, as there,
-    so that what is checked is what runs. Parameters are numbered as their file declares them."""
-    statements: dict[str, Statement] = {}
-    for file, _ in sql_files(folder, shipped):
-        for query in read_queries(file):
-            lines = (line for line in query.body.splitlines() if not line.lstrip().startswith("--"))
-            text, faults = numbered("\n".join(lines), query.parameters)
-            statements[query.name] = Statement(query.name, file, query.parameters, text, faults)
-    return statements
+# What PostgreSQL's scanner takes for one thing, as far as white space, comments and semicolons depend on it. Comments
+# of several lines nest, so that no expression finds their ends.
+_LEXEME = re.compile(
+    r"""
+      (?P<blank>\s+|--[^\r\n]*)
+    | [eE]'(?:[^'\\]|\\.|'')*'
+    | '(?:[^']|'')*'
+    | "(?:[^"]|"")*"
+    | \$(?P<tag>(?:[^\W\d]\w*)?)\$.*?\$(?P=tag)\$
+    | [^\W\d][\w$]*
+    | .
+    """,
+    re.DOTALL | re.VERBOSE,
+)
+_COMMENT_EDGE = re.compile(r"/\*|\*/")
+
+
+def _lexemes(text: str) -> Iterator[str]:
+    """The text in pieces: one space for each stretch of white space and comments, and what is quoted as it is."""
+    place = 0
+    while place < len(text):
+        if text.startswith("/*", place):
+            depth = 0
+            for edge in _COMMENT_EDGE.finditer(text, place):
+                depth += 1 if edge[0] == "/*" else -1
+                place = edge.end()
+                if not depth:
+                    break
+            else:
+                place = len(text)
+            yield " "
+            continue
+        found = _LEXEME.match(text, place)
+        assert found is not None  # noqa: S101 - the last alternative matches any character
+        place = found.end()
+        yield " " if found["blank"] else found[0]
+
+
+def bare(text: str) -> str:
+    """The text without comments and without semicolons at its end, white space outside of quotes made one space."""
+    pieces: list[str] = []
+    for piece in _lexemes(text):
+        if piece != " " or (pieces and pieces[-1] != " "):
+            pieces.append(piece)
+    while pieces and pieces[-1] in (" ", ";"):
+        pieces.pop()
+    return "".join(pieces)
+
+
+def is_single(text: str) -> bool:
+    """Whether nothing but comments follows the statement's semicolon. The server has the last word."""
+    return ";" not in _lexemes(bare(text))
 
 
 class Query(NamedTuple):
@@ -169,21 +210,14 @@ def read_queries(file: Path) -> list[Query]:
     return found
 
 
-def numbered(text: str, parameters: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
-    """The text with its parameters as ``$1``, ``$2`` … in the order given; and what would not come through aiosql."""
-    faults = []
-    if "%" in text.replace("%%", ""):
-        faults.append("a percent sign stands alone; write it twice (%%)")
+def numbered(text: str, parameters: tuple[str, ...]) -> str:
+    """The text with its parameters as ``$1``, ``$2`` … in the order given."""
 
     def number(match: re.Match[str]) -> str:
         name = match["name"]
-        if name in parameters:
-            return f"${parameters.index(name) + 1}"
-        if name:
-            faults.append(f":{name} is taken for a parameter; write a slice of an array in another way")
-        return match[0]
+        return f"${parameters.index(name) + 1}" if name in parameters else match[0]
 
-    return _PARAMETER.sub(number, text).replace("%%", "%"), tuple(faults)
+    return _PARAMETER.sub(number, text).replace("%%", "%")
 
 
 # --- migrations -----------------------------------------------------------------------------------------------------

@@ -38,8 +38,12 @@ def tagged(name: str, sql: str) -> str:
     """The statement with its name behind the first word: pg_stat_statements drops a comment in front of it, and
     pg_stat_activity cuts a long statement's end off. It never varies, so it neither defeats prepared statements nor
     splits statistics."""
-    first_word, rest = sql.split(maxsplit=1)
-    return f"{first_word} /* goqueue:{name} */ {rest}"
+    first_word, *rest = sql.split(maxsplit=1)
+    if not rest:
+        raise ValueError(
+            f"query {name} is one word ({sql}), expected SELECT, INSERT, UPDATE or DELETE and what follows"
+        )
+    return f"{first_word} /* goqueue:{name} */ {rest[0]}"
 
 
 def tag_of(statement: str) -> str:
