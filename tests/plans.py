@@ -88,9 +88,15 @@ class Explainer(explain.Explainer):
         return int(count)
 
     def generic_plan(self, name: str) -> Plan:
-        """The plan for no values in particular, not run. From PostgreSQL 16 on."""
-        cursor = psycopg.ClientCursor(self.connection)
-        [(document,)] = cursor.execute(f"EXPLAIN (GENERIC_PLAN, FORMAT JSON) {NOTES[name].statement}").fetchall()
+        """The plan for no values in particular, not run."""
+        note = NOTES[name]
+        nulls = f"({', '.join('NULL' for _ in note.parameters)})" if note.parameters else ""
+        with self.connection.transaction(force_rollback=True):
+            self.connection.execute("SET LOCAL plan_cache_mode = force_generic_plan")
+            # Not EXPLAIN (GENERIC_PLAN), which came with PostgreSQL 16.
+            self.connection.execute(f"PREPARE generic AS {note.statement}")
+            [(document,)] = self.connection.execute(f"EXPLAIN (FORMAT JSON) EXECUTE generic{nulls}").fetchall()
+            self.connection.execute("DEALLOCATE generic")
         return Plan(document[0])
 
     def before_a_run(self) -> None:

@@ -589,8 +589,6 @@ def test_no_statement_reads_a_table_whole_that_holds_jobs_of_one_kind_only(
 
 @pytest.mark.parametrize("name", [name for name in NOTES if name not in WITHOUT_A_PLAN])
 def test_the_plan_for_no_values_in_particular_names_the_same_indexes(name: str, explainer: Explainer) -> None:
-    if explainer.connection.info.server_version < 160000:
-        pytest.skip("EXPLAIN (GENERIC_PLAN) needs PostgreSQL 16")
     plan = explainer.generic_plan(name)
     assert "Seq Scan" not in plan.table_scans, f"{plan}"
     assert {index for index in plan.named_indexes if index not in NOTES[name].index} == set(), f"{plan}"
