@@ -4,11 +4,12 @@ Imports goqueue.catalogue, contract, embedded, migrate, queries and session. The
 limited to making and dropping the scratch database, and to preparing, running and explaining what sql/ holds.
 """
 
+import logging
 import secrets
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import median
@@ -28,9 +29,14 @@ from goqueue.queries import load_queries
 from goqueue.session import PLANNING
 from goqueue.sqlfiles import APART
 
+_log = logging.getLogger("goqueue")
+
 MODES = ("custom", "generic")
 """custom: planned for the values given, with the server's settings, as on a connection of the caller's own. generic:
 planned once for any values, with the settings of goqueue's connections."""
+
+SCRATCH = "^goqueue_explain_[0-9a-f]{12}$"
+"""The names of scratch databases."""
 
 REFUSALS = (psycopg.errors.InsufficientPrivilege, psycopg.errors.ReadOnlySqlTransaction)
 """What a server says where no database can be made."""
@@ -394,6 +400,9 @@ def scratch_database(conninfo: str | None, rows: int) -> Iterator[psycopg.Connec
         # Whatever the role's own settings are: making an index may take its time.
         connection.execute("SET statement_timeout = 0")
         connection.execute("SET idle_in_transaction_session_timeout = 0")
+        # After a kill -9 the session ends within a second, not with the statement: see `drop_abandoned`.
+        with suppress(psycopg.Error):  # a server on Windows has no such check
+            connection.execute("SET client_connection_check_interval = '1s'")
         yield connection
 
 
@@ -401,6 +410,7 @@ def scratch_database(conninfo: str | None, rows: int) -> Iterator[psycopg.Connec
 def _made_database(conninfo: str) -> Iterator[str]:
     name = f"goqueue_explain_{secrets.token_hex(6)}"
     identifier = sql.Identifier(name)
+    # This connection stays open: its session holds the name, so that no other run takes the database for abandoned.
     with psycopg.connect(conninfo, autocommit=True) as connection:
         # As the server has understood it: pgmigrate can't be given a service and a database beside it.
         options: dict[str, Any] = conninfo_to_dict(
@@ -408,20 +418,38 @@ def _made_database(conninfo: str) -> Iterator[str]:
         )
         options.pop("service", None)
         fast = sql.SQL(" STRATEGY WAL_LOG" if connection.info.server_version >= 150000 else "")
-    is_refused = False
-    try:
-        with psycopg.connect(conninfo, autocommit=True) as connection:
-            create = sql.SQL("CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8'{}")
+        create = sql.SQL("CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8'{}")
+        drop_abandoned(connection, SCRATCH)
+        load_queries().hold_database(connection, name=name)
+        is_refused = False
+        try:
             try:
                 connection.execute(create.format(identifier, fast))
             except REFUSALS:
                 is_refused = True  # nothing to drop
                 raise
-        yield make_conninfo(**options)
-    finally:
-        if not is_refused:
-            with _on_signals(signal.SIG_IGN):  # a second Ctrl-C must not leave the database behind
-                _drop(conninfo, identifier)
+            yield make_conninfo(**options)
+        finally:
+            if not is_refused:
+                with _on_signals(signal.SIG_IGN):  # a second Ctrl-C must not leave the database behind
+                    _drop(conninfo, identifier)
+
+
+def drop_abandoned(connection: psycopg.Connection[Any], pattern: str) -> list[str]:
+    """Drop the scratch databases of this role that a killed process has left, and return their names.
+
+    ``pattern`` is a regular expression for the whole name. A database that a session holds (query hold_database), or
+    in which somebody has a session, is left alone; so is one that can't be dropped. Query: list_abandoned_databases.
+    """
+    dropped = []
+    with suppress(psycopg.Error):
+        for (name,) in load_queries().list_abandoned_databases(connection, pattern=pattern):
+            # Without FORCE: the server waits five seconds for sessions in it to end, and then refuses.
+            with suppress(psycopg.Error):
+                connection.execute(sql.SQL("DROP DATABASE IF EXISTS {}").format(sql.Identifier(name)))
+                dropped.append(name)
+                _log.info("dropped %s, which a process that was killed had left", name)
+    return dropped
 
 
 def _drop(conninfo: str, identifier: sql.Identifier) -> None:

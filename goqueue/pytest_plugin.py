@@ -1,6 +1,7 @@
 """pytest fixtures that give each test a migrated database of its own: ``pytest_plugins = ["goqueue.pytest_plugin"]``.
 
-Imports pytest, psycopg, goqueue.embedded and goqueue.migrate; the store and testcontainers when they are used.
+Imports pytest, psycopg, goqueue.embedded and goqueue.migrate; the store, goqueue.explain, goqueue.queries and
+testcontainers when they are used.
 The SQL here is limited to making and dropping test databases.
 
 The server is the one of GOQUEUE_TEST_DATABASE_URL if set (its user needs CREATEDB), else a container where a Docker
@@ -13,7 +14,7 @@ import os
 import secrets
 import socket
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -27,6 +28,7 @@ from goqueue.embedded import EmbeddedServer, EmbeddedServerError
 from goqueue.migrate import migrate, migrations_hash
 
 _FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "400"}
+_OF_TESTS = "^goqueue_test_[0-9]+_[0-9a-f]{12}$"
 
 
 class DatabaseUrl(str):
@@ -237,6 +239,8 @@ def goqueue_template(goqueue_server: DatabaseServer) -> str:
         # Other workers and other runs wait here; the lock ends with the connection.
         connection.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", [name])
         row = connection.execute("SELECT datistemplate FROM pg_database WHERE datname = %s", [name]).fetchone()
+        if goqueue_server.lasting:
+            importlib.import_module("goqueue.explain").drop_abandoned(connection, _OF_TESTS)
         if row == (True,):
             return name
         if row is not None:  # made by a run that ended before the template was whole
@@ -258,20 +262,25 @@ def goqueue_database(
     request: pytest.FixtureRequest, goqueue_server: DatabaseServer, goqueue_template: str
 ) -> Iterator[str]:
     """The URL of a database of this test alone, migrated and empty. Dropped after it, unless the test failed."""
-    name = f"goqueue_test_{os.getpid()}_{secrets.token_hex(4)}"
+    name = f"goqueue_test_{os.getpid()}_{secrets.token_hex(6)}"
+    identifier = sql.Identifier(name)
+    # This connection stays open: its session holds the name, so that no other run takes the database for abandoned.
     with psycopg.connect(goqueue_server.url, autocommit=True) as connection:
+        importlib.import_module("goqueue.queries").load_queries().hold_database(connection, name=name)
         # Writing 8 MB to the WAL is faster than the two checkpoints of FILE_COPY, the only way before 15.
         strategy = sql.SQL(" STRATEGY WAL_LOG" if connection.info.server_version >= 150000 else "")
         create = sql.SQL("CREATE DATABASE {} TEMPLATE {}{}")
-        connection.execute(create.format(sql.Identifier(name), sql.Identifier(goqueue_template), strategy))
-    node: pytest.Item = request.node
-    node.stash[_DATABASE] = name
-    yield _database_url(goqueue_server.url, name)
-    if node.stash.get(_FAILED, False) or request.config.getoption("keep_databases", default=False):
-        request.config.stash[_RUN].kept.append(name)
-        return
-    with psycopg.connect(goqueue_server.url, autocommit=True) as connection:
-        connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+        connection.execute(create.format(identifier, sql.Identifier(goqueue_template), strategy))
+        node: pytest.Item = request.node
+        node.stash[_DATABASE] = name
+        yield _database_url(goqueue_server.url, name)
+        with psycopg.connect(goqueue_server.url, autocommit=True) as ending:  # a test may have ended the other session
+            if node.stash.get(_FAILED, False) or request.config.getoption("keep_databases", default=False):
+                request.config.stash[_RUN].kept.append(name)
+                with suppress(psycopg.errors.InvalidCatalogName):  # dropped by the test itself
+                    ending.execute(sql.SQL("COMMENT ON DATABASE {} IS 'kept after its test'").format(identifier))
+            else:
+                ending.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(identifier))
 
 
 @pytest.fixture

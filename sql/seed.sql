@@ -1,7 +1,40 @@
 -- A table of jobs as a busy year leaves it, for `goqueue explain`: sent to a scratch database and to no other.
+-- hold_database and list_abandoned_databases alone are sent to the database from which scratch databases are made.
 --
 -- In this order: seed_session, seed_jobs_table, seed_failures_table, index_statements (the indexes are dropped, and made again after the rows),
 -- seed_jobs, seed_failures, vacuum_jobs, vacuum_failures; then example_values. Everything is made by the server.
+
+
+-- name: hold_database(name)$
+-- Marks a scratch database as in use, before it is made: until the session ends, however it ends.
+-- Returns: nothing of use.
+-- Index: none.
+-- Locks: an advisory lock of the session.
+SELECT pg_advisory_lock(hashtextextended(:name::text, 0))::text AS held;
+
+
+-- name: list_abandoned_databases(pattern)
+-- The scratch databases whose session has ended without dropping them, as a kill -9 makes it end.
+-- Returns: the name of each that the current role owns, that matches the pattern, that no session in any database of the
+-- server holds, and that has no comment. The pytest plugin writes a comment on what is to be kept.
+-- Index: none; the catalog is read.
+-- Locks: none.
+SELECT d.datname::text AS name
+FROM pg_database AS d
+INNER JOIN pg_roles AS r ON d.datdba = r.oid
+WHERE
+    d.datname ~ :pattern::text
+    AND r.rolname = current_user
+    AND NOT d.datistemplate
+    AND shobj_description(d.oid, 'pg_database') IS NULL
+    AND NOT EXISTS (
+        SELECT FROM pg_locks AS l
+        WHERE
+            l.locktype = 'advisory'
+            AND l.objsubid = 1
+            AND ((l.classid::bigint << 32) | l.objid::bigint) = hashtextextended(d.datname::text, 0)
+    )
+ORDER BY d.datname;
 
 
 -- name: seed_session()^

@@ -18,8 +18,10 @@ from psycopg.conninfo import make_conninfo
 from goqueue.catalogue import QueryNote, read_notes
 from goqueue.explain import (
     SCENARIOS,
+    SCRATCH,
     Explainer,
     ExplainError,
+    drop_abandoned,
     example_values,
     explain_query,
     explainable,
@@ -27,7 +29,7 @@ from goqueue.explain import (
     seed,
 )
 from goqueue.pytest_plugin import DatabaseServer
-from goqueue.queries import shipped_folder
+from goqueue.queries import load_queries, shipped_folder
 from goqueue.sqlfiles import APART
 from tests.commands import SECONDS, Commands, Result
 
@@ -346,6 +348,105 @@ class TestTheCommand:
         assert process.returncode not in (0, -number)
         assert "Traceback" not in said
         assert databases_of(goqueue_server, role) == []
+
+    def test_killed_it_leaves_a_database_that_the_next_run_drops(
+        self,
+        commands: Commands,
+        run: Callable[..., Result],
+        role: str,
+        goqueue_server: DatabaseServer,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setenv("GOQUEUE_DATABASE_URL", role)
+        left: set[str] = set()
+        # As soon as the database is there, and while it is filled: the session goes on with its statement.
+        for wanted in ("", "goqueue:seed_jobs"):
+            with commands.process("explain", "get_job", "--rows", "50000000") as process:
+                left |= wait_for_database(goqueue_server, role, wanted, besides=left)
+                process.kill()
+                process.wait(SECONDS)
+        # Those that the role has made for itself stay.
+        with psycopg.connect(role, autocommit=True) as connection:
+            for own in ("goqueue_explain_mine", "goqueue_explain_0123456789ab_2"):
+                connection.execute(f"CREATE DATABASE {own}")
+        assert run("get_job", "--rows", "1000", url=role).code == 0
+        assert databases_of(goqueue_server, role) == ["goqueue_explain_mine", "goqueue_explain_0123456789ab_2"]
+        with psycopg.connect(role, autocommit=True) as connection:
+            for own in ("goqueue_explain_mine", "goqueue_explain_0123456789ab_2"):
+                connection.execute(f"DROP DATABASE {own}")
+
+    def test_it_leaves_the_database_of_another_run_and_one_that_somebody_looks_at_alone(
+        self,
+        commands: Commands,
+        run: Callable[..., Result],
+        role: str,
+        goqueue_server: DatabaseServer,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setenv("GOQUEUE_DATABASE_URL", role)
+        with psycopg.connect(role, autocommit=True) as connection:
+            connection.execute("CREATE DATABASE goqueue_explain_0123456789ab")
+        with (
+            psycopg.connect(role, dbname="goqueue_explain_0123456789ab"),
+            commands.process("explain", "get_job", "--rows", "50000000") as process,
+        ):
+            # Where no session of its own is in it yet, the name is held already.
+            running = wait_for_database(goqueue_server, role, "", besides={"goqueue_explain_0123456789ab"})
+            assert run("get_job", "--rows", "1000", url=role).code == 0
+            assert set(databases_of(goqueue_server, role)) == running | {"goqueue_explain_0123456789ab"}
+            wait_for_database(goqueue_server, role, "goqueue:seed_jobs", besides={"goqueue_explain_0123456789ab"})
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=SECONDS)
+        assert databases_of(goqueue_server, role) == ["goqueue_explain_0123456789ab"]
+        with scratch_database(role, ROWS) as connection:
+            assert databases_of(goqueue_server, role) == [connection.info.dbname]
+        assert databases_of(goqueue_server, role) == []
+
+
+def wait_for_database(server: DatabaseServer, role: str, query: str, besides: set[str]) -> set[str]:
+    """The role's database, as soon as there is one and a session in it runs such a query."""
+    deadline = time.monotonic() + SECONDS
+    with psycopg.connect(server.url, autocommit=True) as connection:
+        while True:
+            assert time.monotonic() < deadline
+            found = set(databases_of(server, role)) - besides
+            seen = connection.execute(
+                "SELECT FROM pg_stat_activity WHERE datname = ANY(%s) AND query LIKE %s", [list(found), f"%{query}%"]
+            )
+            if found and (seen.rowcount or not query):
+                return found
+            time.sleep(0.01)
+
+
+def test_a_database_is_abandoned_when_the_session_that_holds_its_name_has_ended(
+    goqueue_server: DatabaseServer, role: str, goqueue_database: str
+) -> None:
+    name = f"goqueue_explain_{secrets.token_hex(6)}"
+    another = make_conninfo(role, dbname="postgres")  # an advisory lock is of one database; the role's is another
+    with psycopg.connect(another, autocommit=True) as other, psycopg.connect(role, autocommit=True) as owner:
+        load_queries().hold_database(owner, name=name)
+        owner.execute(f"CREATE DATABASE {name}")
+        assert drop_abandoned(other, SCRATCH) == []
+        owner.close()
+        # Its end is the server's business, a moment later.
+        deadline = time.monotonic() + SECONDS
+        while (dropped := drop_abandoned(other, SCRATCH)) == []:
+            assert time.monotonic() < deadline
+        assert dropped == [name]
+    assert databases_of(goqueue_server, role) == []
+
+
+def test_a_database_of_another_role_or_with_a_comment_is_not_dropped(
+    goqueue_server: DatabaseServer, role: str, goqueue_database: str
+) -> None:
+    name = f"goqueue_explain_{secrets.token_hex(6)}"
+    with psycopg.connect(role, autocommit=True) as owner, psycopg.connect(goqueue_database, autocommit=True) as other:
+        owner.execute(f"CREATE DATABASE {name}")
+        assert name not in drop_abandoned(other, f"^{name}$")
+        owner.execute(f"COMMENT ON DATABASE {name} IS 'to be kept'")
+        assert drop_abandoned(owner, SCRATCH) == []
+        owner.execute(f"COMMENT ON DATABASE {name} IS NULL")
+        assert drop_abandoned(owner, SCRATCH) == [name]
 
 
 def test_a_failure_inside_leaves_no_database(goqueue_server: DatabaseServer, role: str) -> None:

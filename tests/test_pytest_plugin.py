@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -122,6 +123,47 @@ def test_keep_databases_keeps_those_of_passed_tests(run: pytest.Pytester, goqueu
     assert len(kept) == 2
     for name in kept:
         drop(goqueue_server, name)
+
+
+def test_the_database_of_a_run_that_was_killed_is_dropped_by_the_next_run(
+    run: pytest.Pytester, goqueue_server: DatabaseServer, tmp_path: Path
+) -> None:
+    run.makepyfile(
+        test_waits=f"""
+            import pathlib, time
+            def test_waits(goqueue_database):
+                name = goqueue_database.partition("?")[0].rpartition("/")[2]
+                pathlib.Path({str(tmp_path)!r}, name).touch()
+                time.sleep(600)
+        """,
+        test_more=PASSES,
+        test_fails=FAILS,
+    )
+    kept = run.runpytest_subprocess("test_fails.py")
+    [kept_name] = [line.strip() for line in kept.outlines if line.startswith("  goqueue_test_")]
+    seen: list[str] = []
+    command = [sys.executable, "-m", "pytest", "test_waits.py"]
+    killed, going_on = (subprocess.Popen(command, cwd=run.path, stdout=subprocess.DEVNULL) for _ in range(2))
+    try:
+        for process in (killed, going_on):
+            deadline = time.monotonic() + 60
+            while len(seen) < 2:
+                seen = [file.name for file in tmp_path.iterdir() if file.name.startswith("goqueue_test_")]
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            assert process.poll() is None
+        lost, used = ([name for name in seen if f"_{process.pid}_" in name] for process in (killed, going_on))
+        killed.kill()
+        killed.wait(60)
+        run.runpytest_subprocess("test_more.py").assert_outcomes(passed=2)
+        assert databases(goqueue_server, lost[0]) == []
+        assert databases(goqueue_server, used[0]) == used
+        assert databases(goqueue_server, kept_name) == [kept_name]
+    finally:
+        going_on.kill()
+        going_on.wait(60)
+        for name in (*used, kept_name):
+            drop(goqueue_server, name)
 
 
 @pytest.mark.parametrize("workers", [[], ["-n", "2"]])

@@ -180,6 +180,7 @@ def show_plans(  # noqa: PLR0917 - typer takes options so
 
     It makes a database of its own (goqueue_explain_...), fills it with --rows
     jobs, explains, and drops it again; the jobs you have are not touched.
+    What a killed run has left is dropped by the next run of the same role.
     That needs a role with CREATEDB, and of the server some 400 MB and 15
     seconds for a million jobs. Without a configured database, without that
     right, or with --embedded, an embedded server serves: with default
