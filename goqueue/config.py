@@ -118,7 +118,8 @@ def _duration(description: str, *, least: timedelta = timedelta(milliseconds=1),
         raw = env.given[key]
         if isinstance(raw, str) and raw != "0" and not _has_unit(raw):
             raise ValidationError("no unit")
-        return env.timedelta(key, validate=check)
+        # As a timedelta alone: pendulum's durations, derived from it, can't be divided by one.
+        return timedelta.__add__(timedelta(0), env.timedelta(key, validate=check))
 
     allowed = "a duration with its unit, such as 500ms, 30s, 5m or 1h30m, "
     allowed += f"from {format_duration(least)} to {format_duration(_LONGEST)}" + (", or 0s to turn it off" * or_off)
@@ -148,7 +149,7 @@ def _names(description: str) -> Rule:
     def read(env: _Values, key: str) -> object:
         # Only text is split, and only there are blanks around a comma no part of a name.
         strip = str.strip if isinstance(env.given[key], str) else None
-        return tuple(env.list(key, subcast=strip, validate=_must(hold)))
+        return tuple(str.__str__(name) for name in env.list(key, subcast=strip, validate=_must(hold)))
 
     allowed = "one or more different names of 1 to 255 characters each, separated by commas"
     return Rule(description, allowed, (str, list, tuple), read)

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from math import isfinite
+from operator import index
 from typing import Any, Final, Self
 from uuid import UUID
 
@@ -102,15 +103,21 @@ class Job(Struct, frozen=True, kw_only=False):
     def from_row(cls, row: tuple[Any, ...]) -> Self:
         """The job in a row of sql/jobs.sql (payload as JSON text), whatever stands behind its columns.
 
-        `CorruptJobError` when the payload can't be read.
+        `CorruptJobError` when the payload can't be read, or the status is one that a later release has added.
         """
+        if (status := _STATUSES.get(row[4])) is None:
+            raise CorruptJobError(
+                f"job {row[0]}: its status {row[4]!r} is not known to this version of goqueue, only "
+                f"{', '.join(JobStatus)}; install the version that added it",
+                job_id=row[0],
+            )
         try:
             payload = decode_payload(row[3])
         except (msgspec.DecodeError, RecursionError, ValueError) as exc:
             raise CorruptJobError(
                 f"job {row[0]}: its payload can't be read ({exc}); correct it in SQL or delete the job", job_id=row[0]
             ) from exc
-        return cls(row[0], row[1], row[2], payload, _STATUSES[row[4]], *row[5:19])
+        return cls(row[0], row[1], row[2], payload, status, *row[5:19])
 
 
 class Lease(Struct, frozen=True):
@@ -130,10 +137,11 @@ class Backoff(Struct, frozen=True, kw_only=True):
     jitter: float = 0.1
 
     def __post_init__(self) -> None:
-        check_interval("base", self.base)
-        check_interval("maximum", self.maximum)
-        check_kind("factor", self.factor, int, float)
-        check_kind("jitter", self.jitter, int, float)
+        _keep(self, "base", check_interval("base", self.base))
+        _keep(self, "maximum", check_interval("maximum", self.maximum))
+        for name, value in (("factor", self.factor), ("jitter", self.jitter)):
+            check_kind(name, value, int, float)
+            _keep(self, name, value if type(value) in (int, float) else float(value))
         if not 1 <= self.factor <= 100:
             raise InvalidJobError(f"factor must be from 1 to 100, not {_shown(self.factor)}")
         if not 0 <= self.jitter <= 1:
@@ -160,6 +168,9 @@ class NewJob(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ``priority``: the lower number runs first, -32,767 to 32,767. ``scheduled_at``: an aware datetime, not before which
     the job runs; or ``delay``: the same as a timedelta from the server's now. Neither: at once. ``payload``: any JSON
     value; it is checked when it is sent. Raises `InvalidJobError`.
+
+    Values of derived types (a StrEnum's or IntEnum's member, pendulum's times) are kept as the plain type. In a payload
+    these are stored as what they are derived from; a datetime, UUID, Decimal or dataclass in it is refused.
     """
 
     job_type: str
@@ -173,20 +184,25 @@ class NewJob(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     id: UUID = msgspec.field(default_factory=uuid7)
 
     def __post_init__(self) -> None:
-        check_name("job_type", self.job_type)
-        check_name("queue", self.queue)
+        # Written out, because a bulk makes many of these.
+        if (job_type := check_name("job_type", self.job_type)) is not self.job_type:
+            _keep(self, "job_type", job_type)
+        if (queue := check_name("queue", self.queue)) is not self.queue:
+            _keep(self, "queue", queue)
         if self.idempotency_key is not None:
-            check_name("idempotency_key", self.idempotency_key)
-        check_integer("priority", self.priority, -MAX_PRIORITY, MAX_PRIORITY)
-        check_integer("max_attempts", self.max_attempts, 1, MAX_ATTEMPTS)
+            _keep(self, "idempotency_key", check_name("idempotency_key", self.idempotency_key))
+        if (priority := check_integer("priority", self.priority, -MAX_PRIORITY, MAX_PRIORITY)) is not self.priority:
+            _keep(self, "priority", priority)
+        if (attempts := check_integer("max_attempts", self.max_attempts, 1, MAX_ATTEMPTS)) is not self.max_attempts:
+            _keep(self, "max_attempts", attempts)
         if (job_id := as_job_id(self.id)) is not self.id:
-            msgspec.structs.force_setattr(self, "id", job_id)
+            _keep(self, "id", job_id)
         if self.scheduled_at is not None:
-            msgspec.structs.force_setattr(self, "scheduled_at", check_time("scheduled_at", self.scheduled_at))
+            _keep(self, "scheduled_at", check_time("scheduled_at", self.scheduled_at))
             if self.delay is not None:
                 raise InvalidJobError("scheduled_at and delay are both given; give one of them")
         if self.delay is not None:
-            check_interval("delay", self.delay)
+            _keep(self, "delay", check_interval("delay", self.delay))
 
 
 class JobUpdate(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -213,22 +229,23 @@ class JobUpdate(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_un
         for name in ("queue", "job_type", "idempotency_key", "locked_by"):
             value = getattr(self, name)
             if value is not UNSET and not (value is None and name in ("idempotency_key", "locked_by")):
-                check_name(name, value)
+                _keep(self, name, check_name(name, value))
         if self.status is not UNSET:
-            msgspec.structs.force_setattr(self, "status", as_status(self.status))
+            _keep(self, "status", as_status(self.status))
         if self.priority is not UNSET:
-            check_integer("priority", self.priority, -MAX_PRIORITY, MAX_PRIORITY)
+            _keep(self, "priority", check_integer("priority", self.priority, -MAX_PRIORITY, MAX_PRIORITY))
         if self.max_attempts is not UNSET:
-            check_integer("max_attempts", self.max_attempts, 1, MAX_ATTEMPTS)
+            _keep(self, "max_attempts", check_integer("max_attempts", self.max_attempts, 1, MAX_ATTEMPTS))
         if self.attempts is not UNSET:
             limit = MAX_ATTEMPTS if self.max_attempts is UNSET else self.max_attempts
-            check_integer("attempts", self.attempts, 0, limit)
+            _keep(self, "attempts", check_integer("attempts", self.attempts, 0, limit))
         if isinstance(self.last_error, str):
             check_text("last_error", self.last_error)
-        elif self.last_error not in (UNSET, None):
+            _keep(self, "last_error", _exact_text(self.last_error))
+        elif self.last_error is not UNSET and self.last_error is not None:
             raise InvalidJobError(f"last_error must be a string or None, not {_shown(self.last_error)}")
-        if self.scheduled_at not in (UNSET, None):
-            msgspec.structs.force_setattr(self, "scheduled_at", check_time("scheduled_at", self.scheduled_at))
+        if self.scheduled_at is not UNSET and self.scheduled_at is not None:
+            _keep(self, "scheduled_at", check_time("scheduled_at", self.scheduled_at))
 
 
 class JobFilter(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -272,7 +289,8 @@ class Page(Struct, frozen=True):
     """A page of a list. ``next_cursor`` goes to `list_jobs` for the next page; it is None on the last one.
 
     A page can hold fewer jobs than the limit and not be the last one: only a None cursor says so. ``unreadable`` names
-    the jobs of the page whose payload can't be read, and says why.
+    the jobs of the page that can't be read, and says why: a payload that Python can't hold, or a status that a later
+    release has added.
     """
 
     jobs: list[Job]
@@ -405,6 +423,17 @@ def _text_problem(value: str) -> tuple[str, str] | None:
 # --- checks ---------------------------------------------------------------------------------------------------------
 
 
+# Each returns the value as exactly the type that is checked for: freezegun's and pendulum's times are derived from
+# datetime, a member of a StrEnum from str, and msgspec and psycopg write derived types in ways of their own.
+
+
+_keep = msgspec.structs.force_setattr
+
+
+def _exact_text(value: str) -> str:
+    return value if type(value) is str else str.__str__(value)
+
+
 def check_text(name: str, value: str) -> None:
     """Raises `InvalidJobError` for what PostgreSQL can't hold in a text: NUL, and a lone surrogate."""
     if (problem := _text_problem(value)) is not None:
@@ -419,36 +448,57 @@ def check_name(name: str, value: object) -> str:
         got = "empty" if not value else f"{len(value):,} characters long"
         raise InvalidJobError(f"{name} is {got}; it must have 1 to {MAX_NAME_CHARACTERS} characters")
     check_text(name, value)
-    return value
+    return _exact_text(value)
 
 
-def check_integer(name: str, value: object, least: int, most: int) -> None:
-    """Raises `InvalidJobError` unless ``value`` is an int (no bool) from ``least`` to ``most``."""
-    if type(value) is not int or not least <= value <= most:
+def check_integer(name: str, value: object, least: int, most: int) -> int:
+    """Return ``value``, if it is an integer (of an IntEnum or numpy too, no bool) from ``least`` to ``most``; else
+    raise `InvalidJobError`."""
+    number = value if type(value) is int else _exact_integer(value)
+    if number is None or not least <= number <= most:
         raise InvalidJobError(f"{name} must be a whole number from {least:,} to {most:,}, not {_shown(value)}")
+    return number
+
+
+def _exact_integer(value: object) -> int | None:
+    try:
+        return None if isinstance(value, bool) else int.__add__(index(value), 0)  # type: ignore[arg-type]
+    except TypeError:
+        return None
 
 
 def check_time(name: str, value: object) -> datetime:
-    """``value`` in UTC, if it is an aware datetime; else `InvalidJobError`."""
+    """Return ``value`` in UTC, if it is an aware datetime; else raise `InvalidJobError`."""
     if not isinstance(value, datetime):
         raise InvalidJobError(f"{name} must be a datetime, not {_shown(value)}")
-    if value.utcoffset() is None:
-        raise InvalidJobError(
-            f"{name} is {value.isoformat()} without a time zone; give an aware datetime, such as datetime.now(UTC)"
-        )
     try:
+        if value.utcoffset() is None:
+            raise InvalidJobError(
+                f"{name} is {value.isoformat()} without a time zone; give an aware datetime, such as datetime.now(UTC)"
+            )
         # In UTC, because JSON has no seconds in a time zone's offset, and so that equal times are written alike.
-        return value.astimezone(UTC)
+        return _exact_time(value.astimezone(UTC))
     except OverflowError:
         raise InvalidJobError(f"{name} is {value.isoformat()}, which is beyond the years 1 to 9999 in UTC") from None
+    except TypeError:  # pandas' NaT, which is a datetime and no time
+        raise InvalidJobError(f"{name} must be a datetime, not {_shown(value)}") from None
+
+
+def _exact_time(at: datetime) -> datetime:
+    # Not `type(at) is datetime`: freezegun puts a class of its own in place of that name.
+    if type(at) is type(_FIRST):
+        return at
+    return _FIRST.replace(at.year, at.month, at.day, at.hour, at.minute, at.second, at.microsecond)
 
 
 def check_interval(name: str, value: object) -> timedelta:
     """``value``, if it is a timedelta of zero to 365,000 days; else `InvalidJobError`."""
-    if not isinstance(value, timedelta) or not _ZERO <= value <= MAX_INTERVAL:
+    # What the base class adds is what `datetime + value` adds, whatever a derived type makes of its attributes.
+    exact = timedelta.__add__(_ZERO, value) if isinstance(value, timedelta) else None
+    if exact is None or not _ZERO <= exact <= MAX_INTERVAL:
         most = f"{MAX_INTERVAL.days:,} days"
         raise InvalidJobError(f"{name} must be a timedelta of zero or more, at most {most}, not {_shown(value)}")
-    return value
+    return exact
 
 
 def check_kind(name: str, value: object, *kinds: type) -> None:
@@ -471,13 +521,13 @@ def clean_text(value: object, most: int = 10_000) -> str:
 def as_job_id(value: object) -> UUID:
     """``value`` as a UUID, from a UUID or its text; else `InvalidJobError`."""
     if isinstance(value, UUID):
-        return value
+        return value if type(value) is UUID else UUID(int=value.int)
     if isinstance(value, str):
         try:
             return UUID(value)
         except ValueError:
             pass
-    raise InvalidJobError(f"a job id must be a UUID, not {_shown(value)}")
+    raise InvalidJobError(f"a job id must be a UUID, not {_shown(value)}; give a uuid.UUID or its text")
 
 
 def as_status(value: object) -> JobStatus:
@@ -503,7 +553,9 @@ def _shown(value: object) -> str:
         text = repr(value)
     except Exception:  # noqa: BLE001 - whatever the object's own code raises
         text = "a value that can't be shown"
-    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
+    kind = type(value)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return f"{text if len(text) <= 60 else text[:57] + '...'} ({name})"
 
 
 # --- cursors --------------------------------------------------------------------------------------------------------
@@ -558,6 +610,6 @@ def _digest(parameters: Mapping[str, Any], created_at: datetime, job_id: UUID) -
 
 def check_limit(limit: object) -> int:
     """``limit``, if it is an int from 1 to 1000; else `InvalidFilterError`."""
-    if type(limit) is not int or not 1 <= limit <= MAX_PAGE:
+    if (number := _exact_integer(limit)) is None or not 1 <= number <= MAX_PAGE:
         raise InvalidFilterError(f"limit must be a whole number from 1 to {MAX_PAGE:,}, not {_shown(limit)}")
-    return limit
+    return number

@@ -323,7 +323,8 @@ class PostgresStorage:
         the same filter. Query: list_jobs.
 
         A page can be short and not be the last: with a range of ``scheduled_at`` it ends after some 3,000 index
-        entries. Jobs whose payload can't be read are named beside the others.
+        entries. Jobs that can't be read are named beside the others: those whose payload Python can't hold, and those
+        with a status that a later release has added.
         """
         rows, next_cursor = self._list(job_filter, limit, cursor)
         jobs, corrupt = read_jobs(rows)
@@ -418,9 +419,9 @@ class PostgresStorage:
         if (scheduled_at is None) == (delay is None):
             raise InvalidJobError("give either scheduled_at or delay")
         if scheduled_at is not None:
-            check_time("scheduled_at", scheduled_at)
+            scheduled_at = check_time("scheduled_at", scheduled_at)
         if delay is not None:
-            check_interval("delay", delay)
+            delay = check_interval("delay", delay)
         run = partial(self._queries.reschedule_jobs, scheduled_at=scheduled_at, delay=delay)
         return self._for_each(jobs, run, (JobStatus.PENDING,))
 

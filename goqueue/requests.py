@@ -243,8 +243,7 @@ class Leases:
         self.held: list[tuple[UUID, int]] = []
         for lease in leases:
             check_kind("lease", lease, Job, Lease)
-            check_integer("lease_token", lease.lease_token, 0, _MAX_TOKEN)
-            self.held.append((as_job_id(lease.id), lease.lease_token))
+            self.held.append((as_job_id(lease.id), check_integer("lease_token", lease.lease_token, 0, _MAX_TOKEN)))
         ordered = sorted(self.held, key=_in_order)
         self.values: dict[str, Any] = {
             "ids": [lease[0] for lease in ordered],
