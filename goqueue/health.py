@@ -3,21 +3,20 @@
 Imports psycopg, goqueue.contract, goqueue.queries, goqueue.schema and goqueue.sqlfiles. Statements: sql/checks.sql.
 """
 
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta
-from enum import StrEnum
 from math import isnan
 from typing import Any, NamedTuple
 
-import msgspec
 import psycopg
 from psycopg import Connection, errors, sql
 
 from goqueue.config import format_duration
 from goqueue.contract import GenericPlan, examine, generic_plans
+from goqueue.findings import Check, Finding, Level, ended
 from goqueue.queries import load_queries, load_statements, shipped_folder
-from goqueue.schema import Difference, SchemaObject, compare, expected_schema, read_schema
+from goqueue.rights import RUN_ROLES, check_roles, identifier
+from goqueue.schema import Difference, SchemaObject, compare, expected_rights, expected_schema, read_schema
 from goqueue.sqlfiles import APART, Statement, migration_files
 
 __all__ = ["Check", "Finding", "Level", "run_checks"]
@@ -35,34 +34,6 @@ _COUNTED_PENDING = 200_000
 _MIGRATE = "goqueue migrate   (or pgmigrate migrate, where the PG* variables name the database)"
 
 
-class Level(StrEnum):
-    """How a check has ended, or how much a finding matters. Only `failed` is an error."""
-
-    OK = "ok"
-    NOTE = "note"
-    SKIPPED = "skipped"
-    WARNING = "warning"
-    FAILED = "failed"
-
-
-class Finding(msgspec.Struct, frozen=True):
-    """What was found, why it matters, and what to do: a command or a statement, where there is one."""
-
-    level: Level
-    found: str
-    why: str = ""
-    do: str = ""
-
-
-class Check(msgspec.Struct, frozen=True):
-    """One check: its name, how it has ended, what it saw in a few words, and what it found."""
-
-    name: str
-    level: Level
-    summary: str
-    findings: tuple[Finding, ...] = ()
-
-
 class _State(NamedTuple):
     """The row of the query server_state, and what every check shares."""
 
@@ -78,16 +49,31 @@ class _State(NamedTuple):
     has_checksums: bool
     has_roles: bool
     roles: list[str]
+    inherited: list[str]
+    is_superuser: bool
 
     @property
     def sees_own_jobs_only(self) -> bool:
         return self.has_roles and self.roles == ["goqueue_producer"]
 
+    def restore(self, groups: Iterable[str]) -> str:
+        """What gives the role back what it has as a member of one of the groups."""
+        groups = list(groups)
+        if any(group in self.inherited for group in groups):
+            return RUN_ROLES
+        role = identifier(self.role)
+        if self.version_number < 160_000:
+            return f"ALTER ROLE {role} INHERIT;   (or let its programs SET ROLE {groups[0]})"
+        return f"GRANT {groups[0]} TO {role} WITH INHERIT TRUE;   (or let its programs SET ROLE {groups[0]})"
+
     def grant(self, privileges: str) -> str:
         """The statement that gives the role its rights; by way of roles.sql's roles where they are."""
-        role = _identifier(self.role)
+        role = identifier(self.role)
         if self.has_roles:
-            return f"GRANT goqueue_operator TO {role};   (or a role with less: see Roles in migrations/README.md)"
+            return (
+                f"GRANT goqueue_producer TO {role};   (to add jobs; to work on them goqueue_worker, to read them all "
+                "goqueue_reader, to run every statement goqueue_operator)"
+            )
         return f"GRANT {privileges} TO {role};   (or, for roles with less: psql -f migrations/roles/roles.sql)"
 
 
@@ -99,12 +85,14 @@ def run_checks(
     A check that the role has no right to, or that the server stops for its time, is skipped and says so; the others go
     on. Raises psycopg's error when the connection is lost.
     """
+    # At a rollback psycopg deallocates what it has prepared, and generic_plans' own statement with it.
+    connection.prepare_threshold = None
     queries = load_queries()
     state = _State(*queries.server_state(connection))
     yield _server(state)
     yield _run("settings", lambda: _settings(connection))
     if not state.is_migrated:
-        yield _ended(
+        yield ended(
             "migrations",
             "none is applied",
             [Finding(Level.FAILED, f"the database {state.database} has no goqueue tables", "nothing can run without",
@@ -112,23 +100,26 @@ def run_checks(
         )  # fmt: skip
         return
     if not state.sees_schema:
-        yield _ended(
+        if state.has_roles:
+            yield _run("roles", lambda: check_roles(connection))
+        yield ended(
             "grants",
             "the schema is closed",
             [Finding(Level.FAILED, f"the role {state.role} may not use the schema goqueue", "every statement names it",
-                     state.grant("USAGE ON SCHEMA goqueue"))],
+                     state.restore(state.roles) if state.roles else state.grant("USAGE ON SCHEMA goqueue"))],
         )  # fmt: skip
         return
     found_pending: list[Finding] = []
     yield _run("migrations", lambda: _migrations(connection, state, found_pending))
     pending = bool(found_pending)
     yield (
-        _run("schema", lambda: _schema(connection))
+        _run("schema", lambda: _schema(connection, has_roles=state.has_roles))
         if not pending
         else Check("schema", Level.SKIPPED, "not compared: migrations are pending")
     )
     statements = load_statements().copy()
     yield _run("queries", lambda: _queries(connection, sql_dir, statements))
+    yield _run("roles", lambda: _roles(connection, state, pending=pending))
     plans = generic_plans(connection, [one for one in statements.values() if one.file.name not in APART])
     yield _run("grants", lambda: _grants(state, plans, pending=pending))
     own_only = "the role sees its own jobs only (goqueue_producer); let another role look"
@@ -153,12 +144,6 @@ def _run(name: str, check: Callable[[], Check]) -> Check:
         return Check(name, Level.SKIPPED, f"can't be looked at: {_said(error)}")
     except (errors.UndefinedTable, errors.UndefinedColumn, errors.UndefinedFunction) as error:
         return Check(name, Level.SKIPPED, f"can't be looked at before all migrations are applied: {_said(error)}")
-
-
-def _ended(name: str, summary: str, findings: list[Finding]) -> Check:
-    order = list(Level)
-    worst = max((finding.level for finding in findings), key=order.index, default=Level.OK)
-    return Check(name, worst, summary, tuple(sorted(findings, key=lambda finding: -order.index(finding.level))))
 
 
 # --- the server -----------------------------------------------------------------------------------------------------
@@ -202,7 +187,7 @@ def _server(state: _State) -> Check:
                 "connect to the primary (target_session_attrs=read-write in the URL)",
             )
         )
-    return _ended(
+    return ended(
         "server",
         f"PostgreSQL {state.version}, {state.encoding}, database {state.database}, role {state.role}",
         findings,
@@ -230,7 +215,7 @@ def _settings(connection: Connection[Any]) -> Check:
         # synchronous_commit has stronger values than on.
         if value == ("off" if wanted == "on" else "on"):
             findings.append(Finding(level, f"{name} is {value}", why, _set(name, wanted, set_by)))
-    return _ended("settings", ", ".join(f"{name} {value}" for name, value, _ in values), findings)
+    return ended("settings", ", ".join(f"{name} {value}" for name, value, _ in values), findings)
 
 
 def _set(name: str, value: str, set_by: str | None) -> str:
@@ -249,7 +234,7 @@ def _migrations(connection: Connection[Any], state: _State, pending: list[Findin
     if not state.has_checksums:
         found = "migrations are pending: there is no table goqueue.migration_checksums"
         pending.append(Finding(Level.FAILED, found, why, _MIGRATE))
-        return _ended("migrations", "the first of them are applied", pending)
+        return ended("migrations", "the first of them are applied", pending)
     applied = {version: sha256 for version, _, sha256 in load_queries().list_applied_migrations(connection)}
     if missing := [file.name for version, file in shipped.items() if version not in applied]:
         pending.append(Finding(Level.FAILED, f"pending: {', '.join(missing)}", why, _MIGRATE))
@@ -287,14 +272,12 @@ def _migrations(connection: Connection[Any], state: _State, pending: list[Findin
                     f"'{file.sha256}' WHERE version = {version};",
                 )
             )
-    return _ended("migrations", f"{len(applied)} applied, the latest is {max(applied, default=0)}", findings)
+    return ended("migrations", f"{len(applied)} applied, the latest is {max(applied, default=0)}", findings)
 
 
-def _schema(connection: Connection[Any]) -> Check:
+def _schema(connection: Connection[Any], *, has_roles: bool) -> Check:
     found = read_schema(connection)
     differences = compare(expected_schema(), found)
-    roles = (shipped_folder("migrations") / "roles" / "roles.sql").read_text(encoding="utf-8")
-    policies = set(re.findall(r"^CREATE POLICY (\w+)", roles, re.MULTILINE))
     missing = [one.expected for one in differences if one.expected and not one.found]
     tables = {thing.name for thing in missing if thing.kind == "table"}
     constraints = {thing.name.partition(".")[2] for thing in missing if thing.kind == "constraint"}
@@ -307,10 +290,10 @@ def _schema(connection: Connection[Any]) -> Check:
     findings = [
         _difference(one)
         for one in differences
-        if one.expected not in implied
-        and not (one.found and one.found.kind == "policy" and one.found.name.rpartition(".")[2] in policies)
+        # Where roles.sql was run, the check roles compares the policies.
+        if one.expected not in implied and not (one.found and one.found.kind == "policy" and has_roles)
     ]
-    return _ended("schema", f"{len(found)} things compared with what the migrations made", findings)
+    return ended("schema", f"{len(found)} things compared with what the migrations made", findings)
 
 
 def _table_of(thing: SchemaObject) -> str:
@@ -413,7 +396,24 @@ def _queries(connection: Connection[Any], sql_dir: str, statements: dict[str, St
     changed = "it can't be used" if proof.changed is None else "all as shipped"
     if proof.changed:
         changed = f"other than shipped: {', '.join(proof.changed)}"
-    return _ended("queries", f"{sql_dir}: {changed}", findings)
+    return ended("queries", f"{sql_dir}: {changed}", findings)
+
+
+def _roles(connection: Connection[Any], state: _State, *, pending: bool) -> Check:
+    if state.has_roles:
+        if pending:
+            return Check("roles", Level.SKIPPED, "not compared: migrations are pending")
+        return check_roles(connection)
+    if state.roles and not state.is_superuser:
+        groups = ", ".join(state.roles)
+        finding = Finding(
+            Level.FAILED,
+            f"the role {state.role} is a member of {groups}, which has no rights in the database {state.database}",
+            "the roles are the server's, and their rights each database's own: roles.sql was not run in this one",
+            RUN_ROLES,
+        )
+        return ended("roles", "migrations/roles/roles.sql was not run in this database", [finding])
+    return Check("roles", Level.OK, "none: migrations/roles/roles.sql was not run in this database")
 
 
 def _grants(state: _State, plans: dict[str, GenericPlan | psycopg.Error], *, pending: bool) -> Check:
@@ -436,18 +436,31 @@ def _grants(state: _State, plans: dict[str, GenericPlan | psycopg.Error], *, pen
     elif broken:
         count = f"{len(broken)} statements can't be run before all migrations are applied"
         findings.append(Finding(Level.FAILED, count, "the store's methods of their names fail", _MIGRATE))
-    if denied and ("ping" in denied or not (state.has_roles and state.roles)):
+    known = expected_rights().queries
+    groups = [role for role in state.roles if state.has_roles and denied.keys() & set(known[role])]
+    lost = [name for name in denied if any(name in known[role] for role in groups)]
+    said = "; ".join(sorted({_said(error) for error in denied.values()}))
+    if lost:
+        findings.append(
+            Finding(
+                Level.FAILED,
+                f"the role {state.role}, a member of {', '.join(groups)}, may not run {', '.join(lost)}",
+                said,
+                state.restore(groups),
+            )
+        )
+    elif denied and ("ping" in denied or not (state.has_roles and state.roles)):
         findings.append(
             Finding(
                 Level.FAILED if "ping" in denied else Level.NOTE,
                 f"the role {state.role} may not run {', '.join(denied)}",
-                "; ".join(sorted({_said(error) for error in denied.values()})) + ". Fine for a role that only looks on",
+                f"{said}. Fine for a role that only looks on",
                 state.grant("SELECT, INSERT, UPDATE, DELETE ON goqueue.jobs, goqueue.job_failures"),
             )
         )
     may = len(plans) - len(denied) - len(broken)
     member = f" ({', '.join(state.roles)})" if state.roles and denied else ""
-    return _ended("grants", f"the role {state.role}{member} may run {may} of {len(plans)} statements", findings)
+    return ended("grants", f"the role {state.role}{member} may run {may} of {len(plans)} statements", findings)
 
 
 def _plans(connection: Connection[Any], plans: dict[str, GenericPlan | psycopg.Error]) -> Check:
@@ -465,7 +478,7 @@ def _plans(connection: Connection[Any], plans: dict[str, GenericPlan | psycopg.E
         if pages.get(table, 0) >= _LARGE_PAGES
     ]
     large = [f"{name} {count:,} pages" for name, count in pages.items()]
-    return _ended("plans", f"{len(known)} statements planned on {', '.join(large)}", findings)
+    return ended("plans", f"{len(known)} statements planned on {', '.join(large)}", findings)
 
 
 # --- vacuum ---------------------------------------------------------------------------------------------------------
@@ -526,7 +539,7 @@ def _autovacuum(connection: Connection[Any]) -> Check:
                     f"VACUUM (FREEZE, VERBOSE) {table};",
                 )
             )
-    return _ended("autovacuum", "; ".join(shown), findings)
+    return ended("autovacuum", "; ".join(shown), findings)
 
 
 def _horizon(connection: Connection[Any], state: _State, old: timedelta) -> Check:
@@ -538,11 +551,11 @@ def _horizon(connection: Connection[Any], state: _State, old: timedelta) -> Chec
                 Level.NOTE,
                 f"of other roles' transactions the role {state.role} sees no age",
                 "they can keep dead rows, and are not listed here",
-                f"GRANT pg_monitor TO {_identifier(state.role)};",
+                f"GRANT pg_read_all_stats TO {identifier(state.role)};",
             )
         )
     what = f"dead rows are kept from vacuum by {len(rows)}" if rows else "nothing keeps dead rows from vacuum"
-    return _ended("horizon", f"{what} (transactions from {format_duration(old)} on)", findings)
+    return ended("horizon", f"{what} (transactions from {format_duration(old)} on)", findings)
 
 
 class _Holder(NamedTuple):
@@ -602,7 +615,7 @@ def _claim_index(connection: Connection[Any]) -> Check:
                 "VACUUM goqueue.jobs;   and if that leaves it so: REINDEX INDEX CONCURRENTLY goqueue.jobs_claim_idx;",
             )
         )
-    return _ended("claim index", summary, findings)
+    return ended("claim index", summary, findings)
 
 
 def _density(connection: Connection[Any], extension_schema: str | None) -> float | None:
@@ -617,10 +630,6 @@ def _density(connection: Connection[Any], extension_schema: str | None) -> float
     except errors.InsufficientPrivilege:
         return None
     return None if isnan(density) else density
-
-
-def _identifier(name: str) -> str:
-    return sql.Identifier(name).as_string(None)
 
 
 def _bytes(count: int) -> str:

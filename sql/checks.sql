@@ -13,8 +13,9 @@ SELECT set_config(:name::text, :value::text, TRUE);
 -- name: server_state()^
 -- What server, database and role the connection has, and whether pgmigrate has been here.
 -- Returns: one row. sees_all_sessions: the role may see what others' transactions hold. sees_schema: it may name what is
--- in the schema goqueue. has_roles: migrations/roles/roles.sql has been run here. roles: those of its roles that this one
--- is a member of.
+-- in the schema goqueue. has_roles: migrations/roles/roles.sql has been run in this database, since one of its roles owns
+-- something of the schema or has a grant on it. roles: those of its roles that this one is a member of. inherited: those
+-- of them whose rights it has without SET ROLE.
 -- Index: none of ours.
 -- Locks: none.
 SELECT
@@ -28,7 +29,24 @@ SELECT
     coalesce(has_schema_privilege(n.oid, 'USAGE'), FALSE) AS sees_schema,
     v.oid IS NOT NULL AS is_migrated,
     m.oid IS NOT NULL AS has_checksums,
-    coalesce(j.relrowsecurity, FALSE) AS has_roles,
+    (
+        SELECT count(*) > 0
+        FROM pg_shdepend AS h
+        INNER JOIN pg_roles AS r ON h.refclassid = 'pg_authid'::regclass AND h.refobjid = r.oid
+        WHERE
+            h.dbid = d.oid
+            AND r.rolname IN ('goqueue_owner', 'goqueue_operator', 'goqueue_worker', 'goqueue_reader', 'goqueue_producer')
+            AND (
+                (h.classid = 'pg_namespace'::regclass AND h.objid = n.oid)
+                OR (
+                    h.classid = 'pg_class'::regclass
+                    AND h.objid IN (
+                        SELECT c.oid FROM pg_class AS c
+                        WHERE c.relnamespace = n.oid
+                    )
+                )
+            )
+    ) AS has_roles,
     ARRAY(
         SELECT r.rolname::text
         FROM pg_roles AS r
@@ -36,12 +54,21 @@ SELECT
             r.rolname IN ('goqueue_owner', 'goqueue_operator', 'goqueue_worker', 'goqueue_reader', 'goqueue_producer')
             AND pg_has_role(current_user, r.oid, 'MEMBER')
         ORDER BY r.rolname
-    ) AS roles
+    ) AS roles,
+    ARRAY(
+        SELECT r.rolname::text
+        FROM pg_roles AS r
+        WHERE
+            r.rolname IN ('goqueue_owner', 'goqueue_operator', 'goqueue_worker', 'goqueue_reader', 'goqueue_producer')
+            AND pg_has_role(current_user, r.oid, 'USAGE')
+        ORDER BY r.rolname
+    ) AS inherited,
+    u.rolsuper AS is_superuser
 FROM pg_database AS d
+INNER JOIN pg_roles AS u ON u.rolname = current_user
 LEFT JOIN pg_namespace AS n ON n.nspname = 'goqueue'
 LEFT JOIN pg_class AS v ON n.oid = v.relnamespace AND v.relname = 'schema_version'
 LEFT JOIN pg_class AS m ON n.oid = m.relnamespace AND m.relname = 'migration_checksums'
-LEFT JOIN pg_class AS j ON n.oid = j.relnamespace AND j.relname = 'jobs'
 WHERE d.datname = current_database();
 
 
@@ -203,6 +230,296 @@ SELECT
     CASE WHEN r.relrowsecurity THEN '' ELSE 'not in force' END AS state
 FROM relation AS r
 INNER JOIN pg_policy AS p ON r.oid = p.polrelid;
+
+
+-- name: list_rights()
+-- Who may do what in the schema goqueue: owners, grants, default privileges, row level security, policies, and what the
+-- roles of migrations/roles/roles.sql are and are members of. migrations/roles/rights.json is made from it, and
+-- `goqueue check` compares both.
+-- Returns: kind, object, role and detail, one row a fact; in no order. owner: the object's owner. grant: the privilege,
+-- with its column in parentheses; grant option: likewise. default grant: what later objects get. row level security:
+-- ENABLE or FORCE. policy: its name in place of a role, and the rest of the statement that creates it. role: one of ours
+-- that exists; attribute: what it has beyond a group's. member: one of ours that is in another role, or a role that can
+-- give membership in ours away. exempt: a member of ours to which its limits do not apply, and why. blind: a role that
+-- has a grant of its own on the table and sees none of its rows.
+-- Index: none of ours.
+-- Locks: none.
+-- Notes: Run it with pg_catalog alone in the search path, so that every expression names its schema. OWNER stands for the
+-- object's owner, PUBLIC for everyone. MAINTAIN (PostgreSQL 17) is left out of the owner's grants.
+WITH our_role AS (
+    SELECT
+        r.oid,
+        r.rolname::text AS name
+    FROM pg_roles AS r
+    WHERE r.rolname IN ('goqueue_owner', 'goqueue_operator', 'goqueue_worker', 'goqueue_reader', 'goqueue_producer')
+),
+
+relation AS (
+    SELECT
+        c.oid,
+        format('TABLE goqueue.%%I', c.relname) AS object,
+        c.relkind,
+        c.relowner,
+        c.relacl,
+        c.relrowsecurity,
+        c.relforcerowsecurity
+    FROM pg_class AS c
+    INNER JOIN pg_namespace AS n ON c.relnamespace = n.oid
+    WHERE n.nspname = 'goqueue' AND c.relkind IN ('r', 'p', 'v', 'm')
+),
+
+thing AS (
+    SELECT
+        'SCHEMA goqueue' AS object,
+        n.nspowner AS owner_id,
+        coalesce(n.nspacl, acldefault('n', n.nspowner)) AS acl,
+        '' AS column_name
+    FROM pg_namespace AS n
+    WHERE n.nspname = 'goqueue'
+    UNION ALL
+    SELECT
+        r.object,
+        r.relowner AS owner_id,
+        coalesce(r.relacl, acldefault('r', r.relowner)) AS acl,
+        '' AS column_name
+    FROM relation AS r
+    UNION ALL
+    SELECT
+        r.object,
+        r.relowner AS owner_id,
+        a.attacl AS acl,
+        format(' (%%I)', a.attname) AS column_name
+    FROM relation AS r
+    INNER JOIN pg_attribute AS a ON r.oid = a.attrelid
+    WHERE a.attacl IS NOT NULL AND a.attnum > 0 AND NOT a.attisdropped
+    UNION ALL
+    SELECT
+        format('ROUTINE goqueue.%%I(%%s)', p.proname, pg_get_function_identity_arguments(p.oid)) AS object,
+        p.proowner AS owner_id,
+        coalesce(p.proacl, acldefault('f', p.proowner)) AS acl,
+        '' AS column_name
+    FROM pg_proc AS p
+    INNER JOIN pg_namespace AS n ON p.pronamespace = n.oid
+    WHERE n.nspname = 'goqueue'
+    UNION ALL
+    SELECT
+        format('TYPE goqueue.%%I', t.typname) AS object,
+        t.typowner AS owner_id,
+        coalesce(t.typacl, acldefault('T', t.typowner)) AS acl,
+        '' AS column_name
+    FROM pg_type AS t
+    INNER JOIN pg_namespace AS n ON t.typnamespace = n.oid
+    WHERE n.nspname = 'goqueue' AND t.typtype IN ('e', 'd')
+),
+
+default_acl AS (
+    SELECT
+        'FOR ROLE ' || o.name AS object,
+        o.oid AS owner_id,
+        k.name AS objects,
+        coalesce(d.defaclacl, k.acl) AS acl
+    FROM our_role AS o
+    CROSS JOIN LATERAL (
+        VALUES
+        ('TABLES', 'r', acldefault('r', o.oid)),
+        ('ROUTINES', 'f', acldefault('f', o.oid)),
+        ('TYPES', 'T', acldefault('T', o.oid))
+    ) AS k (name, code, acl)
+    LEFT JOIN pg_default_acl AS d
+        ON o.oid = d.defaclrole AND d.defaclnamespace = 0 AND k.code = d.defaclobjtype::text
+    WHERE o.name = 'goqueue_owner'
+    UNION ALL
+    SELECT
+        format('FOR ROLE %%I IN SCHEMA goqueue', pg_get_userbyid(d.defaclrole)) AS object,
+        d.defaclrole AS owner_id,
+        CASE d.defaclobjtype
+            WHEN 'r' THEN 'TABLES' WHEN 'S' THEN 'SEQUENCES' WHEN 'f' THEN 'ROUTINES' ELSE 'TYPES'
+        END AS objects,
+        d.defaclacl AS acl
+    FROM pg_default_acl AS d
+    INNER JOIN pg_namespace AS n ON d.defaclnamespace = n.oid
+    WHERE n.nspname = 'goqueue'
+),
+
+-- PostgreSQL 16 and later tell for each membership whether it gives rights; before, all do.
+membership AS (
+    SELECT
+        m.roleid AS group_id,
+        m.member AS member_id,
+        m.admin_option AS is_admin,
+        coalesce((to_jsonb(m) ->> 'inherit_option')::boolean, TRUE)
+        OR coalesce((to_jsonb(m) ->> 'set_option')::boolean, TRUE) AS gives_rights
+    FROM pg_auth_members AS m
+)
+
+SELECT
+    'owner' AS kind,
+    t.object,
+    pg_get_userbyid(t.owner_id)::text AS role,
+    '' AS detail
+FROM thing AS t
+WHERE t.column_name = ''
+UNION
+SELECT
+    'grant' AS kind,
+    t.object,
+    CASE a.grantee WHEN 0 THEN 'PUBLIC' WHEN t.owner_id THEN 'OWNER' ELSE pg_get_userbyid(a.grantee)::text END AS role,
+    a.privilege_type || t.column_name AS detail
+FROM thing AS t
+CROSS JOIN LATERAL aclexplode(t.acl) AS a
+WHERE a.grantee <> t.owner_id OR a.privilege_type <> 'MAINTAIN'
+UNION
+SELECT
+    'grant option' AS kind,
+    t.object,
+    pg_get_userbyid(a.grantee)::text AS role,
+    a.privilege_type || t.column_name AS detail
+FROM thing AS t
+CROSS JOIN LATERAL aclexplode(t.acl) AS a
+WHERE a.is_grantable AND a.grantee <> t.owner_id
+UNION
+SELECT
+    'default grant' AS kind,
+    d.object,
+    CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(a.grantee)::text END AS role,
+    a.privilege_type || ' ON ' || d.objects AS detail
+FROM default_acl AS d
+CROSS JOIN LATERAL aclexplode(d.acl) AS a
+WHERE a.grantee <> d.owner_id
+UNION
+SELECT
+    'row level security' AS kind,
+    r.object,
+    '' AS role,
+    s.state AS detail
+FROM relation AS r
+CROSS JOIN LATERAL (VALUES ('ENABLE', r.relrowsecurity), ('FORCE', r.relforcerowsecurity)) AS s (state, is_on)
+WHERE s.is_on
+UNION
+SELECT
+    'policy' AS kind,
+    r.object,
+    quote_ident(p.polname) AS role,
+    concat_ws(
+        ' ',
+        'AS', CASE WHEN p.polpermissive THEN 'PERMISSIVE' ELSE 'RESTRICTIVE' END,
+        'FOR', CASE p.polcmd
+            WHEN 'r' THEN 'SELECT' WHEN 'a' THEN 'INSERT' WHEN 'w' THEN 'UPDATE' WHEN 'd' THEN 'DELETE' ELSE 'ALL'
+        END,
+        'TO', (
+            SELECT string_agg(g.name, ', ' ORDER BY g.name)
+            FROM unnest(p.polroles) AS i (role_id)
+            CROSS JOIN LATERAL (
+                SELECT CASE i.role_id WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(i.role_id)) END AS name
+            ) AS g
+        ),
+        -- The server breaks lines where it shows an expression.
+        'USING (' || regexp_replace(pg_get_expr(p.polqual, p.polrelid), '[[:space:]]+', ' ', 'g') || ')',
+        'WITH CHECK (' || regexp_replace(pg_get_expr(p.polwithcheck, p.polrelid), '[[:space:]]+', ' ', 'g') || ')'
+    ) AS detail
+FROM relation AS r
+INNER JOIN pg_policy AS p ON r.oid = p.polrelid
+UNION
+SELECT
+    'role' AS kind,
+    o.name AS object,
+    '' AS role,
+    '' AS detail
+FROM our_role AS o
+UNION
+SELECT
+    'attribute' AS kind,
+    o.name AS object,
+    '' AS role,
+    x.attribute AS detail
+FROM our_role AS o
+INNER JOIN pg_roles AS p ON o.oid = p.oid
+CROSS JOIN LATERAL (
+    VALUES
+    ('SUPERUSER', p.rolsuper),
+    ('BYPASSRLS', p.rolbypassrls),
+    ('CREATEROLE', p.rolcreaterole),
+    ('CREATEDB', p.rolcreatedb),
+    ('REPLICATION', p.rolreplication),
+    ('LOGIN', p.rolcanlogin)
+) AS x (attribute, is_on)
+WHERE x.is_on
+UNION
+SELECT
+    'member' AS kind,
+    g.rolname::text AS object,
+    m.rolname::text AS role,
+    CASE WHEN o.oid IS NULL THEN 'ADMIN OPTION' ELSE '' END AS detail
+FROM membership AS i
+INNER JOIN pg_roles AS g ON i.group_id = g.oid
+INNER JOIN pg_roles AS m ON i.member_id = m.oid
+LEFT JOIN our_role AS o ON m.oid = o.oid
+WHERE
+    o.oid IS NOT NULL
+    OR (
+        i.is_admin
+        AND g.oid IN (SELECT r.oid FROM our_role AS r)
+        -- Who makes roles gives memberships away in any case.
+        AND NOT (m.rolsuper OR m.rolcreaterole)
+    )
+UNION
+SELECT
+    'exempt' AS kind,
+    o.name AS object,
+    m.rolname::text AS role,
+    CASE
+        WHEN m.rolsuper THEN 'SUPERUSER'
+        WHEN m.rolbypassrls THEN 'BYPASSRLS'
+        ELSE 'goqueue_owner'
+    END AS detail
+FROM our_role AS o
+CROSS JOIN pg_roles AS m
+WHERE
+    o.name <> 'goqueue_owner'
+    AND m.oid NOT IN (SELECT r.oid FROM our_role AS r)
+    AND CASE
+        -- A superuser counts as a member of every role: only one that was made a member is meant.
+        WHEN m.rolsuper
+            THEN
+                EXISTS (
+                    SELECT FROM membership AS i
+                    WHERE i.group_id = o.oid AND i.member_id = m.oid AND i.gives_rights
+                )
+        WHEN m.rolbypassrls THEN o.name = 'goqueue_producer' AND pg_has_role(m.oid, o.oid, 'USAGE')
+        ELSE
+            NOT m.rolcreaterole
+            AND pg_has_role(m.oid, o.oid, 'USAGE')
+            AND EXISTS (
+                SELECT FROM our_role AS w
+                WHERE w.name = 'goqueue_owner' AND pg_has_role(m.oid, w.oid, 'MEMBER')
+            )
+    END
+UNION
+SELECT
+    'blind' AS kind,
+    r.object,
+    m.rolname::text AS role,
+    '' AS detail
+FROM relation AS r
+CROSS JOIN LATERAL aclexplode(r.relacl) AS a
+INNER JOIN pg_roles AS m ON a.grantee = m.oid
+WHERE
+    r.relrowsecurity
+    AND a.grantee <> r.relowner
+    AND NOT (m.rolsuper OR m.rolbypassrls)
+    AND NOT EXISTS (
+        SELECT FROM our_role AS o
+        WHERE pg_has_role(m.oid, o.oid, 'MEMBER')
+    )
+    AND NOT EXISTS (
+        SELECT
+        FROM pg_policy AS p
+        CROSS JOIN LATERAL unnest(p.polroles) AS i (role_id)
+        WHERE
+            p.polrelid = r.oid
+            AND p.polpermissive
+            AND (i.role_id = 0 OR pg_has_role(m.oid, i.role_id, 'USAGE'))
+    );
 
 
 -- name: list_horizon_holders(least_age)

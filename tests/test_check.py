@@ -19,7 +19,8 @@ from psycopg.conninfo import make_conninfo
 from goqueue import NewJob, PostgresStorage, cli, health
 from goqueue.config import DatabaseConfig
 from goqueue.embedded import EmbeddedServer
-from goqueue.health import Check, Finding, Level, run_checks
+from goqueue.findings import Check, Finding, Level
+from goqueue.health import run_checks
 from goqueue.migrate import migrate
 from goqueue.pool import open_connection
 from goqueue.queries import shipped_folder
@@ -27,7 +28,8 @@ from goqueue.schema import expected_schema, read_schema, schema_text
 
 Connection = psycopg.Connection[Any]
 NAMES = [
-    "server", "settings", "migrations", "schema", "queries", "grants", "plans", "autovacuum", "horizon", "claim index",
+    "server", "settings", "migrations", "schema", "queries", "roles", "grants", "plans", "autovacuum", "horizon",
+    "claim index",
 ]  # fmt: skip
 
 

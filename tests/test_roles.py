@@ -23,9 +23,11 @@ from psycopg.conninfo import make_conninfo
 
 from goqueue import DuplicateJobError, JobFilter, JobNotFoundError, JobStatus, NewJob, PostgresStorage, SchemaError
 from goqueue.embedded import EmbeddedServer
-from goqueue.health import Level, run_checks
+from goqueue.findings import Check, Level
+from goqueue.health import run_checks
 from goqueue.migrate import MigrationError, migrate, migrations_dir, undo
 from goqueue.pytest_plugin import DatabaseServer
+from goqueue.schema import expected_rights, rights_text
 from tests.plans import MODES, NOTES, Explainer, seed
 
 BASE = migrations_dir()
@@ -354,7 +356,9 @@ def test_the_check_takes_what_a_role_may_not_for_meant(role: str, place: Place) 
 def test_the_check_names_a_role_for_a_login_that_has_none(place: Place) -> None:
     with place.connect("nobody") as connection:
         [finding] = list(run_checks(connection))[-1].findings
-    assert finding.do.startswith(f'GRANT goqueue_operator TO "{place.logins["nobody"]}";')
+    # What the login is for is not known: the role with the least rights comes first.
+    assert finding.do.startswith(f'GRANT goqueue_producer TO "{place.logins["nobody"]}";')
+    assert all(f"goqueue_{role}" in finding.do for role in RUNTIME)
 
 
 def test_nobody_else_has_a_grant(place: Place, admin: Connection) -> None:
@@ -368,6 +372,262 @@ def test_nobody_else_has_a_grant(place: Place, admin: Connection) -> None:
             connection.execute("SELECT goqueue.uuid_v7()")
     with pytest.raises(SchemaError, match=r"permission denied.*grant the login the role"):
         PostgresStorage.open(place.url_of("nobody"))
+
+
+# --- what goqueue check says of rights that are not those of the script -----------------------------------------------
+
+
+def checked(connection: Connection, name: str = "roles") -> Check:
+    return next(done for done in run_checks(connection) if done.name == name)
+
+
+def follow(connection: Connection, advice: str) -> None:
+    """Does what a finding advises: its statements, or the script."""
+    if advice.startswith("psql "):
+        assert advice == "psql -v ON_ERROR_STOP=1 -f migrations/roles/roles.sql"
+        connection.execute(SCRIPT.read_bytes())
+    else:
+        statements, _, _ = advice.partition("   (")
+        connection.execute(statements.encode())
+
+
+@pytest.fixture
+def applied(goqueue_database: str, place: Place) -> Iterator[Connection]:
+    """A database where the script has been run."""
+    run_script(goqueue_database)
+    with psycopg.connect(goqueue_database, autocommit=True) as connection:
+        yield connection
+
+
+def test_the_snapshot_of_the_rights_is_fresh(applied: Connection) -> None:
+    text = (SCRIPT.parent / "rights.json").read_text("utf-8")
+    assert rights_text(applied) == text, "migrations/roles/rights.json is stale: make catalogue"
+
+
+def test_the_snapshot_names_the_queries_of_each_role() -> None:
+    runnable = expected_rights().queries
+    assert set(runnable) == {f"goqueue_{role}" for role in ROLES}
+    for role in ROLES:
+        expected = {name for name, outcomes in EXPECTED.items() if outcomes[role] != "no" and name != "listen"}
+        assert set(runnable[f"goqueue_{role}"]) == expected
+
+
+def test_the_rights_are_well_after_the_script(applied: Connection) -> None:
+    done = checked(applied)
+    assert (done.level, done.findings) == (Level.OK, ())
+    assert done.summary.startswith("5 roles, 5 policies and ")
+
+
+@pytest.mark.parametrize(
+    ("fault", "level", "found"),
+    [
+        ("ALTER TABLE goqueue.jobs DISABLE ROW LEVEL SECURITY", "failed",
+         "row level security is off for goqueue.jobs"),
+        ("ALTER TABLE goqueue.job_failures DISABLE ROW LEVEL SECURITY", "failed",
+         "row level security is off for goqueue.job_failures"),
+        ("ALTER TABLE goqueue.jobs FORCE ROW LEVEL SECURITY", "failed",
+         "row level security is forced on the owner of goqueue.jobs; "),
+        ("ALTER POLICY own_jobs_are_read ON goqueue.jobs USING (TRUE)", "failed",
+         "the policy own_jobs_are_read on goqueue.jobs is AS PERMISSIVE FOR SELECT TO goqueue_producer USING (true); "),
+        ("ALTER POLICY own_jobs_are_added ON goqueue.jobs WITH CHECK (TRUE)", "failed",
+         "the policy own_jobs_are_added on goqueue.jobs is AS PERMISSIVE FOR INSERT TO goqueue_producer WITH CHECK "),
+        ("ALTER POLICY all_jobs ON goqueue.jobs TO PUBLIC", "failed",
+         "the policy all_jobs on goqueue.jobs is AS PERMISSIVE FOR ALL TO PUBLIC USING (true); expected"),
+        ("ALTER POLICY all_jobs ON goqueue.jobs TO goqueue_worker", "failed",
+         "the policy all_jobs on goqueue.jobs is AS PERMISSIVE FOR ALL TO goqueue_worker USING (true); expected"),
+        ("DROP POLICY own_jobs_are_read ON goqueue.jobs; "  # noqa: ISC004
+         "CREATE POLICY own_jobs_are_read ON goqueue.jobs TO goqueue_producer USING (created_by = current_user)",
+         "failed",
+         "the policy own_jobs_are_read on goqueue.jobs is AS PERMISSIVE FOR ALL TO goqueue_producer"),
+        ("DROP POLICY all_jobs ON goqueue.jobs; CREATE POLICY all_jobs ON goqueue.jobs AS RESTRICTIVE "  # noqa: ISC004
+         "TO goqueue_worker, goqueue_reader, goqueue_operator USING (TRUE)", "failed",
+         "the policy all_jobs on goqueue.jobs is AS RESTRICTIVE FOR ALL TO goqueue_operator, "),
+        ("DROP POLICY all_failures ON goqueue.job_failures", "failed",
+         "the policy all_failures on goqueue.job_failures is missing; expected AS PERMISSIVE FOR ALL TO "),
+        ("DROP POLICY own_jobs_failures_are_read ON goqueue.job_failures", "failed",
+         "the policy own_jobs_failures_are_read on goqueue.job_failures is missing; "),
+        ("CREATE POLICY mine ON goqueue.jobs FOR SELECT TO goqueue_producer USING (queue = 'shared')", "failed",
+         "the policy mine on goqueue.jobs is none of roles.sql's: AS PERMISSIVE FOR SELECT TO goqueue_producer "),
+        ("CREATE POLICY mine ON goqueue.jobs USING (TRUE)", "failed",
+         "the policy mine on goqueue.jobs is none of roles.sql's: AS PERMISSIVE FOR ALL TO PUBLIC"),
+        ("CREATE POLICY mine ON goqueue.jobs AS RESTRICTIVE TO goqueue_worker USING (queue = 'mine')", "warning",
+         "the policy mine on goqueue.jobs is none of roles.sql's: AS RESTRICTIVE FOR ALL TO goqueue_worker"),
+        ("GRANT ALL ON goqueue.jobs TO public", "failed",
+         "PUBLIC has DELETE, INSERT, "),
+        ("GRANT SELECT (payload) ON goqueue.jobs TO public", "failed",
+         "PUBLIC has SELECT (payload) on goqueue.jobs; expected no grant"),
+        ("GRANT USAGE ON SCHEMA goqueue TO public", "failed", "PUBLIC has USAGE on the schema goqueue; expected no"),
+        ("GRANT EXECUTE ON FUNCTION goqueue.uuid_v7() TO public", "failed",
+         "PUBLIC has EXECUTE on goqueue.uuid_v7(); expected no grant"),
+        ("GRANT USAGE ON TYPE goqueue.job_status TO public", "failed",
+         "PUBLIC has USAGE on the type goqueue.job_status; expected no grant"),
+        ("GRANT SELECT ON goqueue.queue_metrics TO public", "warning",
+         "PUBLIC has SELECT on goqueue.queue_metrics; expected no grant"),
+        ("REVOKE UPDATE (status, lease_token) ON goqueue.jobs FROM goqueue_worker", "failed",
+         "goqueue_worker lacks UPDATE (lease_token, status) on goqueue.jobs"),
+        ("REVOKE UPDATE ON goqueue.jobs FROM goqueue_worker", "failed",
+         "goqueue_worker lacks UPDATE (attempts, completed_at, last_error, "),
+        ("REVOKE INSERT ON goqueue.job_failures FROM goqueue_worker", "failed",
+         "goqueue_worker lacks INSERT on goqueue.job_failures"),
+        ("REVOKE SELECT ON goqueue.migration_checksums, goqueue.queue_metrics FROM goqueue_reader", "failed",
+         "goqueue_reader lacks SELECT on goqueue.migration_checksums; SELECT on goqueue.queue_metrics"),
+        ("REVOKE USAGE ON SCHEMA goqueue FROM goqueue_producer", "failed",
+         "goqueue_producer lacks USAGE on the schema goqueue"),
+        ("REVOKE EXECUTE ON FUNCTION goqueue.uuid_v7() FROM goqueue_producer", "failed",
+         "goqueue_producer lacks EXECUTE on goqueue.uuid_v7()"),
+        ("REVOKE ALL ON ALL TABLES IN SCHEMA goqueue FROM goqueue_operator", "failed",
+         "goqueue_operator lacks DELETE, INSERT, SELECT, UPDATE (attempt, error, "),
+        ("REVOKE SELECT ON goqueue.jobs FROM goqueue_owner", "failed", "goqueue_owner lacks SELECT on goqueue.jobs"),
+        ("GRANT UPDATE ON goqueue.jobs TO goqueue_worker", "failed",
+         "goqueue_worker has UPDATE on goqueue.jobs; expected less"),
+        ("GRANT INSERT (created_by) ON goqueue.jobs TO goqueue_producer", "failed",
+         "goqueue_producer has INSERT (created_by) on goqueue.jobs; expected less"),
+        ("GRANT CREATE ON SCHEMA goqueue TO goqueue_reader", "failed",
+         "goqueue_reader has CREATE on the schema goqueue; expected less"),
+        ("GRANT SELECT ON goqueue.queue_metrics TO goqueue_producer", "warning",
+         "goqueue_producer has SELECT on goqueue.queue_metrics; expected less"),
+        ("GRANT ALL ON ALL TABLES IN SCHEMA goqueue TO goqueue_producer", "failed", "goqueue_producer has DELETE, INS"),
+        ("GRANT SELECT ON goqueue.jobs TO goqueue_worker WITH GRANT OPTION", "failed",
+         "goqueue_worker can give away SELECT on goqueue.jobs"),
+        ("GRANT INSERT (queue) ON goqueue.jobs TO goqueue_producer WITH GRANT OPTION", "failed",
+         "goqueue_producer can give away INSERT (queue) on goqueue.jobs"),
+        ("ALTER TABLE goqueue.jobs OWNER TO CURRENT_USER", "failed", "goqueue.jobs is owned by "),
+        ("ALTER TABLE goqueue.jobs OWNER TO goqueue_worker", "failed", "goqueue.jobs is owned by goqueue_worker; "),
+        ("ALTER VIEW goqueue.queue_metrics OWNER TO CURRENT_USER", "failed", "goqueue.queue_metrics is owned by "),
+        ("ALTER FUNCTION goqueue.uuid_v7() OWNER TO CURRENT_USER", "failed", "goqueue.uuid_v7() is owned by "),
+        ("ALTER SCHEMA goqueue OWNER TO CURRENT_USER", "failed", "the schema goqueue is owned by "),
+        ("ALTER DEFAULT PRIVILEGES FOR ROLE goqueue_owner IN SCHEMA goqueue GRANT ALL ON TABLES TO goqueue_producer",
+         "warning", "goqueue_producer gets DELETE ON TABLES that are created later"),
+        ("ALTER DEFAULT PRIVILEGES FOR ROLE goqueue_owner GRANT EXECUTE ON ROUTINES TO PUBLIC", "warning",
+         "PUBLIC gets EXECUTE ON ROUTINES that are created later"),
+        ("ALTER DEFAULT PRIVILEGES IN SCHEMA goqueue GRANT SELECT ON TABLES TO PUBLIC", "warning",
+         "PUBLIC gets SELECT ON TABLES that are created later (FOR ROLE "),
+        ("ALTER DEFAULT PRIVILEGES FOR ROLE goqueue_owner IN SCHEMA goqueue "  # noqa: ISC004
+         "REVOKE SELECT ON TABLES FROM goqueue_reader", "warning",
+         "goqueue_reader does not get SELECT ON TABLES that goqueue_owner will create"),
+    ],
+)  # fmt: skip
+def test_a_right_that_is_not_the_scripts_is_told_and_what_is_advised_mends_it(
+    applied: Connection, fault: str, level: str, found: str
+) -> None:
+    applied.execute(fault.encode())
+    done = checked(applied)
+    assert done.level == level
+    assert done.findings[0].found.startswith(found)
+    for finding in done.findings:
+        assert finding.why
+        follow(applied, finding.do)
+    assert checked(applied).findings == ()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "GRANT USAGE ON SCHEMA goqueue TO {}; GRANT SELECT ON goqueue.queue_metrics TO {}",
+        "CREATE POLICY mine ON goqueue.jobs FOR SELECT TO {} USING (queue = 'q'); GRANT SELECT ON goqueue.jobs TO {}",
+        "ALTER TABLE goqueue.jobs ADD COLUMN tenant text; GRANT INSERT (tenant) ON goqueue.jobs TO goqueue_producer",
+        "ALTER DEFAULT PRIVILEGES FOR ROLE goqueue_owner IN SCHEMA goqueue GRANT SELECT ON TABLES TO {}",
+        "GRANT UPDATE (priority) ON goqueue.jobs TO {0}; GRANT goqueue_reader TO {0}",
+        "CREATE TABLE goqueue.mine (); GRANT ALL ON goqueue.mine TO PUBLIC; ALTER TABLE goqueue.mine OWNER TO {}",
+    ],
+)
+def test_what_a_dba_gives_to_roles_of_her_own_is_no_fault(applied: Connection, place: Place, statement: str) -> None:
+    login = place.logins["nobody"]
+    applied.execute(re.sub(r"\{0?\}", login, statement).encode())
+    try:
+        done = checked(applied)
+        assert done.level in (Level.OK, Level.NOTE)
+        assert all(finding.do == "" for finding in done.findings)
+        assert done.findings or "goqueue.mine" in statement
+    finally:
+        applied.execute(f"REVOKE goqueue_reader FROM {login}".encode())
+
+
+def test_a_role_with_a_grant_that_sees_no_job_is_a_warning(applied: Connection, place: Place) -> None:
+    login = place.logins["nobody"]
+    applied.execute(f"GRANT USAGE ON SCHEMA goqueue TO {login}; GRANT SELECT ON goqueue.jobs TO {login}".encode())
+    [finding] = checked(applied).findings
+    assert finding.level == Level.WARNING
+    assert finding.found.endswith("it sees no row of goqueue.jobs")
+    assert finding.do.startswith("GRANT goqueue_reader TO ")
+
+
+def test_where_the_script_was_not_run_the_check_says_so_in_one_line(
+    goqueue_connection: Connection, goqueue_database: str, place: Place
+) -> None:
+    done = checked(goqueue_connection)
+    assert done == Check("roles", Level.OK, "none: migrations/roles/roles.sql was not run in this database")
+    # Their logins have no rights here.
+    with place.connect("worker", goqueue_database) as connection:
+        [finding] = list(run_checks(connection))[-1].findings
+        assert finding.do == "psql -v ON_ERROR_STOP=1 -f migrations/roles/roles.sql"
+    goqueue_connection.execute("GRANT USAGE ON SCHEMA goqueue TO PUBLIC; GRANT SELECT ON goqueue.jobs TO PUBLIC")
+    with place.connect("worker", goqueue_database) as connection:
+        [finding] = checked(connection).findings
+        assert finding.level == Level.FAILED
+        assert "a member of goqueue_worker, which has no rights in the database " in finding.found
+
+
+def test_rights_after_the_script_was_taken_back_are_well(applied: Connection, goqueue_database: str) -> None:
+    run_script(goqueue_database, DROP_SCRIPT)
+    assert checked(applied).level == checked(applied, "grants").level == Level.OK
+
+
+def test_a_login_whose_role_lost_a_grant_fails_the_check_of_its_rights(
+    applied: Connection, goqueue_database: str, place: Place
+) -> None:
+    applied.execute("REVOKE UPDATE (status) ON goqueue.jobs FROM goqueue_worker")
+    with place.connect("worker", goqueue_database) as connection:
+        done = {one.name: one for one in run_checks(connection)}
+        [finding] = done["grants"].findings
+        assert done["roles"].level == done["grants"].level == Level.FAILED
+        assert "a member of goqueue_worker, may not run cancel_jobs, " in finding.found
+        assert "claim_jobs" in finding.found
+        assert "update_job" not in finding.found
+        assert "permission denied for table jobs" in finding.why
+        follow(applied, finding.do)
+        assert {checked(connection, name).level for name in ("roles", "grants")} == {Level.OK}
+
+
+def test_no_login_is_advised_more_than_its_role_is_for(
+    applied: Connection, goqueue_database: str, place: Place
+) -> None:
+    for fault in (
+        "ALTER TABLE goqueue.jobs DISABLE ROW LEVEL SECURITY",
+        "REVOKE ALL ON goqueue.jobs FROM goqueue_producer",
+    ):
+        applied.execute(fault.encode())
+        with place.connect("producer", goqueue_database) as connection:
+            advice = [finding.do for done in run_checks(connection) for finding in done.findings]
+        granted = [statement for statement in advice if statement.startswith("GRANT")]
+        meant = (
+            r"GRANT (INSERT \([\w, ]+\), )?SELECT ON TABLE goqueue.jobs TO goqueue_producer;|GRANT pg_read_all_stats"
+        )
+        assert [statement for statement in granted if not re.match(meant, statement)] == []
+
+
+def test_a_login_without_the_schema_hears_which_grant_its_role_lacks(
+    applied: Connection, goqueue_database: str, place: Place
+) -> None:
+    applied.execute("REVOKE USAGE ON SCHEMA goqueue FROM goqueue_worker")
+    with place.connect("worker", goqueue_database) as connection:
+        done = {one.name: one for one in run_checks(connection)}
+    [finding] = done["roles"].findings
+    assert finding.do == "GRANT USAGE ON SCHEMA goqueue TO goqueue_worker;"
+    assert done["grants"].findings[0].do == "psql -v ON_ERROR_STOP=1 -f migrations/roles/roles.sql"
+
+
+def test_what_a_missing_view_takes_with_it_is_no_fault_of_the_rights(applied: Connection) -> None:
+    applied.execute("DROP VIEW goqueue.queue_metrics; ALTER TABLE goqueue.job_failures DROP COLUMN worker_id")
+    assert checked(applied).findings == ()
+    assert checked(applied, "schema").level == Level.FAILED
+
+
+def test_the_rights_of_a_database_with_pending_migrations_are_not_compared(applied: Connection) -> None:
+    applied.execute(
+        "DELETE FROM goqueue.schema_version WHERE version = (SELECT max(version) FROM goqueue.schema_version)"
+    )
+    assert checked(applied).level == Level.SKIPPED
 
 
 # --- producers --------------------------------------------------------------------------------------------------------
@@ -833,6 +1093,102 @@ def test_the_owner_migrates_an_empty_database_once_it_has_the_schema(
         finally:
             connection.execute("DROP DATABASE fresh WITH (FORCE)")
             connection.execute("DROP ROLE deploy")
+
+
+@pytest.mark.parametrize(
+    ("fault", "level", "found"),
+    [
+        ("ALTER ROLE goqueue_worker BYPASSRLS", "failed", "the role goqueue_worker has the attribute BYPASSRLS; "),
+        ("ALTER ROLE goqueue_producer SUPERUSER", "failed", "the role goqueue_producer has the attribute SUPERUSER; "),
+        ("ALTER ROLE goqueue_reader LOGIN", "warning", "the role goqueue_reader has the attribute LOGIN; expected a"),
+        ("GRANT goqueue_worker TO goqueue_producer", "failed",
+         "the role goqueue_producer is a member of goqueue_worker; expected a member of no role"),
+        ("GRANT goqueue_owner TO goqueue_operator", "failed",
+         "the role goqueue_operator is a member of goqueue_owner; expected a member of no role"),
+        ("GRANT pg_read_all_data TO goqueue_producer", "warning",
+         "the role goqueue_producer is a member of pg_read_all_data; expected a member of no role"),
+        ("GRANT goqueue_worker TO shop WITH ADMIN OPTION", "warning",
+         "the role shop is a member of goqueue_worker with the admin option"),
+        ("GRANT goqueue_producer TO shop; ALTER ROLE shop BYPASSRLS", "warning",
+         "the role shop is a member of goqueue_producer, and exempt from row level security"),
+        ("CREATE ROLE team IN ROLE goqueue_producer; GRANT team TO shop; ALTER ROLE shop BYPASSRLS", "warning",
+         "the role shop is a member of goqueue_producer, and exempt from row level security"),
+        ("GRANT goqueue_producer TO shop; ALTER ROLE shop SUPERUSER", "warning",
+         "the role shop is a member of goqueue_producer, and a superuser"),
+        ("GRANT goqueue_producer, goqueue_worker, goqueue_owner TO shop", "warning",
+         "the role shop is a member of goqueue_producer, goqueue_worker, and a member of goqueue_owner"),
+        ("GRANT goqueue_operator, goqueue_owner TO shop", "note",
+         "the role shop is a member of goqueue_operator, and a member of goqueue_owner"),
+    ],
+)  # fmt: skip
+def test_a_role_that_can_more_than_the_script_says_is_told_and_what_is_advised_mends_it(
+    own_server: EmbeddedServer, databases: list[str], fault: str, level: str, found: str
+) -> None:
+    run_script(databases[0])
+    with psycopg.connect(databases[0], autocommit=True) as connection:
+        connection.execute("CREATE ROLE shop LOGIN")
+        try:
+            connection.execute(fault.encode())
+            [finding] = checked(connection).findings
+            assert (finding.level, finding.found[: len(found)]) == (level, found)
+            assert finding.why
+            follow(connection, finding.do)
+            assert checked(connection).findings == ()
+        finally:
+            connection.execute("DROP ROLE shop; DROP ROLE IF EXISTS team")
+            for role in ROLES:
+                connection.execute(f"ALTER ROLE goqueue_{role} NOSUPERUSER NOBYPASSRLS NOLOGIN".encode())
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "GRANT goqueue_producer, goqueue_worker TO shop",
+        "GRANT goqueue_owner TO shop",
+        "GRANT goqueue_reader TO shop; ALTER ROLE shop BYPASSRLS",
+        "ALTER ROLE shop CREATEROLE; GRANT goqueue_owner, goqueue_producer TO shop WITH ADMIN OPTION",
+        "CREATE ROLE team IN ROLE goqueue_worker ROLE shop",
+    ],
+)
+def test_members_that_the_roles_are_meant_for_are_no_fault(
+    own_server: EmbeddedServer, databases: list[str], statement: str
+) -> None:
+    run_script(databases[0])
+    with psycopg.connect(databases[0], autocommit=True) as connection:
+        connection.execute("CREATE ROLE shop LOGIN")
+        try:
+            connection.execute(statement.encode())
+            assert checked(connection).findings == ()
+        finally:
+            connection.execute("DROP ROLE shop; DROP ROLE IF EXISTS team")
+
+
+def test_a_login_that_does_not_inherit_its_roles_rights_is_told_how_to(
+    own_server: EmbeddedServer, databases: list[str]
+) -> None:
+    run_script(databases[0])
+    with psycopg.connect(databases[0], autocommit=True) as admin:
+        admin.execute("CREATE ROLE shop LOGIN NOINHERIT; GRANT goqueue_worker TO shop")
+        admin.execute("GRANT USAGE ON SCHEMA goqueue TO shop; GRANT SELECT ON goqueue.schema_version TO shop")
+        try:
+            with psycopg.connect(make_conninfo(databases[0], user="shop"), autocommit=True) as connection:
+                [finding] = checked(connection, "grants").findings
+                assert finding.level == Level.FAILED
+                follow(admin, finding.do)
+                assert checked(connection, "grants").level == Level.OK
+                connection.execute("SET ROLE goqueue_worker")
+                assert checked(connection, "grants").level == Level.OK
+        finally:
+            admin.execute("DROP OWNED BY shop; DROP ROLE shop")
+
+
+def test_roles_that_another_database_has_are_none_of_this_one(databases: list[str]) -> None:
+    run_script(databases[0])
+    with psycopg.connect(databases[1], autocommit=True) as connection:
+        done = list(run_checks(connection))
+    assert {one.name: one.level for one in done if one.name in ("schema", "roles", "grants")} == {
+        "schema": Level.OK, "roles": Level.OK, "grants": Level.OK
+    }  # fmt: skip
 
 
 # --- plans ------------------------------------------------------------------------------------------------------------

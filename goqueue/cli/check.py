@@ -1,4 +1,4 @@
-"""`goqueue check`: is all as goqueue needs it? Imports goqueue.health, goqueue.pool and goqueue.dberrors."""
+"""`goqueue check`: is all as goqueue needs it? Imports goqueue.findings, health, pool and dberrors."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -15,7 +15,8 @@ from goqueue.cli.common import AsJson, CheckFailedError, ConfigFile, console, pr
 from goqueue.config import DatabaseConfig
 from goqueue.dberrors import translate
 from goqueue.errors import StorageUnavailableError
-from goqueue.health import Check, Finding, Level, run_checks
+from goqueue.findings import Check, Finding, Level
+from goqueue.health import run_checks
 from goqueue.pool import open_connection
 
 _STYLES = {
