@@ -8,6 +8,7 @@ from goqueue.aio.storage import AsyncStorage
 from goqueue.config import Config, DatabaseConfig, LoggingConfig, ServerConfig, WorkerConfig, load_config
 from goqueue.errors import (
     ConfigError,
+    ConnectionRejectedError,
     CorruptJobError,
     DuplicateJobError,
     GoQueueError,
@@ -17,6 +18,7 @@ from goqueue.errors import (
     JobNotFoundError,
     JobStateError,
     LeaseLostError,
+    OutcomeUnknownError,
     SchemaError,
     StorageError,
     StorageUnavailableError,
@@ -37,6 +39,7 @@ from goqueue.models import (
     NewJob,
     Page,
     QueueStats,
+    TransactionStatus,
 )
 from goqueue.postgres import PostgresStorage
 from goqueue.storage import Storage
@@ -48,6 +51,7 @@ __all__ = [
     "Backoff",
     "Config",
     "ConfigError",
+    "ConnectionRejectedError",
     "CorruptJobError",
     "DatabaseConfig",
     "DuplicateJobError",
@@ -69,6 +73,7 @@ __all__ = [
     "Listener",
     "LoggingConfig",
     "NewJob",
+    "OutcomeUnknownError",
     "Page",
     "PostgresStorage",
     "QueueStats",
@@ -78,6 +83,7 @@ __all__ = [
     "StorageError",
     "StorageUnavailableError",
     "TransactionConflictError",
+    "TransactionStatus",
     "WorkerConfig",
     "configure_logging",
     "load_config",

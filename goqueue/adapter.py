@@ -1,21 +1,27 @@
 # Made by `make catalogue` from goqueue/aio/adapter.py; change that.
-"""aiosql's adapter over psycopg, and its cursors. Imports aiosql, psycopg, goqueue.safelog and goqueue.statement."""
+"""aiosql's adapter over psycopg, and its cursors. Imports aiosql, psycopg, goqueue.dberrors, goqueue.safelog and
+goqueue.statement."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from time import perf_counter
 from typing import Any
+from uuid import UUID
 
 import psycopg
 from aiosql.adapters.pyformat import PyFormatAdapter
 from psycopg import Connection, Cursor, RawCursor
 from psycopg.adapt import AdaptersMap
+from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
+from goqueue.dberrors import StandbyWatch, is_unanswered, unanswered, unconfirmed
 from goqueue.safelog import record_lost
 from goqueue.statement import ADAPTERS, Rendered, as_parameter, check_session, report, tag_of, tagged, tolerant_rows
 
 _TRACED = "opentelemetry.instrumentation.psycopg"
+# ACTIVE is a caller's pipeline. A connection that is lost is none of them.
+_NO_TRANSACTION = (TransactionStatus.IDLE, TransactionStatus.ACTIVE)
 
 
 class _Cursor(RawCursor[Any]):
@@ -101,7 +107,10 @@ class Adapter:
     def _run(
         self, conn: Connection[Any], query_name: str, sql: Rendered, parameters: Mapping[str, Any]
     ) -> tuple[list[tuple[Any, ...]], int]:
-        """The rows (none for a statement that gives none), and how many rows there are or were changed."""
+        """The rows (none for a statement that gives none), and how many rows there are or were changed.
+
+        `OutcomeUnknownError` for a statement that commits what it writes, when its reply or a standby's was lost.
+        """
         check_session(conn)
         values = [as_parameter(parameters[name]) for name in sql.names]
         kind = _cursor_type(conn)
@@ -110,6 +119,9 @@ class Adapter:
         if (cursor := kept.get(sql)) is None:
             cursor = kept[sql] = kind(conn, row_factory=tuple_row)
         rows: list[tuple[Any, ...]] = []
+        commits = sql.writes and conn.autocommit and conn.pgconn.transaction_status in _NO_TRANSACTION
+        watch = StandbyWatch.of(conn)
+        before = watch.unconfirmed
         start = perf_counter()
         try:
             try:
@@ -132,8 +144,19 @@ class Adapter:
             cursor.forget()
             if isinstance(exc, UnicodeEncodeError):
                 raise psycopg.DataError(f"the connection's client_encoding is not UTF8: {exc}") from exc
+            if commits and is_unanswered(exc):
+                lost = unconfirmed if watch.unconfirmed != before else unanswered
+                raise lost(query_name, _jobs(parameters), worker_id=parameters.get("worker_id"), cause=exc) from exc
             raise
         count = cursor.rowcount
         cursor.forget()
         report(query_name, parameters, perf_counter() - start, slow=self._slow, rows=count)
+        if watch.unconfirmed != before:
+            raise unconfirmed(query_name, _jobs(parameters, rows), worker_id=parameters.get("worker_id"))
         return rows, count
+
+
+def _jobs(parameters: Mapping[str, Any], rows: Iterable[tuple[Any, ...]] = ()) -> Iterable[UUID]:
+    """The ids of a statement's jobs: of those given, and of those that its rows name."""
+    given = parameters.get("ids") or [parameters.get("id")]
+    return dict.fromkeys(found for found in (*given, *(row[0] for row in rows)) if isinstance(found, UUID))

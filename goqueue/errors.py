@@ -4,13 +4,16 @@ Each message says what was wrong, what was expected and what to do. The driver's
 where there was one, is the ``__cause__``; passwords never appear.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
 from uuid import UUID
 
 
 class GoQueueError(Exception):
     """The base of every error that goqueue raises. All can be pickled, to cross processes."""
+
+    #: Whether to make the same call again, after a pause: nothing was changed, and the cause may pass by itself.
+    can_retry: ClassVar[bool] = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.args, self.__dict__.copy())
@@ -81,8 +84,8 @@ class JobStateError(GoQueueError):
 class LeaseLostError(GoQueueError):
     """The caller doesn't hold these jobs any more (``job_ids``): a lease expired, or the job was cancelled or deleted.
 
-    Stop working on them. Nothing was changed in them; the other jobs of the same call were changed as asked. It is also
-    what a second try says when the first one was committed and only its answer was lost.
+    Stop working on them. Nothing was changed in them; the other jobs of the same call were changed as asked. A second
+    try of a call whose first one was committed raises it too, but for completions: those succeed again.
     """
 
     def __init__(self, message: str, *, job_ids: Sequence[UUID]) -> None:
@@ -91,19 +94,63 @@ class LeaseLostError(GoQueueError):
 
 
 class StorageError(GoQueueError):
-    """The database refused a statement; the cause is the driver's own error."""
+    """The database refused a statement, or the store can't be used in this way; the driver's error is the cause."""
+
+
+class ConnectionRejectedError(StorageError):
+    """The server, its pooler or the driver rejects the connection: a wrong password, a missing database, refused TLS.
+
+    Trying again does not help until the settings, or the server's, are corrected.
+    """
 
 
 class StorageUnavailableError(StorageError):
     """The database can't be reached, did not answer in time, is read only, or was changed under a prepared statement.
 
-    Trying the same call again is safe. It can find its own work done: `create_job` then gives the job, `complete_job`
-    says `LeaseLostError`.
+    The statement changed nothing: make the same call again, after a pause. Earlier batches of the call stay. In a
+    transaction of the caller's own, run the whole transaction again. `OutcomeUnknownError`, a kind of it, differs.
     """
+
+    can_retry = True
+
+
+class OutcomeUnknownError(StorageUnavailableError):
+    """A statement was sent, and may have been committed: its reply was lost, or a standby did not confirm the commit.
+
+    ``operation`` is the query's name, as in sql/. ``job_ids`` names the call's jobs, as far as they are known:
+    those given, and those that a reply named. ``worker_id`` is the one given, or None. ``transaction_id`` is for
+    `get_transaction_status`; None where only the lost reply would have named it.
+
+    ``is_committed`` is True where the server has committed, and stopped waiting for its synchronous standby: the
+    change is in force now, and a failover can lose it. It is False where nothing is known.
+
+    The docstring of each method says, under "Repeating:", what a second call does.
+    """
+
+    can_retry = False  # It depends on the method.
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        operation: str,
+        job_ids: Iterable[UUID] = (),
+        worker_id: str | None = None,
+        transaction_id: str | None = None,
+        is_committed: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.operation = operation
+        self.job_ids = tuple(job_ids)
+        self.worker_id = worker_id
+        self.transaction_id = transaction_id
+        self.is_committed = is_committed
 
 
 class TransactionConflictError(StorageError):
     """A deadlock or a serialization failure: roll back, then run the whole transaction again."""
+
+    can_retry = True
 
 
 class SchemaError(StorageError):

@@ -14,7 +14,7 @@ import psycopg
 from psycopg import Connection
 
 from goqueue.dberrors import translate
-from goqueue.errors import StorageUnavailableError
+from goqueue.errors import StorageError
 from goqueue.models import check_kind
 from goqueue.safelog import log
 
@@ -70,12 +70,12 @@ class Listener:
         """The queues in which jobs became ready, as soon as there are some; none when ``timeout`` has passed.
 
         A lost connection is no error: it is opened again, and all queues are given, since a hint may have been missed.
-        While that fails, it is tried once a second. `StorageUnavailableError` when the listener is closed.
+        While that fails, it is tried once a second. `StorageError` when the listener is closed.
         Queries: get_session, listen, announce_listener.
         """
         check_kind("timeout", timeout, timedelta)
         if not self._is_open:
-            raise StorageUnavailableError("the listener is closed: use it within `with store.listen(...) as listener`")
+            raise StorageError("the listener is closed: use it within `with store.listen(...) as listener`")
         deadline = monotonic() + timeout.total_seconds()
         while True:
             if self._connection is not None:

@@ -5,6 +5,7 @@ field, what was got and what is allowed. What the database gives (`Job`) is take
 """
 
 import hashlib
+import re
 import sys
 from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
@@ -67,6 +68,17 @@ class JobStatus(StrEnum):
     COMPLETED = "completed"
     DEAD = "dead"
     CANCELLED = "cancelled"
+
+
+class TransactionStatus(StrEnum):
+    """What became of a transaction; the values are those of pg_xact_status()."""
+
+    COMMITTED = "committed"
+    #: Rolled back, by the client, an error or a crash of the server.
+    ABORTED = "aborted"
+    IN_PROGRESS = "in progress"
+    #: Too old for the server to know, or not one of this server's.
+    UNKNOWN = "unknown"
 
 
 class Job(Struct, frozen=True, kw_only=False):
@@ -448,6 +460,13 @@ def check_name(name: str, value: object) -> str:
         got = "empty" if not value else f"{len(value):,} characters long"
         raise InvalidJobError(f"{name} is {got}; it must have 1 to {MAX_NAME_CHARACTERS} characters")
     check_text(name, value)
+    return _exact_text(value)
+
+
+def check_transaction_id(value: object) -> str:
+    """``value``, if it is the text of a transaction's id (xid8); else `InvalidJobError`."""
+    if not isinstance(value, str) or not re.fullmatch(r"[0-9]{1,20}", value) or int(value) >= 2**64:
+        raise InvalidJobError(f"transaction_id must be as OutcomeUnknownError has it, not {_shown(value)}")
     return _exact_text(value)
 
 

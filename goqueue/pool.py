@@ -2,10 +2,12 @@
 """Opens connections and pools: the one place that does. Imports psycopg, goqueue.config, goqueue.dberrors and
 goqueue.session."""
 
+from contextlib import suppress
 from typing import Any
 
 import psycopg
 from psycopg import Connection, Cursor, RawCursor
+from psycopg.pq import TransactionStatus
 from psycopg.pq.abc import PGconn
 from psycopg.rows import Row
 from psycopg_pool import ConnectionPool
@@ -66,6 +68,13 @@ def open_connection(config: DatabaseConfig) -> Connection[tuple[Any, ...]]:
 def _options(config: DatabaseConfig, *, pooled: bool) -> dict[str, Any]:
     threshold = prepare_threshold(config, pooled=pooled)
     return {"autocommit": True, "prepare_threshold": threshold, "cursor_factory": RawCursor}
+
+
+def notice_loss(connection: Connection[Any]) -> None:
+    """Has an idle connection notice that the other side has closed it, so that nothing is sent and no reply is lost."""
+    if connection.pgconn.transaction_status == TransactionStatus.IDLE and readable(connection.fileno()):
+        with suppress(psycopg.Error):
+            connection.pgconn.consume_input()
 
 
 def _check(pool: Pool, connection: Connection[Any]) -> None:

@@ -6,7 +6,7 @@ Imports the rest of the package; nothing in it but the public face and the comma
 
 import os
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import closing, contextmanager
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Protocol, Self
@@ -15,19 +15,28 @@ from uuid import UUID
 import psycopg
 from msgspec import UNSET
 from msgspec.structs import replace
-from psycopg import Connection
+from psycopg import Connection, pq
 from psycopg.conninfo import make_conninfo
-from psycopg.pq import TransactionStatus
 
 from goqueue.adapter import Adapter
 from goqueue.config import Config, DatabaseConfig
 from goqueue.contract import require_contract
-from goqueue.dberrors import duplicate_of, duplicate_unseen, is_stale, translate
+from goqueue.dberrors import (
+    StandbyWatch,
+    duplicate_of,
+    duplicate_unseen,
+    is_stale,
+    is_unanswered,
+    translate,
+    unanswered,
+    unconfirmed,
+)
 from goqueue.errors import (
     InvalidJobError,
     JobNotFoundError,
     JobStateError,
-    StorageUnavailableError,
+    OutcomeUnknownError,
+    StorageError,
     TransactionConflictError,
 )
 from goqueue.listener import Listener
@@ -46,16 +55,18 @@ from goqueue.models import (
     NewJob,
     Page,
     QueueStats,
+    TransactionStatus,
     as_job_id,
     check_interval,
     check_kind,
     check_limit,
     check_name,
     check_time,
+    check_transaction_id,
     make_cursor,
     read_cursor,
 )
-from goqueue.pool import Pool, open_connection, open_pool
+from goqueue.pool import Pool, notice_loss, open_connection, open_pool
 from goqueue.queries import load_queries
 from goqueue.requests import (
     Batch,
@@ -204,6 +215,8 @@ class PostgresStorage:
         """Adds a job. `DuplicateJobError` (with the existing job's id) when its idempotency key or its id is taken.
 
         Creating the very same `NewJob` again is no error: it gives the job that the first call made. Query: create_job.
+
+        Repeating: gives the job that the first call made.
         """
         existing, created = self.get_or_create_job(job)
         if created or is_same(existing, job):
@@ -214,6 +227,8 @@ class PostgresStorage:
         """The job with the idempotency key (or the id) of ``job``, and whether this call created it.
 
         Queries: create_job, and find_duplicate_job when that added nothing.
+
+        Repeating: gives the same job; whether it was created is then False.
         """
         values = job_values(job, self.config)
         same = {"id": job.id, "idempotency_key": job.idempotency_key}
@@ -233,24 +248,30 @@ class PostgresStorage:
         or by an earlier one of ``jobs``, is not created; the id is that of the job which has the key. They are added in
         the order of their keys, so that bulks with keys in common wait for each other, and never in a circle.
         Query: create_jobs, for every ``batch_size`` jobs.
+
+        Repeating: with the same `NewJob` objects adds none twice; those that are there are not created.
         """
         batches = list(self._batches(jobs))
         order, batches = by_key(batches, self.config)
         results: list[tuple[UUID, bool]] = []
-        with self._connection() as connection, self._transaction(connection):
+        ids = (job.id for batch in batches for job in batch.jobs)
+        with self._connection() as connection, self._transaction(connection, "create_jobs", ids) as known:
             for batch in batches:
-                results += self._create_batch(connection, batch)
+                results += self._create_batch(connection, batch, known)
         return as_given(order, results)
 
     def create_jobs_in_batches(self, jobs: Iterable[NewJob]) -> Generator[list[tuple[UUID, bool]]]:
         """`create_jobs` for an iterable of any length, in constant memory: one batch is read, added and committed each
         time the next result is asked for. What was given out stays, also when a later batch fails. Query: create_jobs.
+
+        Repeating: with the same `NewJob` objects adds none twice; those that are there are not created.
         """
         with closing(self._batches(jobs)) as batches:
             for batch in batches:
                 order, [ordered] = by_key([batch], self.config)
-                with self._connection() as connection, self._transaction(connection):
-                    results = self._create_batch(connection, ordered)
+                ids = (job.id for job in batch.jobs)
+                with self._connection() as connection, self._transaction(connection, "create_jobs", ids) as known:
+                    results = self._create_batch(connection, ordered, known)
                 yield as_given(order, results)
 
     def _batches(self, jobs: Iterable[NewJob]) -> Generator[Batch]:
@@ -264,8 +285,12 @@ class PostgresStorage:
         if batch.jobs:
             yield batch
 
-    def _create_batch(self, connection: Connection[Any], batch: Batch) -> list[tuple[UUID, bool]]:
+    def _create_batch(
+        self, connection: Connection[Any], batch: Batch, known: dict[str, Any]
+    ) -> list[tuple[UUID, bool]]:
         rows = list(self._queries.create_jobs(connection, jobs=document(batch.encoded)))
+        if rows:
+            known["transaction_id"] = rows[0][1]
         if len(rows) == len(batch.jobs):
             return [(job.id, True) for job in batch.jobs]
         created: set[UUID] = {row[0] for row in rows}
@@ -296,7 +321,10 @@ class PostgresStorage:
     # --- read -------------------------------------------------------------------------------------------------------
 
     def get_job(self, job_id: JobId) -> Job:
-        """The job with this id; `JobNotFoundError` when there is none. Query: get_job."""
+        """The job with this id; `JobNotFoundError` when there is none. Query: get_job.
+
+        Repeating: changes nothing.
+        """
         wanted = as_job_id(job_id)
         with self._connection() as connection:
             row = self._queries.get_job(connection, id=wanted)
@@ -306,13 +334,18 @@ class PostgresStorage:
         """The jobs with these ids, in their order; those that do not exist are left out. Query: get_jobs.
 
         `CorruptJobError` when the payload of one can't be read.
+
+        Repeating: changes nothing.
         """
         wanted = as_job_ids(job_ids)
         with self._connection() as connection:
             return [Job.from_row(row) for row in self._queries.get_jobs(connection, ids=wanted)]
 
     def get_job_by_idempotency_key(self, idempotency_key: str) -> Job:
-        """The job with this key; `JobNotFoundError` when there is none. Query: get_job_by_idempotency_key."""
+        """The job with this key; `JobNotFoundError` when there is none. Query: get_job_by_idempotency_key.
+
+        Repeating: changes nothing.
+        """
         key = check_name("idempotency_key", idempotency_key)
         with self._connection() as connection:
             row = self._queries.get_job_by_idempotency_key(connection, idempotency_key=key)
@@ -325,6 +358,8 @@ class PostgresStorage:
         A page can be short and not be the last: with a range of ``scheduled_at`` it ends after some 3,000 index
         entries. Jobs that can't be read are named beside the others: those whose payload Python can't hold, and those
         with a status that a later release has added.
+
+        Repeating: changes nothing.
         """
         rows, next_cursor = self._list(job_filter, limit, cursor)
         jobs, corrupt = read_jobs(rows)
@@ -347,6 +382,8 @@ class PostgresStorage:
         """How many jobs match: exact as far as 10,000 rows have to be looked at, beyond that an estimate that says so.
 
         Query: count_jobs.
+
+        Repeating: changes nothing.
         """
         wanted = filter_values(job_filter)
         with self._connection() as connection:
@@ -361,6 +398,8 @@ class PostgresStorage:
         `JobNotFoundError`; `JobStateError` for a status that doesn't follow from the present one; `DuplicateJobError`
         for an idempotency key that another job has; `CorruptJobError`, after the change, for a payload that can't be
         read.
+
+        Repeating: sets the same values again, over what others have set in between.
         """
         wanted = as_job_id(job_id)
         check_kind("update", update, JobUpdate)
@@ -382,6 +421,8 @@ class PostgresStorage:
 
         `DuplicateJobError` when the key's job is not pending any more, or another has the id; `InvalidJobError` for a
         job without a key. Query: replace_pending_job.
+
+        Repeating: replaces the job again, over what others have put there in between.
         """
         values = job_values(job, self.config)
         if job.idempotency_key is None:
@@ -399,6 +440,8 @@ class PostgresStorage:
         """Withdraws waiting and running jobs, by ids or by filter; how many. Others are left as they are.
 
         Who runs one gets `LeaseLostError` at its next call. Query: cancel_jobs, once for up to 1000 jobs.
+
+        Repeating: leaves cancelled jobs as they are and does not count them; it cancels what others retried in between.
         """
         return self._for_each(jobs, self._queries.cancel_jobs, (JobStatus.PENDING, JobStatus.RUNNING))
 
@@ -406,6 +449,9 @@ class PostgresStorage:
         """Makes dead and cancelled jobs pending again, due at once and with all their attempts; how many.
 
         Query: retry_jobs, once for up to 1000 jobs.
+
+        Repeating: leaves jobs that wait as they are; it retries again those that ended in between, with all their
+        attempts.
         """
         return self._for_each(jobs, self._queries.retry_jobs, (JobStatus.DEAD, JobStatus.CANCELLED))
 
@@ -415,6 +461,9 @@ class PostgresStorage:
         """Gives waiting jobs another time: ``scheduled_at`` (aware), or ``delay`` from now; how many.
 
         Query: reschedule_jobs, once for up to 1000 jobs.
+
+        Repeating: sets the same ``scheduled_at`` again; a ``delay`` counts anew, and both undo what others set in
+        between.
         """
         if (scheduled_at is None) == (delay is None):
             raise InvalidJobError("give either scheduled_at or delay")
@@ -453,10 +502,13 @@ class PostgresStorage:
     def delete_job(self, job_id: JobId) -> None:
         """Deletes the job for good, whatever its status, and the history of its failures; `JobNotFoundError` when there
         is none. Queries: delete_job, delete_failures.
+
+        Repeating: `JobNotFoundError`.
         """
         wanted = as_job_id(job_id)
-        with self._connection() as connection, self._transaction(connection):
-            if self._queries.delete_job(connection, id=wanted) is None:
+        with self._connection() as connection, self._transaction(connection, "delete_job", [wanted]) as known:
+            known["transaction_id"] = self._queries.delete_job(connection, id=wanted)
+            if known["transaction_id"] is None:
                 raise JobNotFoundError(f"no job has the id {wanted}")
             _ = list(self._queries.delete_failures(connection, job_id=wanted))
 
@@ -469,6 +521,8 @@ class PostgresStorage:
         """Deletes one batch of at most ``limit`` (1 to 1000) jobs finished longer than ``older_than`` ago; how many.
 
         Call it until it gives fewer than ``limit``; each call is a short transaction. Query: prune_jobs.
+
+        Repeating: deletes the next batch.
         """
         wanted = as_statuses(statuses)
         if unfinished := wanted & {JobStatus.PENDING, JobStatus.RUNNING}:
@@ -489,6 +543,8 @@ class PostgresStorage:
         given. While there are many dead index entries (an old snapshot keeps them alive, or vacuum has not come yet), a
         job that becomes due out of order can be overlooked for ``claim_resume_time``
         (GOQUEUE_DATABASE_CLAIM_RESUME_TIME). Query: claim_jobs.
+
+        Repeating: takes other jobs; those of a lost reply are held until their leases expire.
         """
         values = claim_values(queues, worker_id, limit, lease)
         with self._connection() as connection:
@@ -504,6 +560,9 @@ class PostgresStorage:
     ) -> list[Job]:
         """`complete_jobs` and `claim_jobs` in one statement, with one commit. When a lease was lost (`LeaseLostError`)
         the other jobs are completed, and none is claimed. Query: complete_and_claim.
+
+        Repeating: completes nothing twice and claims other jobs; those of a lost reply are held until their leases
+        expire.
         """
         values = claim_values(queues, worker_id, limit, lease)
         done = Leases(leases)
@@ -535,26 +594,35 @@ class PostgresStorage:
     def _bury(self, connection: Connection[Any], claimed: Claimed) -> None:
         """Set the unreadable jobs of a claim aside. When that fails, after the claim's commit, they wait for their
         leases to expire: the readable jobs must not be lost to their caller."""
-        is_committed = connection.info.transaction_status == TransactionStatus.IDLE
+        is_committed = connection.info.transaction_status == pq.TransactionStatus.IDLE
         unreadable = Leases.failed(claimed.unreadable).values
         try:
             _ = list(self._queries.bury_jobs(connection, **unreadable))
-        except psycopg.Error as exc:
+        except (psycopg.Error, OutcomeUnknownError) as exc:
             if not (is_committed and claimed.jobs):
                 raise
-            claimed.not_buried(translate(exc))
+            claimed.not_buried(translate(exc) if isinstance(exc, psycopg.Error) else exc)
 
     def heartbeat_jobs(self, leases: Iterable[Held], lease: timedelta = DEFAULT_LEASE) -> None:
-        """Holds on to running jobs for ``lease`` from now. `LeaseLostError` names those lost. Query: heartbeat_jobs."""
+        """Holds on to running jobs for ``lease`` from now. `LeaseLostError` names those lost. Query: heartbeat_jobs.
+
+        Repeating: renews the leases again.
+        """
         run = partial(self._queries.heartbeat_jobs, lease=check_interval("lease", lease))
         self._settle(run, Leases(leases))
 
     def complete_jobs(self, leases: Iterable[Held]) -> None:
-        """The jobs are done. `LeaseLostError` names those lost; the others are completed. Query: complete_jobs."""
+        """The jobs are done. `LeaseLostError` names those lost; the others are completed. Query: complete_jobs.
+
+        Repeating: succeeds under the same leases, and changes nothing.
+        """
         self._settle(self._queries.complete_jobs, Leases(leases))
 
     def complete_job(self, lease: Held) -> None:
-        """`complete_jobs` for one. Query: complete_jobs."""
+        """`complete_jobs` for one. Query: complete_jobs.
+
+        Repeating: succeeds under the same lease, and changes nothing.
+        """
         self.complete_jobs([lease])
 
     def fail_jobs(
@@ -568,6 +636,8 @@ class PostgresStorage:
         ``backoff`` says; without an attempt left it is dead. The status by id; the errors are kept (`list_failures`).
 
         `LeaseLostError` names the jobs lost; the others are failed. Query: fail_jobs.
+
+        Repeating: `LeaseLostError` for the jobs that have failed under these leases; no attempt fails twice.
         """
         check_kind("backoff", backoff, Backoff)
         run = partial(
@@ -584,7 +654,10 @@ class PostgresStorage:
     def fail_job(
         self, lease: Held, error: str, *, retry_in: timedelta | None = None, backoff: Backoff = DEFAULT_BACKOFF
     ) -> JobStatus:
-        """`fail_jobs` for one; pending or dead. Query: fail_jobs."""
+        """`fail_jobs` for one; pending or dead. Query: fail_jobs.
+
+        Repeating: `LeaseLostError` when it has failed under this lease; no attempt fails twice.
+        """
         [status] = (self.fail_jobs([(lease, error)], retry_in=retry_in, backoff=backoff)).values()
         return status
 
@@ -592,6 +665,8 @@ class PostgresStorage:
         """Gives jobs back untried, as at a shutdown: they wait as before, and the attempt doesn't count.
 
         `LeaseLostError` names the jobs lost; the others are released. Query: release_jobs.
+
+        Repeating: `LeaseLostError` for the jobs that are released; no attempt is given back twice.
         """
         self._settle(self._queries.release_jobs, Leases(leases))
 
@@ -607,6 +682,8 @@ class PostgresStorage:
     def rescue_jobs(self, limit: int = 1000) -> dict[UUID, JobStatus]:
         """At most ``limit`` (1 to 1000) jobs whose lease has expired wait again, due at once, or are dead when no
         attempt is left. The status by id; each is logged. Query: rescue_jobs.
+
+        Repeating: rescues the next ones.
         """
         job_limit = check_limit(limit)
         with self._connection() as connection:
@@ -616,6 +693,8 @@ class PostgresStorage:
         """When the next job of the queues is due (past, if one is due already); None when no job waits.
 
         Query: next_job_at.
+
+        Repeating: changes nothing.
         """
         names = queue_names(queues)
         with self._connection() as connection:
@@ -632,7 +711,10 @@ class PostgresStorage:
         return Listener(partial(open_connection, config), self._queries, queue_names(queues))
 
     def list_failures(self, job_id: JobId) -> list[Failure]:
-        """The failed attempts of one job, the first one first. Query: list_failures."""
+        """The failed attempts of one job, the first one first. Query: list_failures.
+
+        Repeating: changes nothing.
+        """
         wanted = as_job_id(job_id)
         with self._connection() as connection:
             return [Failure(*row) for row in self._queries.list_failures(connection, job_id=wanted)]
@@ -640,12 +722,33 @@ class PostgresStorage:
     def queue_stats(self) -> list[QueueStats]:
         """Each queue's jobs by status (exact up to 1000, then an estimate that says so), the age of its oldest due job,
         and its expired leases; by name. Query: queue_stats.
+
+        Repeating: changes nothing.
         """
         with self._connection() as connection:
             return [stats_of(row) for row in self._queries.queue_stats(connection)]
 
+    def get_transaction_status(self, transaction_id: str) -> TransactionStatus:
+        """What became of the transaction that an `OutcomeUnknownError` names. Query: get_transaction_status.
+
+        Ask the server that the error came from: after a failover another transaction can have the same id there. While
+        it is in progress, ask again: the server may not know yet that the connection is lost.
+
+        Repeating: changes nothing.
+        """
+        wanted = check_transaction_id(transaction_id)
+        with self._connection() as connection:
+            try:
+                status = self._queries.get_transaction_status(connection, transaction_id=wanted)
+            except psycopg.errors.InvalidParameterValue:  # an id that this server has not given out
+                status = None
+        return TransactionStatus(status or TransactionStatus.UNKNOWN)
+
     def ping(self) -> None:
-        """Returns when the server answers and the table can be read. Query: ping."""
+        """Returns when the server answers and the table can be read. Query: ping.
+
+        Repeating: changes nothing.
+        """
         with self._connection() as connection:
             self._queries.ping(connection)
 
@@ -655,9 +758,10 @@ class PostgresStorage:
     def _connection(self) -> Iterator[Connection[Any]]:
         if self._pool is not None and self._process != os.getpid():
             # Two processes on one socket read each other's answers.
-            raise StorageUnavailableError("this store was opened in the process this one was forked from; open another")
+            raise StorageError("this store was opened in the process this one was forked from; open another")
         try:
             if self._pool is None:
+                notice_loss(self._given)
                 yield self._given
                 return
             connection = self._pool.getconn()
@@ -674,9 +778,30 @@ class PostgresStorage:
                 self._pool.drain()  # each of its connections would say so once
             raise translate(exc) from exc
 
-    def _transaction(self, connection: Connection[Any]) -> AbstractContextManager[object]:
+    @contextmanager
+    def _transaction(
+        self, connection: Connection[Any], operation: str, job_ids: Iterable[UUID]
+    ) -> Iterator[dict[str, Any]]:
         """All or nothing: a transaction on a connection of our own, or on the caller's in autocommit; a savepoint in
-        the caller's transaction, which stays the caller's to commit."""
-        if not connection.autocommit and connection.info.transaction_status == TransactionStatus.IDLE:
+        the caller's transaction, which stays the caller's to commit. Gives a place for its ``transaction_id``.
+
+        `OutcomeUnknownError` when the reply to its COMMIT, or a standby's, was lost.
+        """
+        if not connection.autocommit and connection.info.transaction_status == pq.TransactionStatus.IDLE:
             self._queries.ping(connection)  # psycopg begins the caller's transaction with it, and not one of ours
-        return connection.transaction()
+        watch = StandbyWatch.of(connection)
+        before = watch.unconfirmed
+        commits = connection.info.transaction_status == pq.TransactionStatus.IDLE
+        known: dict[str, Any] = {}
+        is_done = False
+        try:
+            with connection.transaction():
+                yield known
+                is_done = True
+        except psycopg.Error as exc:
+            if is_done and commits and is_unanswered(exc, at_commit=True):
+                lost = unconfirmed if watch.unconfirmed != before else unanswered
+                raise lost(operation, job_ids, cause=exc, **known) from exc
+            raise
+        if watch.unconfirmed != before:
+            raise unconfirmed(operation, job_ids, **known)

@@ -51,6 +51,10 @@ def tag_of(statement: str) -> str:
     return statement.split(maxsplit=3)[2]
 
 
+# Not the UPDATE of a locking clause.
+_WRITES = re.compile(r"(?<!FOR )(?<!KEY )\b(?:INSERT|UPDATE|DELETE|MERGE)\b", re.IGNORECASE)
+
+
 class Rendered(str):
     """A statement as aiosql keeps it, with ``%(name)s`` for its parameters, and as it is sent.
 
@@ -59,12 +63,15 @@ class Rendered(str):
     costs more than sending it.
     """
 
-    __slots__ = ("encoded", "names", "text")
+    __slots__ = ("encoded", "names", "text", "writes")
 
     names: tuple[str, ...]
     #: The statement with ``$1``, ``$2`` …; and as psycopg takes it soonest.
     text: str
     encoded: str | bytes
+
+    #: Whether it changes rows.
+    writes: bool
 
     def __new__(cls, sql: str, names: Sequence[str]) -> Self:
         self = super().__new__(cls, sql)
@@ -73,6 +80,7 @@ class Rendered(str):
         self.text = re.sub(r"%%|%\((\w+)\)s", lambda found: numbers.get(found[1], found[0]), sql).replace("%%", "%")
         # Bytes are sent as they are; what is not ASCII has to be encoded for the connection.
         self.encoded = self.text.encode() if self.text.isascii() else self.text
+        self.writes = _WRITES.search(self.text) is not None
         return self
 
 

@@ -111,7 +111,7 @@ WHERE j.id = (
 -- Adds many pending jobs in one statement: all of them, or on an error none.
 -- The parameter is a JSON array of objects with the columns' names, and delay (an interval) beside scheduled_at.
 -- Returns: the id of each job that was added. A job whose id or key is taken, in the table or by an earlier job of the
--- same array, has no row; find_duplicate_jobs tells by whom.
+-- same array, has no row; find_duplicate_jobs tells by whom. Beside each id stands that of the transaction.
 -- Index: jobs_pkey and jobs_idempotency_key_idx arbitrate.
 -- Locks: the new rows; waits for a transaction that is adding one of the ids or keys.
 -- Notes: One jsonb parameter, because arrays of text are slow to send. Rows are added in the array's order.
@@ -147,7 +147,9 @@ FROM jsonb_to_recordset(:jobs::jsonb) AS n (
         idempotency_key text
     )
 ON CONFLICT DO NOTHING
-RETURNING id;
+RETURNING
+    id,
+    (SELECT pg_current_xact_id()::text) AS transaction_id;
 
 
 -- name: find_duplicate_jobs(ids, idempotency_keys)
@@ -828,9 +830,9 @@ SET
             THEN coalesce(j.locked_by, nullif(current_setting('application_name'), ''), session_user)
     END,
     locked_at = CASE WHEN c.status_after = 'running' THEN coalesce(j.locked_at, statement_timestamp()) END,
-    -- Set running by hand, it has a new holder: whoever held it before has lost it.
+    -- Set running or completed by hand: whoever held it before has lost it, and has not completed it.
     lease_token = CASE
-        WHEN c.status_after = 'running' AND j.status <> 'running' THEN j.lease_token + 1
+        WHEN c.status_after IN ('running', 'completed') AND j.status <> c.status_after THEN j.lease_token + 1
         ELSE j.lease_token
     END,
     lease_expires_at = CASE WHEN c.status_after = 'running' THEN j.lease_expires_at END,
@@ -1020,12 +1022,12 @@ RETURNING j.id;
 
 -- name: delete_job(id)$
 -- Deletes one job, whatever its status.
--- Returns: its id; nothing when there is none.
+-- Returns: the transaction's id; nothing when there is no such job.
 -- Index: jobs_pkey.
 -- Locks: the job's row.
 DELETE FROM goqueue.jobs AS j
 WHERE j.id = :id::uuid
-RETURNING j.id;
+RETURNING pg_current_xact_id()::text AS transaction_id;
 
 
 -- name: delete_failures(job_id)

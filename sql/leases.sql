@@ -359,7 +359,7 @@ RETURNING j.id;
 
 
 -- name: complete_jobs(ids, tokens)
--- Running jobs are done.
+-- Running jobs are done. Those that the same lease has completed already are done as well: a repeated call succeeds.
 -- Returns: the ids of the jobs that the caller held; they are completed.
 -- Index: jobs_pkey, one probe a job.
 -- Locks: the jobs' rows, in the order of their ids.
@@ -376,8 +376,9 @@ SET
     locked_by = NULL,
     locked_at = NULL,
     lease_expires_at = NULL,
-    updated_at = statement_timestamp(),
-    completed_at = statement_timestamp()
+    -- Completed by the same lease before, it stays as it is: the call is repeated.
+    updated_at = CASE WHEN j.status = 'running' THEN statement_timestamp() ELSE j.updated_at END,
+    completed_at = coalesce(j.completed_at, statement_timestamp())
 WHERE
     j.id = ANY(ARRAY(SELECT l.id FROM lease AS l))
     AND (
@@ -388,13 +389,13 @@ WHERE
             FROM lease AS l
         )
     ) IS TRUE
-    AND (j.status = 'running') IS TRUE
+    AND (j.status IN ('running', 'completed')) IS TRUE
 RETURNING j.id;
 
 
 -- name: complete_and_claim(ids, tokens, queues, worker_id, job_limit, lease, lane_queues, lane_priorities, lane_times, lane_ids)
 -- Running jobs are done, and the next due ones are taken: complete_jobs and claim_jobs with one round trip and one commit.
--- When a lease was lost, the other jobs are completed and none is taken.
+-- When a lease was lost, the other jobs are completed and none is taken. As in complete_jobs, a completion is repeatable.
 -- Returns: what claim_jobs returns, and, if the caller did not hold all the jobs, the ids of those that it held (else null).
 -- Index: jobs_claim_idx, jobs_pkey.
 -- Locks: the jobs completed, in the order of their ids; those of claim_jobs.
@@ -413,8 +414,9 @@ completed_job AS (
         locked_by = NULL,
         locked_at = NULL,
         lease_expires_at = NULL,
-        updated_at = statement_timestamp(),
-        completed_at = statement_timestamp()
+        -- Completed by the same lease before, it stays as it is: the call is repeated.
+        updated_at = CASE WHEN j.status = 'running' THEN statement_timestamp() ELSE j.updated_at END,
+        completed_at = coalesce(j.completed_at, statement_timestamp())
     WHERE
         j.id = ANY(ARRAY(SELECT l.id FROM given_lease AS l))
         AND (
@@ -425,7 +427,7 @@ completed_job AS (
                 FROM given_lease AS l
             )
         ) IS TRUE
-        AND (j.status = 'running') IS TRUE
+        AND (j.status IN ('running', 'completed')) IS TRUE
     RETURNING
         j.id,
         j.lease_token

@@ -32,6 +32,14 @@ SELECT
     ) AS unlimited;
 
 
+-- name: get_transaction_status(transaction_id)$
+-- What became of a transaction of this server, for a caller who has lost the reply to its COMMIT.
+-- Returns: committed, aborted or in progress; null when it is too old to be known. An error for an id not given out yet.
+-- Index: none; no row is read.
+-- Locks: none.
+SELECT pg_xact_status(:transaction_id::xid8);
+
+
 -- name: listen()!
 -- Subscribes the connection to the channel on which goqueue.notify_ready_jobs sends the queues of new due jobs.
 -- Returns: nothing.

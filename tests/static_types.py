@@ -30,6 +30,7 @@ from goqueue import (
     PostgresStorage,
     QueueStats,
     Storage,
+    TransactionStatus,
 )
 
 Created = list[tuple[UUID, bool]]
@@ -80,6 +81,7 @@ def synchronous(
     assert_type(store.next_job_at(["mail"]), datetime | None)
     assert_type(store.list_failures(job.id), list[Failure])
     assert_type(store.queue_stats(), list[QueueStats])
+    assert_type(store.get_transaction_status("17"), TransactionStatus)
     store.ping()
     store.close()
     assert_type(store.listen("mail"), Listener)
@@ -138,6 +140,7 @@ async def asynchronous(
     assert_type(await store.next_job_at("mail"), datetime | None)
     assert_type(await store.list_failures(job.id), list[Failure])
     assert_type(await store.queue_stats(), list[QueueStats])
+    assert_type(await store.get_transaction_status("17"), TransactionStatus)
     await store.ping()
     await store.close()
     assert_type(store.listen("mail"), AsyncListener)

@@ -58,6 +58,7 @@ GOOD: dict[str, Any] = {
     "next_job_at": {"queues": "q"},
     "listen": {"queues": "q"},
     "list_failures": {"job_id": uuid4()},
+    "get_transaction_status": {"transaction_id": "17"},
 }
 REFUSED: dict[str, list[Any]] = {
     "job": [None, "t", {"job_type": "t"}, [NewJob(job_type="t")], NewJob(job_type="t", payload={1})],
@@ -80,6 +81,7 @@ REFUSED: dict[str, list[Any]] = {
     "failures": [None, 5, "xy", [HELD], [(HELD,)], *([(bad, "e")] for bad in LEASES)],
     "retry_in": TIMES,
     "backoff": [None, 5, SECOND],
+    "transaction_id": [None, 5, "", "x", "-1", "1;", "1 ", b"1", str(2**64)],
 }
 REFUSED_BY: dict[tuple[str, str], list[Any]] = {
     ("complete_job", "lease"): LEASES,

@@ -579,7 +579,7 @@ async def test_a_closed_store_says_so(goqueue_database: str) -> None:
     store = await AsyncPostgresStorage.open(goqueue_database)
     await store.close()
     await store.close()
-    with pytest.raises(StorageUnavailableError, match="closed"):
+    with pytest.raises(StorageError, match="closed"):
         await store.ping()
 
 
@@ -588,7 +588,7 @@ async def test_callers_that_wait_when_the_store_is_closed_are_told(store: AsyncP
         waiting = asyncio.create_task(store.ping())
         await asyncio.sleep(0.1)
         await store.close()
-        with pytest.raises(StorageUnavailableError, match="closed"):
+        with pytest.raises(StorageError, match="closed"):
             await waiting
 
 
@@ -601,9 +601,9 @@ async def test_opening_can_be_cancelled(goqueue_database: str, server: Server, o
 
 async def test_another_event_loop_is_refused(store: AsyncPostgresStorage) -> None:
     def elsewhere() -> None:
-        with pytest.raises(StorageUnavailableError, match="another event loop; open one in each"):
+        with pytest.raises(StorageError, match="another event loop; open one in each"):
             asyncio.run(store.ping())
-        with pytest.raises(StorageUnavailableError, match="another event loop; open one in each"):
+        with pytest.raises(StorageError, match="another event loop; open one in each"):
             asyncio.run(store.close())
 
     await asyncio.to_thread(elsewhere)

@@ -25,7 +25,6 @@ from goqueue import (
     NewJob,
     PostgresStorage,
     StorageError,
-    StorageUnavailableError,
 )
 
 
@@ -77,7 +76,7 @@ def test_a_store_refuses_to_work_in_a_forked_child(goqueue_store: PostgresStorag
     if child == 0:
         try:
             goqueue_store.ping()
-        except StorageUnavailableError:
+        except StorageError:
             os._exit(42)
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 42

@@ -351,9 +351,46 @@ class TestComplete:
         job = claimed(store)
         store.complete_job(job)
         done = store.get_job(job.id)
-        with pytest.raises(LeaseLostError) as caught:
-            store.complete_job(job)
-        assert caught.value.job_ids == (job.id,)
+        store.complete_job(job)
+        assert store.complete_and_claim([job, claimed(store)], "none", "w1") == []
+        assert store.get_job(job.id) == done
+
+    def test_a_repeated_completion_claims_the_next_jobs(self, store: Storage) -> None:
+        first, second = fill(store, 2)
+        held = claim(store)
+        store.complete_jobs([held])
+        [job] = store.complete_and_claim([held], "default", "w1")
+        assert (held.id, job.id) == (first, second)
+
+    def test_repeating_it_is_only_for_the_lease_that_completed_the_job(self, store: Storage, sql: Any) -> None:
+        stale = claimed(store)
+        expire(sql, stale)
+        assert store.rescue_jobs() == {stale.id: PENDING}
+        holder = claim(store, worker="w2")
+        store.complete_job(holder)
+        by_hand = claimed(store)
+        expire(sql, by_hand)
+        assert store.rescue_jobs() == {by_hand.id: PENDING}
+        store.update_job(by_hand.id, JobUpdate(status=COMPLETED))
+        kept = claimed(store)
+        for leases in ([kept, stale, by_hand], [stale, kept, by_hand]):
+            with pytest.raises(LeaseLostError) as caught:
+                store.complete_jobs(leases)
+            assert set(caught.value.job_ids) == {stale.id, by_hand.id}
+            with pytest.raises(LeaseLostError) as caught:
+                store.complete_and_claim(leases, "none", "w1")
+            assert set(caught.value.job_ids) == {stale.id, by_hand.id}
+        store.complete_job(holder)
+        with pytest.raises(LeaseLostError):
+            store.complete_job(Lease(holder.id, holder.lease_token + 1))
+
+    @pytest.mark.parametrize("settle", ["heartbeat_jobs", "release_jobs", "fail_jobs"])
+    def test_a_completed_job_is_not_held_for_anything_else(self, store: Storage, settle: str) -> None:
+        job = claimed(store)
+        store.complete_job(job)
+        done = store.get_job(job.id)
+        with pytest.raises(LeaseLostError):
+            getattr(store, settle)([(job, "no")] if settle == "fail_jobs" else [job])
         assert store.get_job(job.id) == done
 
 
@@ -1012,7 +1049,8 @@ class TestUpdatingAHeldJob:
         same = store.update_job(job.id, JobUpdate(status=RUNNING, priority=3))
         assert (same.lease_token, same.lease_expires_at, same.locked_by) == (1, job.lease_expires_at, "w1")
         done = store.update_job(job.id, JobUpdate(status=COMPLETED))
-        assert (done.lease_token, done.lease_expires_at) == (1, None)
+        # Not by its holder, who would complete it again under its own token.
+        assert (done.lease_token, done.lease_expires_at) == (2, None)
         with pytest.raises(JobStateError):
             store.update_job(job.id, JobUpdate(status=RUNNING))
 

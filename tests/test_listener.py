@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from goqueue import NewJob, PostgresStorage, StorageUnavailableError
+from goqueue import NewJob, PostgresStorage, StorageError, StorageUnavailableError
 
 SECOND = timedelta(seconds=1)
 # Of this test's database alone: others on the server hold advisory locks of their own.
@@ -93,7 +93,7 @@ def test_nobody_there_is_said_at_once(goqueue_store: PostgresStorage, monkeypatc
     monkeypatch.setattr(listener, "_connect", refuse)
     with pytest.raises(StorageUnavailableError, match="reached"):
         listener.__enter__()
-    with pytest.raises(StorageUnavailableError, match="closed"):
+    with pytest.raises(StorageError, match="closed"):
         listener.wait(SECOND)
 
 
@@ -129,7 +129,7 @@ def test_a_wait_of_no_time_gives_what_has_come(goqueue_store: PostgresStorage) -
 def test_a_closed_one_says_so(goqueue_store: PostgresStorage) -> None:
     with goqueue_store.listen("default") as listener:
         pass
-    with pytest.raises(StorageUnavailableError, match="closed"):
+    with pytest.raises(StorageError, match="closed"):
         listener.wait(SECOND)
     assert listener._connection is None
 

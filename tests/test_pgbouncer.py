@@ -13,6 +13,7 @@ import psycopg
 import pytest
 
 from goqueue import (
+    ConnectionRejectedError,
     DatabaseConfig,
     JobStatus,
     Lease,
@@ -61,7 +62,7 @@ def test_each_transaction_runs_in_another_session(url: str) -> None:
 
 
 def test_refused_settings_say_what_to_do(through_strict: Through, goqueue_database: str) -> None:
-    with pytest.raises(StorageUnavailableError, match="unsupported startup parameter") as caught:
+    with pytest.raises(ConnectionRejectedError, match="unsupported startup parameter") as caught:
         PostgresStorage.open(through_strict(goqueue_database))
     assert "`ignore_startup_parameters = options` into pgbouncer.ini" in str(caught.value)
     assert "`?options=`" in str(caught.value)

@@ -294,6 +294,7 @@ CASES = [
     Case("ping", "", lambda _: {}, {PKEY}, 0),
     Case("announce_listener", "", lambda _: {}, set(), 0),
     Case("get_session", "", lambda _: {"backend_pid": 1}, set(), 0),
+    Case("get_transaction_status", "", lambda _: {"transaction_id": "3"}, set(), 0),
     Case("get_job", "", lambda known: {"id": known.completed[0]}, {PKEY}, 1),
     Case("get_job", "unknown", lambda _: {"id": uuid4()}, {PKEY}, 0),
     Case("get_job_by_idempotency_key", "", lambda known: {"idempotency_key": known.keys[0]}, {KEY}, 1),

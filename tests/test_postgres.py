@@ -21,6 +21,7 @@ from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
 
 from goqueue import (
+    ConnectionRejectedError,
     DatabaseConfig,
     DuplicateJobError,
     InvalidJobError,
@@ -154,7 +155,7 @@ class TestOpening:
             assert time.monotonic() - start < 10
 
     def test_an_unknown_database(self, goqueue_database: str) -> None:
-        with pytest.raises(StorageUnavailableError, match='database "nope" does not exist'):
+        with pytest.raises(ConnectionRejectedError, match='database "nope" does not exist'):
             PostgresStorage.open(make_conninfo(goqueue_database, dbname="nope"))
 
     def test_a_database_without_the_schema(self, goqueue_server: Any) -> None:
@@ -280,8 +281,9 @@ class TestLimits:
         store = PostgresStorage.open(goqueue_database)
         store.close()
         store.close()
-        with pytest.raises(StorageUnavailableError, match="closed"):
+        with pytest.raises(StorageError, match="closed") as caught:
             store.ping()
+        assert not isinstance(caught.value, StorageUnavailableError), "trying again will not help"
 
 
 class TestErrorsByName:

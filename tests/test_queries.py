@@ -117,10 +117,10 @@ def test_the_structs_fields_are_the_tables_columns(goqueue_connection: psycopg.C
 @pytest.mark.parametrize(
     ("name", "columns"),
     [
-        ("create_jobs", [("id", "uuid")]),
+        ("create_jobs", [("id", "uuid"), ("transaction_id", "text")]),
         ("find_duplicate_jobs", [("id", "uuid"), ("idempotency_key", "text")]),
         ("count_jobs", [("job_count", "int8"), ("is_exact", "bool")]),
-        ("delete_job", [("id", "uuid")]),
+        ("delete_job", [("transaction_id", "text")]),
         ("delete_failures", [("lease_token", "int8")]),
         ("complete_jobs", [("id", "uuid")]),
         ("heartbeat_jobs", [("id", "uuid")]),

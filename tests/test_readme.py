@@ -45,6 +45,17 @@ def test_the_workers_example_runs(goqueue_store: PostgresStorage) -> None:
     assert goqueue_store.count_jobs(JobFilter(status="completed")) == 25
 
 
+def test_the_example_that_gives_orphaned_claims_back_runs(goqueue_store: PostgresStorage) -> None:
+    goqueue_store.create_jobs(NewJob(job_type="t") for _ in range(4))
+    known, orphan = goqueue_store.claim_jobs("default", "w1", 2)
+    [other] = goqueue_store.claim_jobs("default", "w2")
+    [example] = [example for example in EXAMPLES if "release_jobs" in example]
+    names = {"store": goqueue_store, "JobFilter": JobFilter, "queues": ["default"], "worker_id": "w1"}
+    exec(example, {**names, "working_on": {known.id}})
+    statuses = [job.status for job in goqueue_store.get_jobs([known.id, orphan.id, other.id])]
+    assert statuses == ["running", "pending", "running"]
+
+
 def test_the_asynchronous_example_runs(goqueue_database: str, goqueue_store: PostgresStorage) -> None:
     example = EXAMPLES[3].replace(URL, repr(str(goqueue_database)))
     names: dict[str, Any] = {"NewJob": NewJob}

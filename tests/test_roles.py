@@ -202,7 +202,7 @@ BACKOFF = {
 CLAIM = {"queues": ["default"], "worker_id": "w", "job_limit": 10, "lease": MINUTE}
 LANES = dict.fromkeys(("lane_queues", "lane_priorities", "lane_times", "lane_ids"))
 # These tell nothing of jobs.
-SILENT = ("ping", "get_session", "listen", "announce_listener")
+SILENT = ("ping", "get_session", "get_transaction_status", "listen", "announce_listener")
 
 
 def values_of(jobs: dict[str, UUID]) -> dict[str, dict[str, Any]]:
@@ -238,6 +238,7 @@ def values_of(jobs: dict[str, UUID]) -> dict[str, dict[str, Any]]:
         "next_job_at": {"queues": ["default"]},
         **{name: {} for name in (*SILENT, "queue_stats")},
         "get_session": {"backend_pid": 0},
+        "get_transaction_status": {"transaction_id": "3"},
     }
 
 

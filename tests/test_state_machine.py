@@ -95,9 +95,14 @@ class Jobs(RuleBasedStateMachine):
         job = self.jobs.get(lease.id)
         return job is not None and job.status == RUNNING and job.token == lease.lease_token
 
-    def settle(self, leases: list[Lease], call: Callable[[], Any]) -> tuple[list[Model], Any]:
-        """Runs the call; the models of the jobs that were held, once it has named all others and no more."""
-        lost = [lease.id for lease in leases if not self.is_held(lease)]
+    def is_completed(self, lease: Lease) -> bool:
+        job = self.jobs.get(lease.id)
+        return job is not None and job.status == COMPLETED and job.token == lease.lease_token
+
+    def settle(self, leases: list[Lease], call: Callable[[], Any], *, again: bool = False) -> tuple[list[Model], Any]:
+        """Runs the call; the models of the jobs that were held, once it has named all others and no more. ``again``:
+        those that the same lease has completed are not lost."""
+        lost = [lease.id for lease in leases if not (self.is_held(lease) or (again and self.is_completed(lease)))]
         result = None
         if lost:
             with pytest.raises(LeaseLostError) as caught:
@@ -199,7 +204,7 @@ class Jobs(RuleBasedStateMachine):
     @rule(chosen=several)
     def complete(self, chosen: list[int]) -> None:
         leases = self.chosen_leases(chosen)
-        for job in self.settle(leases, lambda: self.store.complete_jobs(leases))[0]:
+        for job in self.settle(leases, lambda: self.store.complete_jobs(leases), again=True)[0]:
             job.end_attempt(COMPLETED)
 
     @precondition(lambda self: self.leases)
@@ -208,7 +213,9 @@ class Jobs(RuleBasedStateMachine):
         leases = self.chosen_leases(chosen)
         self.workers += 1
         worker = f"w{self.workers}"
-        held, jobs = self.settle(leases, lambda: self.store.complete_and_claim(leases, queues, worker, limit))
+        held, jobs = self.settle(
+            leases, lambda: self.store.complete_and_claim(leases, queues, worker, limit), again=True
+        )
         for job in held:
             job.end_attempt(COMPLETED)
         if jobs is not None:
@@ -302,6 +309,8 @@ class Jobs(RuleBasedStateMachine):
         else:
             if status == PENDING and job.status in (DEAD, CANCELLED):
                 job.attempts = 0
+            if status == COMPLETED:  # not by the job's holder
+                job.token += 1
             job.end_attempt(status)
 
     @precondition(lambda self: self.jobs)

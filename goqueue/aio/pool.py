@@ -1,10 +1,12 @@
 """Opens connections and pools: the one place that does. Imports psycopg, goqueue.config, goqueue.dberrors and
 goqueue.session."""
 
+from contextlib import suppress
 from typing import Any
 
 import psycopg
 from psycopg import AsyncConnection, AsyncCursor, AsyncRawCursor
+from psycopg.pq import TransactionStatus
 from psycopg.pq.abc import PGconn
 from psycopg.rows import Row
 from psycopg_pool import AsyncConnectionPool
@@ -66,6 +68,13 @@ async def open_connection(config: DatabaseConfig) -> AsyncConnection[tuple[Any, 
 def _options(config: DatabaseConfig, *, pooled: bool) -> dict[str, Any]:
     threshold = prepare_threshold(config, pooled=pooled)
     return {"autocommit": True, "prepare_threshold": threshold, "cursor_factory": AsyncRawCursor}
+
+
+def notice_loss(connection: AsyncConnection[Any]) -> None:
+    """Has an idle connection notice that the other side has closed it, so that nothing is sent and no reply is lost."""
+    if connection.pgconn.transaction_status == TransactionStatus.IDLE and readable(connection.fileno()):
+        with suppress(psycopg.Error):
+            connection.pgconn.consume_input()
 
 
 async def _check(pool: AsyncPool, connection: AsyncConnection[Any]) -> None:

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
-import psycopg
 import typer
 
 from goqueue.cli.common import counted, note, open_store, print_json, progress
-from goqueue.errors import GoQueueError, InvalidJobError, StorageUnavailableError
+from goqueue.errors import GoQueueError, InvalidJobError, OutcomeUnknownError
 from goqueue.models import NewJob
 
 #: How a value is written that JSON has no form for, by the place that msgspec's message ends with.
@@ -71,10 +70,7 @@ def create_from(stream: BinaryIO, file: Path | None, *, as_json: bool) -> None:
                 created, existing = created + new, existing + len(batch) - new
                 advance(lines.bytes_read, counted(created + existing))
         except (GoQueueError, KeyboardInterrupt) as error:
-            unsure = isinstance(error, (StorageUnavailableError, KeyboardInterrupt))
-            # A server that is read only has said that it adds nothing.
-            refused = isinstance(error.__cause__, psycopg.errors.ReadOnlySqlTransaction)
-            note(lines.state(known=refused or not unsure))
+            note(lines.state(known=not isinstance(error, (OutcomeUnknownError, KeyboardInterrupt))))
             if isinstance(error, InvalidJobError) and error.__cause__ is None:  # not the server's: the last line read
                 raise InvalidJobError(f"line {lines.read}: {error}") from None
             raise
