@@ -13,10 +13,11 @@ from psycopg import Connection, errors, sql
 
 from goqueue.config import format_duration
 from goqueue.contract import GenericPlan, examine, generic_plans
+from goqueue.drift import check_schema
 from goqueue.findings import Check, Finding, Level, ended
 from goqueue.queries import load_queries, load_statements, shipped_folder
 from goqueue.rights import RUN_ROLES, check_roles, identifier
-from goqueue.schema import Difference, SchemaObject, compare, expected_rights, expected_schema, read_schema
+from goqueue.schema import expected_rights
 from goqueue.sqlfiles import APART, Statement, migration_files
 
 __all__ = ["Check", "Finding", "Level", "run_checks"]
@@ -31,6 +32,8 @@ _LARGE_PAGES = 1000
 #: Five times what lets autovacuum begin (V0006__tune_autovacuum.sql).
 _MANY_DEAD = 100_000
 _COUNTED_PENDING = 200_000
+#: More reasons why statements can't be run are one cause, which the check of the schema names.
+_MOST_REASONS = 2
 _MIGRATE = "goqueue migrate   (or pgmigrate migrate, where the PG* variables name the database)"
 
 
@@ -92,12 +95,7 @@ def run_checks(
     yield _server(state)
     yield _run("settings", lambda: _settings(connection))
     if not state.is_migrated:
-        yield ended(
-            "migrations",
-            "none is applied",
-            [Finding(Level.FAILED, f"the database {state.database} has no goqueue tables", "nothing can run without",
-                     _MIGRATE)],
-        )  # fmt: skip
+        yield ended("migrations", "none is applied", [_unmigrated(connection, state)])
         return
     if not state.sees_schema:
         if state.has_roles:
@@ -110,16 +108,18 @@ def run_checks(
         )  # fmt: skip
         return
     found_pending: list[Finding] = []
-    yield _run("migrations", lambda: _migrations(connection, state, found_pending))
+    newer: list[int] = []
+    yield _run("migrations", lambda: _migrations(connection, state, found_pending, newer))
     pending = bool(found_pending)
+    unlike = "migrations are pending" if pending else "a newer release migrated the database" if newer else ""
     yield (
-        _run("schema", lambda: _schema(connection, has_roles=state.has_roles))
-        if not pending
-        else Check("schema", Level.SKIPPED, "not compared: migrations are pending")
+        _run("schema", lambda: check_schema(connection, state.database, has_roles=state.has_roles))
+        if not unlike
+        else Check("schema", Level.SKIPPED, f"not compared: {unlike}")
     )
     statements = load_statements().copy()
     yield _run("queries", lambda: _queries(connection, sql_dir, statements))
-    yield _run("roles", lambda: _roles(connection, state, pending=pending))
+    yield _run("roles", lambda: _roles(connection, state, unlike))
     plans = generic_plans(connection, [one for one in statements.values() if one.file.name not in APART])
     yield _run("grants", lambda: _grants(state, plans, pending=pending))
     own_only = "the role sees its own jobs only (goqueue_producer); let another role look"
@@ -227,8 +227,25 @@ def _set(name: str, value: str, set_by: str | None) -> str:
 # --- migrations and schema ------------------------------------------------------------------------------------------
 
 
-def _migrations(connection: Connection[Any], state: _State, pending: list[Finding]) -> Check:
-    """``pending`` gets the finding that some are not applied, which other checks go by."""
+def _unmigrated(connection: Connection[Any], state: _State) -> Finding:
+    if not any(name == "jobs" for name, *_ in load_queries().list_table_states(connection)):
+        return Finding(
+            Level.FAILED,
+            f"the database {state.database} has no goqueue tables",
+            "nothing can run without; or another database is meant (`goqueue config` shows which one is configured)",
+            _MIGRATE,
+        )
+    return Finding(
+        Level.FAILED,
+        f"the database {state.database} has goqueue.jobs, but not goqueue.schema_version",
+        "which migrations ran is not known, and to migrate again would fail on what is there",
+        "restore goqueue.schema_version from a backup (pg_restore -n goqueue -t schema_version)",
+    )
+
+
+def _migrations(connection: Connection[Any], state: _State, pending: list[Finding], newer: list[int]) -> Check:
+    """``pending`` gets the finding that some are not applied, ``newer`` the versions that only a newer release knows;
+    other checks go by them."""
     shipped = {file.version: file for file in migration_files(shipped_folder("migrations"))}
     why = "the statements rely on columns and indexes that are not there"
     if not state.has_checksums:
@@ -239,7 +256,8 @@ def _migrations(connection: Connection[Any], state: _State, pending: list[Findin
     if missing := [file.name for version, file in shipped.items() if version not in applied]:
         pending.append(Finding(Level.FAILED, f"pending: {', '.join(missing)}", why, _MIGRATE))
     findings = [*pending]
-    if newer := [version for version in applied if version not in shipped]:
+    newer += [version for version in applied if version not in shipped]
+    if newer:
         findings.append(
             Finding(
                 Level.WARNING,
@@ -275,99 +293,6 @@ def _migrations(connection: Connection[Any], state: _State, pending: list[Findin
     return ended("migrations", f"{len(applied)} applied, the latest is {max(applied, default=0)}", findings)
 
 
-def _schema(connection: Connection[Any], *, has_roles: bool) -> Check:
-    found = read_schema(connection)
-    differences = compare(expected_schema(), found)
-    missing = [one.expected for one in differences if one.expected and not one.found]
-    tables = {thing.name for thing in missing if thing.kind == "table"}
-    constraints = {thing.name.partition(".")[2] for thing in missing if thing.kind == "constraint"}
-    # What belongs to a missing table is missing with it, and a primary key's index goes and comes with the key.
-    implied = [
-        thing
-        for thing in missing
-        if _table_of(thing) in tables or (thing.kind == "index" and thing.name in constraints)
-    ]
-    findings = [
-        _difference(one)
-        for one in differences
-        # Where roles.sql was run, the check roles compares the policies.
-        if one.expected not in implied and not (one.found and one.found.kind == "policy" and has_roles)
-    ]
-    return ended("schema", f"{len(found)} things compared with what the migrations made", findings)
-
-
-def _table_of(thing: SchemaObject) -> str:
-    """The table that it belongs to; nothing for what stands by itself."""
-    if thing.kind == "index":
-        return thing.definition.partition(" ON goqueue.")[2].partition(" ")[0]
-    return thing.name.rpartition(".")[0]
-
-
-_WHY = {
-    "table": "statements read and write it; an unlogged table is emptied by a crash",
-    "column": "statements name it, and the store reads its values by their type",
-    "default": "rows inserted by hand get another value, or none",
-    "constraint": "rows can be stored that the statements take for impossible",
-    "index": "the statements that rely on it read the whole table instead, or a key is not unique any more",
-    "function": "defaults and triggers call it",
-    "trigger": "idle workers are not woken by a new job: they find it at their next poll",
-    "type": "statements name its values",
-    "setting": "the tables' vacuum and filling were chosen for a queue; a value of your own is fine",
-}
-_LEVELS = {"default": Level.WARNING, "trigger": Level.WARNING, "setting": Level.NOTE}
-
-
-def _difference(difference: Difference) -> Finding:
-    expected, found = difference
-    if expected is None:
-        assert found is not None  # noqa: S101 - a difference has two sides
-        state = f" ({found.state})" if found.state else ""
-        return Finding(
-            Level.NOTE, f"the {found.kind} {found.name} is none of goqueue's{state}: {_short(found.definition)}"
-        )
-    what, level = f"the {expected.kind} {expected.name}", _LEVELS.get(expected.kind, Level.FAILED)
-    why, do = _WHY.get(expected.kind, ""), _repair(expected, found)
-    if found is None:
-        return Finding(level, f"{what} is missing; expected {_short(expected.definition)}", why, do)
-    if found.definition != expected.definition:
-        return Finding(level, f"{what} is {_short(found.definition)}; expected {_short(expected.definition)}", why, do)
-    return Finding(Level.WARNING if found.state != "invalid" else level, f"{what} is {found.state}", why, do)
-
-
-def _repair(expected: SchemaObject, found: SchemaObject | None) -> str:  # noqa: PLR0911 - a table
-    """The statement that makes it as expected; by hand where data could be lost."""
-    table, _, name = expected.name.rpartition(".")
-    definition = expected.definition
-    match expected.kind:
-        case "index":
-            if found and found.definition == definition:
-                return f"REINDEX INDEX CONCURRENTLY goqueue.{name};"
-            drop = f"DROP INDEX CONCURRENTLY goqueue.{name}; " if found else ""
-            return f"{drop}{definition.replace(' INDEX ', ' INDEX CONCURRENTLY ', 1)};"
-        case "constraint":
-            if found and found.definition == definition:
-                return f"ALTER TABLE goqueue.{table} VALIDATE CONSTRAINT {name};"
-            drop = f"DROP CONSTRAINT {name}, " if found else ""
-            return f"ALTER TABLE goqueue.{table} {drop}ADD CONSTRAINT {name} {definition};"
-        case "trigger":
-            if found and found.definition == definition:
-                return f"ALTER TABLE goqueue.{table} ENABLE TRIGGER {name};"
-            return (f"DROP TRIGGER {name} ON goqueue.{table}; " if found else "") + f"{definition};"
-        case "default":
-            return f"ALTER TABLE goqueue.{table} ALTER COLUMN {name} SET DEFAULT {definition};"
-        case "setting":
-            return f"ALTER TABLE goqueue.{table} SET ({name} = {definition});"
-        case "table" if found:
-            return f"ALTER TABLE goqueue.{name} SET LOGGED;"
-        case "table":
-            return (
-                f"take it back from a backup, or make it as migrations/ does (search there for {name}); then its "
-                "grants: migrations/roles/roles.sql, where that has been run"
-            )
-        case _:
-            return f"compare it with migrations/, which made it; search there for {name.partition('(')[0]}"
-
-
 # --- queries --------------------------------------------------------------------------------------------------------
 
 
@@ -399,10 +324,11 @@ def _queries(connection: Connection[Any], sql_dir: str, statements: dict[str, St
     return ended("queries", f"{sql_dir}: {changed}", findings)
 
 
-def _roles(connection: Connection[Any], state: _State, *, pending: bool) -> Check:
+def _roles(connection: Connection[Any], state: _State, unlike: str) -> Check:
+    """``unlike``: why the schema is another one than this release's; empty where it is not."""
     if state.has_roles:
-        if pending:
-            return Check("roles", Level.SKIPPED, "not compared: migrations are pending")
+        if unlike:
+            return Check("roles", Level.SKIPPED, f"not compared: {unlike}")
         return check_roles(connection)
     if state.roles and not state.is_superuser:
         groups = ", ".join(state.roles)
@@ -423,13 +349,17 @@ def _grants(state: _State, plans: dict[str, GenericPlan | psycopg.Error], *, pen
     reasons: dict[str, list[str]] = {}
     for name, error in broken.items():
         reasons.setdefault(_said(error), []).append(name)
-    if not pending:
+    mend = "mend what the checks schema and queries find"
+    if not pending and len(reasons) > _MOST_REASONS:
+        count = f"{len(broken)} statements can't be run, for {len(reasons)} reasons"
+        findings.append(Finding(Level.FAILED, count, "the store's methods of their names fail", mend))
+    elif not pending:
         findings += [
             Finding(
                 Level.FAILED,
                 f"{', '.join(names)} can't be run: {reason}",
                 "the store's methods of these names fail",
-                "mend what the checks schema and queries find",
+                mend,
             )
             for reason, names in reasons.items()
         ]
@@ -634,10 +564,6 @@ def _density(connection: Connection[Any], extension_schema: str | None) -> float
 
 def _bytes(count: int) -> str:
     return f"{count / 2**20:,.1f} MB" if count >= 2**20 else f"{count / 1024:,.0f} kB"
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 160 else text[:159] + "…"
 
 
 def _said(error: psycopg.Error) -> str:

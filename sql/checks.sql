@@ -114,7 +114,8 @@ ORDER BY a.version;
 -- Locks: none.
 -- Notes: Run it with pg_catalog alone in the search path, so that every definition names its schema. A view is compared
 -- by its columns, because the server writes its text differently from version to version; likewise NOT NULL counts as
--- part of the column (PostgreSQL 18 has a constraint for it). pgmigrate's own table is left out.
+-- part of the column (PostgreSQL 18 has a constraint for it). An index is compared without its storage settings, which
+-- are things of their own, and nothing by its tablespace. pgmigrate's own table is left out.
 WITH relation AS (
     SELECT
         c.oid,
@@ -167,7 +168,10 @@ UNION ALL
 SELECT
     'index' AS kind,
     i.relname::text AS name,
-    pg_get_indexdef(x.indexrelid) AS definition,
+    CASE
+        WHEN i.reloptions IS NULL THEN pg_get_indexdef(x.indexrelid)
+        ELSE regexp_replace(pg_get_indexdef(x.indexrelid), ' WITH [(][^)]*[)]', '')
+    END AS definition,
     CASE WHEN x.indisvalid AND x.indisready AND x.indislive THEN '' ELSE 'invalid' END AS state
 FROM relation AS r
 INNER JOIN pg_index AS x ON r.oid = x.indrelid
@@ -216,7 +220,19 @@ SELECT
     r.name || '.' || split_part(o.pair, '=', 1) AS name,
     substr(o.pair, strpos(o.pair, '=') + 1) AS definition,
     '' AS state
-FROM relation AS r
+FROM (
+    SELECT
+        w.name,
+        w.reloptions
+    FROM relation AS w
+    UNION ALL
+    SELECT
+        i.relname::text AS name,
+        i.reloptions
+    FROM relation AS w
+    INNER JOIN pg_index AS x ON w.oid = x.indrelid
+    INNER JOIN pg_class AS i ON x.indexrelid = i.oid
+) AS r
 CROSS JOIN LATERAL unnest(r.reloptions) AS o (pair)
 UNION ALL
 SELECT

@@ -3,6 +3,9 @@
 import hashlib
 import json
 import re
+import shlex
+import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -191,8 +194,6 @@ def test_drift_is_told_and_what_is_advised_mends_it(
          "the column jobs.queue is text; expected text NOT NULL"),
         ("ALTER TABLE goqueue.job_failures DROP COLUMN worker_id", "the column job_failures.worker_id is missing;"),
         ("ALTER TYPE goqueue.job_status ADD VALUE 'paused'", "the type job_status is pending, running, comp"),
-        ("CREATE OR REPLACE FUNCTION goqueue.uuid_v7() RETURNS uuid LANGUAGE sql AS 'SELECT gen_random_uuid()'",
-         "the function uuid_v7() is returns uuid, sql, volatile, body "),
     ],
 )  # fmt: skip
 def test_drift_that_takes_a_human_is_told(goqueue_connection: Connection, statement: str, found: str) -> None:
@@ -202,20 +203,228 @@ def test_drift_that_takes_a_human_is_told(goqueue_connection: Connection, statem
     assert said.do.startswith("compare it with migrations/")
 
 
+def follow(connection: Connection, advice: str) -> None:
+    """Does what a finding advises: its statements one by one (CONCURRENTLY goes alone), or a part of a migration."""
+    for step in advice.partition("   (")[0].removeprefix("restore it from a backup; without its rows: ").split("; "):
+        command, _, psql = step.partition(" | ")
+        statement = step.encode()
+        if psql:
+            assert psql == "psql -v ON_ERROR_STOP=1"
+            statement = subprocess.run(shlex.split(command), capture_output=True, check=True).stdout
+        connection.execute(statement)
+
+
 @pytest.mark.parametrize(
     ("statement", "missing"),
     [
-        ("DROP TABLE goqueue.job_failures", ["job_failures"]),
-        ("DROP VIEW goqueue.queue_metrics", ["queue_metrics"]),
-        ("DROP TABLE goqueue.jobs CASCADE", ["jobs", "queue_metrics", "queue_status_metrics"]),
+        ("DROP TABLE goqueue.job_failures", ["table job_failures"]),
+        ("DROP VIEW goqueue.queue_metrics", ["view queue_metrics"]),
+        ("DROP TABLE goqueue.jobs CASCADE", ["table jobs", "view queue_metrics", "view queue_status_metrics"]),
+        ("DROP FUNCTION goqueue.notify_ready_jobs() CASCADE", ["function notify_ready_jobs()",
+                                                               "trigger jobs.jobs_notify_ready"]),
+        ("DROP FUNCTION goqueue.uuid_v7() CASCADE", ["function uuid_v7()", "default jobs.id"]),
+        ("ALTER TABLE goqueue.jobs DROP COLUMN lease_expires_at CASCADE",
+         ["column jobs.lease_expires_at", "view queue_metrics"]),
+        ("ALTER TABLE goqueue.jobs DROP COLUMN idempotency_key", ["column jobs.idempotency_key"]),
+        ("ALTER TABLE goqueue.jobs RENAME TO jobs_old", ["table jobs"]),
+        ("DROP TYPE goqueue.job_status CASCADE",
+         ["type job_status", "view queue_metrics", "view queue_status_metrics"]),
+    ],
+)  # fmt: skip
+def test_what_is_missing_is_told_once_without_what_went_with_it(
+    goqueue_connection: Connection, statement: str, missing: list[str]
+) -> None:
+    goqueue_connection.execute(statement.encode())
+    done = check(goqueue_connection, "schema")
+    found = [one.found.partition(";")[0] for one in done.findings if one.level != Level.NOTE]
+    assert found == [f"the {name} is missing" for name in missing]
+    for one in done.findings:
+        if "table" in one.found or "view" in one.found:
+            assert one.level == Level.NOTE or "migrations/roles/roles.sql" in one.do
+        # A view has no rows that a backup would have.
+        assert ("from a backup" in one.do) == one.found.startswith("the table ") or one.level == Level.NOTE
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DROP VIEW goqueue.queue_metrics",
+        "DROP VIEW goqueue.queue_status_metrics",
+        "DROP VIEW goqueue.queue_metrics; CREATE VIEW goqueue.queue_metrics AS SELECT 1 AS queue",
+        "DROP FUNCTION goqueue.notify_ready_jobs() CASCADE",
+        "DROP FUNCTION goqueue.uuid_v7() CASCADE",
+        "CREATE OR REPLACE FUNCTION goqueue.uuid_v7() RETURNS uuid LANGUAGE sql AS 'SELECT gen_random_uuid()'",
+        "ALTER FUNCTION goqueue.notify_ready_jobs() SECURITY DEFINER",
+        "ALTER TABLE goqueue.jobs ALTER COLUMN queue DROP DEFAULT, ALTER COLUMN id DROP DEFAULT",
+        "ALTER TABLE goqueue.jobs DROP CONSTRAINT jobs_queue_length, DROP CONSTRAINT jobs_pkey",
+        "ALTER INDEX goqueue.jobs_claim_idx RENAME TO mine",
+        "DROP INDEX goqueue.jobs_claim_idx, goqueue.jobs_idempotency_key_idx",
+        "DROP TABLE goqueue.job_failures",
+        "DROP TRIGGER jobs_notify_ready ON goqueue.jobs",
     ],
 )
-def test_a_missing_table_is_one_finding(goqueue_connection: Connection, statement: str, missing: list[str]) -> None:
+def test_every_kind_of_thing_is_made_again_by_what_is_advised(goqueue_connection: Connection, statement: str) -> None:
     goqueue_connection.execute(statement.encode())
+    assert check(goqueue_connection, "schema").level in (Level.WARNING, Level.FAILED)
+    for _ in range(3):
+        for one in check(goqueue_connection, "schema").findings:
+            if one.level != Level.NOTE:
+                assert one.do, one.found
+                follow(goqueue_connection, one.do)
+                break
+    done = check(goqueue_connection, "schema")
+    assert [one.found for one in done.findings if one.level != Level.NOTE] == []
+
+
+def test_an_index_of_another_shape_serves_until_the_right_one_is_built(goqueue_connection: Connection) -> None:
+    goqueue_connection.execute(
+        "DROP INDEX goqueue.jobs_claim_idx; CREATE INDEX jobs_claim_idx ON goqueue.jobs (queue, priority)"
+    )
+    steps = finding(goqueue_connection, "schema").do.split("; ")
+    assert [step.partition(" ON ")[0] for step in steps] == [
+        "CREATE INDEX CONCURRENTLY jobs_claim_idx_new",
+        "BEGIN",
+        "ALTER INDEX goqueue.jobs_claim_idx RENAME TO jobs_claim_idx_old",
+        "ALTER INDEX goqueue.jobs_claim_idx_new RENAME TO jobs_claim_idx",
+        "COMMIT",
+        "DROP INDEX CONCURRENTLY goqueue.jobs_claim_idx_old;",
+    ]
+
+
+def test_without_the_claim_index_it_is_told_what_a_claim_costs(goqueue_connection: Connection) -> None:
+    goqueue_connection.execute("DROP INDEX goqueue.jobs_claim_idx")
+    found = finding(goqueue_connection, "schema")
+    assert found.level == Level.FAILED
+    assert found.why.startswith("every claim reads the whole table")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "ALTER INDEX goqueue.jobs_claim_idx SET (fillfactor = 70)",
+        "ALTER INDEX goqueue.jobs_pkey SET (fillfactor = 60, deduplicate_items = off)",
+        "DROP INDEX goqueue.jobs_claim_idx; CREATE INDEX jobs_claim_idx ON goqueue.jobs "  # noqa: ISC004
+        "(queue, priority, scheduled_at, id) WITH (fillfactor = 50) WHERE status = 'pending'",
+        "REINDEX INDEX CONCURRENTLY goqueue.jobs_claim_idx",
+        "REINDEX TABLE CONCURRENTLY goqueue.jobs",
+        "ALTER TABLE goqueue.jobs SET (autovacuum_vacuum_threshold = 500, toast.autovacuum_enabled = on)",
+        "ALTER TABLE goqueue.job_failures SET (fillfactor = 80, parallel_workers = 2)",
+        "ALTER TABLE goqueue.jobs ALTER COLUMN queue SET STATISTICS 1000, ALTER COLUMN payload SET STORAGE EXTERNAL",
+        "ALTER TABLE goqueue.jobs ALTER COLUMN queue SET (n_distinct = 50)",
+        "CREATE STATISTICS goqueue.by_queue ON queue, job_type FROM goqueue.jobs",
+        "COMMENT ON TABLE goqueue.jobs IS 'mine'; COMMENT ON INDEX goqueue.jobs_claim_idx IS 'hot'",
+        "CLUSTER goqueue.jobs USING jobs_pkey",
+        "ALTER TABLE goqueue.jobs REPLICA IDENTITY FULL",
+        "CREATE PUBLICATION mine FOR TABLE goqueue.jobs",
+        "ALTER VIEW goqueue.queue_metrics SET (security_barrier = on)",
+    ],
+)
+def test_what_a_dba_has_tuned_is_no_fault(goqueue_connection: Connection, statement: str) -> None:
+    goqueue_connection.execute(statement.encode())
+    done = check(goqueue_connection, "schema")
+    assert done.level in (Level.OK, Level.NOTE), done.findings
+    assert all(one.found.startswith("the setting ") for one in done.findings)
+
+
+def test_another_tablespace_or_owner_is_no_fault(poor: Connection, poor_server: str, tmp_path: Path) -> None:
+    folder = Path(poor.execute("SHOW data_directory").fetchall()[0][0])
+    place = folder.parent / f"tablespace_{uuid4().hex}"
+    place.mkdir()
+    shutil.chown(place, folder.owner(), folder.group())
+    poor.execute(f"CREATE TABLESPACE elsewhere LOCATION '{place}'".encode())
+    poor.execute("CREATE ROLE keeper")
+    try:
+        poor.execute("ALTER INDEX goqueue.jobs_claim_idx SET TABLESPACE elsewhere")
+        poor.execute("ALTER TABLE goqueue.job_failures SET TABLESPACE elsewhere")
+        poor.execute("ALTER TABLE goqueue.job_failures OWNER TO keeper")
+        assert check(poor, "schema").findings == ()
+    finally:
+        poor.execute("ALTER INDEX goqueue.jobs_claim_idx SET TABLESPACE pg_default")
+        poor.execute("ALTER TABLE goqueue.job_failures SET TABLESPACE pg_default")
+        poor.execute("DROP TABLESPACE elsewhere; ")
+        poor.execute("REASSIGN OWNED BY keeper TO CURRENT_USER; DROP ROLE keeper")
+
+
+def test_what_a_broken_off_reindex_left_is_a_warning_with_the_way_out(goqueue_connection: Connection) -> None:
+    goqueue_connection.execute(
+        "CREATE INDEX jobs_claim_idx_ccnew ON goqueue.jobs (queue); "
+        "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'goqueue.jobs_claim_idx_ccnew'::regclass"
+    )
+    found = finding(goqueue_connection, "schema")
+    assert found.level == Level.WARNING
+    assert found.do == "DROP INDEX CONCURRENTLY goqueue.jobs_claim_idx_ccnew;"
+    follow(goqueue_connection, found.do)
+    assert check(goqueue_connection, "schema").level == Level.OK
+
+
+def test_a_view_with_its_readers_rights_is_a_warning(goqueue_connection: Connection) -> None:
+    if goqueue_connection.info.server_version < 150_000:
+        pytest.skip("security_invoker came with PostgreSQL 15")
+    goqueue_connection.execute("ALTER VIEW goqueue.queue_metrics SET (security_invoker = on)")
+    found = finding(goqueue_connection, "schema")
+    assert found.level == Level.WARNING
+    follow(goqueue_connection, found.do)
+    assert check(goqueue_connection, "schema").level == Level.OK
+
+
+def test_another_applications_schema_of_this_name_is_one_finding(goqueue_connection: Connection) -> None:
+    goqueue_connection.execute(
+        "ALTER TABLE goqueue.schema_version SET SCHEMA public;"
+        "ALTER TABLE goqueue.migration_checksums SET SCHEMA public;"
+        "ALTER TYPE goqueue.schema_version_type SET SCHEMA public;"
+        "DROP SCHEMA goqueue CASCADE; CREATE SCHEMA goqueue;"
+        "ALTER TABLE public.schema_version SET SCHEMA goqueue;"
+        "ALTER TABLE public.migration_checksums SET SCHEMA goqueue;"
+        "CREATE TABLE goqueue.jobs (id bigint, queue text, kind text, args json)"
+    )
     done = {one.name: one for one in run_checks(goqueue_connection)}
-    lines = [one.found.partition(";")[0] for one in done["schema"].findings]
-    assert lines == [f"the table {name} is missing" for name in missing]
-    assert all("migrations/roles/roles.sql" in one.do for one in done["schema"].findings)
+    [found] = done["schema"].findings
+    assert found.found == (
+        f"the schema goqueue in the database {goqueue_connection.info.dbname} is not what the migrations made: "
+        "jobs has 2 of its 20 columns; job_failures is missing"
+    )
+    assert "goqueue config" in found.do
+    assert len(done["grants"].findings) == 1
+
+
+def test_tables_without_the_record_of_their_migrations_are_not_said_to_be_missing(
+    goqueue_connection: Connection,
+) -> None:
+    goqueue_connection.execute("DROP TABLE goqueue.schema_version")
+    [found] = list(run_checks(goqueue_connection))[-1].findings
+    assert found.found.endswith(" has goqueue.jobs, but not goqueue.schema_version")
+
+
+def test_a_newer_releases_schema_is_not_advised_to_go_back(goqueue_connection: Connection) -> None:
+    goqueue_connection.execute(
+        "INSERT INTO goqueue.schema_version SELECT (jsonb_populate_record(v, '{\"version\": 999}')).* "
+        "FROM goqueue.schema_version AS v WHERE version = 1"
+    )
+    goqueue_connection.execute(
+        "ALTER TABLE goqueue.jobs ADD COLUMN tenant text; DROP TRIGGER jobs_notify_ready ON goqueue.jobs"
+    )
+    done = {one.name: one for one in run_checks(goqueue_connection)}
+    assert (done["schema"].level, done["schema"].summary) == (
+        Level.SKIPPED, "not compared: a newer release migrated the database"
+    )  # fmt: skip
+    assert done["migrations"].level == Level.WARNING
+    assert done["grants"].level == Level.OK
+
+
+def test_definitions_are_compared_whatever_the_databases_defaults(
+    goqueue_database: str, goqueue_connection: Connection
+) -> None:
+    for setting in ("quote_all_identifiers = on", "search_path = goqueue", "DateStyle = German"):
+        goqueue_connection.execute(f'ALTER DATABASE "{goqueue_connection.info.dbname}" SET {setting}'.encode())
+    with psycopg.connect(goqueue_database, autocommit=True) as connection:
+        assert check(connection, "schema").findings == ()
+
+
+def test_many_reasons_why_statements_fail_are_one_finding(goqueue_connection: Connection) -> None:
+    goqueue_connection.execute("ALTER TABLE goqueue.jobs DROP COLUMN lease_token, DROP COLUMN lease_expires_at CASCADE")
+    found = finding(goqueue_connection, "grants")
+    assert re.fullmatch(r"\d+ statements can't be run, for \d reasons", found.found)
+    assert found.do == "mend what the checks schema and queries find"
 
 
 def test_statements_that_fail_alike_are_one_finding_with_what_to_do(goqueue_connection: Connection) -> None:
