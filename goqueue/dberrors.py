@@ -57,7 +57,7 @@ _REJECTIONS = {
     ),
     r"permission denied for database": "let a DBA grant the role CONNECT on the database",
     r"SSL error: (?!unexpected eof)|does not support SSL|does not match host name|[Cc]ertificate|private key|"
-    r"does not support GSSAPI|channel binding|response to (?:SSL|GSSAPI) negotiation": (
+    r"does not support GSSAPI|GSSAPI encryption required|channel binding|response to (?:SSL|GSSAPI) negotiation": (
         "correct sslmode, sslrootcert, sslcert and sslkey in the URL, or TLS on the server (what is no PostgreSQL "
         "server answers like this too)"
     ),
@@ -65,7 +65,7 @@ _REJECTIONS = {
         "set the session's settings on the server, and put the line `ignore_startup_parameters = options` into "
         "pgbouncer.ini, or `?options=` at the URL's end to send none (see the README, Behind pgbouncer)"
     ),
-    r"unrecognized configuration parameter|invalid value for parameter|invalid command-line argument|"
+    r"unrecognized configuration parameter|invalid value for parameter|invalid command-line argument|requires a value|"
     r"permission denied to set parameter": "correct `options` in the URL, the libpq service or PGOPTIONS",
     r"unsupported frontend protocol|protocol version|expected authentication request|bouncer config error": (
         "what answers there is no PostgreSQL server of a supported version: correct host and port"
@@ -73,8 +73,8 @@ _REJECTIONS = {
     r"invalid (?:integer value|port number|connection option|\S+ value)|could not match \d+|is too long|service file|"
     r"definition of service|Permission denied": "correct the URL (GOQUEUE_DATABASE_URL) or the PG* variables",
 }
-_CONNECTING = re.compile(r"connection failed: |connection is bad: |failed to resolve host ")
-_ATTEMPT = re.compile(r"- host: (\S+), port: \S+, hostaddr: (\S+): (.*?)(?= - host: |$)")
+_CONNECTING = re.compile(r"connection failed: |connection is bad: |failed to resolve host |could not match ")
+_ATTEMPT = re.compile(r"- host: (\S+), port: (\S+), hostaddr: (\S+): (.*?)(?= - host: |$)")
 # A name that does not exist; EAI_AGAIN is a resolver that is away.
 _UNKNOWN_HOST = {getattr(socket, name) for name in ("EAI_NONAME", "EAI_NODATA") if hasattr(socket, name)}
 
@@ -88,6 +88,7 @@ def translate(  # noqa: C901, PLR0911, PLR0912 - a table, in order
     """
     said = _said(error)
     constraint = error.diag.constraint_name
+    sqlstate = error.sqlstate or ""
     if advice := _rejection(error, said, reconnecting=reconnecting):
         return ConnectionRejectedError(f"the connection was rejected: {said}; {advice}")
     match error:
@@ -118,11 +119,11 @@ def translate(  # noqa: C901, PLR0911, PLR0912 - a table, in order
             return StorageUnavailableError(f"the server has no connection left: {said}; {_NO_SLOT}")
         case pg.DiskFull():
             return StorageUnavailableError(f"the server's disk is full: {said}; free space there")
-        case pg.OutOfMemory() | pg.ConfigurationLimitExceeded() | pg.InsufficientResources():
+        case psycopg.OperationalError() if sqlstate.startswith("53"):
             return StorageUnavailableError(
-                f"a resource of the server is used up: {said}; try again when it is less busy, or see its limits"
+                f"a resource of the server is used up: {said}; call again when it is less busy, or see its limits"
             )
-        case pg.SystemError() | pg.IoError() | pg.UndefinedFile() | pg.DuplicateFile():
+        case psycopg.OperationalError() if sqlstate.startswith("58"):
             return StorageError(f"the server's files or its system failed: {said}; see the server's log")
         case pg.SerializationFailure() | pg.DeadlockDetected():
             return TransactionConflictError(f"{said}; roll back and run the whole transaction again")
@@ -170,11 +171,15 @@ def translate(  # noqa: C901, PLR0911, PLR0912 - a table, in order
             return InvalidJobError(f"a value can't be stored: {said}")
         case psycopg.InterfaceError():
             return StorageError(f"the database's driver can't be used in this way: {said}")
-        case pg.AdminShutdown() | pg.CrashShutdown() | pg.IdleSessionTimeout() | pg.DatabaseDropped():
+        case pg.CannotConnectNow():
+            return StorageUnavailableError(f"the server takes no connections now: {said}; call again")
+        case psycopg.OperationalError() if sqlstate.startswith("57"):
             return StorageUnavailableError(f"the server ended the session: {said}; call again")
+        case psycopg.OperationalError() if sqlstate and not sqlstate.startswith("08"):
+            return StorageError(f"the database refused the statement: {said}")
         case psycopg.OperationalError() if re.search(r"too many (?:clients|connections)|connection slots", said):
             return StorageUnavailableError(f"the server has no connection left: {said}; {_NO_SLOT}")
-        case psycopg.OperationalError() if re.search(r"the database system is", said):
+        case psycopg.OperationalError() if "the database system is" in said:
             return StorageUnavailableError(f"the server takes no connections now: {said}; call again")
         case psycopg.OperationalError():
             return StorageUnavailableError(f"the database can't be reached or went away: {said}")
@@ -190,9 +195,9 @@ def _rejection(error: psycopg.Error, said: str, *, reconnecting: bool) -> str | 
     if sqlstate[:2] != "08" and (sqlstate or not _CONNECTING.match(said)):
         return None
     # One address of a host is enough to reject; of several hosts one may come back.
-    hosts: dict[str, str | None] = {}
-    for host, address, why in _ATTEMPT.findall(said) or [("", "", said)]:
-        name = address if host == "None" else host
+    hosts: dict[tuple[str, str], str | None] = {}
+    for host, port, address, why in _ATTEMPT.findall(said) or [("", "", "", said)]:
+        name = (address if host == "None" else host, port)
         hosts[name] = hosts.get(name) or _advice(why, reconnecting=reconnecting)
     return next(iter(hosts.values())) if all(hosts.values()) else None
 

@@ -66,7 +66,7 @@ from goqueue.models import (
     make_cursor,
     read_cursor,
 )
-from goqueue.pool import Pool, notice_loss, open_connection, open_pool
+from goqueue.pool import Pool, notice_loss, open_connection, open_pool, reason_of
 from goqueue.queries import load_queries
 from goqueue.requests import (
     Batch,
@@ -175,8 +175,9 @@ class PostgresStorage:
         (empty: the PG* variables). Not to be used across a fork: open one in each process.
 
         Raises `ConfigError` for unusable settings and for SQL files of ``sql_dir`` that break the contract,
-        `StorageUnavailableError` when the server can't be reached, and `SchemaError` when the database has not been
-        migrated. Close it, or use it in a ``with`` statement.
+        `StorageUnavailableError` when the server can't be reached, `ConnectionRejectedError` when it rejects the
+        connection (a wrong password, a missing database), and `SchemaError` when the database has not been migrated.
+        Close it, or use it in a ``with`` statement.
         """
         if isinstance(config, str):
             config = DatabaseConfig(url=config)
@@ -774,9 +775,12 @@ class PostgresStorage:
                     record_lost("psycopg.pool")
                     connection.close()
         except psycopg.Error as exc:
-            if self._pool is not None and is_stale(exc):
+            if self._pool is None:
+                raise translate(exc) from exc
+            if is_stale(exc):
                 self._pool.drain()  # each of its connections would say so once
-            raise translate(exc) from exc
+            reason = reason_of(exc, self._pool)
+            raise translate(reason, reconnecting=True) from reason
 
     @contextmanager
     def _transaction(

@@ -13,7 +13,7 @@ import psycopg
 from psycopg import AsyncConnection
 
 from goqueue.dberrors import translate
-from goqueue.errors import StorageError
+from goqueue.errors import ConnectionRejectedError, StorageError
 from goqueue.models import check_kind
 from goqueue.safelog import log
 
@@ -69,8 +69,8 @@ class AsyncListener:
         """The queues in which jobs became ready, as soon as there are some; none when ``timeout`` has passed.
 
         A lost connection is no error: it is opened again, and all queues are given, since a hint may have been missed.
-        While that fails, it is tried once a second. `StorageError` when the listener is closed.
-        Queries: get_session, listen, announce_listener.
+        While that fails, it is tried once a second; `ConnectionRejectedError` when trying again does not help.
+        `StorageError` when the listener is closed. Queries: get_session, listen, announce_listener.
         """
         check_kind("timeout", timeout, timedelta)
         if not self._is_open:
@@ -84,8 +84,13 @@ class AsyncListener:
                 if ready:
                     return ready
             elif not self._is_pooled:
-                with suppress(psycopg.Error):
+                try:
                     await self._open()
+                except psycopg.Error as exc:
+                    why = translate(exc, reconnecting=True)
+                    if isinstance(why, ConnectionRejectedError):
+                        raise why from exc
+                else:
                     return self._queues
             if (left := deadline - monotonic()) <= 0:
                 return frozenset()

@@ -2,14 +2,14 @@
 goqueue.session."""
 
 from contextlib import suppress
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import psycopg
 from psycopg import AsyncConnection, AsyncCursor, AsyncRawCursor
 from psycopg.pq import TransactionStatus
 from psycopg.pq.abc import PGconn
 from psycopg.rows import Row
-from psycopg_pool import AsyncConnectionPool
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from goqueue.aio.connection import CancellableConnection, CancellableConnectionPool  # async only
 from goqueue.config import DatabaseConfig
@@ -23,6 +23,20 @@ class AsyncPoolConnection(CancellableConnection[Row]):
     """Serves one call at a time. So a statement's cursor is kept for the next call, with what psycopg has found out
     about its parameters and columns: a tenth of the time that one job takes."""
 
+    #: Why the last attempt to connect failed; None when it did not. `open_pool` makes a class for each pool.
+    connect_error: ClassVar[psycopg.Error | None] = None
+
+    @classmethod
+    async def connect(cls, *args: Any, **kwargs: Any) -> Self:
+        try:
+            connection = await super().connect(*args, **kwargs)
+        except psycopg.Error as exc:
+            # A copy: the traceback would keep the connection string, and the password in it, in memory.
+            cls.connect_error = type(exc)(str(exc))
+            raise
+        cls.connect_error = None
+        return connection
+
     def __init__(self, pgconn: PGconn) -> None:
         super().__init__(pgconn)
         #: By the statement's text.
@@ -30,7 +44,8 @@ class AsyncPoolConnection(CancellableConnection[Row]):
 
 
 async def open_pool(config: DatabaseConfig, queries: Any) -> AsyncPool:
-    """A pool of connections in autocommit mode. Raises StorageUnavailableError when the server can't be reached now.
+    """A pool of connections in autocommit mode. Raises StorageUnavailableError when the server can't be reached now,
+    and ConnectionRejectedError when it, a pooler or the driver rejects the connection.
 
     The first connection is made here and not by the pool, because a pool tells only that it waited in vain, and to see
     whether a pooler stands between. Query: get_session.
@@ -42,7 +57,7 @@ async def open_pool(config: DatabaseConfig, queries: Any) -> AsyncPool:
         raise translate(exc) from exc
     pool: AsyncPool = CancellableConnectionPool(
         conninfo(config),
-        connection_class=AsyncPoolConnection,
+        connection_class=type("AsyncPoolConnection", (AsyncPoolConnection,), {}),
         kwargs=_options(config, pooled=is_pooled(session, config)),
         min_size=config.pool_min_size,
         max_size=max(config.pool_max_size, config.pool_min_size),
@@ -58,6 +73,12 @@ async def open_pool(config: DatabaseConfig, queries: Any) -> AsyncPool:
     )
     await pool.open()
     return pool
+
+
+def reason_of(error: psycopg.Error, pool: AsyncPool) -> psycopg.Error:
+    """Why a call got no connection: a pool tells only that it waited in vain."""
+    kind: Any = pool.connection_class
+    return kind.connect_error or error if isinstance(error, PoolTimeout) else error
 
 
 async def open_connection(config: DatabaseConfig) -> AsyncConnection[tuple[Any, ...]]:

@@ -21,7 +21,7 @@ from psycopg.conninfo import make_conninfo
 from goqueue.aio.adapter import AsyncAdapter
 from goqueue.aio.iterate import each  # async only
 from goqueue.aio.listener import AsyncListener
-from goqueue.aio.pool import AsyncPool, notice_loss, open_connection, open_pool
+from goqueue.aio.pool import AsyncPool, notice_loss, open_connection, open_pool, reason_of
 from goqueue.config import Config, DatabaseConfig
 from goqueue.contract import require_contract
 from goqueue.dberrors import (
@@ -177,8 +177,9 @@ class AsyncPostgresStorage:
         (empty: the PG* variables). Not to be used across a fork: open one in each process.
 
         Raises `ConfigError` for unusable settings and for SQL files of ``sql_dir`` that break the contract,
-        `StorageUnavailableError` when the server can't be reached, and `SchemaError` when the database has not been
-        migrated. Close it, or use it in a ``with`` statement.
+        `StorageUnavailableError` when the server can't be reached, `ConnectionRejectedError` when it rejects the
+        connection (a wrong password, a missing database), and `SchemaError` when the database has not been migrated.
+        Close it, or use it in a ``with`` statement.
         """
         if isinstance(config, str):
             config = DatabaseConfig(url=config)
@@ -782,9 +783,12 @@ class AsyncPostgresStorage:
                     record_lost("psycopg.pool")
                     await connection.close()
         except psycopg.Error as exc:
-            if self._pool is not None and is_stale(exc):
+            if self._pool is None:
+                raise translate(exc) from exc
+            if is_stale(exc):
                 await self._pool.drain()  # each of its connections would say so once
-            raise translate(exc) from exc
+            reason = reason_of(exc, self._pool)
+            raise translate(reason, reconnecting=True) from reason
 
     def _check_loop(self) -> None:  # async only
         if self._loop is not None and self._loop is not asyncio.get_running_loop():  # async only

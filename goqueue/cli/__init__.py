@@ -16,7 +16,7 @@ from goqueue.cli.queries import show_plans, show_queries
 from goqueue.cli.server import db, run_migrations
 from goqueue.cli.sql import sql_app
 from goqueue.cli.stats import show_stats
-from goqueue.errors import ConfigError, GoQueueError, InvalidJobError
+from goqueue.errors import ConfigError, ConnectionRejectedError, GoQueueError, InvalidJobError
 
 __all__ = ["app", "main"]
 
@@ -68,7 +68,7 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (ConfigError, InvalidJobError) as error:
+    except (ConfigError, ConnectionRejectedError, InvalidJobError) as error:
         _end(error, 2)
     except CheckFailedError as error:
         _end(error, 3)

@@ -14,7 +14,7 @@ from rich.text import Text
 from goqueue.cli.common import AsJson, CheckFailedError, ConfigFile, console, print_json, read_config
 from goqueue.config import DatabaseConfig
 from goqueue.dberrors import translate
-from goqueue.errors import StorageUnavailableError
+from goqueue.errors import ConnectionRejectedError, StorageUnavailableError
 from goqueue.findings import Check, Finding, Level
 from goqueue.health import run_checks
 from goqueue.pool import open_connection
@@ -72,7 +72,7 @@ def _checks(config: DatabaseConfig, folder: str) -> Iterator[Check]:
     except psycopg.Error as error:
         lost = translate(error)
         do = "see `goqueue config` for the server meant, and the server's log" * isinstance(
-            lost, StorageUnavailableError
+            lost, (ConnectionRejectedError, StorageUnavailableError)
         )
         yield Check("server", Level.FAILED, "", (Finding(Level.FAILED, str(lost), "nothing more can be checked", do),))
 

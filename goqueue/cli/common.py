@@ -1,4 +1,5 @@
-"""What the commands share: options, output, the store. Imports goqueue.config, goqueue.errors and goqueue.postgres."""
+"""What the commands share: options, output, the store. Imports goqueue.config, goqueue.dberrors, goqueue.errors and
+goqueue.postgres."""
 
 import json
 import re
@@ -15,14 +16,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from goqueue.config import Config, format_duration, load_config, parse_duration
-from goqueue.errors import GoQueueError, StorageUnavailableError
+from goqueue.dberrors import is_nobody_here
+from goqueue.errors import ConnectionRejectedError, GoQueueError, StorageUnavailableError
 from goqueue.models import JobCount
 from goqueue.postgres import PostgresStorage
 
 EXIT_CODES = (
     "Exit status: 0 when all went well, 1 after an error, without a yes to a question, or when some of the ids given "
-    "were left unchanged, 2 when the configuration or the call is invalid, 3 when a check has found something wrong, "
-    "130 after Ctrl-C."
+    "were left unchanged, 2 when the configuration or the call is invalid, or the server rejects the connection, 3 "
+    "when a check has found something wrong, 130 after Ctrl-C."
 )
 
 #: The options that every command spells alike.
@@ -65,9 +67,11 @@ def open_store(file: Path | None = None) -> Iterator[PostgresStorage]:
     config = load_config(file)
     try:
         store = PostgresStorage.open(config)
-    except StorageUnavailableError as error:
-        hint = "`goqueue config` shows which server is meant; `goqueue db start` starts one to develop with"
-        raise StorageUnavailableError(f"{error}\n{hint}") from error
+    except (ConnectionRejectedError, StorageUnavailableError) as error:
+        hint = "`goqueue config` shows which server is meant"
+        if is_nobody_here(error):
+            hint += "; `goqueue db start` starts one to develop with"
+        raise type(error)(f"{error}\n{hint}") from error
     with store:
         yield store
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from goqueue.cli.common import AsJson, ConfigFile, console, duration, in_words, note, open_store, print_json, printable
-from goqueue.errors import StorageError
+from goqueue.errors import ConnectionRejectedError, StorageError
 from goqueue.models import JobCount, JobStatus, QueueStats
 from goqueue.postgres import PostgresStorage
 
@@ -179,6 +179,8 @@ def _rounds(
         started, error = time.monotonic(), ""
         try:
             seen = _read(store, queues)
+        except ConnectionRejectedError:  # Watching on does not help.
+            raise
         except StorageError as lost:
             error = str(lost)
         else:
