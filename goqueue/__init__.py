@@ -4,7 +4,7 @@ import logging
 
 from goqueue.aio.listener import AsyncListener
 from goqueue.aio.postgres import AsyncPostgresStorage
-from goqueue.aio.storage import AsyncStorage
+from goqueue.aio.storage import AsyncJobListener, AsyncStorage
 from goqueue.config import Config, DatabaseConfig, LoggingConfig, ServerConfig, WorkerConfig, load_config
 from goqueue.errors import (
     ConfigError,
@@ -42,9 +42,10 @@ from goqueue.models import (
     TransactionStatus,
 )
 from goqueue.postgres import PostgresStorage
-from goqueue.storage import Storage
+from goqueue.storage import JobListener, Storage
 
 __all__ = [
+    "AsyncJobListener",
     "AsyncListener",
     "AsyncPostgresStorage",
     "AsyncStorage",
@@ -63,6 +64,7 @@ __all__ = [
     "Job",
     "JobCount",
     "JobFilter",
+    "JobListener",
     "JobNotFoundError",
     "JobStateError",
     "JobStatus",

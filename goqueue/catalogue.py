@@ -22,7 +22,7 @@ import psycopg
 from goqueue.config import SECTIONS, format_duration, settings_of
 from goqueue.embedded import EmbeddedServer
 from goqueue.migrate import migrate
-from goqueue.queries import load_queries, shipped_folder
+from goqueue.queries import load_queries, read_shipped, shipped_folder
 from goqueue.sqlfiles import Query, is_single, migration_files, numbered, read_queries, sql_files
 from goqueue.statement import tagged
 from goqueue.unasync import made_modules
@@ -172,7 +172,7 @@ def psql_text(note: QueryNote, columns: Columns) -> str:
 
 def read_columns() -> Columns:
     """The result columns of the shipped queries, as a server has described them."""
-    columns: Columns = json.loads((shipped_folder("sql") / _COLUMNS).read_text(encoding="utf-8"))
+    columns: Columns = json.loads(read_shipped("sql", _COLUMNS))
     return columns
 
 

@@ -1,7 +1,8 @@
 """goqueue's settings: their names, types, defaults and rules, read from the environment over `goqueue.yaml`.
 
-Imports nothing of goqueue but `errors`. Each setting is declared once, as a field of its section; the environment
-variable, the key in the file, the checks, the messages and the table of `goqueue config` follow from that line.
+Imports nothing of goqueue but `errors` and `structs`. Each setting is declared once, as a field of its section; the
+environment variable, the key in the file, the checks, the messages and the table of `goqueue config` follow from that
+line.
 """
 
 import os
@@ -21,6 +22,7 @@ from msgspec.structs import force_setattr
 from psycopg.conninfo import conninfo_to_dict
 
 from goqueue.errors import ConfigError
+from goqueue.structs import HelpfulMeta
 
 __all__ = [
     "SECTIONS",
@@ -234,7 +236,7 @@ class Setting(NamedTuple):
         return value if isinstance(value, int) or value is None else str(value)
 
 
-class _Section(msgspec.Struct, frozen=True, kw_only=True):
+class _Section(msgspec.Struct, metaclass=HelpfulMeta, frozen=True, kw_only=True):
     """What the sections share: their values are checked when they are made, and their secrets are never printed."""
 
     section: ClassVar[str]
@@ -362,7 +364,7 @@ class LoggingConfig(_Section, frozen=True, kw_only=True):
     format: Annotated[str, _choice("One line of text, or one JSON object, per record.", "text", "json")] = "text"
 
 
-class Config(msgspec.Struct, frozen=True, kw_only=True):
+class Config(msgspec.Struct, metaclass=HelpfulMeta, frozen=True, kw_only=True):
     """Every setting, by section. ``Config()`` holds the defaults; ``load_config()`` reads environment and file."""
 
     server: ServerConfig = msgspec.field(default_factory=ServerConfig)

@@ -34,9 +34,12 @@ def migrations_dir() -> Path:
     """The folder with migrations.yml and migrations/: the package's own when installed, else the checkout."""
     package = Path(__file__).resolve().parent
     for folder in (package, package.parent):
-        if (folder / "migrations.yml").is_file() and (folder / "migrations").is_dir():
+        if (folder / "migrations.yml").is_file() and next((folder / "migrations").glob("V*.sql"), None):
             return folder
-    raise MigrationError(f"no migrations.yml and migrations/ in {package} or above it: install goqueue again")
+    raise MigrationError(
+        f"no migrations.yml and migrations/V*.sql in {package} or above it: install goqueue again, unpacked and whole "
+        "(pip install --force-reinstall goqueue)"
+    )
 
 
 def migrations_hash(base_dir: Path | None = None) -> str:

@@ -1,4 +1,5 @@
-"""The rows and requests of the storage layer as immutable msgspec Structs. Imports goqueue.errors alone.
+"""The rows and requests of the storage layer as immutable msgspec Structs. Imports goqueue.errors and
+goqueue.structs.
 
 What a caller gives (`NewJob`, `JobUpdate`, `JobFilter`) is checked when it is made: an `InvalidJobError` names the
 field, what was got and what is allowed. What the database gives (`Job`) is taken as it is.
@@ -19,6 +20,7 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from goqueue.errors import CorruptJobError, InvalidCursorError, InvalidFilterError, InvalidJobError
+from goqueue.structs import HelpfulMeta
 
 if sys.version_info >= (3, 14):
     from uuid import uuid7
@@ -132,14 +134,14 @@ class Job(Struct, frozen=True, kw_only=False):
         return cls(row[0], row[1], row[2], payload, status, *row[5:19])
 
 
-class Lease(Struct, frozen=True):
+class Lease(Struct, metaclass=HelpfulMeta, frozen=True):
     """What a holder names a job by: its id, and the token of its claim. A claimed `Job` serves as well."""
 
     id: UUID
     lease_token: int
 
 
-class Backoff(Struct, frozen=True, kw_only=True):
+class Backoff(Struct, metaclass=HelpfulMeta, frozen=True, kw_only=True):
     """How long a failed job waits: ``base * factor ** (attempts - 1)``, at most ``maximum``, and up to the share
     ``jitter`` longer, at random. Raises `InvalidJobError`."""
 
@@ -172,7 +174,7 @@ class Failure(Struct, frozen=True):
     error: str
 
 
-class NewJob(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class NewJob(Struct, metaclass=HelpfulMeta, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A job to be created.
 
     Its id is made here, so that creating the same `NewJob` again (after a lost connection, say) makes no second job.
@@ -217,7 +219,9 @@ class NewJob(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             _keep(self, "delay", check_interval("delay", self.delay))
 
 
-class JobUpdate(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class JobUpdate(
+    Struct, metaclass=HelpfulMeta, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
+):
     """The changes to one job: only the fields given change. None clears a field that can be empty, and makes a job's
     ``scheduled_at`` now.
 
@@ -260,7 +264,7 @@ class JobUpdate(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_un
             _keep(self, "scheduled_at", check_time("scheduled_at", self.scheduled_at))
 
 
-class JobFilter(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class JobFilter(Struct, metaclass=HelpfulMeta, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which jobs to list or count: all conditions together; a condition not given doesn't filter.
 
     ``status``, ``queue`` and ``job_type`` take one value or several. The ranges of aware datetimes include their start
@@ -520,11 +524,12 @@ def check_interval(name: str, value: object) -> timedelta:
     return exact
 
 
-def check_kind(name: str, value: object, *kinds: type) -> None:
-    """Raises `InvalidJobError` unless ``value`` is of one of the kinds."""
+def check_kind(name: str, value: object, *kinds: type, secret: bool = False) -> None:
+    """Raise `InvalidJobError` unless ``value`` is of one of the kinds. A ``secret`` value is not shown."""
     if not isinstance(value, kinds):
         wanted = " or ".join(f"{'an' if kind.__name__[0] in 'AEIOaeio' else 'a'} {kind.__name__}" for kind in kinds)
-        raise InvalidJobError(f"{name} must be {wanted}, not {_shown(value)}")
+        got = full_name(type(value)) if secret and value is not None else _shown(value)
+        raise InvalidJobError(f"{name} must be {wanted}, not {got}")
 
 
 def clean_text(value: object, most: int = 10_000) -> str:
@@ -572,9 +577,12 @@ def _shown(value: object) -> str:
         text = repr(value)
     except Exception:  # noqa: BLE001 - whatever the object's own code raises
         text = "a value that can't be shown"
-    kind = type(value)
-    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    return f"{text if len(text) <= 60 else text[:57] + '...'} ({name})"
+    return f"{text if len(text) <= 60 else text[:57] + '...'} ({full_name(type(value))})"
+
+
+def full_name(kind: type) -> str:
+    """The name of a type, with its module's unless it is builtin."""
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
 # --- cursors --------------------------------------------------------------------------------------------------------

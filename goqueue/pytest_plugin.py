@@ -57,7 +57,7 @@ class _Run:
     """One pytest process's view: the controller (or the only process) owns the server, a worker is told of it."""
 
     def __init__(self, config: pytest.Config) -> None:
-        self.kept: list[str] = []
+        self.kept: list[tuple[str, str]] = []  # each database, and the test's id
         self.note = ""
         self._closing = ExitStack()
         self._server: DatabaseServer | None = None
@@ -220,8 +220,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if run.kept:
         lasting = run.server().lasting
         terminalreporter.line("kept, to be dropped by hand:" if lasting else "kept, and gone with this run's server:")
-        for name in run.kept:
+        for name, test in run.kept:
             terminalreporter.line(f"  {name}")
+            terminalreporter.line(f"    {_shown(_database_url(run.server().url, name))} ({test})")
 
 
 @pytest.fixture(scope="session")
@@ -273,10 +274,12 @@ def goqueue_database(
         connection.execute(create.format(identifier, sql.Identifier(goqueue_template), strategy))
         node: pytest.Item = request.node
         node.stash[_DATABASE] = name
+        node.stash[_FAILED] = False  # of this run: pytest-rerunfailures runs the same item several times
         yield _database_url(goqueue_server.url, name)
+        del node.stash[_DATABASE]
         with psycopg.connect(goqueue_server.url, autocommit=True) as ending:  # a test may have ended the other session
-            if node.stash.get(_FAILED, False) or request.config.getoption("keep_databases", default=False):
-                request.config.stash[_RUN].kept.append(name)
+            if node.stash[_FAILED] or request.config.getoption("keep_databases", default=False):
+                request.config.stash[_RUN].kept.append((name, node.nodeid))
                 with suppress(psycopg.errors.InvalidCatalogName):  # dropped by the test itself
                     ending.execute(sql.SQL("COMMENT ON DATABASE {} IS 'kept after its test'").format(identifier))
             else:

@@ -14,12 +14,40 @@ from goqueue.errors import ConfigError
 from goqueue.sqlfiles import Declaration, Statement, compare_declarations, read_queries, since_export, sql_files
 from goqueue.statement import Rendered
 
+# The files that goqueue can't do without, by their folder: what an incomplete installation lacks has to be named.
+_NEEDED = {
+    "sql": (
+        *("checks.sql", "jobs.sql", "leases.sql", "seed.sql", "server.sql", "statements.sql", "stats.sql"),
+        "columns.json",
+    ),
+    "migrations": ("V0001__create_jobs.sql", "roles/rights.json", "roles/roles.sql", "schema.json"),
+}
+
 
 def shipped_folder(name: str) -> Path:
-    """The folder ``name`` ("sql", "migrations") that goqueue ships: beside the package in a checkout, else in it."""
+    """The folder ``name`` ("sql", "migrations") that goqueue ships: beside the package in a checkout, else in it.
+
+    Raises `ConfigError` where the installation lacks the folder or a file of it.
+    """
     package = Path(__file__).resolve().parent
     beside = package.parent / name
-    return beside if (package.parent / "pyproject.toml").is_file() and beside.is_dir() else package / name
+    folder = beside if (package.parent / "pyproject.toml").is_file() and beside.is_dir() else package / name
+    if not package.is_dir():
+        archive = f"goqueue was imported from an archive, {package.parent}, and its SQL must be files in a folder"
+        raise ConfigError([f"{archive}: install it unpacked, as pip does"])
+    if missing := [file for file in _NEEDED[name] if not (folder / file).is_file()]:
+        incomplete = f"this installation of goqueue is incomplete: {folder} has no {', '.join(missing)}"
+        raise ConfigError([f"{incomplete}; install it again (pip install --force-reinstall goqueue)"])
+    return folder
+
+
+def read_shipped(folder: str, name: str) -> str:
+    """The text of a file that goqueue ships. Raises `ConfigError` where it can't be read."""
+    file = shipped_folder(folder) / name
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as exc:
+        raise ConfigError([f"{file} can't be read: {exc}; install goqueue again"]) from exc
 
 
 @cache
@@ -48,6 +76,8 @@ def load_queries(
         try:
             # File by file, because loading a folder at once lets a name in two files silently override.
             data = loader.load_query_data_from_sql(_text(file), [], file)
+            if not data and file == shipped:
+                problems.append(f"{file} holds no query: install goqueue again")
             # Numbered as declared, so that $1 is one parameter in the file, the server's log and every command.
             queries.load_from_list([query._replace(sql=Rendered(query.sql, query.parameters or ())) for query in data])
         except (aiosql.SQLLoadException, aiosql.SQLParseException, OSError, ValueError) as exc:

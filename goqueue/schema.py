@@ -16,7 +16,7 @@ from psycopg import Connection
 from goqueue.contract import GenericPlan, generic_plans, shipped_statements
 from goqueue.embedded import EmbeddedServer
 from goqueue.migrate import migrate
-from goqueue.queries import load_queries, shipped_folder
+from goqueue.queries import load_queries, read_shipped, shipped_folder
 from goqueue.sqlfiles import APART
 
 __all__ = [
@@ -97,12 +97,12 @@ def _show_whole_names(connection: Connection[Any]) -> None:
 
 def expected_schema() -> list[SchemaObject]:
     """What the shipped migrations make, from migrations/schema.json."""
-    return [SchemaObject(*row) for row in json.loads(_schema_file().read_text(encoding="utf-8"))]
+    return [SchemaObject(*row) for row in json.loads(read_shipped("migrations", "schema.json"))]
 
 
 def expected_rights() -> Rights:
     """What the shipped roles.sql makes, from migrations/roles/rights.json."""
-    document = json.loads(_rights_file().read_text(encoding="utf-8"))
+    document = json.loads(read_shipped("migrations", "roles/rights.json"))
     return Rights({Right(*row) for row in document["rights"]}, document["queries"])
 
 

@@ -25,6 +25,24 @@ from goqueue.models import (
 
 
 @runtime_checkable
+class JobListener(Protocol):
+    """Wakes an idle worker early. What `Storage.listen` returns; use it in a ``with``."""
+
+    def wait(self, timeout: timedelta) -> frozenset[str]:
+        """The queues in which jobs became ready, as soon as there are some; none when ``timeout`` has passed.
+
+        It is a hint, and can be late, doubled or missing: poll as if there were none.
+        """
+
+    def close(self) -> None:
+        """Stops listening. Calling it again does nothing."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exc_info: object) -> None: ...
+
+
+@runtime_checkable
 class Storage(Protocol):
     """Where jobs are kept.
 
@@ -224,6 +242,9 @@ class Storage(Protocol):
 
         Repeating: changes nothing.
         """
+
+    def listen(self, queues: str | Collection[str]) -> JobListener:
+        """What wakes an idle worker when jobs of the queues become ready; open it with ``with``."""
 
     def list_failures(self, job_id: JobId) -> list[Failure]:
         """The failed attempts of one job, the first one first.

@@ -301,3 +301,22 @@ def test_every_command_has_help_with_the_exit_statuses(commands: Commands) -> No
         text = " ".join(commands(*words, "--help").out.split())
         assert "3 when a check has found something wrong" in text
         assert ("--json" in text) is (words[-1] != "psql")
+
+
+@pytest.mark.parametrize("command", ["status", "url", "stop", "psql"])
+def test_a_user_without_a_home_folder_is_told_what_to_set(
+    command: str, commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_entry(user_id: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {user_id}")
+
+    monkeypatch.setattr("pwd.getpwuid", no_entry)
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+    result = commands("db", command)
+    assert result.code == 1
+    assert "this user has no home folder: name the server's with --data, or set HOME or XDG_STATE_HOME" in result.err
+    if command == "status":
+        assert commands("db", "status", "--data", tmp_path).code == 3
+        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+        assert str(tmp_path / "goqueue" / "db") in commands("db", "status").out

@@ -162,7 +162,10 @@ def test_an_insert_that_is_suppressed_does_not_spin(goqueue_store: PostgresStora
         (lambda store: store.list_jobs({}), "job_filter must be a JobFilter"),
         (lambda store: store.count_jobs("pending"), "job_filter must be a JobFilter"),
         (lambda store: store.replace_pending_job(None), "job must be a NewJob"),
-        (lambda store: PostgresStorage.bound_to("postgresql://"), "connection must be a Connection"),
+        (
+            lambda store: PostgresStorage.bound_to("postgresql://"),
+            "connection must be a psycopg.Connection",
+        ),
         (lambda store: PostgresStorage.open(None), "config must be a Config or a DatabaseConfig or a str"),
     ],
 )

@@ -302,3 +302,35 @@ def test_any_form_of_server_address_gives_a_url(given_as: str, url: str) -> None
     assert psycopg.conninfo.conninfo_to_dict(made) == psycopg.conninfo.conninfo_to_dict(url)
     assert "p%40" not in _shown(made)
     assert "p%40" not in repr(made)
+
+
+FLAKY = """
+    import itertools, pytest
+    runs = itertools.count()
+
+    def test_flaky(goqueue_database, goqueue_connection):
+        run = next(runs)
+        goqueue_connection.execute(f"COMMENT ON SCHEMA goqueue IS 'run {run}'")
+        assert run == RUN
+"""
+
+
+@pytest.mark.parametrize(("workers", "passes_at", "kept_runs"), [("0", 2, [0, 1]), ("1", 9, [0, 1, 2])])
+def test_of_a_test_that_is_run_again_each_failing_run_s_database_is_kept_and_shown(
+    run: pytest.Pytester, goqueue_server: DatabaseServer, workers: str, passes_at: int, kept_runs: list[int]
+) -> None:
+    run.makepyfile(FLAKY.replace("RUN", str(passes_at)))
+    result = run.runpytest_subprocess("-n", workers, "--reruns", "2")
+    kept = [line.strip() for line in result.outlines if line.startswith("  goqueue_test_")]
+    try:
+        assert len(kept) == len(kept_runs)
+        for number, name in zip(kept_runs, kept, strict=True):
+            shown = [line for line in result.outlines if f"/{name}?" in line and line.startswith("    postgresql://")]
+            assert len(shown) == 1
+            assert shown[0].endswith("::test_flaky)")
+            with psycopg.connect(_database_url(goqueue_server.url, name)) as connection:
+                comment = connection.execute("SELECT obj_description('goqueue'::regnamespace)").fetchone()
+            assert comment == (f"run {number}",)
+    finally:
+        for name in kept:
+            drop(goqueue_server, name)

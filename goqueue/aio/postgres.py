@@ -42,6 +42,7 @@ from goqueue.errors import (
     StorageError,
     TransactionConflictError,
 )
+from goqueue.foreign import check_connection
 from goqueue.models import (
     MAX_PAGE,
     Backoff,
@@ -122,16 +123,16 @@ class _BoundTo:
             It never commits, rolls back or closes; after an error from the server the transaction is the caller's to
             roll back, as always with psycopg. Its row factory doesn't matter. Queries: those of the methods.
             """
-            check_kind("connection", connection, AsyncConnection)
+            check_connection(connection, AsyncConnection)
             if store is not None:
                 config, resumes = store.config, store._resumes  # noqa: SLF001
             else:  # `listen` opens a connection of its own, to the same database.
                 info = connection.info
                 try:
-                    url = make_conninfo(info.dsn, password=info.password or None)
+                    config = DatabaseConfig(url=make_conninfo(info.dsn, password=info.password or None))
                 except psycopg.OperationalError as exc:  # the connection is closed
                     raise translate(exc) from exc
-                config, resumes = DatabaseConfig(url=url), None
+                resumes = None
             return owner(config, connection=connection, resumes=resumes)
 
         return bound_to
@@ -162,7 +163,7 @@ class AsyncPostgresStorage:
         resumes: dict[tuple[str, ...], Resume] | None = None,
     ) -> None:
         """For `open` (``pool``) and `bound_to` (the caller's ``connection``)."""
-        check_kind("config (stores are made by open() and bound_to())", config, DatabaseConfig)
+        check_kind("config (stores are made by open() and bound_to())", config, DatabaseConfig, secret=True)
         self.config = config
         self._pool = pool
         self._given: Any = connection
@@ -185,7 +186,7 @@ class AsyncPostgresStorage:
             config = DatabaseConfig(url=config)
         elif isinstance(config, Config):
             config = config.database
-        check_kind("config", config, Config, DatabaseConfig, str)
+        check_kind("config", config, Config, DatabaseConfig, str, secret=True)
         _queries(config, config.sql_dir)  # files that can't be read are told before anything is opened
         # What is asked until the folder's statements are known to be sound.
         shipped = _queries(config, "")

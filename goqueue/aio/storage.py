@@ -24,6 +24,24 @@ from goqueue.models import (
 
 
 @runtime_checkable
+class AsyncJobListener(Protocol):
+    """Wakes an idle worker early. What `AsyncStorage.listen` returns; use it in a ``with``."""
+
+    async def wait(self, timeout: timedelta) -> frozenset[str]:
+        """The queues in which jobs became ready, as soon as there are some; none when ``timeout`` has passed.
+
+        It is a hint, and can be late, doubled or missing: poll as if there were none.
+        """
+
+    async def close(self) -> None:
+        """Stops listening. Calling it again does nothing."""
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(self, *exc_info: object) -> None: ...
+
+
+@runtime_checkable
 class AsyncStorage(Protocol):
     """Where jobs are kept.
 
@@ -225,6 +243,9 @@ class AsyncStorage(Protocol):
 
         Repeating: changes nothing.
         """
+
+    def listen(self, queues: str | Collection[str]) -> AsyncJobListener:
+        """What wakes an idle worker when jobs of the queues become ready; open it with ``with``."""
 
     async def list_failures(self, job_id: JobId) -> list[Failure]:
         """The failed attempts of one job, the first one first.

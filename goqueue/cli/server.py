@@ -211,8 +211,16 @@ def psql(context: typer.Context, data: Data = None) -> None:
 
 
 def _folder(data: Path | None) -> Path:
-    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return data or Path(state, "goqueue", "db")
+    if data is not None:
+        return data
+    if state := os.environ.get("XDG_STATE_HOME"):
+        return Path(state, "goqueue", "db")
+    try:
+        return Path.home() / ".local" / "state" / "goqueue" / "db"
+    except RuntimeError as error:  # a user id without an entry in /etc/passwd, as in containers
+        raise EmbeddedServerError(
+            "this user has no home folder: name the server's with --data, or set HOME or XDG_STATE_HOME"
+        ) from error
 
 
 def _running(data: Path | None) -> Running:
