@@ -3,9 +3,11 @@
 Imports psycopg, goqueue.contract, goqueue.queries, goqueue.schema and goqueue.sqlfiles. Statements: sql/checks.sql.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta
 from math import isnan
+from time import sleep
 from typing import Any, NamedTuple
 
 import psycopg
@@ -20,7 +22,7 @@ from goqueue.rights import RUN_ROLES, check_roles, identifier
 from goqueue.schema import expected_rights
 from goqueue.sqlfiles import APART, Statement, migration_files
 
-__all__ = ["Check", "Finding", "Level", "run_checks"]
+__all__ = ["Check", "Finding", "Level", "SettingValue", "read_settings", "run_checks"]
 
 OLDEST_SERVER, NEWEST_SERVER = 14, 19
 #: A transaction that has been open for longer keeps more dead rows than claims can pass over cheaply.
@@ -32,6 +34,8 @@ _LARGE_PAGES = 1000
 #: Five times what lets autovacuum begin (V0006__tune_autovacuum.sql).
 _MANY_DEAD = 100_000
 _COUNTED_PENDING = 200_000
+#: The trigger holds its lock for microseconds: who has it at each of so many looks, these seconds apart, has leaked it.
+_LOOKS, _LOOK_AGAIN = 4, 0.15
 #: More reasons why statements can't be run are one cause, which the check of the schema names.
 _MOST_REASONS = 2
 _MIGRATE = "goqueue migrate   (or pgmigrate migrate, where the PG* variables name the database)"
@@ -80,10 +84,23 @@ class _State(NamedTuple):
         return f"GRANT {privileges} TO {role};   (or, for roles with less: psql -f migrations/roles/roles.sql)"
 
 
+class SettingValue(NamedTuple):
+    """A row of the query list_settings."""
+
+    name: str
+    value: str
+    set_by: str | None
+
+
 def run_checks(
-    connection: Connection[Any], *, sql_dir: str = "", old_transaction: timedelta = OLD_TRANSACTION
+    connection: Connection[Any],
+    *,
+    sql_dir: str = "",
+    old_transaction: timedelta = OLD_TRANSACTION,
+    settings: list[SettingValue] | None = None,
 ) -> Iterator[Check]:
-    """Each check in turn, on a connection in autocommit mode. ``sql_dir``: the folder of SQL files to prove.
+    """Each check in turn, on a connection in autocommit mode. ``sql_dir``: the folder of SQL files to prove;
+    ``settings``: those of a connection without goqueue's own (`read_settings`), which hide the server's.
 
     A check that the role has no right to, or that the server stops for its time, is skipped and says so; the others go
     on. Raises psycopg's error when the connection is lost.
@@ -93,7 +110,8 @@ def run_checks(
     queries = load_queries()
     state = _State(*queries.server_state(connection))
     yield _server(state)
-    yield _run("settings", lambda: _settings(connection))
+    values = read_settings(connection) if settings is None else settings
+    yield _run("settings", lambda: _settings(connection, state, values))
     if not state.is_migrated:
         yield ended("migrations", "none is applied", [_unmigrated(connection, state)])
         return
@@ -130,6 +148,7 @@ def run_checks(
     )
     yield _run("autovacuum", lambda: _autovacuum(connection))
     yield _run("horizon", lambda: _horizon(connection, state, old_transaction))
+    yield _run("listeners", lambda: _listeners(connection))
     yield (
         Check("claim index", Level.SKIPPED, own_only)
         if state.sees_own_jobs_only
@@ -194,34 +213,129 @@ def _server(state: _State) -> Check:
     )
 
 
-#: What each is to be, how much it matters, and why.
+class _Setting(NamedTuple):
+    """What a setting is to be (None: as the server has it by itself), how much it matters and why."""
+
+    wanted: str | None
+    level: Level
+    why: str
+    is_bad: Callable[[str], bool]
+
+
+def _is_on(value: str) -> bool:
+    return value.lower() in ("on", "true", "yes", "1")
+
+
+def _is_off(value: str) -> bool:
+    return value.lower() in ("off", "false", "no", "0")
+
+
+def _is_short(value: str) -> bool:
+    """Whether a limit is set, to less than a second. Milliseconds have no unit."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(us|ms|)", value.strip())
+    return match is not None and 0 < float(match[1]) < (1_000_000 if match[2] == "us" else 1000)
+
+
+def _hides_catalogue(value: str) -> bool:
+    """Whether a search path has pg_catalog, and behind another schema. Left out, it comes first."""
+    return "pg_catalog" in [name.strip(' "') for name in value.split(",")][1:]
+
+
+_UNSAFE = "a crash of the host can destroy the whole cluster, not only the latest jobs"
+_LIMIT = "a statement that works or waits for longer is ended: StorageUnavailableError"
+_BLIND = "the plans read whole tables, where each statement has its index"
+#: Settings that change what our statements do, on our own connections or on a caller's (`bound_to`). Others were tried
+#: and change nothing: see tests/test_odd_connections.py.
 _SETTINGS = {
-    "fsync": ("on", Level.WARNING, "a crash of the host can destroy the whole cluster, not only the latest jobs"),
-    "full_page_writes": ("on", Level.WARNING, "a crash in the middle of a write can destroy pages for good"),
-    "synchronous_commit": (
+    "fsync": _Setting("on", Level.WARNING, _UNSAFE, _is_off),
+    "full_page_writes": _Setting(
+        "on", Level.WARNING, "a crash in the middle of a write can destroy pages for good", _is_off
+    ),
+    "synchronous_commit": _Setting(  # has stronger values than on
         "on",
         Level.WARNING,
         "a job can be lost that its creator was told is stored: a crash takes the latest commits",
+        _is_off,
     ),
-    "default_transaction_read_only": ("off", Level.FAILED, "no job can be created, claimed or ended"),
+    "default_transaction_read_only": _Setting("off", Level.FAILED, "no job can be created, claimed or ended", _is_on),
+    "default_transaction_isolation": _Setting(
+        "'read committed'",
+        Level.WARNING,
+        "on a caller's connection, claims and changes beside others fail with TransactionConflictError",
+        lambda value: value.lower() in ("serializable", "repeatable read"),
+    ),
+    "session_replication_role": _Setting(
+        "origin", Level.WARNING, "no trigger fires: a new job wakes no idle worker", lambda value: value == "replica"
+    ),
+    "row_security": _Setting(
+        "on", Level.FAILED, "each statement that policies hold for is refused: of producers, workers, readers", _is_off
+    ),
+    "search_path": _Setting(
+        None,
+        Level.WARNING,
+        "a function or operator of another schema runs in place of the server's of the same name",
+        _hides_catalogue,
+    ),
+    "client_encoding": _Setting(
+        "UTF8",
+        Level.WARNING,
+        "on a caller's connection, text that the encoding lacks is refused",
+        lambda value: re.sub(r"\W", "", value).upper() not in ("UTF8", "UNICODE"),
+    ),
+    "statement_timeout": _Setting(None, Level.WARNING, _LIMIT, _is_short),
+    "lock_timeout": _Setting(None, Level.WARNING, _LIMIT, _is_short),
+    "transaction_timeout": _Setting(None, Level.WARNING, _LIMIT, _is_short),
+    "idle_in_transaction_session_timeout": _Setting(
+        None, Level.WARNING, "a program that pauses in a transaction for longer loses its connection", _is_short
+    ),
+    "exit_on_error": _Setting("off", Level.WARNING, "any error ends the session, a duplicate key's too", _is_on),
+    "enable_indexscan": _Setting("on", Level.WARNING, _BLIND, _is_off),
+    "enable_indexonlyscan": _Setting("on", Level.WARNING, _BLIND, _is_off),
 }
+_SHOWN = (*list(_SETTINGS)[:4], "default_transaction_isolation")
 
 
-def _settings(connection: Connection[Any]) -> Check:
-    values = sorted(load_queries().list_settings(connection, names=list(_SETTINGS)))
+def read_settings(connection: Connection[Any]) -> list[SettingValue]:
+    """The settings that `run_checks` looks at, as this connection has them. Query: list_settings."""
+    return sorted(SettingValue(*row) for row in load_queries().list_settings(connection, names=list(_SETTINGS)))
+
+
+def _settings(connection: Connection[Any], state: _State, values: list[SettingValue]) -> Check:
     findings = []
     for name, value, set_by in values:
-        wanted, level, why = _SETTINGS[name]
-        # synchronous_commit has stronger values than on.
-        if value == ("off" if wanted == "on" else "on"):
+        if set_by == "client" and name.endswith("_timeout"):
+            continue  # goqueue's own configuration
+        if _matters(name, value, state, state.roles):
+            wanted, level, why, _ = _SETTINGS[name]
             findings.append(Finding(level, f"{name} is {value}", why, _set(name, wanted, set_by)))
-    return ended("settings", ", ".join(f"{name} {value}" for name, value, _ in values), findings)
+    seen = {(one.name, one.set_by) for one in values}
+    for name, value, set_by, roles in load_queries().list_default_settings(connection, names=list(_SETTINGS)):
+        if (name, set_by) not in seen and _matters(name, value, state, roles):
+            _, level, why, _ = _SETTINGS[name]
+            found = f"{name} is {value} by {set_by}"
+            findings.append(Finding(level, found, why, f"{set_by} RESET {name};   (for new sessions)"))
+    shown = ", ".join(f"{name} {value}" for name, value, _ in values if name in _SHOWN)
+    return ended("settings", shown, findings)
 
 
-def _set(name: str, value: str, set_by: str | None) -> str:
+def _matters(name: str, value: str, state: _State, roles: list[str]) -> bool:
+    """``roles``: those of roles.sql that the login has whose setting it is."""
+    if not _SETTINGS[name].is_bad(value):
+        return False
+    if name == "default_transaction_read_only":
+        return roles != ["goqueue_reader"]
+    if name == "row_security":
+        return state.has_roles
+    return name != "client_encoding" or state.encoding == "UTF8"
+
+
+def _set(name: str, value: str | None, set_by: str | None) -> str:
+    if set_by == "client":
+        return f"take {name} out of the connection's own options (options in the URL, or PGOPTIONS)"
+    change = f"RESET {name}" if value is None else f"SET {name} = {value}"
     if set_by is not None:  # goes before the server's own
-        return f"{set_by} SET {name} = {value};   (for new sessions)"
-    return f"ALTER SYSTEM SET {name} = {value}; SELECT pg_reload_conf();"
+        return f"{set_by} {change};   (for new sessions)"
+    return f"ALTER SYSTEM {change}; SELECT pg_reload_conf();"
 
 
 # --- migrations and schema ------------------------------------------------------------------------------------------
@@ -516,6 +630,27 @@ def _holder(connection: Connection[Any], row: _Holder) -> Finding:
             do = f"SELECT pg_drop_replication_slot({quoted});   (when nothing uses it any more)"
         level = Level.WARNING if unused or (row.transactions or 0) > _FAR_BEHIND else Level.NOTE
     return Finding(level, found, "no vacuum removes what has died since: claims pass over ever more of it", do)
+
+
+def _listeners(connection: Connection[Any]) -> Check:
+    holders = {}
+    for turn in range(_LOOKS):
+        rows = {row[0]: row[1:] for row in load_queries().list_lock_holders(connection)}
+        holders = {pid: row for pid, row in rows.items() if turn == 0 or pid in holders}
+        if not holders:
+            return Check("listeners", Level.OK, "nothing keeps a listener from opening")
+        sleep(_LOOK_AGAIN)
+    findings = [
+        Finding(
+            Level.FAILED,
+            f"the session {pid} ({', '.join(part for part in (role, application, state) if part)}) keeps the lock that "
+            f"the insert trigger takes for a moment; {waiting} sessions wait for it",
+            "no listener can open, and those that run hear of no new job: workers find it at their next poll",
+            f"SELECT pg_terminate_backend({pid});   (its process; the lock ends with the session)",
+        )
+        for pid, (role, application, state, waiting) in holders.items()
+    ]
+    return ended("listeners", "a session has leaked its lock", findings)
 
 
 def _claim_index(connection: Connection[Any]) -> Check:

@@ -74,8 +74,8 @@ WHERE d.datname = current_database();
 
 -- name: list_settings(names)
 -- The server's settings of these names, as this session has them.
--- Returns: name and value of each that the server knows, and where the value comes from: what to give to RESET, or null
--- where that is the server's configuration.
+-- Returns: name and value of each that the server knows, and where the value comes from: what to put before RESET, the
+-- word client where the connection's own options set it, or null where that is the server's configuration.
 -- Index: none of ours.
 -- Locks: none.
 SELECT
@@ -85,9 +85,88 @@ SELECT
         WHEN 'database' THEN format('ALTER DATABASE %%I', current_database())
         WHEN 'user' THEN format('ALTER ROLE %%I', session_user)
         WHEN 'database user' THEN format('ALTER ROLE %%I IN DATABASE %%I', session_user, current_database())
+        WHEN 'global' THEN 'ALTER ROLE ALL'
+        WHEN 'client' THEN 'client'
     END AS set_by
 FROM pg_settings AS s
 WHERE s.name = ANY(:names::text[]);
+
+
+-- name: list_default_settings(names)
+-- The defaults of these names that the database has, that all roles have, and that logins of ours have: this session's
+-- own role, and the members of the roles of migrations/roles/roles.sql.
+-- Returns: one row a default: name, value as it was given, what to put before RESET, and those of our roles that the
+-- default's role is a member of (empty for defaults of all).
+-- Index: none of ours.
+-- Locks: none.
+-- Notes: A session's own options hide them from list_settings.
+SELECT
+    split_part(o.pair, '=', 1) AS name,
+    substr(o.pair, strpos(o.pair, '=') + 1) AS value,
+    CASE
+        WHEN s.setrole = 0 AND s.setdatabase = 0 THEN 'ALTER ROLE ALL'
+        WHEN s.setrole = 0 THEN format('ALTER DATABASE %%I', d.datname)
+        WHEN s.setdatabase = 0 THEN format('ALTER ROLE %%I', r.rolname)
+        ELSE format('ALTER ROLE %%I IN DATABASE %%I', r.rolname, d.datname)
+    END AS set_by,
+    m.roles
+FROM pg_db_role_setting AS s
+INNER JOIN pg_database AS d ON d.datname = current_database() AND s.setdatabase IN (0, d.oid)
+LEFT JOIN pg_roles AS r ON s.setrole = r.oid
+CROSS JOIN LATERAL unnest(s.setconfig) AS o (pair)
+CROSS JOIN LATERAL (
+    SELECT
+        ARRAY(
+            SELECT g.rolname::text
+            FROM pg_roles AS g
+            WHERE
+                g.rolname IN ('goqueue_owner', 'goqueue_operator', 'goqueue_worker', 'goqueue_reader', 'goqueue_producer')
+                AND r.rolcanlogin
+                AND NOT r.rolsuper
+                AND pg_has_role(r.oid, g.oid, 'MEMBER')
+            ORDER BY g.rolname
+        ) AS roles
+) AS m
+WHERE
+    split_part(o.pair, '=', 1) = ANY(:names::text[])
+    AND (s.setrole = 0 OR r.rolname = session_user OR m.roles <> '{}')
+ORDER BY set_by, name;
+
+
+-- name: list_lock_holders()
+-- The sessions that hold the lock by which the insert trigger learns whether somebody listens. The trigger has it for
+-- microseconds, within a statement; a session that keeps it keeps every listener from opening.
+-- Returns: process id, role, application and state of each (null where the role may not see that), and how many sessions
+-- wait for the lock.
+-- Index: none of ours.
+-- Locks: none.
+-- Notes: The key is that of migrations/V0007__notify_ready_jobs.sql.
+SELECT
+    h.pid,
+    a.usename::text AS role,
+    a.application_name AS application,
+    a.state,
+    count(w.pid) AS waiting
+FROM pg_locks AS h
+INNER JOIN pg_database AS d ON h.database = d.oid AND d.datname = current_database()
+LEFT JOIN pg_stat_activity AS a ON h.pid = a.pid
+LEFT JOIN pg_locks AS w
+    ON
+        NOT w.granted
+        AND h.locktype = w.locktype
+        AND h.database = w.database
+        AND h.classid = w.classid
+        AND h.objid = w.objid
+        AND h.objsubid = w.objsubid
+WHERE
+    h.locktype = 'advisory'
+    AND h.classid = (7453300657348765004 >> 32)::oid
+    AND h.objid = (7453300657348765004 & 4294967295)::oid
+    AND h.objsubid = 1
+    AND h.mode = 'ExclusiveLock'
+    AND h.granted
+GROUP BY h.pid, a.usename, a.application_name, a.state
+ORDER BY h.pid;
 
 
 -- name: list_applied_migrations()

@@ -7,8 +7,10 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +34,7 @@ from goqueue.schema import expected_schema, read_schema, schema_text
 Connection = psycopg.Connection[Any]
 NAMES = [
     "server", "settings", "migrations", "schema", "queries", "roles", "grants", "plans", "autovacuum", "horizon",
-    "claim index",
+    "listeners", "claim index",
 ]  # fmt: skip
 
 
@@ -773,6 +775,149 @@ def test_another_encoding_is_a_failure(poor: Connection, poor_server: str) -> No
     with open_connection(DatabaseConfig(url=make_conninfo(poor_server, dbname="ascii"))) as connection:
         found = finding(connection, "server")
     assert (found.level, found.found) == (Level.FAILED, "the database ascii is encoded in SQL_ASCII")
+
+
+@pytest.mark.parametrize(
+    ("setting", "level"),
+    [
+        ("default_transaction_isolation = 'serializable'", "warning"),
+        ("default_transaction_isolation = 'repeatable read'", "warning"),
+        ("session_replication_role = replica", "warning"),
+        ("search_path = app, pg_catalog", "warning"),
+        ("client_encoding = 'LATIN1'", "warning"),
+        ("statement_timeout = '50ms'", "warning"),
+        ("lock_timeout = 10", "warning"),
+        ("idle_in_transaction_session_timeout = '200ms'", "warning"),
+        ("enable_indexscan = off", "warning"),
+        ("default_transaction_read_only = true", "failed"),
+        ("synchronous_commit = off", "warning"),
+    ],
+)
+@pytest.mark.parametrize("whose", ["ALTER DATABASE {database}", "ALTER ROLE {role} IN DATABASE {database}"])
+def test_a_default_that_changes_a_callers_connection_is_told_whether_the_session_has_it_or_not(
+    goqueue_database: str, goqueue_connection: Connection, setting: str, level: str, whose: str
+) -> None:
+    info = goqueue_connection.info
+    owner = whose.format(database=info.dbname, role=info.user)
+    goqueue_connection.execute(f"{owner} SET {setting}".encode())
+    name = setting.partition(" =")[0]
+    for options in ("", "-c default_transaction_isolation=read\\ committed -c TimeZone=UTC"):
+        with psycopg.connect(goqueue_database, autocommit=True, options=options) as connection:
+            [found] = [one for one in check(connection, "settings").findings if one.found.startswith(f"{name} is ")]
+        assert found.level == level
+        assert found.do.startswith(f"{owner} ")
+    goqueue_connection.execute("SET default_transaction_read_only = off")
+    goqueue_connection.execute(found.do.partition(";")[0].encode())
+    with psycopg.connect(goqueue_database, autocommit=True) as connection:
+        assert name not in str(
+            [one for one in check(connection, "settings").findings if one.do.startswith("ALTER DATA")]
+        )
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "default_transaction_isolation = 'read committed'", "default_transaction_deferrable = on",
+        "statement_timeout = '30s'", "statement_timeout = 0", "lock_timeout = '5s'", "search_path = app, public",
+        "search_path = pg_catalog, app", "TimeZone = 'Asia/Kathmandu'", "DateStyle = German",
+        "IntervalStyle = iso_8601", "bytea_output = escape", "extra_float_digits = -10",
+        "standard_conforming_strings = off", "client_encoding = 'utf-8'", "row_security = off", "work_mem = '64MB'",
+    ],
+)  # fmt: skip
+def test_a_default_that_changes_nothing_of_ours_is_not_told(
+    goqueue_database: str, goqueue_connection: Connection, setting: str
+) -> None:
+    goqueue_connection.execute(f"ALTER DATABASE {goqueue_connection.info.dbname} SET {setting}".encode())
+    with psycopg.connect(goqueue_database, autocommit=True) as connection:
+        assert [one for one in check(connection, "settings").findings if "ALTER DATABASE" in one.do] == []
+
+
+def test_the_command_looks_at_the_servers_own_defaults_beside_those_of_its_session(
+    run: "Run", goqueue_connection: Connection
+) -> None:
+    name = goqueue_connection.info.dbname
+    goqueue_connection.execute(f"ALTER DATABASE {name} SET default_transaction_isolation = 'serializable'".encode())
+    result = run("check")
+    assert result.code == 0
+    assert "    warning: default_transaction_isolation is serializable\n" in result.out
+    assert f"        do:  ALTER DATABASE {name} SET default_transaction_isolation = 'read committed';" in result.out
+
+
+def test_a_servers_default_is_mended_at_the_server(poor: Connection, poor_server: str) -> None:
+    poor.execute("ALTER SYSTEM SET default_transaction_isolation = 'serializable'")
+    poor.execute("SELECT pg_reload_conf()")
+    try:
+        deadline = time.monotonic() + 20
+        while True:
+            with psycopg.connect(poor_server, autocommit=True) as connection:
+                found = {one.found: one for one in check(connection, "settings").findings}
+            if "default_transaction_isolation is serializable" in found:
+                break
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        advice = found["default_transaction_isolation is serializable"].do
+        assert advice.startswith("ALTER SYSTEM SET default_transaction_isolation = 'read committed'; SELECT pg_reload_")
+    finally:
+        poor.execute("ALTER SYSTEM RESET default_transaction_isolation")
+        poor.execute("SELECT pg_reload_conf()")
+
+
+# --- listeners ------------------------------------------------------------------------------------------------------
+
+KEY = 7453300657348765004
+
+
+def test_a_leaked_lock_of_the_insert_trigger_is_found_and_what_is_advised_ends_it(
+    goqueue_database: str, goqueue_connection: Connection
+) -> None:
+    assert f"({KEY})" in (shipped_folder("sql") / "server.sql").read_text("utf-8")
+    leaking = psycopg.connect(goqueue_database, autocommit=True, application_name="web")
+    leaking.execute("SELECT pg_advisory_lock(%s::bigint)", [KEY])
+    found = finding(goqueue_connection, "listeners")
+    pid = leaking.info.backend_pid
+    assert found.level == Level.FAILED
+    assert re.match(
+        rf"the session {pid} \(\w+, web, idle\) keeps the lock that .*; 0 sessions wait for it", found.found
+    )
+    assert found.do.startswith(f"SELECT pg_terminate_backend({pid});")
+    goqueue_connection.execute(found.do.partition(";")[0].encode())
+    deadline = time.monotonic() + 20
+    while check(goqueue_connection, "listeners").level != Level.OK:
+        assert time.monotonic() < deadline
+    with pytest.raises(psycopg.OperationalError):
+        leaking.execute("SELECT 1")
+    leaking.close()
+
+
+def test_a_leaked_lock_is_found_without_the_right_to_see_others_sessions(
+    goqueue_database: str, role: Callable[..., Connection]
+) -> None:
+    with psycopg.connect(goqueue_database, autocommit=True) as leaking:
+        leaking.execute("SELECT pg_advisory_lock(%s::bigint)", [KEY])
+        found = finding(role(SCHEMA, "SELECT ON ALL TABLES IN SCHEMA goqueue"), "listeners")
+        assert f"the session {leaking.info.backend_pid} (" in found.found
+
+
+def test_neither_listeners_nor_creators_of_jobs_have_leaked_it(
+    goqueue_database: str, goqueue_connection: Connection, goqueue_store: PostgresStorage
+) -> None:
+    with goqueue_store.listen("q"):
+        assert check(goqueue_connection, "listeners").level == Level.OK
+    ended = threading.Event()
+
+    def create() -> None:
+        with PostgresStorage.open(goqueue_database) as store:
+            while not ended.is_set():
+                store.create_job(NewJob(job_type="t"))
+
+    with ThreadPoolExecutor(2) as threads:
+        creators = [threads.submit(create) for _ in range(2)]
+        try:
+            assert check(goqueue_connection, "listeners").level == Level.OK
+        finally:
+            ended.set()
+        for creator in creators:
+            creator.result()
 
 
 # --- the command ----------------------------------------------------------------------------------------------------

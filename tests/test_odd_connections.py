@@ -196,6 +196,12 @@ def test_answers_that_could_not_be_read_are_not_asked_for(connect: Connect) -> N
         ("TimeZone", "Asia/Kathmandu"),
         ("extra_float_digits", "-10"),
         ("bytea_output", "escape"),
+        ("standard_conforming_strings", "off"),
+        ("array_nulls", "off"),
+        ("transform_null_equals", "on"),
+        ("quote_all_identifiers", "on"),
+        ("default_transaction_deferrable", "on"),
+        ("search_path", ""),
     ],
 )
 def test_settings_of_the_callers_do_not_matter(connect: Connect, setting: str, value: str) -> None:

@@ -553,6 +553,19 @@ def test_a_role_with_a_grant_that_sees_no_job_is_a_warning(applied: Connection, 
     assert finding.do.startswith("GRANT goqueue_reader TO ")
 
 
+def test_a_default_of_a_members_login_is_told_to_whoever_looks(applied: Connection, place: Place) -> None:
+    """Each login's own default that breaks what it is for."""
+    whose = {who: f"ALTER ROLE {place.logins[who]} IN DATABASE {applied.info.dbname}" for who in ("worker", "reader")}
+    for change in whose.values():
+        applied.execute(f"{change} SET default_transaction_read_only = on".encode())
+    applied.execute(f"{whose['worker']} SET row_security = off".encode())
+    found = {one.do.partition(";")[0]: one.level for one in checked(applied, "settings").findings}
+    assert found[f"{whose['worker']} RESET default_transaction_read_only"] == Level.FAILED
+    assert found[f"{whose['worker']} RESET row_security"] == Level.FAILED
+    # A reader needs to write nothing.
+    assert f"{whose['reader']} RESET default_transaction_read_only" not in found
+
+
 def test_where_the_script_was_not_run_the_check_says_so_in_one_line(
     goqueue_connection: Connection, goqueue_database: str, place: Place
 ) -> None:

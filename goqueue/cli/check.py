@@ -6,6 +6,8 @@ from typing import Annotated
 
 import psycopg
 import typer
+from msgspec.structs import replace
+from psycopg.conninfo import make_conninfo
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
@@ -16,7 +18,7 @@ from goqueue.config import DatabaseConfig
 from goqueue.dberrors import translate
 from goqueue.errors import ConnectionRejectedError, StorageUnavailableError
 from goqueue.findings import Check, Finding, Level
-from goqueue.health import run_checks
+from goqueue.health import read_settings, run_checks
 from goqueue.pool import open_connection
 
 _STYLES = {
@@ -67,8 +69,11 @@ def check(
 
 def _checks(config: DatabaseConfig, folder: str) -> Iterator[Check]:
     try:
+        # As a caller's own connection has them: with empty options ours are not sent.
+        with open_connection(replace(config, url=make_conninfo(config.url, options=""))) as connection:
+            settings = read_settings(connection)
         with open_connection(config) as connection:
-            yield from run_checks(connection, sql_dir=folder)
+            yield from run_checks(connection, sql_dir=folder, settings=settings)
     except psycopg.Error as error:
         lost = translate(error)
         do = "see `goqueue config` for the server meant, and the server's log" * isinstance(
