@@ -221,6 +221,8 @@ def is_nobody_here(error: GoQueueError) -> bool:
 
 # What psycopg says of a statement that was not sent to its end: the server never runs one.
 _NOT_SENT = ("sending ", "flushing failed", "the connection is closed")
+# What pgbouncer says of one that it had no server for.
+_NOT_FORWARDED = re.compile(r"query_wait_timeout|login|cannot connect|no such |no more connections|authentication")
 
 
 class StandbyWatch:
@@ -256,6 +258,8 @@ def is_unanswered(error: BaseException, *, at_commit: bool = False) -> bool:
         return False
     if (sqlstate := error.diag.sqlstate or error.sqlstate) is None:
         return isinstance(error, psycopg.OperationalError) and not str(error).startswith(_NOT_SENT)
+    if sqlstate.startswith("08") and _NOT_FORWARDED.search(_said(error)):
+        return False
     severity = error.diag.severity_nonlocalized or error.diag.severity
     # A pooler says 08P01 when it has lost the server; a PANIC can follow the commit.
     return severity == "PANIC" or (severity == "FATAL" and (at_commit or sqlstate[:2] == "08" or sqlstate == "57P02"))
@@ -264,10 +268,11 @@ def is_unanswered(error: BaseException, *, at_commit: bool = False) -> bool:
 def unanswered(operation: str, job_ids: Iterable[UUID], *, cause: BaseException, **known: Any) -> OutcomeUnknownError:
     """The error for a statement whose reply was lost, as ``cause`` tells."""
     said = _said(cause) if isinstance(cause, psycopg.Error) else str(cause)
+    do = "look up the jobs (`job_ids`), or repeat the call as the method's docstring says"
+    if known.get("transaction_id"):
+        do = f"ask get_transaction_status({known['transaction_id']!r}), {do}"
     return OutcomeUnknownError(
-        f"{operation} was sent and its reply was lost: {said}; whether it was committed is unknown: "
-        f"{_LOOK_UP if known.get('transaction_id') else ''}look up the jobs (`job_ids`), or repeat the call as the "
-        "method's docstring says",
+        f"{operation} was sent and its reply was lost: {said}; whether it was committed is unknown: {do}{_held(known)}",
         operation=operation,
         job_ids=job_ids,
         **known,
@@ -281,7 +286,8 @@ def unconfirmed(
     said = f" ({_said(cause)})" if isinstance(cause, psycopg.Error) else ""
     return OutcomeUnknownError(
         f"{operation} is committed on this server, but its wait for a synchronous standby was ended{said}: a failover "
-        "can lose it. The jobs (`job_ids`) are changed now: look them up, and look again after a failover",
+        "can lose it. The jobs (`job_ids`) are changed now: look them up, and look again after a failover"
+        f"{_held(known)}",
         operation=operation,
         job_ids=job_ids,
         is_committed=True,
@@ -289,7 +295,10 @@ def unconfirmed(
     )
 
 
-_LOOK_UP = "ask get_transaction_status(error.transaction_id), "
+def _held(known: dict[str, Any]) -> str:
+    """Where the jobs of a claim are to be found."""
+    worker_id = known.get("worker_id")
+    return "" if worker_id is None else f". What it has claimed is held by {worker_id!r} until the leases expire"
 
 
 def is_stale(error: psycopg.Error) -> bool:

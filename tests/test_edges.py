@@ -23,6 +23,7 @@ from goqueue import (
     JobUpdate,
     LeaseLostError,
     NewJob,
+    OutcomeUnknownError,
     PostgresStorage,
     StorageError,
 )
@@ -62,6 +63,7 @@ def test_a_bulk_on_the_pool_is_all_or_nothing(goqueue_store: PostgresStorage) ->
         CorruptJobError("m", job_id=uuid4()),
         LeaseLostError("m", job_ids=[uuid4(), uuid4()]),
         StorageError("m"),
+        OutcomeUnknownError("m", operation="claim_jobs", job_ids=[uuid4()], worker_id="w", transaction_id="17"),
     ],
     ids=lambda error: type(error).__name__,
 )

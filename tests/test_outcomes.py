@@ -1,5 +1,6 @@
 """Statements whose outcome their caller does not learn: lost replies, and commits that no standby has confirmed."""
 
+import asyncio
 import inspect
 import re
 import time
@@ -30,7 +31,7 @@ from goqueue.embedded import EmbeddedServer
 from goqueue.migrate import migrate
 from goqueue.queries import load_queries
 from goqueue.statement import Rendered
-from tests import proxy
+from tests import pgbouncer, proxy
 from tests.ways import WAYS, Way, opened
 
 MINUTE = timedelta(minutes=1)
@@ -176,6 +177,26 @@ def test_a_callers_own_transaction_is_the_callers_to_watch(standby: Waiting, loc
         assert PostgresStorage.bound_to(connection).get_job(new.id).id == new.id
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_task_cancelled_while_its_commit_waits_for_a_standby_stays_cancelled(
+    standby: Waiting, local: PostgresStorage
+) -> None:
+    new = NewJob(job_type="t")
+    url = make_conninfo(standby.url, options="-c synchronous_commit=on")
+    config = DatabaseConfig(url=url, pool_min_size=1, pool_max_size=1)
+    async with await AsyncPostgresStorage.open(config) as store:
+        for call in (store.create_job(new), store.create_jobs([NewJob(job_type="t")])):
+            task = asyncio.create_task(call)
+            while not standby.admin.execute("SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep'").fetchall():
+                await asyncio.sleep(0.01)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert (await store.get_job(new.id)).id == new.id  # the connection can be used again
+    assert local.count_jobs() == 2
+
+
 # --- repeated completions ---------------------------------------------------------------------------------------------
 
 
@@ -239,6 +260,7 @@ def test_a_lost_reply_names_the_query_and_its_jobs_and_the_pool_goes_on(
         assert (error.job_ids, error.worker_id) == ((), "w1")
         [held] = [job for job in goqueue_store.list_jobs().jobs if job.locked_by == error.worker_id]
         assert unknown("heartbeat_jobs", "heartbeat_jobs", [held]).job_ids == (held.id,)
+        assert "held by 'w1'" in str(error)
         error = unknown("complete_and_claim", "complete_and_claim", [held], "default", "w1")
         assert (error.job_ids, error.worker_id) == ((held.id,), "w1")
         assert store.call("complete_and_claim", [held], "default", "w1") == []
@@ -327,6 +349,37 @@ def test_a_connection_lost_while_idle_sends_nothing(
             store.call("create_job", NewJob(job_type="t"))
         assert type(caught.value) is StorageUnavailableError
         assert goqueue_store.count_jobs() == 0
+
+
+@pytest.mark.skipif(pgbouncer.PROGRAM is None, reason=pgbouncer.MISSING)
+@pytest.mark.parametrize("way", ["pool", "async bound"])
+def test_a_pooler_that_has_lost_the_server_answers_with_an_error_and_knows_no_more(
+    wire: proxy.Proxy, goqueue_store: PostgresStorage, way: str
+) -> None:
+    new = NewJob(job_type="t")
+    settings = {"ignore_startup_parameters": "options", "server_tls_sslmode": "disable"}
+    with (
+        pgbouncer.running(wire.url, **settings) as through,
+        opened(way, never_prepared(through(wire.url))) as store,
+    ):
+        error = lost(wire, "create_job", lambda: store.call("create_job", new))
+    assert isinstance(error, OutcomeUnknownError), error
+    assert isinstance(error.__cause__, psycopg.errors.ProtocolViolation)
+    assert goqueue_store.get_job(new.id).id == new.id
+
+
+@pytest.mark.skipif(pgbouncer.PROGRAM is None, reason=pgbouncer.MISSING)
+def test_a_pooler_without_a_server_has_forwarded_nothing(goqueue_database: str, goqueue_store: PostgresStorage) -> None:
+    settings = {"ignore_startup_parameters": "options", "query_wait_timeout": 1, "default_pool_size": 1}
+    with pgbouncer.running(goqueue_database, **settings) as through:
+        url = through(goqueue_database)
+        with psycopg.connect(url) as other, PostgresStorage.open(never_prepared(url)) as store:
+            store.ping()
+            other.execute("SELECT 1")  # holds the only session
+            with pytest.raises(StorageUnavailableError) as caught:
+                store.create_job(NewJob(job_type="t"))
+    assert type(caught.value) is StorageUnavailableError
+    assert goqueue_store.count_jobs() == 0
 
 
 @pytest.mark.parametrize("how", ["pg_terminate_backend", "pg_cancel_backend"])
