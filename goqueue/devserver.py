@@ -1,8 +1,9 @@
 """An embedded server that outlives the command which starts it, for development. Imports goqueue.embedded and psycopg.
 
-An `EmbeddedServer` ends with its process, so a process of its own keeps
-one: `python -m goqueue.devserver FOLDER`. Whether it lives is never read from a file, which could be stale: it listens
-at a FIFO and holds a lock, and both end with it. It is told to stop through the FIFO; nothing is signalled by its id.
+An `EmbeddedServer` ends with its process, so a process of its own keeps one:
+`python -m goqueue.devserver FOLDER DESCRIPTOR`. Whether it lives is never read from a file, which could be stale: it
+listens at a FIFO and holds a lock, and both end with it. It is told to stop through the FIFO; nothing is signalled by
+its id.
 """
 
 import errno
@@ -49,12 +50,18 @@ class DevServer:
         except OSError as error:
             raise EmbeddedServerError(f"{self.folder} can't be used: {error.strerror}") from error
         # The keeper leaves this session and its parent. If we end before it answers (Ctrl-C), it can't, and stops.
-        command = [sys.executable, "-P", "-m", "goqueue.devserver", str(self.folder)]
-        with log, subprocess.Popen(  # noqa: S603 - its arguments are our own
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, cwd="/", start_new_session=True
-        ) as process:  # fmt: skip
-            assert process.stdout is not None  # noqa: S101 - for the type checker
-            answer = process.stdout.readline()
+        # Its answer has a pipe of its own: what is imported when Python starts may print.
+        ours, theirs = os.pipe()
+        command = [sys.executable, "-P", "-m", "goqueue.devserver", str(self.folder), str(theirs)]
+        with log, os.fdopen(ours, "rb") as pipe:
+            try:
+                subprocess.run(  # noqa: S603 - its arguments are our own
+                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", start_new_session=True,
+                    pass_fds=[theirs], check=False,
+                )  # fmt: skip
+            finally:
+                os.close(theirs)
+            answer = pipe.readline()
         if not answer:
             raise EmbeddedServerError(f"the server's keeper ended without a word: see {self.folder / 'keeper.log'}")
         said: dict[str, Any] = json.loads(answer)
@@ -108,8 +115,11 @@ class DevServer:
             raise EmbeddedServerError(f"the server of {self.folder} can't be asked: {error.strerror}") from error
 
 
-def keep(folder: Path) -> None:
-    """The keeper: run the server of ``folder`` until it is told to stop, or it ends by itself."""
+def keep(folder: Path, answer: int) -> None:
+    """The keeper: run the server of ``folder`` until it is told to stop, or it ends by itself.
+
+    Whether it runs is written to the descriptor ``answer``.
+    """
     import fcntl  # noqa: PLC0415 - Windows has none
 
     if os.fork():  # so that whoever started us has no child to wait for
@@ -118,7 +128,7 @@ def keep(folder: Path) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return _say({})
+        return _say(answer, {})
     control, about = folder / "control", folder / "server.json"
     for name in (control, about):
         name.unlink(missing_ok=True)  # of a keeper that was killed
@@ -131,12 +141,12 @@ def keep(folder: Path) -> None:
             running = Running(_stable_url(server.url(), folder), server.version, os.getpid())
             about.with_suffix(".new").write_text(json.dumps(running._asdict()), encoding="utf-8")
             about.with_suffix(".new").replace(about)
-            _say(running._asdict())
+            _say(answer, running._asdict())
             while server.is_running and not select.select([fifo], [], [], 1.0)[0]:
                 pass
             about.unlink()
     except EmbeddedServerError as error:
-        _say({"error": str(error)})
+        _say(answer, {"error": str(error)})
     except BrokenPipeError:
         pass  # whoever started us has ended, and would never know of this server
     finally:
@@ -144,10 +154,10 @@ def keep(folder: Path) -> None:
         os.close(lock)  # before the FIFO, so that the lock is free when a stop is over
 
 
-def _say(answer: dict[str, Any]) -> None:
+def _say(descriptor: int, answer: dict[str, Any]) -> None:
     """Answer the command that waits for us, and let go of it. BrokenPipeError when it has ended."""
-    os.write(1, json.dumps(answer).encode() + b"\n")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.write(descriptor, json.dumps(answer).encode() + b"\n")
+    os.close(descriptor)
 
 
 def _stable_url(url: str, folder: Path) -> str:
@@ -162,4 +172,4 @@ def _stable_url(url: str, folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    keep(Path(sys.argv[1]))
+    keep(Path(sys.argv[1]), int(sys.argv[2]))

@@ -245,8 +245,8 @@ def test_when_whoever_started_it_is_gone_before_the_answer_the_server_stops(fold
     stops = log.read_text().count("system is shut down") if log.exists() else 0
     reading, writing = os.pipe()
     os.close(reading)
-    keeper = [sys.executable, "-m", "goqueue.devserver", str(folder)]
-    subprocess.run(keeper, stdout=writing, stderr=subprocess.DEVNULL, check=True)
+    keeper = [sys.executable, "-m", "goqueue.devserver", str(folder), str(writing)]
+    subprocess.run(keeper, pass_fds=[writing], stderr=subprocess.DEVNULL, check=True)
     os.close(writing)
     deadline = time.monotonic() + SECONDS
     while not log.exists() or log.read_text().count("system is shut down") <= stops:
@@ -320,3 +320,13 @@ def test_a_user_without_a_home_folder_is_told_what_to_set(
         assert commands("db", "status", "--data", tmp_path).code == 3
         monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
         assert str(tmp_path / "goqueue" / "db") in commands("db", "status").out
+
+
+def test_what_python_prints_when_it_starts_is_not_the_keepers_answer(
+    commands: Commands, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys; print('{}'); print('hello', flush=True)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    started = commands("db", "start", "--data", folder, "--no-migrate", "--json")
+    assert started.code == 0
+    assert started.json["started"]
