@@ -5,6 +5,8 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 # Two processes suit the two cores of a small machine; `make test WORKERS=auto` takes what there is.
 WORKERS ?= 2
+# Files with this word in their names run outside of a transaction.
+APART  := $(wildcard migrations/V*NONTRANSACTIONAL*.sql)
 # migrations.yml sets the lock_timeout, and an undo file drops on purpose.
 SQUAWK_OFF := require-lock-timeout,require-statement-timeout
 SQUAWK_OFF_UNDO := ban-drop-table,ban-drop-column,ban-drop-constraint,ban-drop-function,ban-drop-trigger,ban-drop-type,require-concurrent-index-deletion
@@ -18,13 +20,13 @@ help: ## List the targets
 
 install: $(STAMP) ## Make .venv with everything: the package, the embedded PostgreSQL, the tools
 
-# uv, because its override keeps psycopg2 (which compiles) out in favour of psycopg2-binary; pip has no such thing.
+# uv, because its override keeps pgmigrate's psycopg2 (which compiles) out in favour of psycopg2-binary; pip has none.
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("goqueue needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12 ...")'
 	@echo "==> making $(VENV) (once; about half a minute)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
-	$(BIN)/uv pip install --python $(BIN)/python --editable '.[otel,testing]' --group dev
+	$(BIN)/uv pip install --python $(BIN)/python --editable '.[migrate,otel,testing]' --group dev
 	@touch $@
 
 build: $(STAMP) ## Build the wheel and the source archive into dist/
@@ -41,7 +43,8 @@ lint: $(STAMP) ## Check style: Python (ruff), queries (sqlfluff), migrations (sq
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/sqlfluff lint --disable-progress-bar sql
-	$(BIN)/squawk --assume-in-transaction --exclude=$(SQUAWK_OFF) migrations/V*.sql
+	$(BIN)/squawk --assume-in-transaction --exclude=$(SQUAWK_OFF) $(filter-out $(APART),$(wildcard migrations/V*.sql))
+	$(if $(APART),$(BIN)/squawk --exclude=$(SQUAWK_OFF) $(APART))
 	$(BIN)/squawk --assume-in-transaction --exclude=$(SQUAWK_OFF),$(SQUAWK_OFF_UNDO) migrations/undo/U*.sql
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m goqueue.catalogue --check
@@ -58,7 +61,7 @@ run: $(STAMP) ## See it work: start a server (or use GOQUEUE_DATABASE_URL), migr
 	@$(BIN)/python -m goqueue.demo
 
 migrate: $(STAMP) ## Run `pgmigrate migrate` on the database that the PG* variables name
-	$(BIN)/pgmigrate migrate -v
+	$(BIN)/pgmigrate migrate --disable_schema_check --force_mixed -v
 
 bench: $(STAMP) ## Measure against pgbench running the same SQL; writes .bench/results.json and a picture of it
 	$(BIN)/python -m tests.bench $(ARGS)

@@ -63,9 +63,9 @@ def _database() -> Iterator[DatabaseConfig]:
 def tour() -> None:
     """Runs the tour. Raises `GoQueueError` when the server, the migrations or the store fail."""
     with _database() as config:
-        with console.status("running `pgmigrate migrate` ..."):
+        with console.status("applying the migrations ..."):
             migrate(config.url)
-        console.print("[bold]Schema[/]: `pgmigrate migrate` has run\n")
+        console.print("[bold]Schema[/]: migrated, as by `pgmigrate migrate`\n")
         # A name of its own, so that two tours on one database do not meet.
         queue = f"demo-{uuid4().hex[:8]}"
         with PostgresStorage.open(config) as store:

@@ -1,29 +1,72 @@
-"""Runs the real ``pgmigrate migrate``, and the undo files. Imports psycopg, yaml and goqueue.errors.
+"""Applies the migrations by pgmigrate's rules, lists them, takes them back. Imports goqueue.sqlfiles, psycopg, yaml.
 
-pgmigrate runs as a process of its own. The SQL here is limited to its table, schema_version.
+`pgmigrate migrate` does the same with the same files, table and lock, and each continues what the other has begun. It
+isn't called from here, because it requires psycopg2, which pip has to compile. The SQL here is limited to pgmigrate's
+table, schema_version, and to the lock.
 """
 
 import hashlib
-import importlib.util
-import json
-import os
 import re
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from time import monotonic, sleep
+from typing import Any, LiteralString, NamedTuple
 
 import psycopg
 import yaml
-from psycopg import pq, sql
+from psycopg import Connection, pq, sql
 
 from goqueue.errors import GoQueueError
+from goqueue.sqlfiles import split
 
-# Options that libpq takes from no environment variable. Without these a connection is only tuned otherwise; any other
-# such option (sslpassword, oauth_issuer, ...) decides whether there is a connection, so it is refused rather than lost.
-_DISPENSABLE = re.compile(r"fallback_application_name|keepalives(_\w+)?|tcp_user_timeout")
+#: Whoever changes the schema holds this advisory lock; migrations.yml and roles/*.sql take it too.
+LOCK = 29114455692768613
+#: How long a run waits for another one to end.
+WAIT_SECONDS = 60.0
+
+_FILE = re.compile(r"V(?P<version>\d+)__(?P<description>.+)\.sql")
+_TRY_LOCK = "SELECT pg_try_advisory_lock(%s)"
+_HOLDER: LiteralString = """
+    SELECT l.pid, a.application_name
+    FROM pg_locks AS l LEFT JOIN pg_stat_activity AS a USING (pid)
+    WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+        AND (l.classid::bigint << 32) + l.objid::bigint = %s
+        AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
+_SEEN: LiteralString = """
+    SELECT quote_ident(current_user), quote_ident(pg_get_userbyid(v.relowner)),
+        has_schema_privilege(n.oid, 'USAGE'), has_table_privilege(v.oid, 'SELECT'),
+        (
+            SELECT r.rolname FROM pg_roles AS r
+            WHERE r.rolname = 'goqueue_reader' AND has_table_privilege(r.oid, v.oid, 'SELECT')
+        )
+    FROM pg_class AS v INNER JOIN pg_namespace AS n ON v.relnamespace = n.oid
+    WHERE n.nspname = %s AND v.relname = 'schema_version'
+"""
+_APPLIED: LiteralString = """
+    SELECT version, description, to_char(installed_on, 'YYYY-MM-DD HH24:MI:SS'), installed_by
+    FROM {table} ORDER BY version
+"""
+_SCHEMA: LiteralString = "SELECT FROM pg_namespace WHERE nspname = %s"
+# As pgmigrate makes them.
+_INITIALIZE: tuple[LiteralString, ...] = (
+    "CREATE SCHEMA {schema}",
+    "CREATE TYPE {type} AS ENUM ('auto', 'manual')",
+    """
+    CREATE TABLE {table} (
+        version bigint NOT NULL PRIMARY KEY,
+        description text NOT NULL,
+        type {type} NOT NULL DEFAULT 'auto',
+        installed_by text NOT NULL,
+        installed_on timestamp without time zone DEFAULT now() NOT NULL
+    )
+    """,
+)
+_RECORD: LiteralString = "INSERT INTO {table} (version, description, installed_by) VALUES (%s, %s, current_user)"
+_FORGET: LiteralString = "DELETE FROM {table} WHERE version = %s"
 
 
 class MigrationError(GoQueueError):
@@ -68,15 +111,16 @@ class Migration(NamedTuple):
 
 
 def list_migrations(conninfo: str = "", *, base_dir: Path | None = None) -> list[Migration]:
-    """Every version that is applied or pending, the lowest first: what ``pgmigrate info`` says. Raises MigrationError.
+    """Return every version that is applied or pending, the lowest first, as ``pgmigrate info`` does.
 
-    Nothing is changed. ``conninfo`` is as for ``migrate``.
+    Nothing is changed or waited for. ``conninfo`` is as for ``migrate``. Raises MigrationError, also for a role that
+    isn't allowed to see which versions are applied.
     """
-    known = json.loads(_pgmigrate("info", conninfo, base_dir))
-    return [
-        Migration(one["version"], one["description"], one["installed_on"], one["installed_by"])
-        for one in known.values()
-    ]
+    plan = _Plan(base_dir)
+    with _connected(conninfo) as connection:
+        applied = plan.applied(connection)
+    pending = plan.pending(applied)
+    return [*applied, *(Migration(file.version, file.description, None, None) for file in pending)]
 
 
 def migrate(
@@ -90,137 +134,261 @@ def migrate(
     """Apply what is pending, up to version ``target`` (None: all of it). Raises MigrationError.
 
     ``conninfo`` is a libpq connection string or URL; what it leaves out comes from the PG* environment variables, as in
-    libpq. Runs at the same time wait for each other. Options without an environment variable can't be handed on:
-    keepalives, tcp_user_timeout and fallback_application_name are left out, others (sslpassword) are refused.
-    ``dry_run`` applies and then rolls back. ``on_version`` is told each version when its turn comes.
+    libpq. One run waits for another, a minute at most. Pending files are applied in one transaction. A file with
+    NONTRANSACTIONAL in its name is applied between two transactions, statement by statement. ``dry_run`` applies and
+    then rolls back. ``on_version`` is called with each version when its turn comes.
     """
-    options = ["-t", str(target)] if target is not None else []
-    _pgmigrate("migrate", conninfo, base_dir, *options, *(["--dryrun"] if dry_run else []), on_version=on_version)
-
-
-def _pgmigrate(
-    operation: str,
-    conninfo: str,
-    base_dir: Path | None,
-    *options: str,
-    on_version: Callable[[int], None] | None = None,
-) -> str:
-    """Run pgmigrate, and return what it prints."""
-    base = Path(base_dir or migrations_dir())
-    if importlib.util.find_spec("pgmigrate") is None:
-        raise MigrationError("pgmigrate is not installed: pip install 'goqueue[migrate]'")
-    # -P keeps a stray pgmigrate.py or yaml.py of the working folder out; -vv says which version's turn it is.
-    command = [sys.executable, "-P", "-m", "pgmigrate", operation, "-vv", "-d", str(base), *options]
-    errors = []
-    with (
-        tempfile.TemporaryFile("w+", encoding="utf-8") as output,
-        subprocess.Popen(
-            command, env=_environment(conninfo), stdin=subprocess.DEVNULL,
-            stdout=output, stderr=subprocess.PIPE, encoding="utf-8", errors="replace",
-        ) as process,
-    ):  # fmt: skip
-        for line in process.stderr or ():
-            if " INFO " not in line:
-                errors.append(line)
-            elif on_version and (found := re.search(r"INFO +: Migrating to version (\d+)$", line)):
-                on_version(int(found[1]))
-        if process.wait() != 0:
-            raise MigrationError(_readable("".join(errors), process.returncode))
-        output.seek(0)
-        return output.read()
+    plan = _Plan(base_dir)
+    with _connected(conninfo) as connection:
+        _wait_for_turn(connection)
+        pending = plan.pending(plan.applied(connection), target)
+        apart = [file.path.name for file in pending if not file.transactional]
+        if dry_run and apart:
+            raise MigrationError(f"a dry run can't roll {apart[0]} back; give a lower --target to try what precedes it")
+        groups = [list(group) for _, group in groupby(pending, key=lambda file: file.transactional)]
+        for number, group in enumerate(groups, 1):
+            if group[0].transactional:
+                with connection.transaction(force_rollback=dry_run):
+                    plan.begin(connection)
+                    for file in group:
+                        plan.apply(connection, file, on_version)
+                    if number == len(groups):
+                        plan.call_back(connection)
+            else:
+                plan.begin(connection)
+                for file in group:
+                    plan.apply(connection, file, on_version)
+                if number == len(groups):
+                    with connection.transaction():
+                        plan.call_back(connection)
 
 
 def undo(conninfo: str = "", *, to: int, base_dir: Path | None = None) -> list[int]:
     """Take every applied version above ``to`` back, the highest first, and return them. Raises MigrationError.
 
-    Each undo file runs in one transaction with the deletion of its row from schema_version, after the session
-    statements of migrations.yml (the lock that keeps other runners out). When one fails, those before it stay undone.
+    All of them or none: the undo files run in one transaction, with the deletion of their rows from schema_version.
     After ``to=0`` the schema and an empty schema_version remain: they are pgmigrate's, which goes on from there.
     """
-    base = Path(base_dir or migrations_dir())
-    config = _read_config(base)
-    table = sql.Identifier(str(config.get("schema") or "public"), "schema_version")
-    latest = sql.SQL("SELECT max(version) FROM {} WHERE version > %s").format(table)
-    forget = sql.SQL("DELETE FROM {} WHERE version = %s").format(table)
-    undone: list[int] = []
-    what = "the database can't be reached"
+    plan = _Plan(base_dir)
+    with _connected(conninfo) as connection:
+        _wait_for_turn(connection)
+        versions = [one.version for one in reversed(plan.applied(connection)) if one.version > to]
+        files = [plan.undo_file(version) for version in versions]  # before anything is dropped
+        if versions:
+            with connection.transaction():
+                plan.begin(connection)
+                for version, file in zip(versions, files, strict=True):
+                    plan.take_back(connection, version, file)
+        return versions
+
+
+# --- the files --------------------------------------------------------------------------------------------------------
+
+
+class _File(NamedTuple):
+    """The file of one version."""
+
+    version: int
+    description: str
+    path: Path
+
+    @property
+    def transactional(self) -> bool:
+        return "NONTRANSACTIONAL" not in self.description
+
+
+class _Plan:
+    """A folder with migrations.yml and migrations/, and what it says is to be done."""
+
+    def __init__(self, base_dir: Path | None) -> None:
+        self._folder = Path(base_dir or migrations_dir())
+        file = self._folder / "migrations.yml"
+        try:
+            config = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise MigrationError(f"{file} can't be read: {error}") from error
+        config = config if isinstance(config, dict) else {}
+        schema = str(config.get("schema") or "public")
+        self._schema = schema
+        self._names = {
+            "schema": sql.Identifier(schema),
+            "table": sql.Identifier(schema, "schema_version"),
+            "type": sql.Identifier(schema, "schema_version_type"),
+        }
+        self._session = [str(statement) for statement in config.get("session") or []]
+        self._callbacks: list[Path] = []
+        for callback in filter(None, str(config.get("callbacks") or "").split(",")):
+            when, _, path = callback.partition(":")
+            if when != "afterAll":
+                raise MigrationError(f"{file}: got a callback {when}; goqueue runs those of the kind afterAll only")
+            self._callbacks.append(self._folder / path)
+        self._owner: str | None = None
+
+    def applied(self, connection: Connection[Any]) -> list[Migration]:
+        """The versions in schema_version, in their order."""
+        seen = connection.execute(_SEEN, [self._schema]).fetchone()
+        if seen is None:
+            return []
+        role, self._owner, usable, readable, reader = seen
+        lacks = ([] if usable else [f"USAGE ON SCHEMA {self._schema}"]) + (
+            [] if readable else [f"SELECT ON {self._schema}.schema_version"]
+        )
+        if lacks:
+            grants = [reader] if reader else lacks
+            raise MigrationError(
+                f"the role {role} is not allowed to see which versions are applied. It lacks {' and '.join(lacks)}.\n"
+                f"To let it look:  {' '.join(f'GRANT {grant} TO {role};' for grant in grants)}\n{self._who_migrates}"
+            )
+        return [Migration(*row) for row in connection.execute(self._sql(_APPLIED))]
+
+    def pending(self, applied: list[Migration], target: int | None = None) -> list[_File]:
+        """The files above the highest applied version, up to ``target``, in their order."""
+        newest = max((one.version for one in applied), default=0)
+        files: dict[int, _File] = {}
+        for path in sorted((self._folder / "migrations").rglob("*.sql")):
+            if found := _FILE.fullmatch(path.name):
+                file = _File(int(found["version"]), found["description"].replace("_", " "), path)
+                if file.version in files:
+                    raise MigrationError(f"two files have version {file.version}: {files[file.version].path}, {path}")
+                files[file.version] = file
+        return [
+            file
+            for version, file in sorted(files.items())
+            if newest < version and (target is None or version <= target)
+        ]  # fmt: skip
+
+    def begin(self, connection: Connection[Any]) -> None:
+        """Run the statements of ``session``."""
+        with _failing("the lock on the migrations was not had"):
+            for statement in self._session:
+                connection.execute(statement.encode())
+
+    def apply(self, connection: Connection[Any], file: _File, on_version: Callable[[int], None] | None) -> None:
+        """Apply one version and record it."""
+        if on_version:
+            on_version(file.version)
+        with _failing(f"{file.path.name} failed and was rolled back", self._who_migrates):
+            if connection.execute(_SEEN, [self._schema]).fetchone() is None:
+                # Where somebody with more rights has made the schema, CREATE on the database isn't needed.
+                there = connection.execute(_SCHEMA, [self._schema]).rowcount
+                for statement in _INITIALIZE[there:]:
+                    connection.execute(self._sql(statement))
+        self._run(connection, file.path, transactional=file.transactional)
+        with _failing(f"{file.path.name} was applied, but not recorded", self._who_migrates):
+            connection.execute(self._sql(_RECORD), [file.version, file.description])
+
+    def call_back(self, connection: Connection[Any]) -> None:
+        """Run the callbacks that pgmigrate runs after the last version."""
+        for path in self._callbacks:
+            self._run(connection, path)
+
+    def undo_file(self, version: int) -> Path:
+        folder = self._folder / "migrations" / "undo"
+        files = [file for file in folder.glob("U*__*.sql") if re.match(rf"U0*{version}__", file.name)]
+        if len(files) != 1:
+            found = f"{len(files)} files U{version:04d}__*.sql in {folder}"
+            raise MigrationError(f"version {version} can't be undone: {found}. No version was taken back.")
+        return files[0]
+
+    def take_back(self, connection: Connection[Any], version: int, file: Path) -> None:
+        """Run an undo file and forget its version, in a transaction of the caller's."""
+        try:
+            connection.execute(_text(file).encode())
+            connection.execute(self._sql(_FORGET), [version])
+        except psycopg.errors.DependentObjectsStillExist as error:
+            raise MigrationError(
+                f"{file.name} failed and was rolled back: {error.diag.message_primary}. No version was taken back.\n"
+                f"{error.diag.message_detail}\n{self._remedy(error.diag.message_detail or '')}"
+            ) from error
+        except psycopg.Error as error:
+            what = f"{file.name} failed and was rolled back"
+            raise _migration_error(error, what, self._who_migrates, "\nNo version was taken back.") from error
+
+    def _remedy(self, dependents: str) -> str:
+        """What to do about objects that a version can't be taken back for. The server's text may be in any language."""
+        roles = self._folder / "migrations" / "roles"
+        names = re.findall(r"^CREATE POLICY (\w+)", _text(roles / "roles.sql"), re.MULTILINE) if roles.is_dir() else []
+        if any(name in dependents for name in names):
+            script = shlex.quote(str(roles / "drop_roles.sql"))
+            return (
+                f"The policies are those of roles.sql. Run first:  psql -v ON_ERROR_STOP=1 -f {script}\n"
+                "Programs lose the rights that they have from goqueue's roles."
+            )
+        return "Drop these objects first, or change them not to need it."
+
+    def _run(self, connection: Connection[Any], file: Path, *, transactional: bool = True) -> None:
+        text = _text(file)
+        # Outside of a transaction each statement has to be sent by itself.
+        statements = [text] if transactional else split(text)
+        state = " and was rolled back" if transactional else "; what it did stays, and the next run repeats the file"
+        with _failing(f"{file.name} failed{state}", self._who_migrates, f"\n(file: {file})"):
+            for statement in statements:
+                connection.execute(statement.encode())
+
+    def _sql(self, text: LiteralString) -> sql.Composed:
+        return sql.SQL(text).format(**self._names)
+
+    @property
+    def _who_migrates(self) -> str:
+        owner = self._owner and f"{self._owner}, which owns {self._schema}.schema_version, or a member of it"
+        return f"To migrate, connect as {owner or 'a role with CREATE on the database'}."
+
+
+def _text(file: Path) -> str:
     try:
-        with psycopg.connect(conninfo, autocommit=True) as connection:
-            if connection.execute("SELECT to_regclass(%s)", [table.as_string(connection)]).fetchone() == (None,):
-                return undone
-            while True:
-                what = "the lock on the migrations was not had"
-                with connection.transaction():
-                    for statement in config.get("session") or []:
-                        connection.execute(str(statement).encode())
-                    row = connection.execute(latest, [to]).fetchone()
-                    version = None if row is None else row[0]
-                    if version is None:
-                        return undone
-                    file = _undo_file(base, version)
-                    what = f"{file.name} failed and was rolled back"
-                    connection.execute(file.read_bytes())
-                    connection.execute(forget, [version])
-                undone.append(version)
+        return file.read_bytes().decode("ascii")
+    except UnicodeDecodeError as error:
+        raise MigrationError(f"Non ascii symbols in file: {file}, {error}") from error
+    except OSError as error:
+        raise MigrationError(f"{file} can't be read: {error.strerror}") from error
+
+
+# --- the database -----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _connected(conninfo: str) -> Iterator[Connection[Any]]:
+    """A connection that commits each statement by itself. Raises MigrationError for whatever fails on it."""
+    malformed = False
+    try:
+        pq.Conninfo.parse(conninfo.encode())
+    except (psycopg.OperationalError, UnicodeError):
+        malformed = True  # libpq's message quotes the string, which may hold a password
+    if malformed:
+        raise MigrationError("the connection string is neither key=value words nor a postgresql:// URL")
+    with (
+        _failing("the migrations did not run"),
+        psycopg.connect(conninfo, autocommit=True, fallback_application_name="goqueue migrate") as connection,
+    ):
+        yield connection
+
+
+def _wait_for_turn(connection: Connection[Any]) -> None:
+    """Take the lock until the connection closes. Between two tries no snapshot is held: building an index waits for
+    whoever holds one, so that waiting within a statement would block the run that is waited for."""
+    deadline = monotonic() + WAIT_SECONDS
+    while connection.execute(_TRY_LOCK, [LOCK]).fetchone() == (False,):
+        if monotonic() > deadline:
+            holders = connection.execute(_HOLDER, [LOCK]).fetchall()
+            who = ", ".join(f"process {pid} of the server ({name or 'unknown'})" for pid, name in holders)
+            raise MigrationError(
+                f"another run changes the schema{f': {who}' * bool(who)}. "
+                f"It did not end within {WAIT_SECONDS:.0f} seconds; try again when it has."
+            )
+        sleep(0.1)
+
+
+@contextmanager
+def _failing(what: str, hint: str = "", end: str = "") -> Iterator[None]:
+    """Raise MigrationError for an error of the server's; the hint belongs to missing rights."""
+    try:
+        yield
     except psycopg.Error as error:
-        raise MigrationError(f"{what}: {str(error).strip()}") from error
+        raise _migration_error(error, what, hint, end) from error
 
 
-def _undo_file(base: Path, version: int) -> Path:
-    folder = base / "migrations" / "undo"
-    files = [file for file in folder.glob("U*__*.sql") if re.match(rf"U0*{version}__", file.name)]
-    if len(files) != 1:
-        raise MigrationError(f"version {version} can't be undone: {len(files)} files U{version:04d}__*.sql in {folder}")
-    return files[0]
-
-
-def _read_config(base: Path) -> dict[str, Any]:
-    try:
-        config = yaml.safe_load((base / "migrations.yml").read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise MigrationError(f"{base / 'migrations.yml'} can't be read: {error}") from error
-    return config if isinstance(config, dict) else {}
-
-
-def _environment(conninfo: str) -> dict[str, str]:
-    """This process's environment with the connection in it: a command line, unlike it, can be read by anyone."""
-    try:
-        options = [option for option in pq.Conninfo.parse(conninfo.encode()) if option.val is not None]
-    except psycopg.OperationalError:
-        # libpq's message quotes the string, which may hold a password.
-        raise MigrationError("the connection string is neither key=value words nor a postgresql:// URL") from None
-    given = {option.keyword.decode(): (option.val or b"").decode() for option in options}
-    variables = {option.keyword.decode(): option.envvar.decode() for option in options if option.envvar}
-    lost = [name for name in given if name not in variables and not _DISPENSABLE.fullmatch(name)]
-    if lost:
-        raise MigrationError(f"pgmigrate can't be given {', '.join(lost)}: use a service file and PGSERVICE")
-    environment = dict(os.environ)
-    # libpq ranks the given options before the service file, and the environment after it.
-    if "service" in given and len(given) > 1:
-        raise MigrationError("pgmigrate can't be given a service and options beside it: put them into the service")
-    if given and "service" not in given and environment.get("PGSERVICE"):
-        for option in pq.Conninfo.get_defaults():  # with the service's values filled in
-            if option.envvar and option.val is not None:
-                environment[option.envvar.decode()] = option.val.decode()
-        del environment["PGSERVICE"]
-    environment.update((variables[name], value) for name, value in given.items() if name in variables)
-    return environment
-
-
-def _readable(stderr: str, code: int) -> str:
-    """What matters of pgmigrate's log lines and tracebacks: the file and the first exception, the server's if any."""
-    file = re.search(r"Error executing statement from (.+):$", stderr, re.MULTILINE)
-    errors = re.findall(
-        r"^(?P<kind>[A-Za-z_][\w.]*): (?P<text>.+(?:\n(?!\n|Traceback|During handling|The above).*)*)",
-        stderr.partition("Traceback (most recent call last):")[2],
-        re.MULTILINE,
-    )
-    if not errors:
-        missing = re.search(r"No module named .*", stderr)
-        text = f"{missing[0]}: pip install 'goqueue[migrate]'" if missing else stderr.strip()[-2000:]
-        return f"pgmigrate ended with status {code}: {text or 'it said nothing'}"
-    kind, text = next((error for error in errors if error[0].startswith("psycopg2.")), errors[-1])
-    if kind == "ModuleNotFoundError":
-        return f"pgmigrate is not installed whole ({text}): pip install 'goqueue[migrate]'"
-    where = f"{Path(file[1]).name} failed and was rolled back" if file else "the migrations did not run"
-    return f"{where}: {text.strip()}" + (f"\n(file: {file[1]})" if file else "")
+def _migration_error(error: psycopg.Error, what: str, hint: str = "", end: str = "") -> MigrationError:
+    text = f"{what}: {str(error).strip()}"
+    if hint and isinstance(error, psycopg.errors.InsufficientPrivilege):
+        text += f"\n{hint}"
+    return MigrationError(text + end)

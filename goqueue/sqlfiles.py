@@ -30,6 +30,7 @@ __all__ = [
     "read_export",
     "read_queries",
     "since_export",
+    "split",
     "sql_files",
     "without_stamp",
 ]
@@ -180,6 +181,19 @@ def bare(text: str) -> str:
 def is_single(text: str) -> bool:
     """Whether nothing but comments follows the statement's semicolon. The server has the last word."""
     return ";" not in _lexemes(bare(text))
+
+
+def split(text: str) -> list[str]:
+    """The statements of a file, each without its semicolon and without comments."""
+    found: list[str] = []
+    pieces: list[str] = []
+    for piece in (*_lexemes(text), ";"):
+        if piece != ";":
+            pieces.append(piece)
+        else:
+            found.append("".join(pieces).strip())
+            pieces.clear()
+    return [statement for statement in found if statement]
 
 
 class Query(NamedTuple):

@@ -5,11 +5,13 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
 from anyio.from_thread import start_blocking_portal
 from hypothesis import HealthCheck, settings
+from psycopg import sql
 
 from goqueue import AsyncPostgresStorage, PostgresStorage, Storage
 from tests import pgbouncer
@@ -73,3 +75,15 @@ def goqueue(commands: Commands, goqueue_database: str, monkeypatch: pytest.Monke
     """The `goqueue` command on this test's database."""
     monkeypatch.setenv("GOQUEUE_DATABASE_URL", goqueue_database)
     return commands
+
+
+@pytest.fixture
+def empty(goqueue_server: Any) -> Iterator[str]:
+    """The URL of a database that has not been migrated."""
+    name = f"goqueue_test_{uuid4().hex[:12]}"
+    with psycopg.connect(goqueue_server.url, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        try:
+            yield psycopg.conninfo.make_conninfo(goqueue_server.url, dbname=name)
+        finally:
+            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))

@@ -5,15 +5,13 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import psycopg
 import pytest
-from psycopg import sql
 
 from goqueue.migrate import migrate, migrations_dir, undo
 
@@ -53,18 +51,6 @@ CATALOG = {
 }
 
 
-@pytest.fixture
-def empty(goqueue_server: Any) -> Iterator[str]:
-    """The URL of a database that has not been migrated."""
-    name = f"goqueue_test_{uuid4().hex[:12]}"
-    with psycopg.connect(goqueue_server.url, autocommit=True) as connection:
-        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-        try:
-            yield psycopg.conninfo.make_conninfo(goqueue_server.url, dbname=name)
-        finally:
-            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
-
-
 def catalog(url: str) -> dict[str, list[Any]]:
     with psycopg.connect(url) as connection:
         return {name: connection.execute(query).fetchall() for name, query in CATALOG.items()}
@@ -89,11 +75,19 @@ def bare_pgmigrate(url: str, *arguments: str) -> subprocess.CompletedProcess[str
 
 def test_files_are_numbered_without_gaps_and_each_has_its_way_back() -> None:
     names = [file.name for file in FILES]
-    assert [int(re.fullmatch(r"V(\d{4})__[a-z0-9_]+\.sql", name)[1]) for name in names] == list(range(1, LATEST + 1))  # type: ignore[index]
+    assert [int(re.fullmatch(r"V(\d{4})__(?:NONTRANSACTIONAL_)?[a-z0-9_]+\.sql", name)[1]) for name in names] == list(
+        range(1, LATEST + 1)
+    )  # type: ignore[index]
     undo_names = sorted(file.name for file in (BASE / "migrations" / "undo").iterdir())
     assert undo_names == ["U" + name[1:] for name in names]
     strangers = {path.name for path in (BASE / "migrations").iterdir()} - set(names)
     assert strangers == {"README.md", "callbacks", "roles", "schema.json", "undo"}
+
+
+def test_what_is_not_transactional_is_followed_by_what_is() -> None:
+    """pgmigrate runs its callbacks, which record the checksums, with transactional files only."""
+    apart = [number for number, file in enumerate(FILES) if "NONTRANSACTIONAL" in file.name]
+    assert not [FILES[number].name for number in apart if number + 1 in (*apart, LATEST)]
 
 
 def test_files_are_ascii_as_pgmigrate_wants_them() -> None:
@@ -105,6 +99,33 @@ def test_bare_pgmigrate_works_from_the_checkout(empty: str) -> None:
     done = bare_pgmigrate(empty)
     assert (done.returncode, done.stderr) == (0, "")
     assert versions(empty) == list(range(1, LATEST + 1))
+
+
+def test_goqueue_and_pgmigrate_make_the_same_and_record_the_same(empty: str, goqueue_database: str) -> None:
+    assert bare_pgmigrate(empty).returncode == 0  # the other one is the template's, made by goqueue
+    assert catalog(empty) == catalog(goqueue_database)
+    for query in (
+        "SELECT version, description, type::text, installed_by FROM goqueue.schema_version ORDER BY 1",
+        "SELECT version, file_name, sha256 FROM goqueue.migration_checksums ORDER BY 1",
+        """SELECT column_name, data_type, is_nullable, column_default FROM information_schema.columns
+        WHERE table_name = 'schema_version' ORDER BY ordinal_position""",
+        "SELECT pg_get_indexdef(indexrelid) FROM pg_index WHERE indrelid = 'goqueue.schema_version'::regclass",
+    ):
+        rows = []
+        for url in (empty, goqueue_database):
+            with psycopg.connect(url) as connection:
+                rows.append(connection.execute(query.encode()).fetchall())
+        assert rows[0] == rows[1] != []
+
+
+@pytest.mark.parametrize("first", ["pgmigrate", "goqueue"])
+def test_either_continues_what_the_other_has_begun(empty: str, first: str) -> None:
+    runners = [lambda target: bare_pgmigrate(empty, "-t", str(target)), lambda target: migrate(empty, target=target)]
+    if first == "goqueue":
+        runners.reverse()
+    for target in range(1, LATEST + 1):
+        runners[target % 2](target)
+        assert versions(empty)[-1] == target
 
 
 def test_again_changes_nothing(empty: str) -> None:

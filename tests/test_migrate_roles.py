@@ -1,0 +1,210 @@
+"""`goqueue migrate` beside roles.sql and other people's objects: what a login sees, and what can be taken back."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from goqueue.embedded import EmbeddedServer
+from goqueue.migrate import MigrationError, list_migrations, migrate, migrations_dir, undo
+
+BASE = migrations_dir()
+LATEST = len(list((BASE / "migrations").glob("V*.sql")))
+
+pytestmark = pytest.mark.timeout(180)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[EmbeddedServer]:
+    """A server of its own, because roles are the server's."""
+    with EmbeddedServer(durable=False) as server, psycopg.connect(server.url(), autocommit=True) as connection:
+        connection.execute("CREATE DATABASE migrated")
+        migrate(server.url("migrated"))
+        for login in ("clerk", "deploy", "stranger"):
+            connection.execute(f"CREATE ROLE {login} LOGIN".encode())
+        yield server
+
+
+@pytest.fixture
+def admin(server: EmbeddedServer) -> Iterator[psycopg.Connection]:
+    """A superuser's connection to a migrated database."""
+    with psycopg.connect(server.url(), autocommit=True) as connection:
+        connection.execute("CREATE DATABASE app TEMPLATE migrated")
+        with psycopg.connect(server.url("app"), autocommit=True) as inside:
+            yield inside
+        connection.execute("DROP DATABASE app WITH (FORCE)")
+
+
+def run_script(connection: psycopg.Connection, name: str) -> None:
+    connection.execute((BASE / "migrations" / "roles" / f"{name}.sql").read_bytes())
+
+
+@pytest.fixture
+def with_roles(admin: psycopg.Connection) -> Iterator[psycopg.Connection]:
+    run_script(admin, "roles")
+    admin.execute("GRANT goqueue_owner TO deploy; GRANT goqueue_worker TO clerk")
+    yield admin
+    if admin.execute("SELECT to_regrole('goqueue_owner') IS NOT NULL").fetchone() == (True,):
+        run_script(admin, "drop_roles")
+
+
+def as_role(connection: psycopg.Connection, user: str) -> str:
+    return make_conninfo(connection.info.dsn, user=user)
+
+
+def versions(connection: psycopg.Connection) -> list[int]:
+    return [version for (version,) in connection.execute("SELECT version FROM goqueue.schema_version ORDER BY 1")]
+
+
+# --- what a login sees
+
+
+@pytest.mark.parametrize(
+    ("grants", "lacks"),
+    [
+        ("", "USAGE ON SCHEMA goqueue and SELECT ON goqueue.schema_version"),
+        ("GRANT USAGE ON SCHEMA goqueue TO stranger", "SELECT ON goqueue.schema_version"),
+        ("GRANT SELECT ON goqueue.schema_version TO stranger", "USAGE ON SCHEMA goqueue"),
+    ],
+)
+def test_what_a_login_can_t_see_is_not_called_pending(admin: psycopg.Connection, grants: str, lacks: str) -> None:
+    admin.execute(grants.encode() or b"SELECT")
+    url = as_role(admin, "stranger")
+    for call in (lambda: list_migrations(url), lambda: migrate(url), lambda: undo(url, to=0)):
+        with pytest.raises(MigrationError) as caught:
+            call()
+        message = str(caught.value)
+        assert "the role stranger is not allowed to see which versions are applied" in message
+        assert f"It lacks {lacks}." in message
+    advice = message.partition("To let it look:  ")[2].partition("\n")[0]
+    assert "To migrate, connect as postgres, which owns goqueue.schema_version" in message
+    admin.execute(advice.encode())
+    assert not any(one.pending for one in list_migrations(url))
+
+
+def test_where_the_roles_are_applied_the_advice_is_one_of_them(with_roles: psycopg.Connection) -> None:
+    url = as_role(with_roles, "stranger")
+    with pytest.raises(MigrationError, match="To let it look:  GRANT goqueue_reader TO stranger;"):
+        list_migrations(url)
+    assert len(list_migrations(as_role(with_roles, "clerk"))) == LATEST
+
+
+def test_who_may_look_but_not_migrate_is_told_who_may(with_roles: psycopg.Connection) -> None:
+    with_roles.execute(b"DELETE FROM goqueue.schema_version WHERE version = 9; DROP VIEW goqueue.queue_metrics")
+    with pytest.raises(MigrationError, match=r"permission denied[\s\S]*connect as goqueue_owner, which owns"):
+        migrate(as_role(with_roles, "clerk"))
+    with pytest.raises(MigrationError, match=r"must be owner[\s\S]*goqueue_owner[\s\S]*No version was taken back"):
+        undo(as_role(with_roles, "clerk"), to=LATEST - 2)
+
+
+# --- taking back
+
+
+@pytest.mark.parametrize("to", range(LATEST))
+def test_every_version_can_be_gone_back_to_or_the_roles_are_named_and_nothing_happens(
+    with_roles: psycopg.Connection, to: int
+) -> None:
+    with_roles.execute("INSERT INTO goqueue.jobs (job_type) VALUES ('t')")
+    url = as_role(with_roles, "deploy")
+    if to < 8:  # the version that the policies need
+        with pytest.raises(MigrationError) as caught:
+            undo(url, to=to)
+        message = str(caught.value)
+        assert "No version was taken back." in message
+        assert "own_jobs_are_read on table goqueue.jobs depends on column created_by" in message
+        assert f"psql -v ON_ERROR_STOP=1 -f {BASE / 'migrations/roles/drop_roles.sql'}" in message
+        assert versions(with_roles) == list(range(1, LATEST + 1))
+        assert with_roles.execute("SELECT count(*) FROM goqueue.jobs").fetchone() == (1,)
+        run_script(with_roles, "drop_roles")
+        url = with_roles.info.dsn
+    assert undo(url, to=to) == list(range(LATEST, to, -1))
+    assert versions(with_roles) == list(range(1, to + 1))
+    migrate(with_roles.info.dsn)
+    assert versions(with_roles) == list(range(1, LATEST + 1))
+
+
+@pytest.mark.parametrize(
+    ("made", "named"),
+    [
+        ("CREATE VIEW public.mine AS SELECT id, created_by FROM goqueue.jobs", "view mine depends on"),
+        ("CREATE TABLE public.mine (job uuid REFERENCES goqueue.jobs)", "constraint mine_job_fkey on table mine"),
+        ("CREATE FUNCTION public.mine(goqueue.job_status) RETURNS int LANGUAGE sql AS 'SELECT 1'", "function mine("),
+    ],
+)
+def test_what_others_have_made_of_it_is_named_and_nothing_is_taken_back(
+    admin: psycopg.Connection, made: str, named: str
+) -> None:
+    admin.execute(made.encode())
+    with pytest.raises(MigrationError) as caught:
+        undo(admin.info.dsn, to=0)
+    assert "No version was taken back." in str(caught.value)
+    assert named in str(caught.value)
+    assert "CASCADE" not in str(caught.value)
+    assert "drop_roles" not in str(caught.value)
+    assert versions(admin) == list(range(1, LATEST + 1))
+
+
+def test_a_table_in_use_ends_in_an_error_and_nothing_is_taken_back(admin: psycopg.Connection) -> None:
+    with psycopg.connect(admin.info.dsn) as program:
+        program.execute("INSERT INTO goqueue.jobs (job_type) VALUES ('t')")
+        with pytest.raises(MigrationError, match=r"lock timeout[\s\S]*No version was taken back"):
+            undo(admin.info.dsn, to=5)
+    assert versions(admin) == list(range(1, LATEST + 1))
+
+
+# --- odd surroundings
+
+
+def test_the_command_needs_no_home_no_temporary_folder_no_working_folder_and_no_silence(
+    admin: psycopg.Connection, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys; print('hello'); print('hello', file=sys.stderr)\n")
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    program = (
+        "import os, sys; os.chdir(sys.argv[1]); os.rmdir(sys.argv[1]); sys.argv[1:] = sys.argv[2:]\n"
+        "from goqueue.cli import main; main()"
+    )
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("GOQUEUE_", "PG", "HOME"))}
+    environ |= {
+        "GOQUEUE_DATABASE_URL": admin.info.dsn, "PYTHONPATH": str(tmp_path), "TMPDIR": "/nonexistent",
+        "PYTHONWARNINGS": "always", "PYTHONDONTWRITEBYTECODE": "1",
+    }  # fmt: skip
+    for arguments in (["--list"], ["--undo-to", "1", "--yes"], ["--dry-run"], []):
+        gone.mkdir(exist_ok=True)
+        done = subprocess.run(
+            [sys.executable, "-c", program, gone, "migrate", *arguments],
+            env=environ, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+        assert f"{LATEST:04}  " in done.stdout
+    assert versions(admin) == list(range(1, LATEST + 1))
+
+
+def test_files_that_can_t_be_read_are_named(admin: psycopg.Connection, tmp_path: Path) -> None:
+    with pytest.raises(MigrationError, match=r"migrations\.yml can't be read"):
+        migrate(admin.info.dsn, base_dir=tmp_path)
+    (tmp_path / "migrations.yml").write_text("schema: [")
+    with pytest.raises(MigrationError, match=r"migrations\.yml can't be read"):
+        list_migrations(admin.info.dsn, base_dir=tmp_path)
+    (tmp_path / "migrations.yml").write_text("callbacks: 'beforeAll:x.sql'")
+    with pytest.raises(MigrationError, match="got a callback beforeAll"):
+        list_migrations(admin.info.dsn, base_dir=tmp_path)
+    (tmp_path / "migrations.yml").write_text("schema: goqueue")
+    for folder in ("a", "b"):
+        (tmp_path / "migrations" / folder).mkdir(parents=True)
+        (tmp_path / "migrations" / folder / "V0077__x.sql").write_text("SELECT 1;")
+    with pytest.raises(MigrationError, match="two files have version 77"):
+        migrate(admin.info.dsn, base_dir=tmp_path)
+    (tmp_path / "migrations" / "b" / "V0077__x.sql").unlink()
+    file = tmp_path / "migrations" / "a" / "V0077__x.sql"
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(MigrationError, match=r"V0077__x\.sql can't be read: Is a directory"):
+        migrate(admin.info.dsn, base_dir=tmp_path)
