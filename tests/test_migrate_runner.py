@@ -253,4 +253,7 @@ def test_the_folder_is_found_in_a_checkout_and_in_a_wheel(tmp_path: Path, monkey
     with pytest.raises(MigrationError, match=r"no migrations\.yml"):
         migrations_dir()
     shutil.copy(Path(__file__).parent.parent / "migrations.yml", package)
+    with pytest.raises(MigrationError, match=r"no migrations\.yml and migrations/V\*\.sql"):
+        migrations_dir()
+    (package / "migrations" / "V0001__t.sql").touch()
     assert migrations_dir() == package
