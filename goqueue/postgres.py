@@ -616,14 +616,14 @@ class PostgresStorage:
     def complete_jobs(self, leases: Iterable[Held]) -> None:
         """The jobs are done. `LeaseLostError` names those lost; the others are completed. Query: complete_jobs.
 
-        Repeating: succeeds under the same leases, and changes nothing.
+        Repeating: succeeds under the same leases, while the jobs are stored, and changes nothing.
         """
         self._settle(self._queries.complete_jobs, Leases(leases))
 
     def complete_job(self, lease: Held) -> None:
         """`complete_jobs` for one. Query: complete_jobs.
 
-        Repeating: succeeds under the same lease, and changes nothing.
+        Repeating: succeeds under the same lease, while the job is stored, and changes nothing.
         """
         self.complete_jobs([lease])
 

@@ -198,13 +198,13 @@ class Storage(Protocol):
     def complete_jobs(self, leases: Iterable[Held]) -> None:
         """The jobs are done. `LeaseLostError` names those lost; the others are completed.
 
-        Repeating: succeeds under the same leases, and changes nothing.
+        Repeating: succeeds under the same leases, while the jobs are stored, and changes nothing.
         """
 
     def complete_job(self, lease: Held) -> None:
         """`complete_jobs` for one.
 
-        Repeating: succeeds under the same lease, and changes nothing.
+        Repeating: succeeds under the same lease, while the job is stored, and changes nothing.
         """
 
     def fail_jobs(

@@ -310,6 +310,21 @@ def test_commands_end_with_status_2_and_point_to_the_settings(
         assert "`goqueue db start` starts one" in result.err
 
 
+def test_watching_ends_when_the_connection_is_rejected(
+    guarded: Guarded, limits: DatabaseConfig, commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOQUEUE_DATABASE_URL", limits.url)
+    monkeypatch.setenv("GOQUEUE_DATABASE_POOL_TIMEOUT", "2s")
+    with commands.process("stats", "--watch", "--json", "--interval", "100ms") as started:
+        assert started.stdout is not None
+        assert '"queues":[]' in started.stdout.readline()
+        guarded.set_password("another")
+        guarded.end_sessions()
+        _, err = started.communicate(timeout=60)
+    assert started.returncode == 2
+    assert "password authentication failed" in err
+
+
 # --- errors of the server ---------------------------------------------------------------------------------------------
 
 
