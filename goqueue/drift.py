@@ -44,7 +44,7 @@ _LEVELS = {"default": Level.WARNING, "trigger": Level.WARNING, "setting": Level.
 def check_schema(connection: Connection[Any], database: str, *, has_roles: bool) -> Check:
     """Compare the schema with what the migrations make. Query: list_schema_objects.
 
-    A schema that is another one altogether is one finding; what follows from another difference is told with it.
+    A schema that is another one altogether is one finding. A difference is reported together with its consequences.
     """
     expected, found = expected_schema(), read_schema(connection)
     # Where roles.sql was run, the check roles compares the policies.
@@ -72,7 +72,7 @@ def _either(difference: Difference) -> SchemaObject:
 
 
 def _another_schema(expected: list[SchemaObject], found: list[SchemaObject]) -> list[str]:
-    """What shows that the schema is another one: a table of our name with other columns, or none of our tables."""
+    """Return the signs of another schema: a table of our name with other columns, or none of our tables."""
     ours, theirs = _columns(expected), _columns(found)
     present = {thing.name for thing in found if thing.kind == "table"}
     foreign = {
@@ -111,7 +111,7 @@ def _sorted_out(changed: list[Difference]) -> tuple[list[Difference], dict[Schem
 
     What belongs to a missing table, column or type is missing with it, and a primary key's index with the key.
     """
-    lost = [_either(one) for one in changed if one.found is None]
+    lost = [_either(one) for one in changed if one.found is None or _either(one).kind == "constraint"]
     causes: list[Difference] = []
     consequences: dict[SchemaObject, list[SchemaObject]] = defaultdict(list)
     for one in changed:
@@ -139,7 +139,7 @@ def _follows(thing: SchemaObject, cause: SchemaObject, found: SchemaObject | Non
         case "type":
             return found is None and thing.kind == "column" and thing.definition.startswith(f"goqueue.{cause.name}")
         case "constraint":
-            return thing.kind == "index" and found is None and cause.name.partition(".")[2] == thing.name
+            return thing.kind == "index" and cause.name.partition(".")[2] == thing.name
         case _:
             return False
 
@@ -160,7 +160,7 @@ def _noun(thing: SchemaObject) -> str:
 
 def _difference(difference: Difference, consequences: list[SchemaObject], things: list[SchemaObject]) -> Finding:
     expected, found = difference
-    assert expected is not None  # noqa: S101 - additions are told apart
+    assert expected is not None  # noqa: S101 - additions have a function of their own
     kind = _noun(expected)
     what, level = f"the {kind} {expected.name}", _LEVELS.get(expected.kind, Level.FAILED)
     why = _WHY_INDEX.get(expected.name, _WHY.get(kind, ""))
@@ -204,7 +204,7 @@ def _short(text: str) -> str:
 
 
 def _repair(expected: SchemaObject, found: SchemaObject | None, things: list[SchemaObject]) -> str:  # noqa: C901, PLR0911, PLR0912 - a table
-    """The statement that makes it as expected, without a long lock; by hand where data could be lost."""
+    """Return the statement that makes it as expected without a long lock; by hand where data could be lost."""
     table, _, name = expected.name.rpartition(".")
     definition = expected.definition
     match expected.kind:
@@ -215,7 +215,7 @@ def _repair(expected: SchemaObject, found: SchemaObject | None, things: list[Sch
         case "trigger":
             if found and found.definition == definition:
                 return f"ALTER TABLE goqueue.{table} ENABLE TRIGGER {name};"
-            return (f"DROP TRIGGER {name} ON goqueue.{table}; " if found else "") + f"{definition};"
+            return f"{definition.replace('CREATE ', 'CREATE OR REPLACE ', 1) if found else definition};"
         case "default":
             return f"ALTER TABLE goqueue.{table} ALTER COLUMN {name} SET DEFAULT {definition};"
         case "setting":
@@ -309,7 +309,7 @@ def _source(kind: str, name: str) -> _Source:
 
 
 def _length(lines: list[str]) -> int:
-    """How many lines after its first one a statement ends."""
+    """Count the lines between a statement's first and its last."""
     quotes = 0
     for number, line in enumerate(lines):
         quotes += line.count("$$")

@@ -64,7 +64,7 @@ class _State(NamedTuple):
         return self.has_roles and self.roles == ["goqueue_producer"]
 
     def restore(self, groups: Iterable[str]) -> str:
-        """What gives the role back what it has as a member of one of the groups."""
+        """Return what gives the role back its rights as a member of one of the groups."""
         groups = list(groups)
         if any(group in self.inherited for group in groups):
             return RUN_ROLES
@@ -214,7 +214,7 @@ def _server(state: _State) -> Check:
 
 
 class _Setting(NamedTuple):
-    """What a setting is to be (None: as the server has it by itself), how much it matters and why."""
+    """The value that a setting is to have (None: the server's own), how much it matters and why."""
 
     wanted: str | None
     level: Level
@@ -231,13 +231,13 @@ def _is_off(value: str) -> bool:
 
 
 def _is_short(value: str) -> bool:
-    """Whether a limit is set, to less than a second. Milliseconds have no unit."""
+    """Return whether a limit is set, to less than a second. A number without a unit is milliseconds."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(us|ms|)", value.strip())
     return match is not None and 0 < float(match[1]) < (1_000_000 if match[2] == "us" else 1000)
 
 
 def _hides_catalogue(value: str) -> bool:
-    """Whether a search path has pg_catalog, and behind another schema. Left out, it comes first."""
+    """Return whether a search path names pg_catalog behind another schema. Left out, it comes first."""
     return "pg_catalog" in [name.strip(' "') for name in value.split(",")][1:]
 
 

@@ -338,7 +338,7 @@ def _statements(statements: list[str]) -> str:
 
 
 def _named(thing: str) -> str:
-    """As a sentence names it: tables and functions by their name alone."""
+    """Return an object's name as a sentence has it: of tables and functions the name alone."""
     kind, _, name = thing.partition(" ")
     return name if kind in ("TABLE", "ROUTINE") else f"the {kind.lower()} {name}"
 

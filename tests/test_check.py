@@ -259,6 +259,9 @@ def test_what_is_missing_is_told_once_without_what_went_with_it(
         "ALTER FUNCTION goqueue.notify_ready_jobs() SECURITY DEFINER",
         "ALTER TABLE goqueue.jobs ALTER COLUMN queue DROP DEFAULT, ALTER COLUMN id DROP DEFAULT",
         "ALTER TABLE goqueue.jobs DROP CONSTRAINT jobs_queue_length, DROP CONSTRAINT jobs_pkey",
+        "ALTER TABLE goqueue.jobs DROP CONSTRAINT jobs_pkey, ADD CONSTRAINT jobs_pkey PRIMARY KEY (id, queue)",
+        "CREATE OR REPLACE TRIGGER jobs_notify_ready AFTER INSERT ON goqueue.jobs "  # noqa: ISC004
+        "FOR EACH ROW EXECUTE FUNCTION goqueue.notify_ready_jobs()",
         "ALTER INDEX goqueue.jobs_claim_idx RENAME TO mine",
         "DROP INDEX goqueue.jobs_claim_idx, goqueue.jobs_idempotency_key_idx",
         "DROP TABLE goqueue.job_failures",
@@ -535,6 +538,15 @@ def test_a_reader_is_a_note(role: Callable[..., Connection]) -> None:
     assert "get_job," not in found.found
     assert "permission denied for table jobs" in found.why
     assert [one.found.startswith("of other roles' transactions") for one in done["horizon"].findings] == [True]
+
+
+def test_the_right_that_is_advised_for_others_sessions_is_enough(role: Callable[..., Connection]) -> None:
+    connection = role(SCHEMA, "SELECT ON ALL TABLES IN SCHEMA goqueue")
+    do = finding(connection, "horizon").do
+    assert do.startswith("GRANT pg_read_all_stats TO ")
+    connection.execute("RESET ROLE")
+    connection.execute(do.encode())
+    assert check(role(), "horizon").findings == ()
 
 
 def test_a_worker_may_run_everything_with_the_rights_that_are_advised(role: Callable[..., Connection]) -> None:

@@ -39,7 +39,7 @@ def check(
     file: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check the server, the migrations, the schema, the SQL files, the role's rights and the vacuum.
+    """Check the server, the migrations, the schema, the SQL files, the roles' rights and the vacuum.
 
     Changes nothing. Each check has one line; under it stands what was
     found, why it matters and what to do. Run it as the role that the
