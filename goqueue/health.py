@@ -129,6 +129,8 @@ def run_checks(
     newer: list[int] = []
     yield _run("migrations", lambda: _migrations(connection, state, found_pending, newer))
     pending = bool(found_pending)
+    if not (state.has_checksums or _has_jobs(connection)):
+        return
     unlike = "migrations are pending" if pending else "a newer release migrated the database" if newer else ""
     yield (
         _run("schema", lambda: check_schema(connection, state.database, has_roles=state.has_roles))
@@ -341,8 +343,12 @@ def _set(name: str, value: str | None, set_by: str | None) -> str:
 # --- migrations and schema ------------------------------------------------------------------------------------------
 
 
+def _has_jobs(connection: Connection[Any]) -> bool:
+    return any(name == "jobs" for name, *_ in load_queries().list_table_states(connection))
+
+
 def _unmigrated(connection: Connection[Any], state: _State) -> Finding:
-    if not any(name == "jobs" for name, *_ in load_queries().list_table_states(connection)):
+    if not _has_jobs(connection):
         return Finding(
             Level.FAILED,
             f"the database {state.database} has no goqueue tables",
@@ -363,6 +369,17 @@ def _migrations(connection: Connection[Any], state: _State, pending: list[Findin
     shipped = {file.version: file for file in migration_files(shipped_folder("migrations"))}
     why = "the statements rely on columns and indexes that are not there"
     if not state.has_checksums:
+        count = load_queries().count_applied_migrations(connection)
+        if count and not _has_jobs(connection):
+            pending.append(
+                Finding(
+                    Level.FAILED,
+                    f"the database {state.database} records {count} migrations, and has no table goqueue.jobs",
+                    "it is another application's schema of this name, or a backup was restored in part",
+                    "see with `goqueue config` that this is the database meant; then restore the schema from a backup",
+                )
+            )
+            return ended("migrations", "they are not goqueue's", pending)
         found = "migrations are pending: there is no table goqueue.migration_checksums"
         pending.append(Finding(Level.FAILED, found, why, _MIGRATE))
         return ended("migrations", "the first of them are applied", pending)

@@ -169,6 +169,14 @@ GROUP BY h.pid, a.usename, a.application_name, a.state
 ORDER BY h.pid;
 
 
+-- name: count_applied_migrations()$
+-- How many migrations are recorded, before goqueue.migration_checksums is there.
+-- Returns: the number.
+-- Index: none; the table has a row a migration.
+-- Locks: none.
+SELECT count(*) FROM goqueue.schema_version AS a;
+
+
 -- name: list_applied_migrations()
 -- The migrations that pgmigrate has applied, with the checksum of the file as it was then.
 -- Returns: one row a version, in their order; no file and no checksum where none was recorded.

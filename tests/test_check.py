@@ -392,6 +392,25 @@ def test_another_applications_schema_of_this_name_is_one_finding(goqueue_connect
     assert len(done["grants"].findings) == 1
 
 
+def test_another_applications_migrations_in_a_schema_of_this_name_are_one_finding(
+    goqueue_connection: Connection,
+) -> None:
+    goqueue_connection.execute(
+        "DROP TABLE goqueue.jobs, goqueue.job_failures, goqueue.migration_checksums CASCADE;"
+        "CREATE TABLE goqueue.users ()"
+    )
+    done = list(run_checks(goqueue_connection))
+    assert [one.name for one in done] == ["server", "settings", "migrations"]
+    [found] = done[-1].findings
+    assert found.found.endswith(" migrations, and has no table goqueue.jobs")
+    assert not found.do.startswith("goqueue migrate")
+    # Where all were undone, the way is to migrate.
+    goqueue_connection.execute("DELETE FROM goqueue.schema_version")
+    done = list(run_checks(goqueue_connection))
+    assert [one.name for one in done] == ["server", "settings", "migrations"]
+    assert done[-1].findings[0].do.startswith("goqueue migrate")
+
+
 def test_tables_without_the_record_of_their_migrations_are_not_said_to_be_missing(
     goqueue_connection: Connection,
 ) -> None:

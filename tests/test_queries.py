@@ -204,6 +204,7 @@ def test_no_sql_text_in_the_package() -> None:
         "catalogue.py": "writes the file of checksums; asks for types' names, adds extensions to a scratch database",
         "cli/queries.py": "advice, which is shown and never sent",
         "contract.py": "wraps a folder's statement in a function and in EXPLAIN, to ask the server about it",
+        "drift.py": "advice, which is shown and never sent",
         "explain.py": "makes scratch databases, and puts EXPLAIN in front of a statement",
         "health.py": "advice, which is shown and never sent",
         "migrate.py": "pgmigrate's own table",
