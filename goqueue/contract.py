@@ -28,6 +28,7 @@ from goqueue.session import PLANNING
 from goqueue.sqlfiles import Statement, bare, is_outdated, sql_files
 
 __all__ = [
+    "Fit",
     "GenericPlan",
     "Proof",
     "alone",
@@ -35,6 +36,7 @@ __all__ = [
     "examine",
     "generic_plans",
     "prove_contract",
+    "refusal",
     "require_contract",
     "shipped_statements",
 ]
@@ -257,8 +259,8 @@ def _at(text: str, position: str | None) -> str:
     return f" (in the line `{line if len(line) <= 80 else line[:79] + '…'}`)"
 
 
-def _ask(pgconn: Any, query: str, ids: Iterable[int]) -> list[tuple[str, ...]]:
-    """The rows of a query of checks.sql, as text."""
+def _ask(pgconn: Any, query: str, ids: Iterable[int | str]) -> list[tuple[str, ...]]:
+    """The rows of a query of checks.sql for ids or plain names, as text."""
     array = "{" + ",".join(map(str, ids)) + "}"
     result = pgconn.exec_params(shipped_statements()[query].text.encode(), [array.encode()])
     _check(result)
@@ -277,6 +279,12 @@ def alone(pgconn: Any, text: str) -> None:
 def _check(result: Any) -> None:
     if result.status not in (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK):
         raise psycopg.errors.error_from_result(result)
+
+
+def refusal(connection: Any, statement: Statement) -> str:
+    """Why the server of this connection does not accept the statement; nothing when it does."""
+    with _transaction(connection.pgconn) as again:
+        return _describe(connection.pgconn, statement, again).error
 
 
 # --- what `goqueue check` asks besides ------------------------------------------------------------------------------
@@ -304,12 +312,23 @@ def prove_contract(connection: Connection[Any], folder: Path | str) -> Proof:
     return examine(connection, folder)[0]
 
 
-def examine(connection: Connection[Any], folder: Path | str) -> tuple[Proof, dict[str, Statement]]:
-    """`prove_contract`, and the changed statements that are fit to be planned, by name."""
+class Fit(NamedTuple):
+    """What may be done with the changed statements of a folder; each by name."""
+
+    #: Those that refer to nothing which planning could run.
+    planned: dict[str, Statement]
+    #: Those of them that, on a database of their own, can reach nothing else.
+    run: dict[str, Statement]
+
+
+def examine(connection: Connection[Any], folder: Path | str) -> tuple[Proof, Fit]:
+    """`prove_contract`, and the changed statements that are fit for more."""
     try:
         load_queries(folder)
     except ConfigError as error:
-        return Proof(None, list(error.problems), [], []), {}  # each problem says itself when its file is outdated
+        return Proof(None, list(error.problems), [], []), Fit(
+            {}, {}
+        )  # each problem says itself when its file is outdated
     outdated = [
         f"{file} was exported from goqueue {export.version}, and the shipped file has changed since"
         for file, shipped in sql_files(folder, shipped_folder("sql"))
@@ -329,29 +348,50 @@ def examine(connection: Connection[Any], folder: Path | str) -> tuple[Proof, dic
     shipped = {statement.name: statement for _, statement in pairs}
     mine = generic_plans(connection, sound)
     theirs = generic_plans(connection, [shipped[statement.name] for statement in sound])
+    run = {}
     for statement in sound:
         got, expected = mine[statement.name], theirs[statement.name]
         where = f"{statement.file}, query {statement.name}"
         if not (isinstance(got, GenericPlan) and isinstance(expected, GenericPlan)):
             refused = got if isinstance(got, psycopg.Error) else expected
             unproved.append(f"{where}: its plan can't be had: {refused}")
-        else:
-            problems += [f"{where}: {problem}" for problem in _plan_problems(statement.name, got, expected)]
+            continue
+        volatile = _ask(connection.pgconn, "list_volatile_functions", got.functions - expected.functions)
+        if not volatile:
+            run[statement.name] = statement
+        problems += [
+            f"{where}: it calls {function}, and the shipped one doesn't; the server takes it to do anything"
+            for (function,) in volatile
+        ]
+        problems += [f"{where}: {problem}" for problem in _plan_problems(statement.name, got, expected)]
+        if got.order != expected.order:
+            orders = (", ".join(order) or "nothing" for order in (got.order, expected.order))
+            unproved.append(f"{where}: its plan sorts the rows by {' and the shipped one by '.join(orders)}")
     proof = Proof([given.name for given, _ in pairs], problems, unproved, outdated)
-    return proof, {statement.name: statement for statement in sound}
+    return proof, Fit({statement.name: statement for statement in sound}, run)
 
 
 def _plan_problems(name: str, got: "GenericPlan", expected: "GenericPlan") -> list[str]:
-    """Where a plan reads more than the shipped statement's."""
+    """Where a plan writes, locks or reads otherwise than the shipped statement's."""
+    problems = [f"it {what}, and the shipped one doesn't" for what in sorted((got.writes - expected.writes).keys())]
+    problems += [
+        f"it {what} nowhere, and the shipped one does" for what in sorted(expected.writes.keys() - got.writes.keys())
+    ]
+    if got.locks_rows != expected.locks_rows:
+        problems.append(
+            "it locks the rows that it reads, and the shipped one doesn't"
+            if got.locks_rows
+            else "it locks no row before it changes it, and the shipped one does"
+        )
     if whole := sorted((got.whole_reads - expected.whole_reads).elements()):
-        return [
+        problems += [
             f"its plan reads {what} whole, and the shipped one doesn't; no index serves its conditions or its order"
             for what in whole
         ]
-    if got.cost > max(_DEARER * expected.cost, _CHEAP):
+    elif got.cost > max(_DEARER * expected.cost, _CHEAP):
         costs = f"its plan is estimated to cost {got.cost:,.0f}, and the shipped one's {expected.cost:,.0f}"
-        return [f"{costs}; `goqueue explain {name}` shows where"]
-    return []
+        problems.append(f"{costs}; `goqueue explain {name}` shows where")
+    return problems
 
 
 class _References(NamedTuple):
@@ -430,6 +470,40 @@ class GenericPlan(NamedTuple):
                 whole[f"the index {node['Index Name']}"] += 1
         return whole
 
+    @property
+    def writes(self) -> Counter[str]:
+        """What it does to which table, each as often as it stands in the plan."""
+        return Counter(
+            f"{_WRITES[node['Operation']]} {node['Schema']}.{node['Relation Name']}"
+            for node in self._nodes()
+            if node["Node Type"] == "ModifyTable"
+        )
+
+    @property
+    def locks_rows(self) -> bool:
+        """Whether it has FOR UPDATE or the like; how strong, and what it does about others' locks, no plan shows."""
+        return any(node["Node Type"] == "LockRows" for node in self._nodes())
+
+    @property
+    def order(self) -> list[str]:
+        """What the rows that it returns are sorted by, where it sorts them; columns without their table."""
+        node = self.document
+        while "Sort Key" not in node and len(node.get("Plans", ())) == 1:
+            [node] = node["Plans"]
+        return [re.sub(r"\b\w+\.", "", key) for key in node.get("Sort Key", ())]
+
+    @property
+    def functions(self) -> set[str]:
+        """The names of the functions that it calls; those in the schema goqueue left out."""
+        texts = [text for node in self._nodes() for value in node.values() for text in _texts(value)]
+        return {name for text in texts for schema, name in _CALL.findall(text) if schema != "goqueue."}
+
+    def _nodes(self) -> Iterator[dict[str, Any]]:
+        waiting = [self.document]
+        while waiting:
+            yield (node := waiting.pop())
+            waiting += node.get("Plans", ())
+
     def _scans(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """The nodes that read a table of goqueue's or an index of one, with the table's name."""
         waiting = [("", self.document)]
@@ -440,6 +514,21 @@ class GenericPlan(NamedTuple):
             if table in _TABLES and ("Relation Name" in node or "Index Name" in node):
                 yield table, node
             waiting += [(table, child) for child in node.get("Plans", ())]
+
+
+_CALL = re.compile(r'(\w+\.)?"?(\w+)"?\(')
+_WRITES = {"Insert": "inserts into", "Update": "updates", "Delete": "deletes from", "Merge": "merges into"}
+
+
+def _texts(value: Any) -> list[str]:
+    """The expressions among the values of a plan's node."""
+    return (
+        [value]
+        if isinstance(value, str)
+        else [text for text in value if isinstance(text, str)]
+        if isinstance(value, list)
+        else []
+    )
 
 
 def generic_plans(
@@ -479,7 +568,7 @@ def _explained(
 ) -> dict[str, Any]:
     """The top node of a statement's generic plan, made with ``settings`` beside the transaction's."""
     nulls = ", ".join("NULL" for _ in statement.parameters)
-    explain = f"EXPLAIN (FORMAT JSON) EXECUTE {_CHECK}{f'({nulls})' if nulls else ''}".encode()
+    explain = f"EXPLAIN (VERBOSE, FORMAT JSON) EXECUTE {_CHECK}{f'({nulls})' if nulls else ''}".encode()
     with connection.transaction(force_rollback=True):
         for name, value in settings.items():
             load_queries().set_local(connection, name=name, value=value)

@@ -96,11 +96,13 @@ def run_checks(
     connection: Connection[Any],
     *,
     sql_dir: str = "",
+    compare: Callable[[list[str]], Check] | None = None,
     old_transaction: timedelta = OLD_TRANSACTION,
     settings: list[SettingValue] | None = None,
 ) -> Iterator[Check]:
     """Each check in turn, on a connection in autocommit mode. ``sql_dir``: the folder of SQL files to prove;
-    ``settings``: those of a connection without goqueue's own (`read_settings`), which hide the server's.
+    ``compare`` gets the names of its changed queries that are fit to be run elsewhere; ``settings``: those of a
+    connection without goqueue's own (`read_settings`), which hide the server's.
 
     A check that the role has no right to, or that the server stops for its time, is skipped and says so; the others go
     on. Raises psycopg's error when the connection is lost.
@@ -138,7 +140,10 @@ def run_checks(
         else Check("schema", Level.SKIPPED, f"not compared: {unlike}")
     )
     statements = load_statements().copy()
-    yield _run("queries", lambda: _queries(connection, sql_dir, statements))
+    changed: list[str] = []
+    yield _run("queries", lambda: _queries(connection, sql_dir, statements, changed))
+    if compare and changed:
+        yield compare(changed)
     yield _run("roles", lambda: _roles(connection, state, unlike))
     plans = generic_plans(connection, [one for one in statements.values() if one.file.name not in APART])
     yield _run("grants", lambda: _grants(state, plans, pending=pending))
@@ -427,14 +432,16 @@ def _migrations(connection: Connection[Any], state: _State, pending: list[Findin
 # --- queries --------------------------------------------------------------------------------------------------------
 
 
-def _queries(connection: Connection[Any], sql_dir: str, statements: dict[str, Statement]) -> Check:
-    """``statements`` has the shipped ones, and gets those of the folder that are fit to be planned."""
+def _queries(connection: Connection[Any], sql_dir: str, statements: dict[str, Statement], runnable: list[str]) -> Check:
+    """``statements`` has the shipped ones, and gets those of the folder that are fit to be planned; ``runnable`` gets
+    the names of those that are fit to be run on a database of their own."""
     if not sql_dir:
         return Check("queries", Level.OK, "the shipped SQL files (GOQUEUE_DATABASE_SQL_DIR is not set)")
     proof, fit = examine(connection, sql_dir)
     for name in proof.changed or ():
         del statements[name]
-    statements |= fit
+    statements |= fit.planned
+    runnable += fit.run
     findings = [
         Finding(
             Level.FAILED,

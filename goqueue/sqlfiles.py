@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 #: The files behind the DBA's commands: the store doesn't run their queries, and no folder replaces them.
-APART = frozenset({"checks.sql", "seed.sql", "statements.sql"})
+APART = frozenset({"behaviour.sql", "checks.sql", "seed.sql", "statements.sql"})
 
 _STAMP = re.compile(r"-- From goqueue (?P<version>\S+), sha256 (?P<sha256>[0-9a-f]{64})\.[^\n]*\n")
 _NAME = re.compile(r"--\s*name\s*:\s*")

@@ -784,6 +784,18 @@ WHERE
 ORDER BY kind, name;
 
 
+-- name: list_volatile_functions(names)
+-- Which of these functions the server takes to be volatile: they may change something, or return something else each time.
+-- Returns: the name of each, with brackets, ordered; functions of the schema goqueue left out.
+-- Index: none of ours.
+-- Locks: none.
+SELECT DISTINCT p.proname || '()' AS name
+FROM pg_proc AS p
+INNER JOIN pg_namespace AS n ON p.pronamespace = n.oid
+WHERE p.proname = ANY(:names::text[]) AND p.provolatile = 'v' AND n.nspname <> 'goqueue'
+ORDER BY name;
+
+
 -- name: describe_types(ids)
 -- The names of types, for messages.
 -- Returns: id and name of each type that exists.

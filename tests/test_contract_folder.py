@@ -195,6 +195,11 @@ def test_a_file_of_an_older_release_says_so(folder: Folder) -> None:
 
 # --- what the store refuses -----------------------------------------------------------------------------------------
 
+DELETES = "WITH gone AS (DELETE FROM goqueue.jobs AS d WHERE d.id = :id::uuid)\nSELECT\n"
+DELETES_FAILURES = DELETES.replace("goqueue.jobs", "goqueue.job_failures").replace("d.id", "d.job_id")
+LEASES = (SHIPPED / "leases.sql").read_text("utf-8")
+RESCUE = LEASES[LEASES.index("-- name: rescue_jobs") : LEASES.index("-- name: list_failures")]
+RECORDED = RESCUE[RESCUE.index(",\n\nrecorded_failure AS (") : RESCUE.index("\n\nSELECT\n    r.id")]
 NAMED = "    j.queue,\n    j.job_type,\n    j.payload::text AS payload,"
 AS_TEXT = "WHERE j.id::text = :id::text;"
 
@@ -333,6 +338,43 @@ def test_a_plan_that_reads_a_table_whole_is_told(
     [problem], unproved = proved(goqueue_connection, given)
     assert problem.startswith(f"jobs.sql, query get_job: its plan reads {what}")
     assert unproved == []
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "told"),
+    [
+        ("jobs.sql", GET_JOB_TEXT, GET_JOB_TEXT.replace("SELECT\n", DELETES),
+         "get_job: it deletes from goqueue.jobs, and the shipped one doesn't"),
+        ("jobs.sql", GET_JOB_TEXT, GET_JOB_TEXT.replace("SELECT\n", DELETES_FAILURES),
+         "get_job: it deletes from goqueue.job_failures, and the shipped one doesn't"),
+        ("jobs.sql", FOUND_BY_ID, FOUND_BY_ID.replace(";", " FOR UPDATE;"),
+         "get_job: it locks the rows that it reads, and the shipped one doesn't"),
+        ("jobs.sql", FOUND_BY_ID, FOUND_BY_ID.replace(";", " AND pg_sleep(5) IS NOT NULL;"),
+         "get_job: it calls pg_sleep(), and the shipped one doesn't; the server takes it to do anything"),
+        ("jobs.sql", FOUND_BY_ID, FOUND_BY_ID.replace(";", " AND set_config('jit', 'on', TRUE) <> '';"),
+         "get_job: it calls set_config(), "),
+        ("jobs.sql", FOUND_BY_ID, FOUND_BY_ID.replace(";", " AND (SELECT pg_notify('goqueue', 'x')) IS NOT NULL;"),
+         "get_job: it calls pg_notify(), "),
+        ("jobs.sql", FOUND_BY_ID, FOUND_BY_ID.replace(";", " AND EXISTS (SELECT FROM pg_advisory_lock(1));"),
+         "get_job: it calls pg_advisory_lock(), "),
+        ("leases.sql", "        FOR NO KEY UPDATE SKIP LOCKED\n", "",
+         "claim_jobs: it locks no row before it changes it, and the shipped one does"),
+        ("leases.sql", RECORDED, "",
+         "rescue_jobs: it inserts into goqueue.job_failures nowhere, and the shipped one does"),
+    ],
+)  # fmt: skip
+def test_a_plan_that_writes_locks_or_calls_otherwise_is_told(
+    goqueue_connection: psycopg.Connection[Any], folder: Folder, file: str, old: str, new: str, told: str
+) -> None:
+    problems, _ = proved(goqueue_connection, folder(old, new, file))
+    assert any(problem.startswith(f"{file}, query {told}") for problem in problems), problems
+
+
+def test_another_order_in_the_plan_is_not_proved(goqueue_connection: psycopg.Connection[Any], folder: Folder) -> None:
+    given = folder("ORDER BY wanted.place;", "ORDER BY j.id;")
+    problems, unproved = proved(goqueue_connection, given)
+    assert problems == []
+    assert unproved == ["jobs.sql, query get_jobs: its plan sorts the rows by id and the shipped one by nothing"]
 
 
 def test_a_plan_that_is_far_dearer_on_the_present_table_is_told(

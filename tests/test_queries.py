@@ -16,7 +16,7 @@ import pytest
 import goqueue
 import goqueue.cli.queries
 import goqueue.explain
-from goqueue import Job, Listener, PostgresStorage, contract, health, schema
+from goqueue import Job, Listener, PostgresStorage, behaviour, cases, contract, health, schema
 from goqueue.catalogue import made_files, read_notes
 from goqueue.queries import load_queries, shipped_folder
 from goqueue.sqlfiles import APART
@@ -69,7 +69,7 @@ def test_each_query_is_run_by_the_store(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(NOTES.keys() - STORES.keys()))
 def test_each_other_query_is_run_by_a_command(name: str) -> None:
-    modules = (health, schema, contract, goqueue.explain, goqueue.cli.queries)
+    modules = (health, schema, contract, behaviour, cases, goqueue.explain, goqueue.cli.queries)
     source = "".join(map(inspect.getsource, modules))
     assert f"queries.{name}(" in source or f"load_queries().{name}(" in source or f'"{name}"' in source
 

@@ -1,22 +1,26 @@
-"""`goqueue check`: is all as goqueue needs it? Imports goqueue.findings, health, pool and dberrors."""
+"""`goqueue check`: is all as goqueue needs it? Imports goqueue.behaviour, dberrors, explain, findings, health, pool."""
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Annotated
+from enum import StrEnum
+from functools import partial
+from typing import Annotated, Any
 
 import psycopg
 import typer
 from msgspec.structs import replace
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from goqueue.cli.common import AsJson, CheckFailedError, ConfigFile, console, print_json, read_config
+from goqueue.behaviour import NOT_COMPARED, compare_behaviour
+from goqueue.cli.common import AsJson, CheckFailedError, ConfigFile, console, note, print_json, read_config
 from goqueue.config import DatabaseConfig
 from goqueue.dberrors import translate
-from goqueue.errors import ConnectionRejectedError, StorageUnavailableError
+from goqueue.errors import ConnectionRejectedError, GoQueueError, StorageUnavailableError
+from goqueue.explain import REFUSALS, scratch_database
 from goqueue.findings import Check, Finding, Level
 from goqueue.health import read_settings, run_checks
 from goqueue.pool import open_connection
@@ -30,11 +34,26 @@ _STYLES = {
 }
 
 
+class Scratch(StrEnum):
+    """Where a scratch database is made."""
+
+    EMBEDDED = "embedded"
+    SERVER = "server"
+    NONE = "none"
+
+
 def check(
     sql_dir: Annotated[
         str | None,
         typer.Option("--sql-dir", metavar="DIR", help="Prove this folder of SQL files instead of the configured one."),
     ] = None,
+    scratch: Annotated[
+        Scratch,
+        typer.Option(
+            help="Where changed queries are run and compared: on an embedded server, in a database made on the "
+            "configured server (which needs CREATEDB) and dropped afterwards, or nowhere."
+        ),
+    ] = Scratch.EMBEDDED,
     strict: Annotated[bool, typer.Option("--strict", help="Count warnings as failures.")] = False,
     file: ConfigFile = None,
     as_json: AsJson = False,
@@ -45,6 +64,11 @@ def check(
     found, why it matters and what to do. Run it as the role that the
     programs connect as; a check that this role has no right to is skipped.
 
+    Of a folder of SQL files the server only parses and plans the changed
+    queries. What they do is compared with what the shipped ones do on a
+    scratch database (--scratch), with jobs of every kind, stale tokens and
+    other sessions that hold or change the same jobs.
+
     ok: fine. note: good to know. skipped: could not be looked at.
     warning: will hurt some day. failed: is broken now (exit status 3).
     """
@@ -52,7 +76,7 @@ def check(
     folder = config.sql_dir if sql_dir is None else sql_dir
     checks = []
     out = console()
-    for done in _checks(config, folder):
+    for done in _checks(config, folder, scratch):
         checks.append(done)
         if not as_json:
             _show(out, done)
@@ -67,19 +91,66 @@ def check(
         raise CheckFailedError(f"failed: {', '.join(failed)}")
 
 
-def _checks(config: DatabaseConfig, folder: str) -> Iterator[Check]:
+def _checks(config: DatabaseConfig, folder: str, scratch: Scratch) -> Iterator[Check]:
     try:
         # As a caller's own connection has them: with empty options ours are not sent.
         with open_connection(replace(config, url=make_conninfo(config.url, options=""))) as connection:
             settings = read_settings(connection)
         with open_connection(config) as connection:
-            yield from run_checks(connection, sql_dir=folder, settings=settings)
+            compare = partial(_behaviour, config, folder, scratch)
+            yield from run_checks(connection, sql_dir=folder, settings=settings, compare=compare)
     except psycopg.Error as error:
         lost = translate(error)
         do = "see `goqueue config` for the server meant, and the server's log" * isinstance(
             lost, (ConnectionRejectedError, StorageUnavailableError)
         )
         yield Check("server", Level.FAILED, "", (Finding(Level.FAILED, str(lost), "nothing more can be checked", do),))
+
+
+def _behaviour(config: DatabaseConfig, folder: str, where: Scratch, names: list[str]) -> Check:
+    """Compares what the folder's queries do with what the shipped ones do."""
+    hint = "run `goqueue check --scratch server` (a role with CREATEDB), or pip install 'goqueue[embedded]'"
+    if where is Scratch.NONE:
+        return _not_compared(names, "--scratch none was given", "leave --scratch out, or name embedded or server")
+    conninfo = None
+    if where is Scratch.SERVER:
+        options: dict[str, Any] = {"application_name": "goqueue check", **conninfo_to_dict(config.url)}
+        conninfo = make_conninfo(**options)
+    try:
+        with scratch_database(conninfo, rows=1000) as connection:
+            version = connection.info.parameter_status("server_version")
+            note(f"comparing {', '.join(names)} with the shipped queries, in a scratch database")
+            proven = compare_behaviour(connection, folder, names)
+    except REFUSALS as error:
+        role = "the role may not make databases there"
+        return _not_compared(
+            names, f"{role}: {error.diag.message_primary}", "ALTER ROLE … CREATEDB, or --scratch embedded"
+        )
+    except (GoQueueError, psycopg.Error) as error:
+        return _not_compared(names, str(error).partition("\n")[0], hint)
+    findings = [
+        Finding(
+            Level.FAILED,
+            problem,
+            "workers and callers rely on what the shipped query does: no job lost, done twice, late or out of order",
+            f"goqueue sql diff {folder}",
+        )
+        for problem in proven.problems
+    ]
+    findings += [Finding(Level.WARNING, f"not compared: {text}", "", hint) for text in proven.unproved]
+    runs = ", ".join(f"{name} ({count} runs)" for name, count in proven.runs.items())
+    return Check(
+        "behaviour",
+        Level.FAILED if proven.problems else Level.WARNING if proven.unproved else Level.OK,
+        f"compared on PostgreSQL {version}: {runs or 'none'}; not compared: {NOT_COMPARED}",
+        tuple(findings),
+    )
+
+
+def _not_compared(names: list[str], why: str, do: str) -> Check:
+    found = f"not compared with what the shipped queries do: {', '.join(names)}, because {why}"
+    told = "a query that loses jobs, or gives one to two workers, can pass the other checks"
+    return Check("behaviour", Level.WARNING, "not compared", (Finding(Level.WARNING, found, told, do),))
 
 
 def _show(out: Console, done: Check) -> None:

@@ -1,0 +1,117 @@
+-- What `goqueue check` looks at when it runs a folder's statements on a scratch database and compares what they do with
+-- what the shipped ones do: rows, locks, settings. Sent to scratch databases and to no other.
+
+
+-- name: empty_tables()!
+-- Empties the tables before the next comparison.
+-- Returns: nothing.
+-- Index: none.
+-- Locks: both tables, against everybody.
+TRUNCATE goqueue.jobs, goqueue.job_failures;
+
+
+-- name: list_rows()
+-- Everything in the tables, the columns that no Struct has included.
+-- Returns: the table's name and the row as JSON, ordered.
+-- Index: none; both tables are read whole.
+-- Locks: none.
+SELECT
+    'jobs' AS table_name,
+    to_jsonb(j)::text AS fields
+FROM goqueue.jobs AS j
+UNION ALL
+SELECT
+    'job_failures' AS table_name,
+    to_jsonb(f)::text AS fields
+FROM goqueue.job_failures AS f
+ORDER BY table_name, fields;
+
+
+-- name: list_unlocked_jobs()
+-- The jobs that nobody has locked, a job deleted meanwhile left out.
+-- Returns: the ids, in no order.
+-- Index: none; the table is read whole.
+-- Locks: each row, until the statement's transaction ends.
+SELECT j.id
+FROM goqueue.jobs AS j
+FOR UPDATE SKIP LOCKED;
+
+
+-- name: list_referable_jobs()
+-- The jobs that a foreign key can refer to now: nobody has locked them FOR UPDATE, or deletes them.
+-- Returns: the ids, in no order.
+-- Index: none; the table is read whole.
+-- Locks: each row, shared, until the statement's transaction ends.
+SELECT j.id
+FROM goqueue.jobs AS j
+FOR KEY SHARE SKIP LOCKED;
+
+
+-- name: list_held_locks(backend_pid)
+-- The locks of a session that others can wait for, rows apart: on goqueue's tables, and advisory ones.
+-- Returns: each lock as text, ordered.
+-- Index: none.
+-- Locks: none.
+SELECT DISTINCT
+    CASE
+        WHEN l.locktype = 'relation' THEN l.mode || ' on goqueue.' || c.relname
+        ELSE l.mode || ' (' || concat_ws(', ', l.locktype, l.classid, l.objid) || ')'
+    END AS held
+FROM pg_locks AS l
+LEFT JOIN pg_class AS c ON l.relation = c.oid AND l.locktype = 'relation'
+WHERE
+    l.pid = :backend_pid::integer
+    AND l.granted
+    AND (
+        l.locktype IN ('advisory', 'object')
+        OR (c.relnamespace = 'goqueue'::regnamespace AND c.relkind = 'r' AND l.mode <> 'AccessShareLock')
+    )
+ORDER BY held;
+
+
+-- name: is_waiting(backend_pid)$
+-- Whether a session's statement waits for another session's lock.
+-- Returns: true or false.
+-- Index: none.
+-- Locks: none.
+SELECT count(*) > 0 AS is_waiting
+FROM pg_locks AS l
+WHERE l.pid = :backend_pid::integer AND NOT l.granted;
+
+
+-- name: list_session_settings()
+-- The settings that the session has changed since it began.
+-- Returns: each as "name = value", ordered.
+-- Index: none.
+-- Locks: none.
+SELECT s.name || ' = ' || s.setting AS setting
+FROM pg_settings AS s
+WHERE s.source = 'session'
+ORDER BY setting;
+
+
+-- name: release_advisory_locks()$
+-- Gives back the advisory locks that the session still holds after a rollback.
+-- Returns: nothing.
+-- Index: none.
+-- Locks: none.
+SELECT pg_advisory_unlock_all();
+
+
+-- name: tell_time()$
+-- The server's clock, which every time in a job comes from.
+-- Returns: the time now.
+-- Index: none.
+-- Locks: none.
+SELECT clock_timestamp() AS now;
+
+
+-- name: backdate_jobs(ids, age)
+-- Makes jobs older than they are: only when they were created changes.
+-- Returns: the ids, in no order.
+-- Index: jobs_pkey.
+-- Locks: the jobs' rows.
+UPDATE goqueue.jobs AS j
+SET created_at = j.created_at - extract(EPOCH FROM :age::interval) * interval '1 second'
+WHERE j.id = ANY(:ids::uuid[])
+RETURNING j.id;

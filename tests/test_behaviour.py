@@ -1,0 +1,303 @@
+"""What a folder's statements do is compared with what the shipped ones do: on a scratch database, and only there."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from goqueue.behaviour import compare_behaviour
+from goqueue.cases import CASES
+from goqueue.queries import load_statements, shipped_folder
+from goqueue.sqlfiles import APART
+from tests.commands import Commands
+
+Connection = psycopg.Connection[Any]
+
+SHIPPED = shipped_folder("sql")
+STORES = sorted(name for name, one in load_statements().items() if one.file.name not in APART)
+
+FENCE = re.compile(r"\n +AND \(\n +\(j\.id, j\.lease_token\) IN \(.+?\n +\) IS TRUE(?=\n)", re.DOTALL)
+IS_RUNNING = re.compile(r"\n +AND \(j\.status (= 'running'|IN \('running', 'completed'\))\) IS TRUE")
+SKIPS = "FOR NO KEY UPDATE SKIP LOCKED"
+LOCKS_IN_ORDER = "\n    ORDER BY j.id\n    FOR NO KEY UPDATE"
+BY_ID = "WHERE j.id = :id::uuid"
+
+
+class Broken(NamedTuple):
+    """A query with something replaced, and what is told of it."""
+
+    query: str
+    old: str | re.Pattern[str]
+    new: str
+    told: str
+
+    def __str__(self) -> str:
+        return f"{self.query}: {self.told}"
+
+
+BROKEN = [
+    Broken("claim_jobs", SKIPS, "FOR NO KEY UPDATE", "it returns: (it waits for the other session), expected []"),
+    Broken("claim_jobs", f"        {SKIPS}\n", "", "it holds the locks"),
+    Broken("claim_jobs", SKIPS, "FOR UPDATE SKIP LOCKED", "it locks against foreign keys"),
+    Broken("claim_jobs", SKIPS, "FOR NO KEY UPDATE NOWAIT", "could not obtain lock"),
+    Broken("claim_jobs", "ORDER BY c.priority, c.scheduled_at, c.id", "ORDER BY c.id", '["urgent", "due 2", "twin 2"]'),
+    Broken("claim_jobs", "ORDER BY c.priority, c.scheduled_at", "ORDER BY c.scheduled_at", "two queues: it returns: ["),
+    Broken(
+        "claim_jobs",
+        re.compile(r"ORDER BY j.scheduled_at, j.id(?=\s+LIMIT s.job_count)"),
+        "ORDER BY j.scheduled_at, j.id DESC",
+        '["urgent", "due 2", "twin 1"], expected ["urgent", "due 2", "twin 2"]',
+    ),
+    Broken("claim_jobs", ":job_limit::bigint AS", "(:job_limit::bigint + 1) AS", "it returns"),
+    Broken("claim_jobs", "j.lease_token + 1", "j.lease_token", "lease_token): 0, expected 1"),
+    Broken("claim_jobs", "statement_timestamp()", "now()", "in a transaction that began before the jobs were made"),
+    Broken("claim_jobs", re.compile(r"AND j.scheduled_at <= statement_timestamp\(\)"), "", "one that is not due"),
+    Broken("complete_and_claim", FENCE, "", "the stale token of a job that was claimed again"),
+    Broken("complete_and_claim", SKIPS, "FOR NO KEY UPDATE", "(it waits for the other session)"),
+    Broken("complete_jobs", FENCE, "", "expected LeaseLostError(claimed twice)"),
+    Broken("complete_jobs", IS_RUNNING, "", "while another session cancels the same jobs"),
+    Broken("heartbeat_jobs", FENCE, "", "expected LeaseLostError(claimed twice)"),
+    Broken("heartbeat_jobs", IS_RUNNING, "", "while another session cancels the same jobs"),
+    Broken("heartbeat_jobs", "SET\n", "SET\n    started_at = statement_timestamp(),\n", "(held 1, started_at): +0 s"),
+    Broken("heartbeat_jobs", "SET\n", "SET\n    created_by = 'me',\n", "(held 1, created_by): me"),
+    Broken("fail_jobs", FENCE, "", "expected LeaseLostError(claimed twice)"),
+    Broken("fail_jobs", IS_RUNNING, "", "while another session cancels the same jobs"),
+    Broken("fail_jobs", "(1 + :backoff_jitter", "(2 + :backoff_jitter", "(held 1, scheduled_at): +2,000 s from now"),
+    Broken("release_jobs", FENCE, "", "expected LeaseLostError(claimed twice)"),
+    Broken("release_jobs", IS_RUNNING, "", "while another session cancels the same jobs"),
+    Broken("bury_jobs", FENCE, "", "the stale token"),
+    Broken("bury_jobs", IS_RUNNING, "", "while another session cancels the same jobs"),
+    Broken("rescue_jobs", SKIPS, "FOR NO KEY UPDATE", "(it waits for the other session)"),
+    Broken("rescue_jobs", " AND j.lease_expires_at <= statement_timestamp()", "", "it returns"),
+    Broken("rescue_jobs", "statement_timestamp()", "now()", "in a transaction that began before the jobs were made"),
+    Broken("prune_jobs", "FOR UPDATE SKIP LOCKED", "FOR UPDATE", "(it waits for the other session)"),
+    Broken(
+        "prune_jobs",
+        re.compile(r"s\.status IN \([^)]+\)|j\.completed_at < statement_timestamp\(\) - [^\n]+"),
+        "TRUE",
+        "prune_jobs of pending and running jobs",
+    ),
+    Broken(
+        "prune_jobs", re.compile(r"\n +AND j\.completed_at < [^\n]+"), "", "an hour ago and more: it returns: 1, ex"
+    ),
+    Broken("cancel_jobs", " AND (j.status IN ('pending', 'running')) IS TRUE", "", "it returns: 10, expected 7"),
+    Broken("cancel_jobs", LOCKS_IN_ORDER, f"{LOCKS_IN_ORDER} SKIP LOCKED", "expected (it waits for the other session)"),
+    Broken(
+        "cancel_jobs", LOCKS_IN_ORDER, LOCKS_IN_ORDER.replace("j.id", "j.id DESC"), "it has locked before it waits: ["
+    ),
+    Broken("retry_jobs", LOCKS_IN_ORDER, "", "it holds the locks"),
+    Broken("retry_jobs", "attempts = 0,", "", "attempts): 1, expected 0"),
+    Broken("reschedule_jobs", " AND (j.status = 'pending') IS TRUE", "", "it returns: 10"),
+    Broken("update_job", "    FOR NO KEY UPDATE\n", "", "it holds the locks"),
+    Broken(
+        "update_job",
+        "OR j.status IN ('pending', 'running')",
+        "OR j.status <> 'dead'",
+        "while another session cancels the same jobs",
+    ),
+    Broken("replace_pending_job", "WHERE j.status = 'pending'\nRETURNING", "RETURNING", "a completed job has"),
+    Broken("create_job", "ON CONFLICT DO NOTHING", "ON CONFLICT (id) DO NOTHING", "expected [{"),
+    Broken("create_jobs", "    n.priority,", "    0::smallint AS priority,", "(new 1, priority): 0, expected 2"),
+    Broken("delete_job", BY_ID, f"{BY_ID} AND j.status <> 'running'", "expected nothing"),
+    Broken(
+        "get_job", "SELECT\n", "WITH d AS (DELETE FROM goqueue.jobs AS k WHERE k.id = :id::uuid) SELECT\n", "(deleted)"
+    ),
+    Broken("get_job", BY_ID, f"{BY_ID} FOR UPDATE", "it holds the locks"),
+    Broken("get_job", BY_ID, f"{BY_ID} FOR KEY SHARE", "it holds the locks"),
+    Broken("get_job", BY_ID, f"{BY_ID} AND j.status <> 'cancelled'", "expected {"),
+    Broken("get_job", BY_ID, f"{BY_ID} AND pg_sleep(3) IS NOT NULL", "it takes: 3."),
+    Broken("get_job", BY_ID, f"{BY_ID} AND set_config('work_mem', '64kB', FALSE) <> ''", "it changes the settings"),
+    Broken("get_job", BY_ID, f"{BY_ID} AND pg_try_advisory_lock(1)", "it holds the locks: ["),
+    Broken("get_jobs", "ORDER BY wanted.place", "ORDER BY j.id", "it returns: ["),
+    Broken("list_jobs", "ORDER BY f.place", "ORDER BY f.place DESC", "it returns: ["),
+    Broken("list_jobs", "    j.updated_at,", "    j.created_at AS updated_at,", "updated_at): the time"),
+    Broken("count_jobs", re.compile(r"j\.queue = l\.queue\s+AND "), "", "expected [9, true]"),
+    Broken("list_failures", "ORDER BY f.lease_token", "ORDER BY f.lease_token DESC", "list_failures of failed twice"),
+    Broken("next_job_at", "min(l.scheduled_at)", "max(l.scheduled_at)", "it returns: the time"),
+    Broken("queue_stats", "ORDER BY s.queue", "ORDER BY s.queue DESC", "it returns"),
+]
+
+
+def replaced(broken: Broken) -> tuple[str, str]:
+    """The name of the query's file, and its text with the replacement made in that query alone."""
+    file = load_statements()[broken.query].file
+    text = file.read_text("utf-8")
+    start = text.index(f"-- name: {broken.query}(")
+    end = text.find("-- name: ", start + 1) if "-- name: " in text[start + 1 :] else len(text)
+    query = text[start:end]
+    comment, statement = re.fullmatch(r"((?:--[^\n]*\n)+)(.*)", query, re.DOTALL).groups()  # type: ignore[union-attr]
+    made = re.sub(broken.old if isinstance(broken.old, re.Pattern) else re.escape(broken.old),
+                  lambda _: broken.new, statement)  # fmt: skip
+    assert made != statement, f"{broken.query} has no {broken.old!r}"
+    return file.name, f"{text[:start]}{comment}{made}{text[end:]}"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Callable[[Broken], Path]:
+    def write(broken: Broken) -> Path:
+        name, text = replaced(broken)
+        given = tmp_path / "tuned"
+        given.mkdir()
+        (given / name).write_text(text, "utf-8")
+        return given
+
+    return write
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=str)
+def test_a_query_that_does_otherwise_is_told(
+    goqueue_connection: Connection, folder: Callable[[Broken], Path], broken: Broken
+) -> None:
+    found = compare_behaviour(goqueue_connection, str(folder(broken)), [broken.query])
+    assert broken.told in "\n".join(found.problems)
+    assert found.unproved == []
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", [name for name in STORES if name != "listen"])
+def test_a_query_that_is_written_otherwise_and_does_the_same_is_fine(
+    goqueue_connection: Connection, tmp_path: Path, name: str
+) -> None:
+    file = load_statements()[name].file
+    (tmp_path / file.name).write_text(re.sub(r"\bj\b", "jj", file.read_text("utf-8")))
+    found = compare_behaviour(goqueue_connection, str(tmp_path), [name])
+    assert found.problems == []
+    assert found.runs.keys() == {name}
+
+
+def test_every_query_that_can_be_changed_has_a_case() -> None:
+    # What gives no rows must be the shipped statement.
+    assert {query for case in CASES for query in case.queries} == set(STORES) - {"listen"}
+
+
+def test_a_simpler_claim_passes(goqueue_connection: Connection, tmp_path: Path) -> None:
+    """Not the text counts: this claim knows no lanes."""
+    text = (SHIPPED / "leases.sql").read_text("utf-8")
+    start, end = text.index("WITH RECURSIVE wanted AS"), text.index("-- name: heartbeat_jobs")
+    columns = re.findall(r"^    c\.(\w+)", text[start:end], re.MULTILINE)
+    returned = ",\n".join("j.payload" if column == "payload" else f"j.{column}" for column in columns)
+    claimed = text[start:end].partition("UPDATE goqueue.jobs AS j\n")[2].partition("WHERE j.id = ANY(")[0]
+    listed = ",\n".join("c.payload::text AS payload" if column == "payload" else f"c.{column}" for column in columns)
+    simple = f"""WITH claimed AS (
+        UPDATE goqueue.jobs AS j {claimed}
+        WHERE j.id = ANY(ARRAY(
+            SELECT k.id FROM goqueue.jobs AS k
+            WHERE k.status = 'pending' AND k.queue = ANY(:queues::text[]) AND k.scheduled_at <= statement_timestamp()
+            ORDER BY k.priority, k.scheduled_at, k.id
+            LIMIT :job_limit::bigint
+            FOR NO KEY UPDATE SKIP LOCKED
+        ))
+        RETURNING {returned}
+    )
+    SELECT {listed},
+        (SELECT count(*) FROM claimed AS x WHERE x.status = 'dead') AS dead_count,
+        NULL::text[] AS lane_queues, NULL::smallint[] AS lane_priorities,
+        NULL::timestamptz[] AS lane_times, NULL::uuid[] AS lane_ids
+    FROM (VALUES (:lane_queues::text[], :lane_priorities::smallint[], :lane_times::timestamptz[], :lane_ids::uuid[]))
+        AS unused (a, b, c, d)
+    LEFT JOIN claimed AS c ON c.status = 'running'
+    ORDER BY c.priority, c.scheduled_at, c.id;
+
+
+"""
+    (tmp_path / "leases.sql").write_text(text[:start] + simple + text[end:])
+    assert compare_behaviour(goqueue_connection, str(tmp_path), ["claim_jobs"]).problems == []
+
+
+def test_a_database_with_jobs_is_left_alone(goqueue_connection: Connection, tmp_path: Path) -> None:
+    goqueue_connection.execute("INSERT INTO goqueue.jobs (job_type) VALUES ('a')")
+    with pytest.raises(ValueError, match="expected an empty scratch database"):
+        compare_behaviour(goqueue_connection, str(tmp_path), ["get_job"])
+    assert goqueue_connection.execute("SELECT count(*) FROM goqueue.jobs").fetchone() == (1,)
+
+
+def test_what_the_scratch_server_does_not_know_is_not_compared(
+    goqueue_connection: Connection, folder: Callable[[Broken], Path]
+) -> None:
+    given = folder(Broken("get_job", BY_ID, f"{BY_ID} AND pg_of_tomorrow()", ""))
+    found = compare_behaviour(goqueue_connection, str(given), ["get_job"])
+    assert found.problems == []
+    assert "query get_job: the scratch server (PostgreSQL" in str(found.unproved)
+    assert "pg_of_tomorrow() does not exist" in str(found.unproved)
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+
+def line(out: str) -> str:
+    return next(line for line in out.splitlines() if " behaviour" in line)
+
+
+@pytest.mark.parametrize("where", ["embedded", "server"])
+def test_check_compares_changed_queries_on_a_scratch_database(
+    goqueue: Commands, goqueue_connection: Connection, folder: Callable[[Broken], Path], where: str
+) -> None:
+    goqueue_connection.execute("INSERT INTO goqueue.jobs (job_type) VALUES ('a'), ('b')")
+    databases = "SELECT count(*) FROM pg_database WHERE datname LIKE 'goqueue\\_explain%'"
+    before = goqueue_connection.execute(databases).fetchone()
+    given = folder(Broken("claim_jobs", SKIPS, "FOR NO KEY UPDATE", ""))
+    result = goqueue("check", "--sql-dir", given, "--scratch", where)
+    assert result.code == 3
+    assert "failed: behaviour" in result.err
+    assert "failed: query claim_jobs, claim_jobs: " in result.out
+    assert "it returns: (it waits for the other session)" in result.out
+    rows = goqueue_connection.execute("SELECT status::text, count(*) FROM goqueue.jobs GROUP BY status").fetchall()
+    assert rows == [("pending", 2)]
+    assert goqueue_connection.execute(databases).fetchone() == before
+
+
+def test_a_query_that_does_the_same_passes_and_what_is_not_compared_is_said(goqueue: Commands, tmp_path: Path) -> None:
+    text = (SHIPPED / "server.sql").read_text("utf-8").replace("goqueue.jobs AS j", "goqueue.jobs AS jj")
+    (tmp_path / "tuned").mkdir()
+    (tmp_path / "tuned" / "server.sql").write_text(text.replace("j.id =", "jj.id ="))
+    result = goqueue("check", "--sql-dir", tmp_path / "tuned")
+    assert result.code == 0
+    assert line(result.out).startswith("ok      behaviour   compared on PostgreSQL ")
+    assert "ping (2 runs); not compared: how fast they are on many rows" in line(result.out)
+
+
+def test_queries_that_are_not_compared_are_a_warning(goqueue: Commands, folder: Callable[[Broken], Path]) -> None:
+    given = folder(Broken("claim_jobs", SKIPS, "FOR NO KEY UPDATE", ""))
+    result = goqueue("check", "--sql-dir", given, "--scratch", "none")
+    assert result.code == 0
+    assert line(result.out) == "warning behaviour   not compared"
+    assert "not compared with what the shipped queries do: claim_jobs" in result.out
+    assert goqueue("check", "--sql-dir", given, "--scratch", "none", "--strict").code == 3
+
+
+def test_a_role_that_makes_no_databases_is_told_the_way_out(
+    goqueue: Commands,
+    goqueue_connection: Connection,
+    goqueue_database: str,
+    folder: Callable[[Broken], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    role = f"worker_{goqueue_connection.info.backend_pid}"
+    name = sql.Identifier(role)
+    goqueue_connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(name))
+    goqueue_connection.execute(sql.SQL("GRANT USAGE ON SCHEMA goqueue TO {}").format(name))
+    goqueue_connection.execute(
+        sql.SQL("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA goqueue TO {}").format(name)
+    )
+    try:
+        monkeypatch.setenv("GOQUEUE_DATABASE_URL", f"{goqueue_database}&options=-c%20role%3D{role}")
+        given = folder(Broken("get_job", BY_ID, f"{BY_ID} AND TRUE", ""))
+        result = goqueue("check", "--sql-dir", given, "--scratch", "server")
+        assert line(result.out) == "warning behaviour   not compared"
+        assert "the role may not make databases there" in result.out
+        assert "--scratch embedded" in result.out
+    finally:
+        goqueue_connection.execute(sql.SQL("DROP OWNED BY {}").format(name))
+        goqueue_connection.execute(sql.SQL("DROP ROLE {}").format(name))
+
+
+def test_a_query_that_calls_a_volatile_function_is_not_run(goqueue: Commands, folder: Callable[[Broken], Path]) -> None:
+    given = folder(Broken("get_job", BY_ID, f"{BY_ID} AND pg_sleep(30) IS NOT NULL", ""))
+    result = goqueue("check", "--sql-dir", given)
+    assert result.code == 3
+    assert "query get_job: it calls pg_sleep(), and the shipped one doesn't" in result.out
+    assert " behaviour" not in result.out
