@@ -258,12 +258,16 @@ def checksums() -> str:
 
 def settings_table() -> str:
     """The settings in README.md."""
+    readers = [section.reader for section in SECTIONS if section.reader]
+    marks = dict(zip(readers, "¹²³", strict=False))
     rows = (
-        f"| `{setting.variable}` | {_shown_default(setting.default)} | {setting.rule.description} |"
+        f"| `{setting.variable}`{marks.get(setting.reader, '')} | {_shown_default(setting.default)} | "
+        f"{setting.rule.description} |"
         for section in SECTIONS
         for setting in settings_of(section)
     )
-    return "\n".join(["| variable | default | |", "| --- | --- | --- |", *rows])
+    notes = (f"{marks[reader]} Read by {reader}, and by nothing in goqueue itself." for reader in readers)
+    return "\n".join(["| variable | default | |", "| --- | --- | --- |", *rows, "", "\\\n".join(notes)])
 
 
 def _shown_default(value: object) -> str:

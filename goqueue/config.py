@@ -1,8 +1,8 @@
 """goqueue's settings: their names, types, defaults and rules, read from the environment over `goqueue.yaml`.
 
-Imports nothing of goqueue but `errors` and `structs`. Each setting is declared once, as a field of its section; the
-environment variable, the key in the file, the checks, the messages and the table of `goqueue config` follow from that
-line.
+Imports nothing of goqueue but `errors`, `conninfo` and `structs`. Each setting is declared once, as a field of its
+section; the environment variable, the key in the file, the checks, the messages and the table of `goqueue config`
+follow from it.
 """
 
 import os
@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import msgspec
-import psycopg
 import yaml
 from environs import Env, ValidationError, validate
 from msgspec.structs import force_setattr
 from psycopg.conninfo import conninfo_to_dict
 
+from goqueue.conninfo import fault_of
 from goqueue.errors import ConfigError
 from goqueue.structs import HelpfulMeta
 
@@ -52,9 +52,20 @@ _PASSWORDS = re.compile(
     r"""(?<=://)(?P<user>[^\s/:@]{0,256}):\S{0,4096}@"""
     r"""|(?P<key>(?i:password)\s{0,8}=\s{0,8})(?:'(?:[^'\\]|\\.){0,4096}'|'?[^\s&'"]{1,4096})"""
 )
-# Past the scheme: a user part that ends at the first @, then no bare @ or space before the query. libpq itself would
-# cut a password at an unescaped @ or / and take the rest for the host or the database, which are shown.
-_URL = re.compile(r"postgres(?:ql)?://(?:[^/@\s]*@)?[^@?\s]*(?:\?\S*)?")
+# What Kubernetes sets for each Service of the namespace: the variable's name, and its value.
+_SERVICE_LINKS: tuple[tuple[re.Pattern[str], re.Pattern[str]], ...] = tuple(
+    (re.compile(rf"(?P<service>GOQUEUE(?:_[A-Z0-9_]+?)?)_{name}"), re.compile(value))
+    for name, value in (
+        ("SERVICE_HOST", r"[0-9.]+|[0-9a-f:.]*:[0-9a-f:.]*"),
+        (r"SERVICE_PORT(?:_\w+)?", r"\d{1,5}"),
+        (r"PORT(?:_\d{1,5}_(?:TCP|UDP|SCTP))?", r"(?:tcp|udp|sctp)://\S+"),
+        (r"PORT_\d{1,5}_(?:TCP|UDP|SCTP)_PROTO", "tcp|udp|sctp"),
+        (r"PORT_\d{1,5}_(?:TCP|UDP|SCTP)_PORT", r"\d{1,5}"),
+        (r"PORT_\d{1,5}_(?:TCP|UDP|SCTP)_ADDR", r"[0-9.]+|[0-9a-f:.]*:[0-9a-f:.]*"),
+    )
+)
+# No configuration is longer; a device or an endless pipe is.
+_LONGEST_FILE = 2**18
 
 
 # -- Rules -------------------------------------------------------------------------------------------------------------
@@ -79,6 +90,11 @@ class Rule(NamedTuple):
     kinds: tuple[type, ...]
     read: Callable[[_Values, str], object]
     secret: bool = False
+    path: bool = False
+
+
+class _FaultError(ValueError):
+    """What is wrong with a value, in words that repeat none of it."""
 
 
 def _must(hold: Callable[[Any], bool]) -> Callable[[Any], None]:
@@ -157,21 +173,33 @@ def _names(description: str) -> Rule:
     return Rule(description, allowed, (str, list, tuple), read)
 
 
-def _conninfo(description: str) -> Rule:
-    def hold(text: str) -> bool:
-        if not _storable(text) or (text.startswith(("postgres://", "postgresql://")) and not _URL.fullmatch(text)):
-            return False
-        try:
-            ports = str(conninfo_to_dict(text).get("port", ""))
-        except psycopg.Error:
-            return False
-        return all(not port or (port.isdecimal() and 1 <= int(port) <= 65535) for port in ports.split(","))
+def _path(description: str, allowed: str) -> Rule:
+    rule = _text(description, allowed, r"[^\0\ud800-\udfff]{0,4096}")
 
-    allowed = (
-        "postgresql://user@host:port/database, where the password has %40 for @, %2F for / and %25 for %, "
-        "or libpq's host=... dbname=... user=..."
-    )
-    return Rule(description, allowed, (str,), lambda env, key: env.str(key, validate=_must(hold)), secret=True)
+    def read(env: _Values, key: str) -> object:
+        text = str(rule.read(env, key))
+        expanded = _expanded(text)
+        if expanded.startswith("~"):
+            raise _FaultError("there is no such home folder")
+        return expanded
+
+    return rule._replace(read=read, path=True)
+
+
+def _conninfo(description: str) -> Rule:
+    def read(env: _Values, key: str) -> object:
+        text = env.str(key)
+        if fault := fault_of(text):
+            raise _FaultError(fault)
+        return text
+
+    allowed = "postgresql://user:password@host:port/database, or libpq's host=... dbname=... user=..."
+    return Rule(description, allowed, (str,), read, secret=True)
+
+
+def _expanded(path: str) -> str:
+    """The path with the home folder in place of a ``~`` or ``~user`` in front; unchanged where there is none."""
+    return os.path.expanduser(path)  # noqa: PTH111 - Path.expanduser raises where there is none
 
 
 def _storable(text: str) -> bool:
@@ -214,6 +242,8 @@ class Setting(NamedTuple):
     name: str
     default: object
     rule: Rule
+    #: Who reads it, where goqueue itself doesn't; else empty.
+    reader: str = ""
 
     @property
     def key(self) -> str:
@@ -240,6 +270,8 @@ class _Section(msgspec.Struct, metaclass=HelpfulMeta, frozen=True, kw_only=True)
     """What the sections share: their values are checked when they are made, and their secrets are never printed."""
 
     section: ClassVar[str]
+    # Who reads its settings, where goqueue itself doesn't.
+    reader: ClassVar[str] = ""
     # Pairs of settings of which the first must be less than the second; True where they may be equal.
     ordered: ClassVar[tuple[tuple[str, str, bool], ...]] = ()
 
@@ -263,9 +295,13 @@ class _Section(msgspec.Struct, metaclass=HelpfulMeta, frozen=True, kw_only=True)
 
 
 class ServerConfig(_Section, frozen=True, kw_only=True):
-    """Where the HTTP server listens, and how long it waits. Raises ConfigError for values that can't be used."""
+    """Where the HTTP server listens, and how long it waits. Raises ConfigError for values that can't be used.
+
+    For the server to be built on this layer: goqueue checks and shows these settings, and reads none of them.
+    """
 
     section = "server"
+    reader = "the server to be built on this layer"
 
     host: Annotated[
         str, _text("Address to listen on.", "a host name or an address of 1 to 255 ASCII characters", r"[!-~]{1,255}")
@@ -328,18 +364,21 @@ class DatabaseConfig(_Section, frozen=True, kw_only=True):
     batch_size: Annotated[int, _integer("Most jobs written by one statement.", 1, 10_000)] = 1000
     sql_dir: Annotated[
         str,
-        _text(
+        _path(
             "Folder of SQL files in place of the shipped ones of the same name (`goqueue sql export`).",
             "the name of a folder, or nothing for the shipped files",
-            r"[^\0\ud800-\udfff]{0,4096}",
         ),
     ] = ""
 
 
 class WorkerConfig(_Section, frozen=True, kw_only=True):
-    """What a worker takes, and for how long it may hold it. Raises ConfigError for values that can't be used."""
+    """What a worker takes, and for how long it may hold it. Raises ConfigError for values that can't be used.
+
+    For the worker to be built on this layer: goqueue checks and shows these settings, and reads none of them.
+    """
 
     section = "worker"
+    reader = "the worker to be built on this layer"
     ordered = (("heartbeat_interval", "lease", False),)
 
     concurrency: Annotated[int, _integer("Jobs run at once.", 1, 1000)] = 10
@@ -380,7 +419,7 @@ SECTIONS: tuple[type[_Section], ...] = (ServerConfig, DatabaseConfig, WorkerConf
 def settings_of(section: type[_Section]) -> tuple[Setting, ...]:
     """Return the settings of a section, in the order of its fields."""
     return tuple(
-        Setting(section.section, field.name, field.default, field.type.__metadata__[0])
+        Setting(section.section, field.name, field.default, field.type.__metadata__[0], section.reader)
         for field in msgspec.structs.fields(section)
     )
 
@@ -389,16 +428,17 @@ def settings_of(section: type[_Section]) -> tuple[Setting, ...]:
 
 
 class _Given(NamedTuple):
-    """A raw value and where it came from."""
+    """A raw value and where it came from. A relative path in it is one from ``base``, if that is known."""
 
     value: object
     source: str
+    base: Path | None = None
 
 
 def _check(section: type[_Section], given: Mapping[str, _Given]) -> tuple[dict[str, Any], list[str]]:
     """Return the section's values by name, and a problem for each rule broken. Every value is checked here."""
     settings = {setting.name: setting for setting in settings_of(section)}
-    env = _Values({key: value for key, (value, _) in given.items()})
+    env = _Values({key: value for key, (value, _, _) in given.items()})
     values: dict[str, Any] = {}
     problems: list[str] = []
     for name, setting in settings.items():
@@ -406,15 +446,19 @@ def _check(section: type[_Section], given: Mapping[str, _Given]) -> tuple[dict[s
         if key not in given:
             values[name] = setting.default
             continue
-        raw, source = given[key]
+        raw, source, base = given[key]
+        fault = ""
         try:
             if isinstance(raw, rule.kinds):
-                values[name] = rule.read(env, key)
+                value = rule.read(env, key)
+                values[name] = _absolute(str(value), base) if rule.path and value and base else value
                 continue
+        except _FaultError as error:
+            fault = f": {error}"
         except (ValidationError, ValueError, OverflowError):
             pass  # the rule's own words say more than the parser's, and the parser's may quote a secret
         got = "a value that is not shown" if rule.secret else _quoted(raw)
-        problems.append(f"{key}: got {got} ({source}); expected {rule.allowed}")
+        problems.append(f"{key}: got {got} ({source}){fault}; expected {rule.allowed}")
     for low, high, may_equal in section.ordered:
         if low not in values or high not in values:
             continue
@@ -427,6 +471,13 @@ def _check(section: type[_Section], given: Mapping[str, _Given]) -> tuple[dict[s
             relation = "at most" if may_equal else "less than"
             problems.append(f"{settings[low].key}: got {low_got}; expected {relation} {settings[high].key}, {high_got}")
     return values, problems
+
+
+def _absolute(path: str, base: Path) -> str:
+    try:
+        return os.path.abspath(base / path)  # noqa: PTH100 - Path.resolve would follow links
+    except OSError:  # there is no working folder any more
+        return path
 
 
 def _quoted(value: object) -> str:
@@ -448,7 +499,9 @@ def redact(text: str) -> str:
 
 def _shown_conninfo(url: str) -> str:
     """Return which server, database and user a checked URL or connection string names; the rest may hold secrets."""
-    parts = conninfo_to_dict(url) if url else {}
+    if fault_of(url):  # it is being refused, and a debugger looks at it
+        return "***"
+    parts = conninfo_to_dict(url)
     shown = [
         f"{name}={parts[name]}" for name in ("service", "host", "hostaddr", "port", "dbname", "user") if parts.get(name)
     ]
@@ -462,13 +515,14 @@ def _shown_conninfo(url: str) -> str:
 
 class EffectiveSetting(NamedTuple):
     """A setting in force. ``value`` is fit for JSON, durations as text, secrets redacted; ``source`` says who set it:
-    `default`, `environment GOQUEUE_SERVER_PORT` or `goqueue.yaml:12`, the line."""
+    `default`, `environment GOQUEUE_SERVER_PORT` or `goqueue.yaml:12`, the line; ``read_by`` who acts on it."""
 
     section: str
     name: str
     value: int | str | list[str] | None
     source: str
     description: str
+    read_by: str = "goqueue"
 
 
 def load_config(path: str | os.PathLike[str] | None = None, environ: Mapping[str, str] | None = None) -> Config:
@@ -476,7 +530,8 @@ def load_config(path: str | os.PathLike[str] | None = None, environ: Mapping[str
 
     The file is ``path``, or the one that `GOQUEUE_CONFIG` names, or `goqueue.yaml` in the working directory if there
     is one. ``environ`` is used in place of ``os.environ``, which is never changed. A variable set to nothing counts as
-    not set. A secret may lie in a file of its own, which `GOQUEUE_DATABASE_URL_FILE` names. Raises ConfigError with
+    not set. A secret may lie in a file of its own, which `GOQUEUE_DATABASE_URL_FILE` names. A relative path belongs to
+    the working directory, but in the file to the file's own folder; ``~`` is the home folder. Raises ConfigError with
     every problem found.
     """
     return _load(path, environ)[0]
@@ -494,6 +549,7 @@ def load_settings(
             setting.shown(getattr(getattr(config, setting.section), setting.name)),
             sources.get(setting.key, "default"),
             setting.rule.description,
+            setting.reader or "goqueue",
         )
         for section in SECTIONS
         for setting in settings_of(section)
@@ -501,8 +557,10 @@ def load_settings(
 
 
 def _load(path: str | os.PathLike[str] | None, environ: Mapping[str, str] | None) -> tuple[Config, dict[str, str]]:
-    variables = {name: value for name, value in (os.environ if environ is None else environ).items() if value}
-    given, problems = _from_file(path, variables)
+    found = {name: value for name, value in (os.environ if environ is None else environ).items() if value}
+    variables, problems = _without_service_links(found)
+    given, more = _from_file(path, variables)
+    problems += more
     from_environment, more = _from_environment(variables)
     given |= from_environment
     problems += more
@@ -518,7 +576,7 @@ def _load(path: str | os.PathLike[str] | None, environ: Mapping[str, str] | None
         worker=WorkerConfig(**parts["worker"]),
         logging=LoggingConfig(**parts["logging"]),
     )
-    return config, {key: source for key, (_, source) in given.items()}
+    return config, {key: one.source for key, one in given.items()}
 
 
 def _from_environment(variables: Mapping[str, str]) -> tuple[dict[str, _Given], list[str]]:
@@ -540,11 +598,11 @@ def _from_environment(variables: Mapping[str, str]) -> tuple[dict[str, _Given], 
                 continue
             setting, value, source = known[variable], variables[variable], f"environment {variable}"
             if variable == setting.variable:
-                given[setting.key] = _Given(value, source)
+                given[setting.key] = _Given(value, source, Path())
             elif setting.variable in variables:
                 problems.append(f"{setting.key}: both {setting.variable} and {variable} are set; expected only one")
             else:
-                text, problem = _read(Path(value))
+                text, problem = _read(Path(_expanded(value)))
                 secret = text.rstrip("\r\n")
                 if secret:
                     given[setting.key] = _Given(secret, source)
@@ -556,6 +614,35 @@ def _from_environment(variables: Mapping[str, str]) -> tuple[dict[str, _Given], 
                         "expected a readable file that holds the value"
                     )
     return given, problems
+
+
+def _without_service_links(variables: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Return the variables without those that Kubernetes sets for a Service named goqueue-..., and a problem for each
+    Service whose variables are not sure to be Kubernetes': the name and the value are its, but some are missing."""
+    services: dict[str, list[str]] = {}
+    for variable, value in sorted(variables.items()):
+        if variable.startswith("GOQUEUE_"):
+            for name, kind in _SERVICE_LINKS:
+                if (found := name.fullmatch(variable)) and kind.fullmatch(value):
+                    services.setdefault(found["service"], []).append(variable)
+                    break
+    problems = []
+    ours = tuple(f"GOQUEUE_{section.section}_".upper() for section in SECTIONS)
+    for service, names in services.items():
+        host, port = (variables.get(f"{service}_SERVICE_{part}") for part in ("HOST", "PORT"))
+        addresses = {variables[name].partition("://")[2] for name in names}
+        if names[0].startswith(ours) and addresses.isdisjoint((f"{host}:{port}", f"[{host}]:{port}")):
+            others = f" and {len(names) - 1} more" * (len(names) > 1)
+            problems.append(
+                f"{names[0]}{others}: got what Kubernetes sets for a Service named {_hyphenated(service)}; "
+                "expected enableServiceLinks: false in the pod's spec, or another name of the Service"
+            )
+    links = {name for names in services.values() for name in names}
+    return {name: value for name, value in variables.items() if name not in links}, problems
+
+
+def _hyphenated(variable: str) -> str:
+    return variable.lower().replace("_", "-")
 
 
 def _misspelt_sections(variables: Mapping[str, str]) -> list[str]:
@@ -575,8 +662,8 @@ def _from_file(
     path: str | os.PathLike[str] | None, variables: Mapping[str, str]
 ) -> tuple[dict[str, _Given], list[str]]:
     named = path or variables.get(FILE_VARIABLE)
-    file = Path(named or DEFAULT_FILE)
-    if not named and not file.exists():
+    file = Path(_expanded(os.fspath(named)) if named else DEFAULT_FILE)
+    if not named and not os.path.lexists(file):
         return {}, []
     text, problem = _read(file)
     if problem:
@@ -593,7 +680,7 @@ def _from_file(
         for section, _, node in _pairs(root, shown, "", list(sections), problems):
             names = [setting.name for setting in sections[section]]
             for name, line, value in _pairs(node, shown, section, names, problems):
-                given[f"{section}.{name}"] = _Given(_raw(value), f"{shown}:{line}")
+                given[f"{section}.{name}"] = _Given(_raw(value), f"{shown}:{line}", file.parent)
     except yaml.YAMLError as error:
         problems.append(_yaml_problem(shown, text, error))
     except RecursionError:
@@ -612,18 +699,51 @@ def _pairs(
         problems.append(f"{got}; expected lines of the form `{'name: value' if section else 'section:'}`")
         return
     first: dict[str, int] = {}
-    for key_node, value in node.value:
+    merged: list[yaml.MappingNode] = []
+    for key_node, value in _flat(node, file, section, merged, problems):
         line = key_node.start_mark.line + 1
         key = key_node.value if isinstance(key_node, yaml.ScalarNode) else _kind(key_node)
         name = _name(f"{section}.{key}" if section else key)
         if key in first:
-            problems.append(f"{name}: given twice ({file}:{line}, first in line {first[key]}); expected only one")
+            if not merged:  # what is merged yields to what is there
+                problems.append(f"{name}: given twice ({file}:{line}, first in line {first[key]}); expected only one")
+        elif key.startswith("x-"):
+            pass  # by convention a place for anchors
         elif key not in known:
             hint = _suggestion(key, {name: f"{section}.{name}" if section else name for name in known})
             problems.append(f"{name}: there is no such {'setting' if section else 'section'} ({file}:{line}); {hint}")
         else:
             yield key, line, value
         first.setdefault(key, line)
+
+
+def _flat(
+    node: yaml.MappingNode, file: str, section: str, merged: list[yaml.MappingNode], problems: list[str]
+) -> Iterator[tuple[yaml.Node, yaml.Node]]:
+    """Yield a mapping's pairs, and then those of the mappings that its merge keys (``<<``) name, once each. ``merged``
+    holds the latter as soon as they begin."""
+    waiting = [node]
+    seen: set[int] = set()
+    while waiting:
+        current = waiting.pop(0)
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        if current is not node:
+            merged.append(current)
+        more: list[yaml.MappingNode] = []
+        for key, value in current.value:
+            if not key.tag.endswith(":merge"):
+                yield key, value
+                continue
+            for source in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                if isinstance(source, yaml.MappingNode):
+                    more.append(source)
+                else:
+                    where = f"{section}.<<" if section else "<<"
+                    line = key.start_mark.line + 1
+                    problems.append(f"{where}: got {_kind(source)} ({file}:{line}); expected *name, of a mapping")
+        waiting = [*more, *waiting]
 
 
 def _raw(node: yaml.Node) -> object:
@@ -645,6 +765,7 @@ def _yaml_problem(file: str, text: str, error: yaml.YAMLError) -> str:
     """Return what is wrong with the file's syntax and where, without any of its text: that may be a secret."""
     if isinstance(error, yaml.MarkedYAMLError) and (mark := error.problem_mark or error.context_mark):
         what = re.sub(r"'(?!\\t')[^']{2,}'", "'...'", error.problem or "unknown")
+        what = what.replace("but found another document", "a second document; expected only one")
         return f"{file}:{mark.line + 1}: not valid YAML in column {mark.column + 1}: {what}"
     position = getattr(error, "position", 0)
     return f"{file}:{text.count(chr(10), 0, position) + 1}: not valid YAML: a control character"
@@ -653,7 +774,10 @@ def _yaml_problem(file: str, text: str, error: yaml.YAMLError) -> str:
 def _read(file: Path) -> tuple[str, str]:
     """Return a file's text and no problem, or no text and the problem."""
     try:
-        data = file.read_bytes()
+        with file.open("rb") as opened:
+            data = opened.read(_LONGEST_FILE + 1)
+        if len(data) > _LONGEST_FILE:
+            return "", f"it is longer than {_LONGEST_FILE // 1024} KiB"
         return data.decode("utf-8-sig"), ""
     except UnicodeDecodeError as error:
         return "", f"line {error.object.count(10, 0, error.start) + 1} is not UTF-8"

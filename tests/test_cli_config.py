@@ -17,6 +17,12 @@ from goqueue.config import SECTIONS, load_settings, settings_of
 
 SECRET = "hunter2"
 ENVIRON = {name: value for name, value in os.environ.items() if not name.startswith("GOQUEUE_")}
+READ_BY = {
+    "server": "the server to be built on this layer",
+    "database": "goqueue",
+    "worker": "the worker to be built on this layer",
+    "logging": "goqueue",
+}
 KEYS = [setting.key for section in SECTIONS for setting in settings_of(section)]
 
 
@@ -57,10 +63,28 @@ def test_piped_every_setting_has_one_line_with_its_value_and_source(run: Run, mo
     assert result.err == ""
     rows = {line.split()[0]: line for line in result.out.splitlines()}
     assert list(rows) == KEYS
-    assert rows["server.port"].split() == ["server.port", "81", "goqueue.yaml:2"]
+    assert rows["server.port"].split()[:3] == ["server.port", "81", "goqueue.yaml:2"]
     assert rows["logging.format"].split() == ["logging.format", "json", "environment", "GOQUEUE_LOGGING_FORMAT"]
-    assert rows["worker.lease"].split() == ["worker.lease", "5m", "default"]
+    assert rows["worker.lease"].split()[:3] == ["worker.lease", "5m", "default"]
     assert rows["database.url"].split() == ["database.url", "(empty)", "default"]
+
+
+def test_settings_that_goqueue_itself_does_not_read_are_marked(run: Run) -> None:
+    marks = {line.split()[0]: line.partition("  read by ")[2] for line in run("config").out.splitlines()}
+    assert marks == {key: READ_BY[key.partition(".")[0]].removeprefix("goqueue") for key in KEYS}
+
+
+def test_a_relative_path_is_shown_with_what_it_is_relative_to(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc" / "goqueue.yaml").write_text("database:\n  sql_dir: sql\n")
+    monkeypatch.setenv("GOQUEUE_CONFIG", "etc/goqueue.yaml")
+    assert f"{tmp_path}/etc/sql  etc/goqueue.yaml:2" in run("config").out
+    monkeypatch.setenv("GOQUEUE_DATABASE_SQL_DIR", "sql")
+    assert f"{tmp_path}/sql  environment" in run("config").out
+    text = " ".join(run("config", "--help").out.split())
+    assert "A relative path belongs to the working directory, in the file to the file's folder." in text
 
 
 def test_json_is_an_array_of_settings(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +99,9 @@ def test_json_is_an_array_of_settings(run: Run, monkeypatch: pytest.MonkeyPatch)
         "value": ["a", "b"],
         "source": "environment GOQUEUE_WORKER_QUEUES",
         "description": "Queues to take jobs from.",
+        "read_by": "the worker to be built on this layer",
     }
+    assert {row["section"]: row["read_by"] for row in rows.values()} == READ_BY
     assert rows["database.prepare_threshold"]["value"] is None
     assert rows["server.port"]["value"] == 8080
 
@@ -136,8 +162,9 @@ def test_on_a_terminal_the_table_fits_and_loses_nothing(monkeypatch: pytest.Monk
     joined = "".join(out.split())
     assert "[bold]c[/bold]" in joined
     assert "\\x1b[2K\\ne" in joined
-    for section in SECTIONS:
-        assert re.search(rf"^{section.section} *$", out, re.MULTILINE)
+    for section, reader in READ_BY.items():
+        note = "" if reader == "goqueue" else f"read by {reader}"
+        assert f"{section}{''.join(note.split())}" in joined
 
 
 def test_help_names_the_command_and_the_exit_statuses(run: Run) -> None:

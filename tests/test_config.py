@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import traceback
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -303,6 +304,46 @@ def test_scalars_in_the_file_mean_what_is_written() -> None:
     assert config.database.prepare_threshold is None
 
 
+# -- Paths
+
+
+def test_a_relative_path_in_the_file_belongs_to_its_folder_and_others_to_the_working_directory(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    Path("etc/goqueue.yaml").write_text("database:\n  sql_dir: sql/own\n")
+    for file in ("etc/goqueue.yaml", tmp_path / "etc" / "goqueue.yaml", "etc/../etc/goqueue.yaml"):
+        assert load_config(file, {}).database.sql_dir == str(tmp_path / "etc" / "sql" / "own")
+    environ = {"GOQUEUE_CONFIG": "etc/goqueue.yaml", "GOQUEUE_DATABASE_SQL_DIR": "./own"}
+    assert load_config(environ=environ).database.sql_dir == str(tmp_path / "own")
+    assert DatabaseConfig(sql_dir="own").sql_dir == "own"
+    Path("etc/goqueue.yaml").write_text("database:\n  sql_dir: ''\n")
+    assert load_config("etc/goqueue.yaml", {}).database.sql_dir == ""
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    (home / "url").write_text("host=h")
+    (home / "g.yaml").write_text("database:\n  sql_dir: ~/sql\n")
+    assert load_config("~/g.yaml", {}).database.sql_dir == str(home / "sql")
+    environ = {"GOQUEUE_CONFIG": "~/g.yaml", "GOQUEUE_DATABASE_URL_FILE": "~/url"}
+    assert load_config(environ=environ).database.url == "host=h"
+    assert load_config(environ={"GOQUEUE_DATABASE_SQL_DIR": "~"}).database.sql_dir == str(home)
+    assert DatabaseConfig(sql_dir="~/x").sql_dir == str(home / "x")
+    problem = the_problem({"GOQUEUE_DATABASE_SQL_DIR": "~no_such_user/x"})
+    assert problem.startswith(
+        "database.sql_dir: got '~no_such_user/x' (environment GOQUEUE_DATABASE_SQL_DIR): there is no"
+    )
+
+
+def test_without_a_working_directory_there_is_no_file_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert load_config(environ={"GOQUEUE_DATABASE_SQL_DIR": "sql"}).database.sql_dir == "sql"
+
+
 # -- Secrets in files
 
 
@@ -371,6 +412,98 @@ def test_a_value_that_breaks_its_rule_is_refused_wherever_it_comes_from(key: str
     assert caught.value.problems == (problem.replace(f"environment {setting.variable}", "argument"),)
     assert SECRET not in repr(caught.value) + str(caught.value.__context__)
     assert SECRET.encode() not in pickle.dumps(caught.value)
+
+
+PLACE = "for one in the user's name or the password"
+
+
+@pytest.mark.parametrize(
+    ("url", "fault"),
+    [
+        ("postgresql://u:{}@h/db\n", "it ends in a line break"),
+        ("postgresql://u:{}@h/db\r\n", "it ends in a line break"),
+        ("postgresql://u:{}\n@h/db", "it has a line break"),
+        ("  ", "it is blank"),
+        (" postgresql://u:{}@h/db", "it begins with a space or an invisible character"),
+        ("\ufeffpostgresql://u:{}@h/db", "it begins with a space or an invisible character"),
+        ("postgresql://u:{}@h/db ", "it ends in a space"),
+        ("postgresql://u:{} x@h/db", "it has a space; write %20 for one that is meant"),
+        ('"postgresql://u:{}@h/db"', "it is in quotation marks"),
+        ("'host=h password={}'", "it is in quotation marks"),
+        ("\u201cpostgresql://u:{}@h/db\u201d", "it is in quotation marks"),
+        ("'postgresql://u:{}@h/db", "it is in quotation marks"),
+        ("${{URL}}", "it has a variable that was not replaced, such as ${X}"),
+        ("$URL", "it is a variable that was not replaced"),
+        ("%URL%", "it is a variable that was not replaced"),
+        ("postgresql://u:${{{}}}@h/db", "it has a variable that was not replaced, such as ${X}"),
+        ("postgresql://u:$({})@h/db", "it has a variable that was not replaced, such as ${X}"),
+        ("postgresql://u:${{X:-{}}}@h/db", "it has a variable that was not replaced, such as ${X}"),
+        ("postgresql://u:{{{{ {} }}}}@h/db", "it has a variable that was not replaced"),
+        ("postgresql://u:$PASSWORD@{}/db", "it has a variable that was not replaced, such as $X"),
+        ("postgresql://u:{}@$HOST/db", "it has a variable that was not replaced, such as $X"),
+        ("postgresql://u:{}@h:$PORT/db", "it has a variable that was not replaced, such as $X"),
+        ("postgresql://u:%{}%@h/db", "it has a variable that was not replaced, such as %X%, or a % of its own"),
+        ("host=$HOST password={}", "it has a variable that was not replaced, such as $X"),
+        ("mysql://u:{}@h/db", "its scheme is not postgresql://"),
+        ("postgresql+psycopg://u:{}@h/db", "its scheme is not postgresql://"),
+        ("jdbc:postgresql://h/db?password={}", "its scheme is not postgresql://"),
+        ("POSTGRESQL://u:{}@h/db", "its scheme is not postgresql://"),
+        ("postgresql:/u:{}@h/db", "it lacks the // of postgresql://"),
+        ("u:{}@h/db", "it is neither a URL nor words such as host=db, and postgresql:// is missing in front"),
+        ("{}", "it is neither a URL nor words such as host=db"),
+        ("postgresql://u:{}@h:99999/db", "its port is not a number from 1 to 65535"),
+        ("postgresql://u:{}@h:http/db", "its port is not a number from 1 to 65535"),
+        ("postgresql://u:{}@a:1,b:0/db", "its port is not a number from 1 to 65535"),
+        ("host=h password={} port=x", "its port is not a number from 1 to 65535"),
+        ("postgresql://u:{}", "or the @ between password and host is missing"),
+        ("postgresql://u:{}@x@h/db", f"it has more than one @; write %40 {PLACE}"),
+        ("postgresql://u:x/{}@h/db", f"it has a / before the @; write %2F {PLACE}"),
+        ("postgresql://u:{}%@h/db", "it has a % of its own; write %25 for a % that is meant"),
+        ("postgresql://u:{}%zz@h/db", "write %25 for a % that is meant"),
+        ("postgresql://u:{}%00@h/db", "it has a NUL character"),
+        ("postgresql://u:{}%ff@h/db", "it has characters, written with %, that are not UTF-8"),
+        ("postgresql://u:{}@::1/db", "an IPv6 address is written [::1]"),
+        ("postgresql://u:{}@[::1/db", "a bracket without its other half; an IPv6 address is written [::1]"),
+        ("postgresql://u:{}@h/db?sslmod=require", "a parameter that libpq does not know; did you mean sslmode?"),
+        ("postgresql://u:x@h/db?{}=1", "it has a parameter that libpq does not know; exp"),
+        ("postgresql://u:x@h/db?{}", "it has a parameter without ="),
+        ("host=h pasword={}", "it has an option that libpq does not know; did you mean password?"),
+        ("host=h password=x {}", "it has a word without ="),
+        ("host=h password='{}", "it has a value in single quotes that does not end"),
+        ("Host=h;Password={}", "it has an option that libpq does not know; did you mean host?"),
+        ("host=h;password={}", "words such as host=db are separated by spaces"),
+        ("URL=postgresql://u:{}@h/db", "it has an option that libpq does not know"),
+        ("postgresql://u:{}\udcff@h/db", "it has bytes that are not UTF-8"),
+    ],
+)
+def test_what_is_wrong_with_a_url_is_said_without_repeating_it(url: str, fault: str) -> None:
+    secret = url.format(SECRET)
+    problem = the_problem({"GOQUEUE_DATABASE_URL": secret})
+    assert problem.startswith("database.url: got a value that is not shown (environment GOQUEUE_DATABASE_URL): ")
+    assert fault in problem
+    assert SECRET not in problem
+    with pytest.raises(ConfigError) as caught:
+        DatabaseConfig(url=secret)
+    assert caught.value.__cause__ is caught.value.__context__ is None
+    assert SECRET not in repr(caught.value)
+    frames = [frame for frame, _ in traceback.walk_tb(caught.value.__traceback__)]
+    assert not [frame for frame in frames if SECRET in repr(frame.f_locals.get("self", ""))]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://", "postgresql:///db", "postgres://h", "postgresql://u:a:b@h/db", "postgresql://u:a#b@h/db",
+        "postgresql://u:a?b@h/db", "postgresql://u:pa$$word@h/db", "postgresql://u:$ecret@h/db",
+        "postgresql://u:%24%7BX%7D@h/db",
+        "postgresql://u:p\u00e4@h/db", "postgresql://u:%40%2F%25@[::1]:5432/db", "postgresql://u:p@a:1,b:2,[::1]:3/db",
+        "postgresql://u@%2Frun%2Fpostgresql/db", "postgresql://h/db?application_name=a@b&ssl=true", "service=x",
+        "host=h dbname=d\n",
+        " host = h  password = 'a b;' ", r"password=\'a\ b host=h", "host=h password='${ x'", "postgresql://u:p@/db",
+    ],
+)  # fmt: skip
+def test_what_libpq_takes_as_it_was_meant_is_taken(url: str) -> None:
+    assert DatabaseConfig(url=url).url == url
 
 
 @pytest.mark.parametrize("setting", [s for s in SETTINGS if isinstance(s.default, timedelta)], ids=lambda s: s.key)
@@ -486,6 +619,51 @@ def test_an_unknown_variable_of_a_section_is_refused_with_a_suggestion(variable:
     assert SECRET not in problem
 
 
+def links(service: str, host: str = "10.0.0.1", port: str = "5432", address: str = "") -> dict[str, str]:
+    """What Kubernetes sets for a Service."""
+    name, url = service.upper().replace("-", "_"), f"tcp://{address or host}:{port}"
+    return {
+        f"{name}_SERVICE_HOST": host, f"{name}_SERVICE_PORT": port, f"{name}_SERVICE_PORT_POSTGRES": port,
+        f"{name}_PORT": url, f"{name}_PORT_{port}_TCP": url, f"{name}_PORT_{port}_TCP_PROTO": "tcp",
+        f"{name}_PORT_{port}_TCP_PORT": port, f"{name}_PORT_{port}_TCP_ADDR": host,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "service",
+    ["goqueue", "goqueue-database", "goqueue-worker", "goqueue-logging", "goqueue-server", "goqueue-database-ro",
+     "goqueue-servers", "goqueue-config"],
+)  # fmt: skip
+def test_what_kubernetes_sets_for_a_service_is_passed_over(service: str) -> None:
+    assert load_config(environ=links(service)) == Config()
+    assert load_config(environ=links(service, "fd00::1", address="[fd00::1]")) == Config()
+
+
+def test_a_port_from_kubernetes_hides_no_port_from_the_file() -> None:
+    Path("goqueue.yaml").write_text("server:\n  port: 81\n")
+    assert load_config(environ=links("goqueue-server")).server.port == 81
+    assert load_config(environ=links("goqueue-server") | {"GOQUEUE_SERVER_PORT": "82"}).server.port == 82
+
+
+@pytest.mark.parametrize("service", ["goqueue-database", "goqueue-worker", "goqueue-logging", "goqueue-server"])
+def test_what_only_looks_like_it_is_reported_once_with_the_remedy(service: str) -> None:
+    environ = links(service)
+    del environ[f"{service.upper().replace('-', '_')}_SERVICE_HOST"]
+    problem = the_problem(environ)
+    assert f"and 6 more: got what Kubernetes sets for a Service named {service}" in problem
+    assert "enableServiceLinks: false in the pod's spec" in problem
+    alone = f"{service.upper().replace('-', '_')}_PORT"
+    assert the_problem({alone: "tcp://10.0.0.1:80"}).startswith(f"{alone}: got what Kubernetes sets")
+
+
+def test_a_misspelt_variable_beside_those_of_kubernetes_is_reported() -> None:
+    environ = links("goqueue-database") | {"GOQUEUE_DATABASE_PORTS": "5432", "GOQUEUE_DATABASE_SERVICE_URL": "x"}
+    assert [problem.partition(":")[0] for problem in problems(environ)] == [
+        "GOQUEUE_DATABASE_PORTS", "GOQUEUE_DATABASE_SERVICE_URL",
+    ]  # fmt: skip
+    assert "no setting has this environment variable" in the_problem({"GOQUEUE_DATABASE_PORT": "5432"})
+
+
 def test_other_variables_are_left_alone() -> None:
     environ = {"GOQUEUE_TEST_DATABASE_URL": "x", "GOQUEUE_SERVERS": "x", "OTHER_SERVER_PORT": "x", "PGHOST": "x"}
     # Of a Kubernetes Service named goqueue.
@@ -522,6 +700,83 @@ def test_other_variables_are_left_alone() -> None:
 )
 def test_a_file_that_cannot_be_understood_is_refused_with_the_line(text: str, expected: str) -> None:
     assert expected in the_problem(text=text)
+
+
+def test_anchors_are_kept_in_sections_named_x_and_merged() -> None:
+    Path("goqueue.yaml").write_text("""
+x-common: &common
+  host: h
+  port: 1
+x-list: [1, {a: b}]
+x-more: &more {port: 3, idle_timeout: 5m}
+x-chain: &chain
+  <<: *more
+  read_timeout: 1s
+server:
+  port: 2
+  <<: [*common, *chain]
+worker: &worker {queues: [a]}
+""")
+    server = load_config(environ={}).server
+    # What is written in the mapping goes first, then the mappings in their order.
+    assert (server.host, server.port) == ("h", 2)
+    assert (server.idle_timeout, server.read_timeout) == (timedelta(minutes=5), timedelta(seconds=1))
+    sources = {row.name: row.source for row in load_settings(environ={}) if row.section == "server"}
+    assert (sources["port"], sources["host"], sources["read_timeout"]) == (
+        "goqueue.yaml:11", "goqueue.yaml:3", "goqueue.yaml:9",
+    )  # fmt: skip
+
+
+def test_whole_sections_can_be_merged() -> None:
+    Path("goqueue.yaml").write_text(
+        "x-a: &a\n  server: {port: 1}\n  logging: {format: json}\n<<: *a\nserver: {port: 2}\n"
+    )
+    config = load_config(environ={})
+    assert (config.server.port, config.logging.format) == (2, "json")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("server:\n  <<: 5\n", "server.<<: got a single value (goqueue.yaml:2); expected *name, of a mapping"),
+        ("<<: [1]\n", "<<: got a single value (goqueue.yaml:1)"),
+        ("x-a: &a {hots: 1}\nserver:\n  <<: *a\n", "server.hots: there is no such setting (goqueue.yaml:1)"),
+        ("x-a: &a {port: 0}\nserver:\n  <<: *a\n", "server.port: got '0' (goqueue.yaml:1)"),
+        ("server:\n  '<<': {port: 1}\n", "server.<<: there is no such setting"),
+        ("x: {port: 1}\n", "x: there is no such section"),
+        ("server: {x-a: &a {}, <<: *a, hots: 1}\n", "server.hots: there is no such setting"),
+        ("server: &a\n  <<: *a\n  hots: 1\n", "server.hots: there is no such setting"),
+        ("1: {port: 1}\n", "1: there is no such section"),
+        ("true: {}\n", "true: there is no such section"),
+        ("server: {port: 0o17}\n", "server.port: got '0o17'"),
+        ("worker: {lease: 1:30}\n", "worker.lease: got '1:30'"),
+        ("worker: {lease: 2026-01-01}\n", "worker.lease: got '2026-01-01'"),
+        ("logging: {level: off}\n", "logging.level: got 'off'"),
+        ("server: {port: [80]}\n", "server.port: got ['80']"),
+        ("server: {}\n---\nserver: {}\n", "a second document; expected only one"),
+        ("server: {}\n# " + "x" * 2**18 + "\n", "goqueue.yaml: can't be read: it is longer than 256 KiB"),
+    ],
+)
+def test_what_else_yaml_can_say_is_understood_or_refused(text: str, expected: str) -> None:
+    assert expected in the_problem(text=text)
+
+
+@pytest.mark.timeout(20)
+def test_aliases_and_merges_that_multiply_cost_nothing() -> None:
+    lines = ["x-0: &a0 {port: 1}"]
+    lines += [f"x-{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}" for n in range(1, 60)]
+    lines += ["x-l0: &l0 [a, a]"] + [f"x-l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 9)}]" for n in range(1, 60)]
+    Path("goqueue.yaml").write_text("\n".join([*lines, "server: {<<: *a59}"]))
+    assert load_config(environ={}).server.port == 1
+    assert "worker.queues: got " in the_problem(text="\n".join([*lines, "worker: {queues: *l59}"]))
+
+
+def test_a_link_that_leads_nowhere_and_an_endless_file_are_refused() -> None:
+    Path("goqueue.yaml").symlink_to("gone.yaml")
+    assert the_problem() == "goqueue.yaml: can't be read: No such file or directory"
+    assert "longer than 256 KiB" in the_problem({"GOQUEUE_CONFIG": "/dev/zero"})
+    Path("goqueue.yaml").unlink()
+    assert "longer than 256 KiB" in the_problem({"GOQUEUE_DATABASE_URL_FILE": "/dev/zero"})
 
 
 def test_a_file_that_is_not_utf8_or_not_a_file_is_refused() -> None:

@@ -15,7 +15,8 @@ def show_config(file: ConfigFile = None, as_json: AsJson = False) -> None:
     """Show every setting in force and where it comes from, without passwords.
 
     The environment (GOQUEUE_SERVER_PORT) goes before the file (server: port),
-    the file before the default. All problems are reported at once.
+    the file before the default. All problems are reported at once. A relative
+    path belongs to the working directory, in the file to the file's folder.
     """
     settings = load_settings(file)
     if as_json:
@@ -23,10 +24,10 @@ def show_config(file: ConfigFile = None, as_json: AsJson = False) -> None:
     elif sys.stdout.isatty():
         console().print(_table(settings))
     else:
-        rows = [(f"{setting.section}.{setting.name}", _shown(setting.value), setting.source) for setting in settings]
-        names, values = (max(len(row[column]) for row in rows) for column in (0, 1))
-        for name, value, source in rows:
-            typer.echo(f"{name:<{names}}  {value:<{values}}  {source}")
+        rows = [(f"{one.section}.{one.name}", _shown(one.value), one.source, _read_by(one.read_by)) for one in settings]
+        names, values, sources = (max(len(row[column]) for row in rows) for column in (0, 1, 2))
+        for name, value, source, reader in rows:
+            typer.echo(f"{name:<{names}}  {value:<{values}}  {source:<{sources}}  {reader}".rstrip())
 
 
 def _table(settings: tuple[EffectiveSetting, ...]) -> Table:
@@ -35,13 +36,17 @@ def _table(settings: tuple[EffectiveSetting, ...]) -> Table:
     for column in table.columns:
         column.overflow = "fold"  # never "..." in place of what was asked for
     table.columns[0].no_wrap = True
-    for section, members in groupby(settings, key=lambda setting: setting.section):
+    for (section, reader), members in groupby(settings, key=lambda setting: (setting.section, setting.read_by)):
         table.add_row("")
-        table.add_row(Text(section, style="bold"))
+        table.add_row(Text(section, style="bold"), Text(_read_by(reader), style="dim"))
         for setting in members:
             style = "dim" if setting.source == "default" else ""
             table.add_row(f"  {setting.name}", Text(_shown(setting.value)), Text(setting.source, style=style))
     return table
+
+
+def _read_by(reader: str) -> str:
+    return "" if reader == "goqueue" else f"read by {reader}"
 
 
 def _shown(value: int | str | list[str] | None) -> str:

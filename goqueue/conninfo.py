@@ -1,0 +1,138 @@
+"""What is wrong with a connection string, in words that repeat none of it. Imports psycopg alone."""
+
+import re
+from difflib import get_close_matches
+from functools import cache
+from urllib.parse import unquote_to_bytes
+
+import psycopg
+from psycopg import pq
+from psycopg.conninfo import conninfo_to_dict
+
+__all__ = ["fault_of"]
+
+# Past the scheme: a user part that ends at the first @, then no bare @ or space before the query. libpq itself would
+# cut a password at an unescaped @ or / and take the rest for the host or the database, which are shown.
+_URL = re.compile(r"postgres(?:ql)?://(?:[^/@\s]*@)?[^@?\s]*(?:\?\S*)?")
+_SCHEME = re.compile(r"postgres(?:ql)?://")
+_WORD = re.compile(r"\s*(?P<name>\w+)\s*=\s*(?:'(?:[^'\\]|\\.)*'|(?P<bare>(?:[^\s\\]|\\.)*))(?=\s|$)", re.DOTALL)
+_UNREPLACED = re.compile(r"\$\{\w+[^\s{}]*\}|\$\(\w+\)|\{\{[^{}]*\}\}")
+_PORT = "its port is not a number from 1 to 65535"
+_VARIABLE = re.compile(r"\s*(?:\$\w+|%\w+%)\s*")
+
+# What is looked for, in this order, where libpq can't read the text.
+_SIGNS: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(r"[\r\n]\s*\Z"), "it ends in a line break"),
+    (re.compile(r"[\r\n]"), "it has a line break"),
+    (re.compile(r"\A\s*[\"'`\u2018-\u201f]"), "it is in quotation marks, which would belong to the shell or to YAML"),
+    (re.compile(r"\A\s*(?:\$\w+|%\w+%)\s*\Z"), "it is a variable that was not replaced"),
+    (re.compile(r"\A[^\x21-\x7e]+postgres(?:ql)?:"), "it begins with a space or an invisible character"),
+    (re.compile(r"\A(?!postgres(?:ql)?://)[A-Za-z][\w+.:-]*://"), "its scheme is not postgresql://"),
+    (re.compile(r"\A(?i:postgres(?:ql)?):(?!//)"), "it lacks the // of postgresql://"),
+)
+
+
+def fault_of(text: str) -> str:  # noqa: PLR0911 - one question after the other
+    """Return what is wrong with a connection string or URL for libpq, or nothing. No part of it is in the answer."""
+    if "\0" in text:
+        return "it has a NUL character"
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        return "it has bytes that are not UTF-8"
+    if text and not text.strip():
+        return "it is blank"
+    if _UNREPLACED.search(text):
+        return "it has a variable that was not replaced, such as ${X}; in a URL, write %24 for a $ that is meant"
+    options = _options(text)
+    if options is not None and (not _SCHEME.match(text) or _URL.fullmatch(text)):
+        if any(_VARIABLE.fullmatch(options.get(name, "")) for name in ("host", "port", "dbname", "user")) or (
+            _SCHEME.match(text) and re.search(r"://[^/@]*:\$[A-Z_]{2}[A-Z0-9_]*@", text)
+        ):
+            return "it has a variable that was not replaced, such as $X; in a URL, write %24 for a $ that is meant"
+        if ";" in options.get("host", ""):
+            return "it has a ; in the host; words such as host=db are separated by spaces"
+        if all(not port or (port.isdecimal() and 1 <= int(port) <= 65535) for port in _ports(options)):
+            return ""
+    for sign, fault in _SIGNS:
+        if sign.search(text):
+            return fault
+    return _fault_of_url(text.partition("://")[2]) if _SCHEME.match(text) else _fault_of_words(text)
+
+
+def _options(text: str) -> dict[str, str] | None:
+    """What libpq reads in the text; None where it can't."""
+    try:
+        return {name: str(value) for name, value in conninfo_to_dict(text).items()}
+    except (psycopg.Error, UnicodeDecodeError):
+        return None
+
+
+def _ports(options: dict[str, str]) -> list[str]:
+    return [port[:6] for port in options.get("port", "").split(",")]
+
+
+def _fault_of_url(rest: str) -> str:  # noqa: C901, PLR0911 - one question after the other
+    """``rest`` is what follows the scheme."""
+    if re.search(r"\s\Z", rest):
+        return "it ends in a space"
+    if re.search(r"\s", rest):
+        return "it has a space; write %20 for one that is meant"
+    if re.search(r"%(?![0-9A-Fa-f]{2})", rest):
+        unreplaced = "a variable that was not replaced, such as %X%, or "
+        return (
+            f"it has {unreplaced * bool(re.search('%[A-Za-z_]', rest))}a % of its own; write %25 for a % that is meant"
+        )
+    if "%00" in rest:
+        return "it has a NUL character, %00"
+    try:
+        unquote_to_bytes(rest).decode()
+    except UnicodeDecodeError:
+        return "it has characters, written with %, that are not UTF-8"
+    before, _, query = rest.partition("?")
+    authority, at, host = before.rpartition("@")
+    if "@" in authority:
+        return "it has more than one @; write %40 for one in the user's name or the password"
+    if "/" in authority:
+        return "it has a / before the @; write %2F for one in the user's name or the password"
+    if not at and "@" in query and _options(f"postgresql://{rest}") is None:
+        return "it has a ? before the @; write %3F for one in the user's name or the password"
+    host = host.partition("/")[0]
+    if ("[" in host) != ("]" in host):
+        return "it has a bracket without its other half; an IPv6 address is written [::1]"
+    if "[" not in host and any(one.count(":") > 1 for one in host.split(",")):
+        return "it has more than one : in the host; an IPv6 address is written [::1], and a password ends in @"
+    if any(not re.fullmatch(r"(?:\[[^\[\]]+\]|[^:\[\]]*)(?::(?:\d{1,5})?)?", one) for one in host.split(",")):
+        return _PORT if at else f"{_PORT}, or the @ between password and host is missing"
+    names = [pair.partition("=")[0] for pair in query.split("&")] if query else []
+    if query and any("=" not in pair for pair in query.split("&")):
+        return "it has a parameter without =; write %26 for an & that is meant"
+    return _unknown(names, "a parameter") or _PORT
+
+
+def _fault_of_words(text: str) -> str:
+    if "=" not in text:
+        missing = ", and postgresql:// is missing in front" if "@" in text or "/" in text else ""
+        return f"it is neither a URL nor words such as host=db{missing}"
+    names, place = [], 0
+    while found := _WORD.match(text, place):
+        if found["bare"] and found["bare"].startswith("'"):
+            return "it has a value in single quotes that does not end"
+        names.append(found["name"])
+        place = found.end()
+    if "'" in text[place:] and re.match(r"\s*\w+\s*=\s*'", text[place:]):
+        return "it has a value in single quotes that does not end"
+    if text[place:].strip():
+        return "it has a word without =; a value with spaces is written in single quotes"
+    return _unknown(names, "an option") or _PORT
+
+
+def _unknown(names: list[str], kind: str) -> str:
+    for name in names:
+        if name not in _keywords():
+            close = get_close_matches(name.lower(), _keywords(), n=1, cutoff=0.75)
+            return f"it has {kind} that libpq does not know" + (f"; did you mean {close[0]}?" if close else "")
+    return ""
+
+
+@cache
+def _keywords() -> tuple[str, ...]:
+    return (*(option.keyword.decode() for option in pq.Conninfo.parse(b"")), "ssl")
