@@ -191,7 +191,7 @@ def _conninfo(description: str) -> Rule:
         text = env.str(key)
         if fault := fault_of(text):
             raise _FaultError(fault)
-        return text
+        return str.__str__(text)
 
     allowed = "postgresql://user:password@host:port/database, or libpq's host=... dbname=... user=..."
     return Rule(description, allowed, (str,), read, secret=True)
@@ -276,15 +276,8 @@ class _Section(msgspec.Struct, metaclass=HelpfulMeta, frozen=True, kw_only=True)
     ordered: ClassVar[tuple[tuple[str, str, bool], ...]] = ()
 
     def __post_init__(self) -> None:
-        given: dict[str, _Given] = {}
-        for setting in settings_of(type(self)):
-            value = getattr(self, setting.name)
-            given[setting.key] = _Given(value, "default" if value == setting.default else "argument")
-        values, problems = _check(type(self), given)
-        if problems:
+        if problems := _settle(self):  # in a frame of its own, which a traceback doesn't show
             raise ConfigError(problems)
-        for name, value in values.items():
-            force_setattr(self, name, value)
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
         values = ((setting, getattr(self, setting.name)) for setting in settings_of(type(self)))
@@ -480,6 +473,18 @@ def _absolute(path: str, base: Path) -> str:
         return path
 
 
+def _settle(section: _Section) -> list[str]:
+    """Put the checked values in place of the given ones; return the problems."""
+    given: dict[str, _Given] = {}
+    for setting in settings_of(type(section)):
+        value = getattr(section, setting.name)
+        given[setting.key] = _Given(value, "default" if value == setting.default else "argument")
+    values, problems = _check(type(section), given)
+    for name, value in {} if problems else values.items():
+        force_setattr(section, name, value)
+    return problems
+
+
 def _quoted(value: object) -> str:
     """Return a value as a message quotes it: on one line, not too long, without a password."""
     if isinstance(value, timedelta) and value >= timedelta(0):
@@ -534,14 +539,21 @@ def load_config(path: str | os.PathLike[str] | None = None, environ: Mapping[str
     the working directory, but in the file to the file's own folder; ``~`` is the home folder. Raises ConfigError with
     every problem found.
     """
-    return _load(path, environ)[0]
+    config, _, problems = _load(path, environ)
+    if config is None:
+        del environ  # a traceback that shows local variables must show no password
+        raise ConfigError(problems)
+    return config
 
 
 def load_settings(
     path: str | os.PathLike[str] | None = None, environ: Mapping[str, str] | None = None
 ) -> tuple[EffectiveSetting, ...]:
     """Return every setting in force with its source, in the order of the sections; else like ``load_config``."""
-    config, sources = _load(path, environ)
+    config, sources, problems = _load(path, environ)
+    if config is None:
+        del environ  # as above
+        raise ConfigError(problems)
     return tuple(
         EffectiveSetting(
             setting.section,
@@ -556,7 +568,10 @@ def load_settings(
     )
 
 
-def _load(path: str | os.PathLike[str] | None, environ: Mapping[str, str] | None) -> tuple[Config, dict[str, str]]:
+def _load(
+    path: str | os.PathLike[str] | None, environ: Mapping[str, str] | None
+) -> tuple[Config | None, dict[str, str], list[str]]:
+    """Return the settings and where each comes from, or no settings and all that is wrong."""
     found = {name: value for name, value in (os.environ if environ is None else environ).items() if value}
     variables, problems = _without_service_links(found)
     given, more = _from_file(path, variables)
@@ -569,14 +584,14 @@ def _load(path: str | os.PathLike[str] | None, environ: Mapping[str, str] | None
         parts[section.section], more = _check(section, given)
         problems += more
     if problems:
-        raise ConfigError(problems)
+        return None, {}, problems
     config = Config(
         server=ServerConfig(**parts["server"]),
         database=DatabaseConfig(**parts["database"]),
         worker=WorkerConfig(**parts["worker"]),
         logging=LoggingConfig(**parts["logging"]),
     )
-    return config, {key: one.source for key, one in given.items()}
+    return config, {key: one.source for key, one in given.items()}, []
 
 
 def _from_environment(variables: Mapping[str, str]) -> tuple[dict[str, _Given], list[str]]:

@@ -26,6 +26,8 @@ from goqueue.embedded import EmbeddedServer
 from goqueue.errors import GoQueueError, StorageError
 from goqueue.migrate import migrate
 from goqueue.queries import load_queries
+from goqueue.safelog import log
+from goqueue.secret import Secret, connect
 from goqueue.session import PLANNING
 from goqueue.sqlfiles import APART
 
@@ -394,9 +396,10 @@ def scratch_database(conninfo: str | None, rows: int) -> Iterator[psycopg.Connec
         stack.enter_context(_on_signals(signal.default_int_handler))
         if conninfo is None:
             conninfo = stack.enter_context(EmbeddedServer(durable=rows > _IN_MEMORY)).url()
+        conninfo = Secret(conninfo)
         scratch = stack.enter_context(_made_database(conninfo))
         migrate(scratch)
-        connection = stack.enter_context(psycopg.connect(scratch, autocommit=True))
+        connection = stack.enter_context(connect(scratch))
         # Whatever the role's own settings are: making an index may take its time.
         connection.execute("SET statement_timeout = 0")
         connection.execute("SET idle_in_transaction_session_timeout = 0")
@@ -407,16 +410,12 @@ def scratch_database(conninfo: str | None, rows: int) -> Iterator[psycopg.Connec
 
 
 @contextmanager
-def _made_database(conninfo: str) -> Iterator[str]:
+def _made_database(conninfo: Secret) -> Iterator[Secret]:
     name = f"goqueue_explain_{secrets.token_hex(6)}"
     identifier = sql.Identifier(name)
     # This connection stays open: its session holds the name, so that no other run takes the database for abandoned.
-    with psycopg.connect(conninfo, autocommit=True) as connection:
-        # As the server has understood it: pgmigrate can't be given a service and a database beside it.
-        options: dict[str, Any] = conninfo_to_dict(
-            connection.info.dsn, password=connection.info.password or None, dbname=name
-        )
-        options.pop("service", None)
+    with connect(conninfo) as connection:
+        scratch = _conninfo_of(connection, name)
         fast = sql.SQL(" STRATEGY WAL_LOG" if connection.info.server_version >= 150000 else "")
         create = sql.SQL("CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8'{}")
         drop_abandoned(connection, SCRATCH)
@@ -428,11 +427,20 @@ def _made_database(conninfo: str) -> Iterator[str]:
             except REFUSALS:
                 is_refused = True  # nothing to drop
                 raise
-            yield make_conninfo(**options)
+            yield scratch
         finally:
             if not is_refused:
                 with _on_signals(signal.SIG_IGN):  # a second Ctrl-C must not leave the database behind
                     _drop(conninfo, identifier)
+
+
+def _conninfo_of(connection: psycopg.Connection[Any], database: str) -> Secret:
+    """Another database of the connection's server, as the server has understood it: pgmigrate can't be given a service
+    and a database beside it."""
+    info = connection.info
+    options: dict[str, Any] = conninfo_to_dict(info.dsn, password=info.password or None, dbname=database)
+    options.pop("service", None)
+    return Secret(make_conninfo(**options))
 
 
 def drop_abandoned(connection: psycopg.Connection[Any], pattern: str) -> list[str]:
@@ -448,13 +456,13 @@ def drop_abandoned(connection: psycopg.Connection[Any], pattern: str) -> list[st
             with suppress(psycopg.Error):
                 connection.execute(sql.SQL("DROP DATABASE IF EXISTS {}").format(sql.Identifier(name)))
                 dropped.append(name)
-                _log.info("dropped %s, which a process that was killed had left", name)
+                log(_log, logging.INFO, "dropped %s, which a process that was killed had left", name)
     return dropped
 
 
-def _drop(conninfo: str, identifier: sql.Identifier) -> None:
+def _drop(conninfo: Secret, identifier: sql.Identifier) -> None:
     try:
-        with psycopg.connect(conninfo, autocommit=True) as connection:
+        with connect(conninfo) as connection:
             connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(identifier))
     except psycopg.Error as error:
         said = f"the scratch database {identifier.as_string()} could not be dropped, do it by hand: {error}"

@@ -1,4 +1,5 @@
-"""Applies the migrations by pgmigrate's rules, lists them, takes them back. Imports goqueue.sqlfiles, psycopg, yaml.
+"""Applies the migrations by pgmigrate's rules, lists them, takes them back. Imports psycopg, yaml and
+goqueue.config, errors, secret and sqlfiles.
 
 `pgmigrate migrate` does the same with the same files, table and lock, and each continues what the other has begun. It
 isn't called from here, because it requires psycopg2, which pip has to compile. The SQL here is limited to pgmigrate's
@@ -17,9 +18,11 @@ from typing import Any, LiteralString, NamedTuple
 
 import psycopg
 import yaml
-from psycopg import Connection, pq, sql
+from psycopg import Connection, sql
 
-from goqueue.errors import GoQueueError
+from goqueue.config import DatabaseConfig
+from goqueue.errors import ConfigError, GoQueueError
+from goqueue.secret import Secret, connect
 from goqueue.sqlfiles import split
 
 #: Whoever changes the schema holds this advisory lock; migrations.yml and roles/*.sql take it too.
@@ -116,6 +119,7 @@ def list_migrations(conninfo: str = "", *, base_dir: Path | None = None) -> list
     Nothing is changed or waited for. ``conninfo`` is as for ``migrate``. Raises MigrationError, also for a role that
     isn't allowed to see which versions are applied.
     """
+    conninfo = Secret(conninfo)
     plan = _Plan(base_dir)
     with _connected(conninfo) as connection:
         applied = plan.applied(connection)
@@ -138,6 +142,7 @@ def migrate(
     NONTRANSACTIONAL in its name is applied between two transactions, statement by statement. ``dry_run`` applies and
     then rolls back. ``on_version`` is called with each version when its turn comes.
     """
+    conninfo = Secret(conninfo)
     plan = _Plan(base_dir)
     with _connected(conninfo) as connection:
         _wait_for_turn(connection)
@@ -169,6 +174,7 @@ def undo(conninfo: str = "", *, to: int, base_dir: Path | None = None) -> list[i
     All of them or none: the undo files run in one transaction, with the deletion of their rows from schema_version.
     After ``to=0`` the schema and an empty schema_version remain: they are pgmigrate's, which goes on from there.
     """
+    conninfo = Secret(conninfo)
     plan = _Plan(base_dir)
     with _connected(conninfo) as connection:
         _wait_for_turn(connection)
@@ -347,18 +353,18 @@ def _text(file: Path) -> str:
 
 
 @contextmanager
-def _connected(conninfo: str) -> Iterator[Connection[Any]]:
+def _connected(conninfo: Secret) -> Iterator[Connection[Any]]:
     """A connection that commits each statement by itself. Raises MigrationError for whatever fails on it."""
-    malformed = False
+    problem = ""
     try:
-        pq.Conninfo.parse(conninfo.encode())
-    except (psycopg.OperationalError, UnicodeError):
-        malformed = True  # libpq's message quotes the string, which may hold a password
-    if malformed:
-        raise MigrationError("the connection string is neither key=value words nor a postgresql:// URL")
+        DatabaseConfig(url=conninfo)
+    except ConfigError as error:  # libpq's own message would quote the string, which may hold a password
+        problem = error.problems[0].partition(": ")[2]
+    if problem:
+        raise MigrationError(f"the connection string can't be used: {problem}")
     with (
         _failing("the migrations did not run"),
-        psycopg.connect(conninfo, autocommit=True, fallback_application_name="goqueue migrate") as connection,
+        connect(conninfo, fallback_application_name="goqueue migrate") as connection,
     ):
         yield connection
 

@@ -94,6 +94,7 @@ from goqueue.requests import (
 )
 from goqueue.resume import Resume
 from goqueue.safelog import record_lost
+from goqueue.secret import Secret
 
 DEFAULT_LEASE = timedelta(minutes=5)
 DEFAULT_BACKOFF = Backoff()
@@ -181,6 +182,7 @@ class PostgresStorage:
         Close it, or use it in a ``with`` statement.
         """
         if isinstance(config, str):
+            config = Secret(config)
             config = DatabaseConfig(url=config)
         elif isinstance(config, Config):
             config = config.database

@@ -24,20 +24,26 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
+from goqueue.config import DatabaseConfig
 from goqueue.embedded import EmbeddedServer, EmbeddedServerError
+from goqueue.errors import ConfigError, GoQueueError
 from goqueue.migrate import migrate, migrations_hash
+from goqueue.secret import Secret, connect, without_frames
 
 _FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "400"}
 _OF_TESTS = "^goqueue_test_[0-9]+_[0-9a-f]{12}$"
 
 
-class DatabaseUrl(str):
+class DatabaseUrl(Secret):
     """A URL whose repr, which pytest prints of a failed test's arguments, has no password."""
 
     __slots__ = ()
 
     def __repr__(self) -> str:
-        return repr(_shown(self))
+        try:
+            return repr(_shown(self))
+        except psycopg.Error:  # no URL
+            return super().__repr__()
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,7 @@ class _Run:
                 self._server = DatabaseServer(url, self.kind)
             except EmbeddedServerError as error:
                 self._error = str(error)
+                without_frames(error)  # of what was tried: they may hold a password
                 raise
         return self._server
 
@@ -93,9 +100,9 @@ class _Run:
     def close(self) -> None:
         self._closing.close()
 
-    def _start(self) -> str:
+    def _start(self) -> Secret:
         if self.kind == "url":
-            return os.environ["GOQUEUE_TEST_DATABASE_URL"]
+            return _checked(Secret(os.environ["GOQUEUE_TEST_DATABASE_URL"]))
         if self.kind == "docker":
             try:
                 return self._start_container()
@@ -105,9 +112,9 @@ class _Run:
                     raise EmbeddedServerError(f"{reason}; GOQUEUE_TEST_SERVER=docker forbids another server") from error
                 self.note = f"{reason}; an embedded server took its place"
                 self.kind = "embedded"
-        return self._closing.enter_context(EmbeddedServer(settings=_FAST, durable=False)).url()
+        return Secret(self._closing.enter_context(EmbeddedServer(settings=_FAST, durable=False)).url())
 
-    def _start_container(self) -> str:
+    def _start_container(self) -> Secret:
         from testcontainers.community.postgres import PostgresContainer  # noqa: PLC0415 - most runs need none
 
         settings = " ".join(f"-c {name}={value}" for name, value in _FAST.items())
@@ -116,7 +123,7 @@ class _Run:
         ).with_command(f"postgres {settings}")
         self._closing.callback(container.stop)
         container.start()
-        return str(container.get_connection_url())
+        return Secret(container.get_connection_url())
 
 
 _RUN = pytest.StashKey[_Run]()
@@ -228,15 +235,28 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 @pytest.fixture(scope="session")
 def goqueue_server(pytestconfig: pytest.Config) -> DatabaseServer:
     """The server of this test run, shared by all workers: ``.url`` (of its maintenance database) and ``.kind``."""
-    return pytestconfig.stash[_RUN].server()
+    try:
+        return pytestconfig.stash[_RUN].server()
+    except EmbeddedServerError as error:
+        problem = str(error)
+    # Its message says it all, and a traceback with local variables may say too much.
+    pytest.fail(problem, pytrace=False)
 
 
 @pytest.fixture(scope="session")
 def goqueue_template(goqueue_server: DatabaseServer) -> str:
     """The name of a database with all migrations applied; made once for a server and a set of migration files."""
+    try:
+        return _template(goqueue_server)
+    except (psycopg.Error, GoQueueError) as error:
+        problem = "\n".join([str(error).strip(), *getattr(error, "__notes__", ())])
+    pytest.fail(f"the template of the test databases can't be made: {problem}", pytrace=False)
+
+
+def _template(goqueue_server: DatabaseServer) -> str:
     name = f"goqueue_template_{migrations_hash()[:16]}"
     identifier = sql.Identifier(name)
-    with psycopg.connect(goqueue_server.url, autocommit=True) as connection:
+    with connect(goqueue_server.url) as connection:
         # Other workers and other runs wait here; the lock ends with the connection.
         connection.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", [name])
         row = connection.execute("SELECT datistemplate FROM pg_database WHERE datname = %s", [name]).fetchone()
@@ -266,7 +286,7 @@ def goqueue_database(
     name = f"goqueue_test_{os.getpid()}_{secrets.token_hex(6)}"
     identifier = sql.Identifier(name)
     # This connection stays open: its session holds the name, so that no other run takes the database for abandoned.
-    with psycopg.connect(goqueue_server.url, autocommit=True) as connection:
+    with connect(goqueue_server.url) as connection:
         importlib.import_module("goqueue.queries").load_queries().hold_database(connection, name=name)
         # Writing 8 MB to the WAL is faster than the two checkpoints of FILE_COPY, the only way before 15.
         strategy = sql.SQL(" STRATEGY WAL_LOG" if connection.info.server_version >= 150000 else "")
@@ -277,7 +297,7 @@ def goqueue_database(
         node.stash[_FAILED] = False  # of this run: pytest-rerunfailures runs the same item several times
         yield _database_url(goqueue_server.url, name)
         del node.stash[_DATABASE]
-        with psycopg.connect(goqueue_server.url, autocommit=True) as ending:  # a test may have ended the other session
+        with connect(goqueue_server.url) as ending:  # a test may have ended the other session
             if node.stash[_FAILED] or request.config.getoption("keep_databases", default=False):
                 request.config.stash[_RUN].kept.append((name, node.nodeid))
                 with suppress(psycopg.errors.InvalidCatalogName):  # dropped by the test itself
@@ -289,7 +309,7 @@ def goqueue_database(
 @pytest.fixture
 def goqueue_connection(goqueue_database: str) -> Iterator[psycopg.Connection]:
     """A connection in autocommit to this test's database."""
-    with psycopg.connect(goqueue_database, autocommit=True) as connection:
+    with connect(goqueue_database) as connection:
         yield connection
 
 
@@ -298,6 +318,18 @@ def goqueue_store(goqueue_database: str) -> Iterator[Any]:
     """An open PostgresStorage on this test's database."""
     with closing(importlib.import_module("goqueue").PostgresStorage.open(goqueue_database)) as store:
         yield store
+
+
+def _checked(url: Secret) -> Secret:
+    """The URL of GOQUEUE_TEST_DATABASE_URL, if a server answers there; else EmbeddedServerError, without it."""
+    try:
+        DatabaseConfig(url=url)
+        connect(url).close()
+    except (ConfigError, psycopg.Error) as error:
+        problem = error.problems[0] if isinstance(error, ConfigError) else str(error).strip()
+    else:
+        return url
+    raise EmbeddedServerError(f"GOQUEUE_TEST_DATABASE_URL can't be used: {problem}")
 
 
 def _database_url(server: str, database: str | None = None) -> DatabaseUrl:
@@ -314,6 +346,9 @@ def _database_url(server: str, database: str | None = None) -> DatabaseUrl:
 
 
 def _shown(url: str) -> str:
-    """The URL, as _database_url makes it, without its password."""
-    login, at, rest = url.removeprefix("postgresql://").partition("@")
-    return f"postgresql://{login.partition(':')[0]}@{rest}" if at else str(url)
+    """The URL without a password, of any kind: what leads to the database, and how it is encrypted."""
+    given = conninfo_to_dict(url)
+    names = ("host", "hostaddr", "port", "service", "sslmode", "sslrootcert")
+    user, database = (quote(str(given.get(name) or ""), safe="") for name in ("user", "dbname"))
+    query = urlencode({name: given[name] for name in names if given.get(name)}, quote_via=quote, safe="")
+    return f"postgresql://{user}{'@' if user else ''}/{database}{'?' if query else ''}{query}"

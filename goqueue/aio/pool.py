@@ -14,6 +14,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from goqueue.aio.connection import CancellableConnection, CancellableConnectionPool  # async only
 from goqueue.config import DatabaseConfig
 from goqueue.dberrors import translate
+from goqueue.secret import without_frames
 from goqueue.session import conninfo, is_pooled, prepare_threshold, readable
 
 AsyncPool = AsyncConnectionPool[AsyncConnection[object]]
@@ -82,8 +83,13 @@ def reason_of(error: psycopg.Error, pool: AsyncPool) -> psycopg.Error:
 
 
 async def open_connection(config: DatabaseConfig) -> AsyncConnection[tuple[Any, ...]]:
-    """A connection in autocommit mode that no pool has. Raises psycopg's own errors."""
-    return await CancellableConnection.connect(conninfo(config), **_options(config, pooled=True))
+    """A connection in autocommit mode that no pool has. Raises psycopg's own errors, without psycopg's frames: they
+    hold the password."""
+    try:
+        return await CancellableConnection.connect(conninfo(config), **_options(config, pooled=True))
+    except BaseException as exc:
+        without_frames(exc)
+        raise
 
 
 def _options(config: DatabaseConfig, *, pooled: bool) -> dict[str, Any]:
