@@ -17,6 +17,7 @@ from goqueue.config import format_duration
 from goqueue.contract import GenericPlan, examine, generic_plans
 from goqueue.drift import check_schema
 from goqueue.findings import Check, Finding, Level, ended
+from goqueue.models import counted
 from goqueue.queries import load_queries, load_statements, shipped_folder
 from goqueue.rights import RUN_ROLES, check_roles, identifier
 from goqueue.schema import expected_rights
@@ -502,7 +503,7 @@ def _grants(state: _State, plans: dict[str, GenericPlan | psycopg.Error], *, pen
             for reason, names in reasons.items()
         ]
     elif broken:
-        count = f"{len(broken)} statements can't be run before all migrations are applied"
+        count = f"{counted(len(broken), 'statement')} can't be run before all migrations are applied"
         findings.append(Finding(Level.FAILED, count, "the store's methods of their names fail", _MIGRATE))
     known = expected_rights().queries
     groups = [role for role in state.roles if state.has_roles and denied.keys() & set(known[role])]
@@ -528,7 +529,8 @@ def _grants(state: _State, plans: dict[str, GenericPlan | psycopg.Error], *, pen
         )
     may = len(plans) - len(denied) - len(broken)
     member = f" ({', '.join(state.roles)})" if state.roles and denied else ""
-    return ended("grants", f"the role {state.role}{member} may run {may} of {len(plans)} statements", findings)
+    statements = counted(len(plans), "statement")
+    return ended("grants", f"the role {state.role}{member} may run {may} of {statements}", findings)
 
 
 def _plans(connection: Connection[Any], plans: dict[str, GenericPlan | psycopg.Error]) -> Check:
@@ -537,7 +539,7 @@ def _plans(connection: Connection[Any], plans: dict[str, GenericPlan | psycopg.E
     findings = [
         Finding(
             Level.WARNING,
-            f"{name} would read the table goqueue.{table} whole, {pages[table]:,} pages of it",
+            f"{name} would read the table goqueue.{table} whole, {counted(pages[table], 'page')} of it",
             "by the statistics the server takes that for the cheapest way; it grows with the table",
             f"VACUUM (ANALYZE) goqueue.{table};   then see the checks schema and queries",
         )
@@ -545,8 +547,8 @@ def _plans(connection: Connection[Any], plans: dict[str, GenericPlan | psycopg.E
         for table in sorted(plan.scanned_tables)
         if pages.get(table, 0) >= _LARGE_PAGES
     ]
-    large = [f"{name} {count:,} pages" for name, count in pages.items()]
-    return ended("plans", f"{len(known)} statements planned on {', '.join(large)}", findings)
+    large = [f"{name} {counted(count, 'page')}" for name, count in pages.items()]
+    return ended("plans", f"{counted(len(known), 'statement')} planned on {', '.join(large)}", findings)
 
 
 # --- vacuum ---------------------------------------------------------------------------------------------------------
@@ -569,7 +571,7 @@ def _autovacuum(connection: Connection[Any]) -> Check:
         connection
     ):
         table = f"goqueue.{name}"
-        shown.append(f"{name} {live:,} rows, {dead:,} dead")
+        shown.append(f"{name} {counted(live, 'row')}, {dead:,} dead")
         if not is_on:
             findings.append(
                 Finding(

@@ -335,6 +335,14 @@ class JobCount(int):
         return _job_count, (int(self), self.exact)
 
 
+def counted(count: int, noun: str = "job") -> str:
+    """`1 job`, `about 12,000 jobs`, `2 queries`: a number with its noun, singular or plural."""
+    ending = "" if count == 1 else "s"
+    if ending and noun.endswith("y"):
+        noun, ending = noun[:-1], "ies"
+    return f"{count if isinstance(count, JobCount) else JobCount(count)} {noun}{ending}"
+
+
 class QueueStats(Struct, frozen=True):
     """One queue: its jobs by status, the age of its oldest due job (None when none is due), its expired leases."""
 

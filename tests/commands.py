@@ -74,10 +74,10 @@ class Commands:
                 started.kill()
 
     @contextmanager
-    def terminal(self, *arguments: object, columns: int = 80) -> Iterator["Terminal"]:
+    def terminal(self, *arguments: object, columns: int = 80, **variables: str) -> Iterator["Terminal"]:
         """The command on a terminal of its own."""
         ours, theirs = pty.openpty()
-        environment = {**unmeasured(), "COLUMNS": str(columns), "LINES": "40", "TERM": "xterm"}
+        environment = {**unmeasured(), "COLUMNS": str(columns), "LINES": "40", "TERM": "xterm", **variables}
         with subprocess.Popen(
             [*COMMAND, *map(str, arguments)],
             stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True,

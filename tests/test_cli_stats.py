@@ -172,6 +172,69 @@ def test_piped_the_watch_writes_json_lines_and_survives_a_lost_database(
     assert "Traceback" not in said
 
 
+def test_while_the_server_is_away_the_watch_says_how_old_its_figures_are(
+    goqueue: Commands, goqueue_database: str, goqueue_server: DatabaseServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOQUEUE_DATABASE_POOL_TIMEOUT", "200ms")
+    name = psycopg.conninfo.conninfo_to_dict(goqueue_database)["dbname"]
+    allow = sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS {}")
+    with (
+        psycopg.connect(goqueue_server.url, autocommit=True) as connection,
+        goqueue.terminal("stats", "--watch", "--interval", "200ms") as terminal,
+    ):
+        terminal.wait_for("Ctrl-C ends it")
+        connection.execute(allow.format(sql.Identifier(name), sql.SQL("false")))
+        connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
+        stale = terminal.wait_for(r"STALE, \d+s old: as of \d\d:\d\d:\d\d UTC; trying each 0.2 s")
+        assert "mail" in stale
+        terminal.wait_for("database")  # the server's reason
+        terminal.wait_for(r"STALE, [2-9]s old")
+        connection.execute(allow.format(sql.Identifier(name), sql.SQL("true")))
+        terminal.wait_for(r"\d\d:\d\d:\d\d UTC, each 0.2 s; Ctrl-C ends it")
+        terminal.interrupt()
+        assert terminal.end()[0] == 0
+
+
+def test_a_server_that_does_not_answer_makes_no_figures_look_new(
+    goqueue: Commands, goqueue_connection: psycopg.Connection
+) -> None:
+    with goqueue.terminal("stats", "--watch", "--interval", "200ms") as terminal:
+        terminal.wait_for("Ctrl-C ends it")
+        with goqueue_connection.transaction():
+            goqueue_connection.execute("LOCK TABLE goqueue.jobs IN ACCESS EXCLUSIVE MODE")
+            assert "mail" in terminal.wait_for(r"STALE, \d+s old")
+        terminal.wait_for(r"\d\d:\d\d:\d\d UTC, each 0.2 s; Ctrl-C ends it")
+        terminal.interrupt()
+        assert terminal.end()[0] == 0
+
+
+def test_an_error_that_stays_ends_the_watch(goqueue: Commands, goqueue_connection: psycopg.Connection) -> None:
+    with goqueue.terminal("stats", "--watch", "--interval", "200ms") as terminal:
+        terminal.wait_for("Ctrl-C ends it")
+        goqueue_connection.execute("DROP VIEW goqueue.queue_status_metrics")
+        code, seen = terminal.end()
+    assert code == 1
+    assert "goqueue: " in seen
+    assert "Traceback" not in seen
+
+
+@pytest.mark.parametrize("environment", [{"TERM": "dumb"}, {"NO_COLOR": "1"}])
+def test_a_terminal_without_colours_shows_the_watch_too(
+    goqueue: Commands, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with goqueue.terminal("stats", "--watch", "--interval", "200ms", columns=50, **environment) as terminal:
+        for _ in range(2):
+            assert "mail" in terminal.wait_for(r"expired[= ]1")
+        terminal.interrupt()
+        assert terminal.end()[0] == 0
+
+
+def test_more_queues_than_lines_are_counted(goqueue: Commands, goqueue_store: PostgresStorage) -> None:
+    goqueue_store.create_jobs(NewJob(job_type="x", queue=f"queue {number:03}") for number in range(100))
+    with goqueue.terminal("stats", "--watch", "--interval", "200ms") as terminal:
+        assert re.search(r"and \d+ queues more: --queue chooses", terminal.wait_for("Ctrl-C ends it"))
+
+
 def test_a_reader_that_goes_away_ends_the_watch(goqueue: Commands) -> None:
     with goqueue.process("stats", "--watch", "--interval", "100ms") as started:
         assert started.stdout is not None

@@ -1,7 +1,6 @@
 """The `goqueue` command. Imports the modules of its commands; nothing imports it."""
 
 import logging
-import os
 import sys
 from importlib.metadata import version
 from typing import Annotated
@@ -9,7 +8,7 @@ from typing import Annotated
 import typer
 
 from goqueue.cli.check import check
-from goqueue.cli.common import EXIT_CODES, CheckFailedError, error_console
+from goqueue.cli.common import EXIT_CODES, CheckFailedError, OutputError, drop_output, note, open_streams, print_line
 from goqueue.cli.config import show_config
 from goqueue.cli.jobs import jobs
 from goqueue.cli.queries import show_plans, show_queries
@@ -32,7 +31,7 @@ app = typer.Typer(
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"goqueue {version('goqueue')}")
+        print_line(f"goqueue {version('goqueue')}")
         raise typer.Exit
 
 
@@ -60,14 +59,17 @@ def main() -> None:
     """Run the command; the entry point of `goqueue` on the shell. The one place where errors become exit statuses."""
     # What the driver warns of, the error says; its lines would break into a live table.
     logging.getLogger("psycopg").addHandler(logging.NullHandler())
+    open_streams()
     try:
         try:
             app()
         finally:
             sys.stdout.flush()  # at the interpreter's end it is too late to be quiet about `| head`
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+    except OutputError as error:
+        drop_output()
+        if error.is_left:
+            sys.exit(1)
+        _end(error, 1)
     except (ConfigError, ConnectionRejectedError, InvalidJobError) as error:
         _end(error, 2)
     except CheckFailedError as error:
@@ -79,5 +81,5 @@ def main() -> None:
 
 
 def _end(error: Exception, status: int) -> None:
-    error_console().print(f"goqueue: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+    note(f"goqueue: {error}", style="red")
     sys.exit(status)

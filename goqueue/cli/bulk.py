@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
-import typer
 
-from goqueue.cli.common import counted, note, open_store, print_json, progress
+from goqueue.cli.common import note, open_store, print_json, print_line, progress, saying, utf8
 from goqueue.errors import GoQueueError, InvalidJobError, OutcomeUnknownError
-from goqueue.models import NewJob
+from goqueue.models import NewJob, counted
 
 #: How a value is written that JSON has no form for, by the place that msgspec's message ends with.
 _FORMS = {
@@ -35,8 +34,8 @@ class _Lines:
             self.bytes_read += len(line)
             if line.strip():
                 try:
-                    job = decode(line)
-                except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+                    job = decode(utf8(line) if self.read == 1 else line)
+                except (ValueError, RecursionError) as error:  # of msgspec, and of text that is not UTF-8
                     form = next((form for place, form in _FORMS.items() if str(error).endswith(place)), "")
                     raise InvalidJobError(f"{error}{form}") from None
                 self._waiting.append(self.read)
@@ -49,7 +48,9 @@ class _Lines:
 
     def state(self, *, known: bool) -> str:
         """Which lines have been added, and how to go on."""
-        done = f"lines 1 to {self.added:,} are added" if self.added else "no line is added"
+        done = "no line is added"
+        if self.added:
+            done = "line 1 is added" if self.added == 1 else f"lines 1 to {self.added:,} are added"
         if known and not self.added:
             return done
         if not known:
@@ -74,7 +75,9 @@ def create_from(stream: BinaryIO, file: Path | None, *, as_json: bool) -> None:
             if isinstance(error, InvalidJobError) and error.__cause__ is None:  # not the server's: the last line read
                 raise InvalidJobError(f"line {lines.read}: {error}") from None
             raise
-    if as_json:
-        print_json({"created": created, "existing": existing})
-    else:
-        typer.echo(f"{counted(created)} added" + (f", {existing:,} had a key that is taken" if existing else ""))
+    done = f"{counted(created)} added" + (f", {existing:,} had a key that is taken" if existing else "")
+    with saying(done):
+        if as_json:
+            print_json({"created": created, "existing": existing})
+        else:
+            print_line(done)

@@ -163,6 +163,8 @@ def _show(out: Console, done: Check) -> None:
         details += [(8, Text(f"{word} {text}")) for word, text in (("why:", finding.why), ("do: ", finding.do)) if text]
     if out.is_terminal:
         grid = Table.grid()
+        for _ in head[:2]:
+            grid.add_column(no_wrap=True)
         grid.add_row(*head)
         out.print(grid, *(Padding(text, (0, 0, 0, indent)) for indent, text in details), sep="\n")
     else:

@@ -1,30 +1,38 @@
 """What the commands share: options, output, the store. Imports goqueue.config, goqueue.dberrors, goqueue.errors and
 goqueue.postgres."""
 
+import codecs
+import errno
+import io
 import json
+import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 import typer
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.segment import Segment
+from rich.table import Table
+from rich.text import Text
 
 from goqueue.config import Config, format_duration, load_config, parse_duration
 from goqueue.dberrors import is_nobody_here
 from goqueue.errors import ConnectionRejectedError, GoQueueError, StorageUnavailableError
-from goqueue.models import JobCount
 from goqueue.postgres import PostgresStorage
 
 EXIT_CODES = (
-    "Exit status: 0 when all went well, 1 after an error, without a yes to a question, or when some of the ids given "
-    "were left unchanged, 2 when the configuration or the call is invalid, or the server rejects the connection, 3 "
-    "when a check has found something wrong, 130 after Ctrl-C."
+    "Exit status: 0 when all went well, 1 after an error, without a yes to a question, when some of the ids given "
+    "were left unchanged, or when standard output took no more (what was done is then said on standard error), "
+    "2 when the configuration or the call is invalid, or the server rejects the connection, 3 when a check has found "
+    "something wrong, 130 after Ctrl-C."
 )
 
 #: The options that every command spells alike.
@@ -40,20 +48,198 @@ class CheckFailedError(GoQueueError):
     """A check has found something wrong: the command did what it was asked for, and the exit status is 3."""
 
 
-def console() -> Console:
-    """Standard output: with colour on a terminal, plain in a pipe."""
-    return Console(highlight=False)
+class OutputError(GoQueueError):
+    """Standard output takes no more. ``is_left``: its reader has gone, as in `| head`, which nobody has to be told."""
+
+    def __init__(self, message: str, *, is_left: bool = False) -> None:
+        super().__init__(message)
+        self.is_left = is_left
 
 
-def error_console() -> Console:
-    """Standard error: where progress and messages go, so that a pipe gets the result alone."""
-    return Console(stderr=True, highlight=False)
+# --- the streams ------------------------------------------------------------------------------------------------------
+
+#: What ASCII has in place of the characters that we write ourselves.
+_PLAIN = {"…": "...", "→": "->"}
+
+
+def _spell(error: UnicodeError) -> tuple[str, int]:
+    """For text that the stream's encoding lacks: a likeness or an escape, never an exception."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    missing = error.object[error.start : error.end]
+    spelled = (_PLAIN.get(char) or char.encode("ascii", "backslashreplace").decode() for char in missing)
+    return "".join(spelled), error.end
+
+
+codecs.register_error("goqueue", _spell)
+
+
+class _Output(io.FileIO):
+    """Standard output, whose errors have a name of their own: an OSError could be that of any file."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            is_closed = error.errno == errno.EBADF
+            why = "it is closed" if is_closed else error.strerror
+            raise OutputError(f"standard output can't be written: {why}", is_left=error.errno == errno.EPIPE) from error
+
+
+class _Messages(io.FileIO):
+    """Standard error. What can't be said there is not said, and the exit status is what it was to be."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
+
+
+def open_streams() -> None:
+    """Make the standard streams take any text, and fail as `OutputError`.
+
+    A closed one is opened, before a socket or a file gets its number.
+    """
+    for number, mode in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, mode)  # which takes the lowest number that is free; standard output can't be written
+    if sys.stdin is None:
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+    if sys.stdout is sys.__stdout__:  # else a test has put its own in the place
+        sys.stdout = _text_stream(_Output(1, "wb", closefd=False), sys.stdout)
+    if sys.stderr is sys.__stderr__:
+        sys.stderr = _text_stream(_Messages(2, "wb", closefd=False), sys.stderr)
+
+
+def _text_stream(raw: io.FileIO, old: Any) -> io.TextIOWrapper:
+    encoding = "utf-8" if old is None else old.encoding
+    is_line_buffered = raw.isatty() or raw.fileno() == 2
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw), encoding=encoding, errors="goqueue", line_buffering=is_line_buffered
+    )
+
+
+def drop_output() -> None:
+    """Let what standard output still holds go nowhere, so that the interpreter's end is quiet about it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+@contextmanager
+def saying(done: str) -> Iterator[None]:
+    """Print a result inside: where standard output doesn't take it, ``done`` says on standard error what was done."""
+    try:
+        yield
+        sys.stdout.flush()
+    except OutputError:
+        note(done)
+        raise
+
+
+def print_line(text: object) -> None:
+    """A line for people. (typer's own echo takes a pipe that wants ASCII for a mistake, and writes UTF-8 to it.)"""
+    sys.stdout.write(f"{text}\n")
+
+
+def write(text: str) -> None:
+    """Text for programs, in UTF-8 whatever the locale is: SQL, patches, metrics."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(text.encode(errors="surrogateescape"))  # a path that is no UTF-8 stays as it is
+
+
+def write_json(text: str) -> None:
+    """JSON in UTF-8. A lone surrogate, which UTF-8 lacks, becomes JSON's escape for it."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(text.encode(errors="backslashreplace"))
 
 
 def print_json(value: Any) -> None:
     """One JSON document. Structs, times and durations (ISO 8601) become what msgspec makes of them."""
     plain = msgspec.to_builtins(value, str_keys=True, enc_hook=str)  # paths
-    sys.stdout.write(json.dumps(plain, indent=2, ensure_ascii=False) + "\n")
+    write_json(json.dumps(plain, indent=2, ensure_ascii=False) + "\n")
+
+
+# --- text for people --------------------------------------------------------------------------------------------------
+
+
+class _Screen(Console):
+    """Prints text as it is: no markup, no emoji, and control characters, whoever wrote them, as escapes."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, highlight=False, markup=False, emoji=False)
+
+    def render(self, *args: Any, **kwargs: Any) -> Iterable[Segment]:
+        for segment in super().render(*args, **kwargs):
+            if segment.control or segment.text.isprintable():
+                yield segment
+            else:
+                yield Segment("\n".join(map(printable, segment.text.split("\n"))), segment.style)
+
+
+def console() -> Console:
+    """Standard output: with colour on a terminal, plain in a pipe."""
+    return _Screen()
+
+
+def error_console() -> Console:
+    """Standard error: where progress and messages go, so that a pipe gets the result alone."""
+    return _Screen(stderr=True)
+
+
+class Column(NamedTuple):
+    """A column of `table`: ``least`` are the cells that it keeps when there is no room; None for all of them."""
+
+    title: str
+    justify: Literal["left", "right"] = "right"
+    least: int | None = None
+
+
+def table(
+    columns: Sequence[Column], rows: Sequence[Sequence[str | Text]], width: int, *, heading: bool = True
+) -> RenderableType:
+    """Lay rows out in so many cells. The first column says what a row is about, and is never cut.
+
+    Others are cut first, then the first one is folded. Where that is not enough, each row becomes a paragraph.
+    """
+    cells = [[cell if isinstance(cell, Text) else Text(printable(cell)) for cell in row] for row in rows]
+    titles = [cell_len(column.title) * heading for column in columns]
+    widths = [max([title, *(row[place].cell_len for row in cells)]) for place, title in enumerate(titles)]
+    missing = sum(widths) + 2 * (len(columns) - 1) - width
+    for place in (*reversed(range(1, len(columns))), 0):
+        if (least := columns[place].least) is not None and missing > 0:
+            cut = min(missing, max(0, widths[place] - max(least, titles[place])))
+            widths[place] -= cut
+            missing -= cut
+    if missing > 0:
+        return Group(*(_paragraph(columns, row, width) for row in cells))
+    laid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_header=heading)
+    for place, column in enumerate(columns):
+        laid.add_column(
+            Text(column.title), justify=column.justify, width=widths[place], no_wrap=place > 0,
+            overflow="ellipsis" if place else "fold",
+        )  # fmt: skip
+    for row in cells:
+        laid.add_row(*row)
+    return laid
+
+
+def _paragraph(columns: Sequence[Column], row: Sequence[Text], width: int) -> Text:
+    """A row as its first cell, and under it `title value` for each of the others."""
+    lines = [Text("  ")]
+    for column, cell in zip(columns[1:], row[1:], strict=True):
+        if not cell.plain.strip():
+            continue
+        pair = Text.assemble((f"{column.title.strip().lower()} ", "dim"), cell)
+        if len(lines[-1]) > 2 and lines[-1].cell_len + pair.cell_len + 2 > width:
+            lines.append(Text("  "))
+        lines[-1].append("  " if len(lines[-1]) > 2 else "").append_text(pair)
+    first = row[0].copy()
+    first.stylize("bold")
+    text = Text("\n").join([first, *lines])
+    text.overflow = "fold"
+    return text
 
 
 def read_config(file: Path | None = None) -> Config:
@@ -76,9 +262,9 @@ def open_store(file: Path | None = None) -> Iterator[PostgresStorage]:
         yield store
 
 
-def note(message: str) -> None:
+def note(message: str, style: str | None = None) -> None:
     """A line for the person at the terminal, on standard error."""
-    error_console().print(message, markup=False, soft_wrap=True)
+    error_console().print(message, style=style, soft_wrap=True)
 
 
 def confirm(question: Callable[[], str], *, yes: bool) -> None:
@@ -105,13 +291,16 @@ def aware_time(text: str) -> datetime:
     except ValueError:
         raise typer.BadParameter(f"{text!r} is no time in ISO 8601, such as 2026-01-31T08:00Z") from None
     if time.utcoffset() is None:
-        raise typer.BadParameter(f"{text!r} has no time zone: write {text}Z or {text}+01:00, say")
+        whole = time.isoformat(timespec="auto" if time.second or time.microsecond else "minutes")
+        raise typer.BadParameter(f"{text!r} has no time zone: write {whole}Z or {whole}+01:00, say")
     return time
 
 
-def counted(count: int) -> str:
-    """`1 job`, `about 12,000 jobs`."""
-    return f"{count if isinstance(count, JobCount) else JobCount(count)} job{'' if count == 1 else 's'}"
+def utf8(data: bytes) -> bytes:
+    """JSON without the byte order mark that some editors put first. Raises ValueError for UTF-16 and UTF-32."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)) or b"\0" in data[:4]:
+        raise ValueError("it is UTF-16 or UTF-32, and UTF-8 was expected: save it as UTF-8")
+    return data.removeprefix(codecs.BOM_UTF8)
 
 
 def in_words(value: timedelta, units: int = 2) -> str:
@@ -129,9 +318,22 @@ def printable(text: str) -> str:
 def progress(total: int | None = None) -> Iterator[Callable[[int, str], None]]:
     """A bar (a spinner without a total) on standard error, if that is a terminal. Gives what moves it on."""
     screen = error_console()
-    columns = (SpinnerColumn(), *((BarColumn(),) if total else ()), TextColumn("{task.description}"))
+    text = TextColumn("{task.description}", markup=False)
+    columns = (SpinnerColumn(_spinner(screen)), *((BarColumn(),) if total else ()), text)
     with Progress(
         *columns, TimeElapsedColumn(), console=screen, transient=True, disable=not screen.is_terminal
     ) as shown:  # fmt: skip
         task = shown.add_task("...", total=total)
         yield lambda done, text: shown.update(task, completed=done, description=text)
+
+
+@contextmanager
+def working(text: str) -> Iterator[Callable[[str], None]]:
+    """Show on standard error that something goes on; gives what changes the text."""
+    screen = error_console()
+    with screen.status(Text(text), spinner=_spinner(screen)) as shown:
+        yield lambda other: shown.update(Text(other))
+
+
+def _spinner(screen: Console) -> str:
+    return "line" if screen.options.ascii_only else "dots"

@@ -3,11 +3,10 @@
 import sys
 from itertools import groupby
 
-import typer
 from rich.table import Table
 from rich.text import Text
 
-from goqueue.cli.common import AsJson, ConfigFile, console, print_json, printable
+from goqueue.cli.common import AsJson, Column, ConfigFile, console, print_json, print_line, printable, table
 from goqueue.config import EffectiveSetting, load_settings
 
 
@@ -22,27 +21,38 @@ def show_config(file: ConfigFile = None, as_json: AsJson = False) -> None:
     if as_json:
         print_json([setting._asdict() for setting in settings])
     elif sys.stdout.isatty():
-        console().print(_table(settings))
+        screen = console()
+        if screen.width < 70:
+            titles = [
+                Column("Setting", "left"),
+                Column("Value", "left", 20),
+                Column("Source", "left"),
+                Column("Reader", "left"),
+            ]
+            listed = [(f"{one.section}.{one.name}", _shown(one.value), one.source, one.read_by) for one in settings]
+            screen.print(table(titles, listed, screen.width))
+        else:
+            screen.print(_table(settings))
     else:
         rows = [(f"{one.section}.{one.name}", _shown(one.value), one.source, _read_by(one.read_by)) for one in settings]
         names, values, sources = (max(len(row[column]) for row in rows) for column in (0, 1, 2))
         for name, value, source, reader in rows:
-            typer.echo(f"{name:<{names}}  {value:<{values}}  {source:<{sources}}  {reader}".rstrip())
+            print_line(f"{name:<{names}}  {value:<{values}}  {source:<{sources}}  {reader}".rstrip())
 
 
 def _table(settings: tuple[EffectiveSetting, ...]) -> Table:
     """Lay the settings out under their sections, so that names are short enough for 80 columns."""
-    table = Table("Setting", "Value", "Source", box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for column in table.columns:
+    laid = Table("Setting", "Value", "Source", box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in laid.columns:
         column.overflow = "fold"  # never "..." in place of what was asked for
-    table.columns[0].no_wrap = True
+    laid.columns[0].no_wrap = True
     for (section, reader), members in groupby(settings, key=lambda setting: (setting.section, setting.read_by)):
-        table.add_row("")
-        table.add_row(Text(section, style="bold"), Text(_read_by(reader), style="dim"))
+        laid.add_row("")
+        laid.add_row(Text(section, style="bold"), Text(_read_by(reader), style="dim"))
         for setting in members:
             style = "dim" if setting.source == "default" else ""
-            table.add_row(f"  {setting.name}", Text(_shown(setting.value)), Text(setting.source, style=style))
-    return table
+            laid.add_row(f"  {setting.name}", Text(_shown(setting.value)), Text(setting.source, style=style))
+    return laid
 
 
 def _read_by(reader: str) -> str:

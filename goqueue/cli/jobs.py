@@ -14,30 +14,34 @@ from uuid import UUID
 
 import msgspec
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from goqueue.cli.bulk import create_from
 from goqueue.cli.common import (
     EXIT_CODES,
     AsJson,
+    Column,
     ConfigFile,
     Yes,
     aware_time,
     confirm,
     console,
-    counted,
     duration,
-    error_console,
     in_words,
     note,
     open_store,
     print_json,
+    print_line,
     printable,
     progress,
+    saying,
+    table,
+    utf8,
+    working,
+    write_json,
 )
 from goqueue.errors import GoQueueError, JobNotFoundError
-from goqueue.models import MAX_PAGE, Failure, Job, JobFilter, JobStatus, JobUpdate, NewJob, Page
+from goqueue.models import MAX_PAGE, Failure, Job, JobFilter, JobStatus, JobUpdate, NewJob, Page, counted
 from goqueue.postgres import PostgresStorage
 
 jobs = typer.Typer(help="List, add, change and remove jobs.", no_args_is_help=True)
@@ -141,14 +145,12 @@ def _write_json(pages: Iterable[Page]) -> None:
     unreadable: dict[UUID, str] = {}
     for page in pages:
         for job in page.jobs:
-            sys.stdout.write(separator + msgspec.json.encode(job).decode())
+            write_json(separator + msgspec.json.encode(job).decode())
             separator = ",\n"
         cursor = page.next_cursor
         unreadable |= page.unreadable
     end = {"unreadable": unreadable, "next_cursor": cursor}
-    sys.stdout.write(
-        ('{"jobs": [' if separator != ",\n" else "\n") + "], " + msgspec.json.encode(end).decode()[1:] + "\n"
-    )
+    write_json(('{"jobs": [' if separator != ",\n" else "\n") + "], " + msgspec.json.encode(end).decode()[1:] + "\n")
 
 
 def _write_lines(listed: list[Job], *, heading: bool) -> None:
@@ -157,24 +159,21 @@ def _write_lines(listed: list[Job], *, heading: bool) -> None:
             tries = f"{job.attempts}/{job.max_attempts}"
             times = f"{_iso(job.created_at)}  {_iso(job.scheduled_at)}"
             names = f"{printable(job.queue)}  {printable(job.job_type)}"
-            typer.echo(f"{job.id}  {job.status:<9}  {tries:<5}  {times}  {names}")
+            print_line(f"{job.id}  {job.status:<9}  {tries:<5}  {times}  {names}")
         return
     screen, now = console(), datetime.now(UTC)
     wide = screen.width >= 110
-    titles = ["ID", "Status", "Queue", "Type", "Age", *(["Tries", "Due", "Error"] if wide else [])]
-    table = Table(*titles, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_header=heading)
-    table.columns[0].no_wrap = True
+    columns = [Column("ID", "left"), Column("Status", "left"), Column("Queue", "left", 8), Column("Type", "left", 8)]
+    columns += [Column("Age", "left"), *([Column("Tries"), Column("Due"), Column("Error", "left", 8)] if wide else [])]
+    rows: list[list[str | Text]] = []
     for job in listed:
-        row: list[str | Text] = [_one_line(job.queue), _one_line(job.job_type), in_words(now - job.created_at, 1)]
+        status = Text(printable(job.status), style=_COLOURS.get(job.status, ""))
+        row: list[str | Text] = [str(job.id), status, job.queue, job.job_type, in_words(now - job.created_at, 1)]
         if wide:
-            row += [f"{job.attempts}/{job.max_attempts}", _due(job, now), _one_line(job.last_error or "")]
-        table.add_row(str(job.id), Text(job.status, style=_COLOURS.get(job.status, "")), *row)
+            row += [f"{job.attempts}/{job.max_attempts}", _due(job, now), job.last_error or ""]
+        rows.append(row)
     if listed:
-        screen.print(table)
-
-
-def _one_line(text: str) -> Text:
-    return Text(printable(text), no_wrap=True, overflow="ellipsis")
+        screen.print(table(columns, rows, screen.width, heading=heading))
 
 
 def _due(job: Job, now: datetime) -> str:
@@ -216,15 +215,15 @@ def _write_job(job: Job, failures: list[Failure]) -> None:
         if isinstance(value, datetime):
             ago = datetime.now(UTC) - value
             text += f"  ({in_words(ago)} ago)" if ago > timedelta(0) else f"  (in {in_words(-ago)})"
-        typer.echo(f"{name:<16}  {text}")
-    typer.echo("payload\n  " + _indented(json.dumps(job.payload, indent=2, ensure_ascii=False), 2))
+        print_line(f"{name:<16}  {text}")
+    print_line("payload\n  " + _indented(json.dumps(job.payload, indent=2, ensure_ascii=False), 2))
     for failure in failures:
         when, who = failure.failed_at.isoformat(sep=" "), printable(failure.worker_id or "-")
-        typer.echo(f"failure of attempt {failure.attempt}, {when}, by {who}\n  " + _indented(failure.error, 2))
+        print_line(f"failure of attempt {failure.attempt}, {when}, by {who}\n  " + _indented(failure.error, 2))
 
 
 def _indented(text: str, width: int) -> str:
-    return f"\n{' ' * width}".join(map(printable, text.splitlines()))
+    return f"\n{' ' * width}".join(map(printable, text.split("\n")))
 
 
 # --- create -----------------------------------------------------------------------------------------------------------
@@ -271,21 +270,25 @@ def create_job(
     new = NewJob(**given)
     with open_store(file) as store:
         job, created = store.get_or_create_job(new)
-    if as_json:
-        print_json({"created": created, "job": job})
-    else:
-        typer.echo(job.id)
-        if not created:
-            note(f"nothing was added: this job has the key {key!r} already")
+    with saying(f"the job was added: {job.id}" if created else f"the job with this key: {job.id}"):
+        if as_json:
+            print_json({"created": created, "job": job})
+        else:
+            print_line(job.id)
+    if not (created or as_json):
+        note(f"nothing was added: this job has the key {key!r} already")
 
 
 def _read_payload(text: str) -> Any:
     try:
-        data = sys.stdin.buffer.read() if text == "-" else Path(text[1:]).read_bytes() if text[0] == "@" else text
-        return msgspec.json.decode(data)
+        if text == "-":
+            data = sys.stdin.buffer.read()
+        else:
+            data = Path(text[1:]).read_bytes() if text.startswith("@") else text.encode(errors="surrogateescape")
+        return msgspec.json.decode(utf8(data))
     except OSError as error:
         raise typer.BadParameter(f"{text[1:]}: {error.strerror}", param_hint="--payload") from None
-    except (msgspec.DecodeError, UnicodeError, RecursionError, IndexError) as error:
+    except (ValueError, RecursionError) as error:  # of msgspec, and of text that is not UTF-8
         raise typer.BadParameter(f"it is no JSON: {error}", param_hint="--payload") from None
 
 
@@ -339,10 +342,11 @@ def update_job(
     update = JobUpdate(**given)
     with open_store(file) as store:
         job = store.update_job(job_id, update)
-    if as_json:
-        print_json(job)
-    else:
-        _write_job(job, [])
+    with saying(f"the job was changed: {job.id}"):
+        if as_json:
+            print_json(job)
+        else:
+            _write_job(job, [])
 
 
 class _Verb(NamedTuple):
@@ -435,14 +439,16 @@ def _change(
         else:
             job_filter = msgspec.structs.replace(job_filter, status=tuple(wanted))
             confirm(lambda: f"{verb.name.capitalize()} {counted(store.count_jobs(job_filter))}?", yes=yes)
-            with error_console().status(f"{verb.name}: a thousand jobs at a time ..."):
+            with working(f"{verb.name}: a thousand jobs at a time ..."):
                 count = run(store, job_filter)
-    if as_json:
-        print_json({verb.done: count, "unchanged": unchanged})
-    else:
-        typer.echo(f"{counted(count)} {verb.done}")
-        for each, status in unchanged.items():
-            note(f"{each} is {status}")
+    done = f"{counted(count)} {verb.done}"
+    with saying(done):
+        if as_json:
+            print_json({verb.done: count, "unchanged": unchanged})
+        else:
+            print_line(done)
+            for each, status in unchanged.items():
+                note(f"{each} is {status}")
     raise typer.Exit(1 if unchanged else 0)
 
 
@@ -467,12 +473,14 @@ def delete_jobs(
             except JobNotFoundError:
                 missing.append(str(each))
     count = len(set(ids)) - len(missing)
-    if as_json:
-        print_json({"deleted": count, "unchanged": dict.fromkeys(missing, "not there")})
-    else:
-        typer.echo(f"{counted(count)} deleted")
-        for name in missing:
-            note(f"{name} is not there")
+    done = f"{counted(count)} deleted"
+    with saying(done):
+        if as_json:
+            print_json({"deleted": count, "unchanged": dict.fromkeys(missing, "not there")})
+        else:
+            print_line(done)
+            for name in missing:
+                note(f"{name} is not there")
     raise typer.Exit(1 if missing else 0)
 
 
@@ -510,8 +518,10 @@ def prune_jobs(
             if total:
                 note(f"{counted(total)} deleted before this:")
             raise
-    if as_json:
-        print_json({"deleted": total, "finished": code == 0})
-    else:
-        typer.echo(f"{counted(total)} deleted" + (", then stopped" if code else ""))
+    done = f"{counted(total)} deleted" + (", then stopped" if code else "")
+    with saying(done):
+        if as_json:
+            print_json({"deleted": total, "finished": code == 0})
+        else:
+            print_line(done)
     raise typer.Exit(code)

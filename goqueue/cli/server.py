@@ -8,19 +8,23 @@ from typing import Annotated, Any
 
 import typer
 from psycopg.conninfo import conninfo_to_dict
-from rich.table import Table
+from rich.text import Text
 
 from goqueue.cli.common import (
     EXIT_CODES,
     AsJson,
+    Column,
     ConfigFile,
     Yes,
     confirm,
     console,
-    error_console,
     note,
     print_json,
+    print_line,
     read_config,
+    table,
+    working,
+    write,
 )
 from goqueue.config import DatabaseConfig, settings_of
 from goqueue.devserver import DevServer, Running
@@ -96,11 +100,11 @@ def _apply(config: DatabaseConfig, before: list[Migration], target: int | None, 
         return []
     note(f"pending: {_listed(list(pending))}")
     applied: list[int] = []
-    with error_console().status("waiting for the database, and for other runs to end ...") as status:
+    with working("waiting for the database, and for other runs to end ...") as say:
 
         def on_version(version: int) -> None:
             applied.append(version)
-            status.update(f"applying version {version}: {pending.get(version, '')} ...")
+            say(f"applying version {version}: {pending.get(version, '')} ...")
 
         migrate(config.url, target=target, dry_run=dry_run, on_version=on_version)
     if not applied:
@@ -119,7 +123,7 @@ def _undo(config: DatabaseConfig, before: list[Migration], to: int, *, yes: bool
     where = url.shown(config.url) or "the database that the PG* variables name"
     lost = " All jobs are dropped with it." if min(above) == 1 else ""
     confirm(lambda: f"In {where}: take back version {_listed(above)}?{lost}", yes=yes)
-    with error_console().status(f"taking back version {_listed(above)} ..."):
+    with working(f"taking back version {_listed(above)} ..."):
         undone = undo(config.url, to=to)
     note(f"taken back: {_listed(undone)}")
     return undone
@@ -131,15 +135,18 @@ def _listed(versions: list[int]) -> str:
 
 def _show(migrations: list[Migration]) -> None:
     if sys.stdout.isatty():
-        table = Table("Version", "Name", "State", "Applied", "By", box=None, pad_edge=False, header_style="bold")
-        for one in migrations:
-            state = "[yellow]pending[/]" if one.pending else "applied"
-            table.add_row(str(one.version), one.name, state, one.applied_at, one.applied_by)
-        console().print(table)
+        columns = [Column(title, "left") for title in ("Version", "Name", "State", "Applied", "By")]
+        states = {True: Text("pending", style="yellow"), False: Text("applied")}
+        rows: list[list[str | Text]] = [
+            [str(one.version), one.name, states[one.pending], one.applied_at or "", one.applied_by or ""]
+            for one in migrations
+        ]
+        screen = console()
+        screen.print(table(columns, rows, screen.width))
     else:
         for one in migrations:
             state = "pending" if one.pending else f"applied  {one.applied_at}  {one.applied_by}"
-            typer.echo(f"{one.version:04}  {one.name:<24}  {state}")
+            print_line(f"{one.version:04}  {one.name:<24}  {state}")
 
 
 # --- the embedded server ----------------------------------------------------------------------------------------------
@@ -157,23 +164,23 @@ def start(
     Its data is kept. In a shell:  eval "$(goqueue db start)"
     """
     server = DevServer(_folder(data))
-    with error_console().status("starting PostgreSQL (a few seconds at the first time) ...") as status:
+    with working("starting PostgreSQL (a few seconds at the first time) ...") as say:
         running, started = server.start()
         note(f"PostgreSQL {running.version} {'is running' if started else 'was running already'}: {server.folder}")
         if not no_migrate:
-            status.update("applying the migrations ...")
+            say("applying the migrations ...")
             migrate(running.url)
     if as_json:
         print_json({**running._asdict(), "started": started, "data": server.folder})
     else:
-        typer.echo(f"export GOQUEUE_DATABASE_URL={shlex.quote(running.url)}")
+        write(f"export GOQUEUE_DATABASE_URL={shlex.quote(running.url)}\n")
 
 
 @db.command(epilog=EXIT_CODES)
 def stop(data: Data = None, as_json: AsJson = False) -> None:
     """Stop the server; its data stays. Fine when none is running."""
     server = DevServer(_folder(data))
-    with error_console().status("stopping PostgreSQL ..."):
+    with working("stopping PostgreSQL ..."):
         stopped = server.stop()
     note("PostgreSQL has stopped" if stopped else f"no server is running: {server.folder}")
     if as_json:
@@ -189,9 +196,9 @@ def status(data: Data = None, as_json: AsJson = False) -> None:
         about: dict[str, Any] = {} if running is None else running._asdict()
         print_json({"running": running is not None, **about, "data": server.folder})
     elif running is None:
-        typer.echo(f"not running: {server.folder}")
+        print_line(f"not running: {server.folder}")
     else:
-        typer.echo(f"running: PostgreSQL {running.version}, {running.url}")
+        print_line(f"running: PostgreSQL {running.version}, {running.url}")
     raise typer.Exit(3 if running is None else 0)
 
 
@@ -202,7 +209,7 @@ def url(data: Data = None, as_json: AsJson = False) -> None:
     if as_json:
         print_json({"url": running.url})
     else:
-        typer.echo(running.url)
+        write(f"{running.url}\n")
 
 
 @db.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, epilog=EXIT_CODES)

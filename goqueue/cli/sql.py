@@ -1,14 +1,15 @@
 """`goqueue sql`: the SQL files for a DBA's hand. Imports goqueue.queries and goqueue.sqlfiles."""
 
-import sys
+import shlex
 from difflib import unified_diff
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from goqueue.cli.common import EXIT_CODES, AsJson, ConfigFile, error_console, print_json, read_config
+from goqueue.cli.common import EXIT_CODES, AsJson, ConfigFile, note, print_json, read_config, write
 from goqueue.errors import ConfigError
+from goqueue.models import counted
 from goqueue.queries import shipped_folder
 from goqueue.sqlfiles import APART, exported, is_outdated, read_export, sql_files, without_stamp
 
@@ -53,11 +54,9 @@ def export(
             (directory / name).write_text(exported(shipped[name]), encoding="utf-8")
     except OSError as error:
         raise ConfigError([f"{error.filename}: can't be written: {error.strerror}"]) from error
-    error_console().print(
-        f"{len(wanted)} file{'s' * (len(wanted) > 1)} written. "
-        f"Next: export GOQUEUE_DATABASE_SQL_DIR={directory.resolve()}; goqueue check",
-        markup=False,
-        soft_wrap=True,
+    note(
+        f"{counted(len(wanted), 'file')} written. "
+        f"Next: export GOQUEUE_DATABASE_SQL_DIR={shlex.quote(str(directory.resolve()))}; goqueue check"
     )
     if as_json:
         print_json({"written": [directory / name for name in wanted]})
@@ -104,8 +103,8 @@ def diff(
         print_json({"directory": folder, "files": files})
         return
     for each in files:
-        sys.stdout.write(each["diff"])
-        error_console().print(f"{each['file']}: {each['history']}", markup=False, soft_wrap=True)
+        write(each["diff"])
+        note(f"{each['file']}: {each['history']}")
 
 
 def _history(own: Path, shipped: Path) -> str:
@@ -114,6 +113,6 @@ def _history(own: Path, shipped: Path) -> str:
         return "no line tells from which release it was exported"
     release = f"the shipped file has changed since goqueue {known.version}" if is_outdated(own, shipped) else ""
     if not known.changed:
-        again = f"; `goqueue sql export {own.parent} {own.name}` brings the new one"
+        again = f"; `{shlex.join(['goqueue', 'sql', 'export', str(own.parent), own.name])}` brings the new one"
         return f"{release}, this one has not{again}" if release else "as shipped"
     return f"changed here, and {release}: carry your change over to the new text" if release else "changed here"

@@ -1,21 +1,38 @@
 """`goqueue stats`: the queues at a glance, for people, programs and Prometheus. Imports goqueue.models."""
 
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from queue import Empty, Queue
 from typing import Annotated, Any
 
 import msgspec
 import typer
-from rich.console import Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
-from goqueue.cli.common import AsJson, ConfigFile, console, duration, in_words, note, open_store, print_json, printable
-from goqueue.errors import ConnectionRejectedError, StorageError
-from goqueue.models import JobCount, JobStatus, QueueStats
+from goqueue.cli.common import (
+    AsJson,
+    Column,
+    ConfigFile,
+    console,
+    duration,
+    in_words,
+    note,
+    open_store,
+    print_json,
+    print_line,
+    printable,
+    table,
+    write,
+    write_json,
+)
+from goqueue.errors import StorageUnavailableError, TransactionConflictError
+from goqueue.models import JobCount, JobStatus, QueueStats, counted
 from goqueue.postgres import PostgresStorage
 
 #: Jobs a second by queue; of a queue whose counts are estimates there is none.
@@ -40,6 +57,12 @@ def show_stats(
     "~" marks an estimate: counts are exact up to a thousand.
     An expired lease is a running job whose worker is lost.
     With --watch and --json each line is a JSON document.
+
+    Watching runs one statement (queue_stats) an interval on one connection:
+    some 50 ms of the server's time at a million jobs in a hundred queues,
+    more with more queues. While the server is away it goes on trying, and
+    says how old the figures are; an error that stays, such as a wrong
+    password or a missing table, ends it.
     """
     if interval is not None and not watch:
         raise typer.BadParameter("--interval goes with --watch")
@@ -54,7 +77,7 @@ def show_stats(
         else:
             stats = _read(store, queue)
             if prometheus:
-                sys.stdout.write(_metrics(stats))
+                write(_metrics(stats))
             elif as_json:
                 print_json({"at": datetime.now(UTC), "queues": [_plain(each) for each in stats]})
             else:
@@ -67,11 +90,12 @@ def _read(store: PostgresStorage, queues: list[str] | None) -> list[QueueStats]:
 
 def _write(stats: list[QueueStats]) -> None:
     if sys.stdout.isatty():
-        console().print(_table(stats))
+        screen = console()
+        screen.print(_table(stats, screen.width))
     else:
         for each in stats:
             counts = "  ".join(f"{status}={_count(count)}" for status, count in each.counts.items())
-            typer.echo(f"{printable(each.queue)}  {counts}  oldest={_age(each)}  expired={each.expired_leases}")
+            print_line(f"{printable(each.queue)}  {counts}  oldest={_age(each)}  expired={each.expired_leases}")
     if not stats:
         note("there are no jobs")
 
@@ -79,23 +103,15 @@ def _write(stats: list[QueueStats]) -> None:
 # --- for people -------------------------------------------------------------------------------------------------------
 
 
-def _table(stats: list[QueueStats], rates: Rates | None = None) -> Table:
-    titles = [
-        "Queue",
-        *(status.capitalize() for status in JobStatus),
-        "Oldest",
-        "Expired",
-        *(["Waiting/s"] if rates is not None else []),
-    ]
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for title in titles:
-        table.add_column(title, justify="left" if title == "Queue" else "right", no_wrap=title != "Queue")
+def _table(stats: list[QueueStats], width: int, rates: Rates | None = None) -> RenderableType:
+    titles = [*(status.capitalize() for status in JobStatus), "Oldest", "Expired"]
+    columns = [Column("Queue", "left", 16), *map(Column, titles), *([Column("Waiting/s")] if rates is not None else [])]
+    rows: list[list[str | Text]] = []
     for each in stats:
         expired = Text(f"{each.expired_leases:,}", style="bold red" if each.expired_leases else "")
         rate = [] if rates is None else [f"{rates[each.queue]:+,.1f}" if each.queue in rates else ""]
-        name = Text(printable(each.queue), no_wrap=True, overflow="ellipsis")
-        table.add_row(name, *map(_count, each.counts.values()), _age(each), expired, *rate)
-    return table
+        rows.append([each.queue, *map(_count, each.counts.values()), _age(each), expired, *rate])
+    return table(columns, rows, width)
 
 
 def _count(count: JobCount) -> str:
@@ -150,58 +166,109 @@ def _label(value: str) -> str:
 # --- again and again --------------------------------------------------------------------------------------------------
 
 
+@dataclass
+class _Seen:
+    """The queues as last seen, how fast their waiting jobs become more or fewer, and what has gone wrong since."""
+
+    stats: list[QueueStats] = field(default_factory=list)
+    rates: Rates = field(default_factory=dict)
+    at: datetime | None = None
+    error: str = ""
+
+
 def _watch(store: PostgresStorage, queues: list[str] | None, pause: float, *, as_json: bool) -> None:
     """Shows what there is at each interval. Ctrl-C is the way to end it, and no error."""
+    screen = console()
     try:
-        if as_json or not sys.stdout.isatty():
-            for stats, _, error in _rounds(store, queues, pause):
-                _write_round(stats, error, as_json=as_json)
+        if as_json or not sys.stdout.isatty() or screen.is_dumb_terminal:
+            for seen in _rounds(store, queues, pause):
+                _write_round(seen, as_json=as_json)
         else:
-            screen = console()
-            with Live(console=screen, auto_refresh=False) as live:
-                for stats, rates, error in _rounds(store, queues, pause):
-                    now = Text(f"{datetime.now(UTC):%H:%M:%S} UTC, each {pause:g} s; Ctrl-C ends it", style="dim")
-                    last = Text(error, style="bold red") if error else now
-                    live.update(Group(_table(stats, rates if screen.width >= 100 else None), last), refresh=True)
+            with Live(console=screen, auto_refresh=False, vertical_overflow="crop") as live:
+                for seen in _answers(store, queues, pause):
+                    live.update(_picture(screen, seen, pause), refresh=True)
     except KeyboardInterrupt:
         pass
 
 
-def _rounds(
-    store: PostgresStorage, queues: list[str] | None, pause: float
-) -> Iterator[tuple[list[QueueStats], Rates, str]]:
-    """At each interval the queues, how fast the waiting jobs become more or fewer, and what went wrong if it did: then
-    the queues are the last ones seen."""
-    stats: list[QueueStats] = []
-    rates: Rates = {}
+def _picture(screen: Console, seen: _Seen, pause: float) -> RenderableType:
+    """As many queues as the screen has room for, and under them how old that is."""
+    how = f"each {pause:g} s; Ctrl-C ends it"
+    if seen.at is None:
+        foot = Text(f"no figures yet, {how}", style="dim")
+    else:
+        age = datetime.now(UTC) - seen.at
+        foot = Text(f"{seen.at:%H:%M:%S} UTC, {how}", style="dim")
+        if seen.error or age.total_seconds() > pause + 2:
+            foot = Text(f"STALE, {in_words(age)} old: as of {seen.at:%H:%M:%S} UTC; trying {how}", style="bold red")
+    if seen.error:
+        foot.append(f"\n{printable(seen.error)}")
+    rates = seen.rates if screen.width >= 100 else None
+    room = screen.height - len(screen.render_lines(foot, pad=False)) - 1
+    shown = seen.stats[:room]
+    while shown and len(screen.render_lines(_table(shown, screen.width, rates), pad=False)) > room:
+        shown.pop()
+    if hidden := len(seen.stats) - len(shown):
+        foot = Text.assemble((f"and {counted(hidden, 'queue')} more: --queue chooses\n", "dim"), foot)
+    return Group(_table(shown, screen.width, rates), foot)
+
+
+def _answers(store: PostgresStorage, queues: list[str] | None, pause: float) -> Iterator[_Seen]:
+    """What `_rounds` gives, and the last of it again each second in which it gives nothing: a server that is frozen
+    must not make old figures look new."""
+    answers: Queue[_Seen | BaseException] = Queue()
+
+    def read() -> None:
+        try:
+            for seen in _rounds(store, queues, pause):
+                answers.put(seen)
+        except BaseException as error:  # noqa: BLE001 - raised again below
+            answers.put(error)
+
+    threading.Thread(target=read, name="goqueue-watch", daemon=True).start()
+    last = _Seen()
+    while True:
+        try:
+            answer = answers.get(timeout=1)
+        except Empty:
+            answer = last
+        if isinstance(answer, BaseException):
+            raise answer
+        last = answer
+        yield last
+
+
+def _rounds(store: PostgresStorage, queues: list[str] | None, pause: float) -> Iterator[_Seen]:
+    """At each interval what was seen. Raises what does not go away by itself."""
+    seen = _Seen()
     taken = time.monotonic()
     while True:
-        started, error = time.monotonic(), ""
+        started = time.monotonic()
         try:
-            seen = _read(store, queues)
-        except ConnectionRejectedError:  # Watching on does not help.
-            raise
-        except StorageError as lost:
-            error = str(lost)
+            stats = _read(store, queues)
+        except (StorageUnavailableError, TransactionConflictError) as lost:
+            seen = _Seen(seen.stats, seen.rates, seen.at, str(lost))
         else:
-            before = {each.queue: each.counts[JobStatus.PENDING] for each in stats}
+            before = {each.queue: each.counts[JobStatus.PENDING] for each in seen.stats}
             rates = {
                 each.queue: (count - before[each.queue]) / (started - taken)
-                for each in seen
+                for each in stats
                 if (count := each.counts[JobStatus.PENDING]).exact and getattr(before.get(each.queue), "exact", False)
             }
-            stats, taken = seen, started
-        yield stats, rates, error
+            seen, taken = _Seen(stats, rates, datetime.now(UTC)), started
+        yield seen
         time.sleep(max(0.0, started + pause - time.monotonic()))
 
 
-def _write_round(stats: list[QueueStats], error: str, *, as_json: bool) -> None:
+def _write_round(seen: _Seen, *, as_json: bool) -> None:
     at = datetime.now(UTC)
     if as_json:
-        document = {"at": at, "error": error} if error else {"at": at, "queues": [_plain(each) for each in stats]}
-        sys.stdout.write(msgspec.json.encode(document).decode() + "\n")
+        document: dict[str, Any] = {"at": at, "queues": [_plain(each) for each in seen.stats]}
+        if seen.error:
+            document = {"at": at, "error": seen.error, "last_seen_at": seen.at}
+        write_json(msgspec.json.encode(document).decode() + "\n")
     else:
-        typer.echo(f"{at:%Y-%m-%dT%H:%M:%SZ}  {printable(error)}".rstrip())
-        if not error:
-            _write(stats)
+        print_line(f"{at:%Y-%m-%dT%H:%M:%SZ}  {printable(seen.error)}".rstrip())
+        if not seen.error:
+            _write(seen.stats)
     sys.stdout.flush()
