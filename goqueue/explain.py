@@ -25,6 +25,7 @@ from goqueue.contract import alone
 from goqueue.embedded import EmbeddedServer
 from goqueue.errors import GoQueueError, StorageError
 from goqueue.migrate import migrate
+from goqueue.models import counted
 from goqueue.queries import load_queries
 from goqueue.safelog import log
 from goqueue.secret import Secret, connect
@@ -52,6 +53,12 @@ _MANY_ROWS = 10_000  # ... for a sort of more rows
 _FACTOR, _ROWS = 100, 1000  # ... for an estimate that is so many times off, and on one side at least so many rows
 _SMALL_TABLE = 10_000  # ... for a table that was read whole; it is a failure from so many rows on
 _WASTED, _TIMES = 1000, 10  # ... for rows read in vain, and so many times those of use; 10 times as many are a failure
+
+# A changed statement is dearer than the shipped one ...
+_DEARER = 2  # ... by so many times the rows or pages, and ...
+_MORE_ROWS, _MORE_PAGES = 1000, 100  # ... at least so many of them
+_SLOWER, _MORE_MS = 10, 10  # ... or by so many times the time and so many milliseconds, each at its fastest
+_COSTLY = {"seq scan", "filter", "sort", "spill", "jit"}  # ... or by a flag of such a kind
 
 #: For each scenario the parts that the table is filled with: a share of the rows, and what add_jobs makes of them.
 SCENARIOS: dict[str, list[tuple[float, dict[str, Any]]]] = {
@@ -186,7 +193,7 @@ def _flagged(
     loops = node.get("Actual Loops", 0)
     if kind == "Seq Scan" and _is_of_a_table(node):
         read = rows_read(node)
-        seen = f"{read:,.0f} rows read" if loops else f"not run this time, {planned:,} rows expected"
+        seen = f"{_rows(read)} read" if loops else f"not run this time, {_rows(planned)} expected"
         is_failure = max(read, planned) >= _SMALL_TABLE
         yield node, Flag("seq scan", f"{node['Relation Name']} is read whole: {seen}", is_failure=is_failure)
     elif _is_of_a_table(node) and kind != "Sample Scan":  # which is bounded by its share of the table
@@ -205,10 +212,14 @@ def _flagged(
     # A branch that the parameters switch off was not estimated wrongly either: something below it never ran.
     is_cut_off = is_cut_short or not all(child.get("Actual Loops", 0) for child in children)
     if is_first and not is_guess and (actual > planned or not is_cut_off):
-        yield node, Flag("estimate", f"{_title(node)}: {planned:,} rows expected, {actual:,.0f} came")
+        yield node, Flag("estimate", f"{_title(node)}: {_rows(planned)} expected, {actual:,.0f} came")
     is_cut_short = is_cut_short or kind == "Limit"
     for child in children:
         yield from _flagged(child, is_cut_short=is_cut_short, is_guess=is_guess)
+
+
+def _rows(number: float) -> str:
+    return counted(round(number), "row")
 
 
 def _is_misestimated(node: dict[str, Any]) -> bool:
@@ -259,9 +270,13 @@ def _lines(node: dict[str, Any], depth: int = 0) -> Iterator[str]:
 class Explainer:
     """Prepares queries on one connection, and runs them inside transactions that are rolled back."""
 
-    def __init__(self, connection: psycopg.Connection[Any], notes: Mapping[str, QueryNote]) -> None:
+    def __init__(
+        self, connection: psycopg.Connection[Any], notes: Mapping[str, QueryNote], *, prefix: str = ""
+    ) -> None:
+        """``prefix`` of the prepared statements' names: what tells two explainers on one connection apart."""
         self.connection = connection
         self.notes = notes
+        self._prefix = prefix
         self._prepared: set[str] = set()
 
     def plan(self, name: str, values: Mapping[str, Any], mode: str, options: str = "ANALYZE, BUFFERS") -> Plan:
@@ -278,12 +293,12 @@ class Explainer:
         note = self.notes[name]
         if name not in self._prepared:
             types = f"({', '.join(note.types[parameter] for parameter in note.parameters)})" if note.parameters else ""
-            alone(self.connection.pgconn, f"PREPARE {name} {types} AS {note.statement}")
+            alone(self.connection.pgconn, f"PREPARE {self._prefix}{name} {types} AS {note.statement}")
             self._prepared.add(name)
         arguments = sql.SQL(", ").join(sql.Literal(values[parameter]) for parameter in note.parameters)
         statement = sql.SQL("{}EXECUTE {}{}").format(
             sql.SQL(prefix),
-            sql.Identifier(name),
+            sql.Identifier(self._prefix + name),
             sql.SQL("({})").format(arguments) if note.parameters else sql.SQL(""),
         )
         with self.connection.transaction(force_rollback=True):
@@ -299,11 +314,13 @@ class Explainer:
 
 class ModeResult(msgspec.Struct, frozen=True):
     """One way to plan a query. Times in milliseconds: planning and execution are the median of some runs without
-    instruments (a generic plan is made once: its planning is the first run's), instrumented is the run of the plan."""
+    instruments (a generic plan is made once: its planning is the first run's), fastest is the shortest of them,
+    instrumented is the run of the plan."""
 
     mode: str
     planning_ms: float
     execution_ms: float
+    fastest_ms: float
     instrumented_ms: float
     pages_hit: int
     pages_read: int
@@ -315,17 +332,58 @@ class ModeResult(msgspec.Struct, frozen=True):
     #: EXPLAIN's JSON.
     plan: dict[str, Any]
 
+    @property
+    def pages(self) -> int:
+        return self.pages_hit + self.pages_read
+
+
+class Regression(msgspec.Struct, frozen=True):
+    """Something that a changed query costs, in one mode, far above the shipped one: rows, pages, time, or a flag."""
+
+    mode: str
+    kind: str
+    text: str
+
 
 class Explanation(msgspec.Struct, frozen=True):
-    """A query, the values it was given (as text), and its plans."""
+    """A query, the values it was given (as text), and its plans; of a changed one those of the shipped text, too."""
 
     name: str
     parameters: dict[str, str | None]
     plans: list[ModeResult]
+    #: None where the query is the shipped one.
+    shipped: list[ModeResult] | None = None
+    regressions: list[Regression] = []
 
     @property
     def has_failed(self) -> bool:
         return any(flag.is_failure for plan in self.plans for flag in plan.flags)
+
+
+def is_changed(note: QueryNote, shipped: QueryNote) -> bool:
+    """Whether it is another statement; comments on lines of their own and white space aside."""
+
+    def words(one: QueryNote) -> list[str]:
+        return [word for line in one.body.splitlines() if not line.lstrip().startswith("--") for word in line.split()]
+
+    return (note.parameters, words(note)) != (shipped.parameters, words(shipped))
+
+
+def regressions(given: ModeResult, shipped: ModeResult) -> Iterator[Regression]:
+    """What the given text costs in a mode, far above the shipped one."""
+    for kind, mine, theirs, more in (
+        ("rows", given.rows_read, shipped.rows_read, _MORE_ROWS),
+        ("pages", given.pages, shipped.pages, _MORE_PAGES),
+    ):
+        if mine > _DEARER * theirs and mine - theirs >= more:
+            yield Regression(given.mode, kind, f"{mine:,.0f} {kind} read, and {theirs:,.0f} by the shipped text")
+    if given.fastest_ms > _SLOWER * shipped.fastest_ms and given.fastest_ms - shipped.fastest_ms >= _MORE_MS:
+        text = f"{given.fastest_ms:,.2f} ms at its fastest, and {shipped.fastest_ms:,.2f} ms by the shipped text"
+        yield Regression(given.mode, "time", text)
+    known = {flag.kind for flag in shipped.flags}
+    for flag in given.flags:
+        if flag.kind in _COSTLY - known:
+            yield Regression(given.mode, flag.kind, f"{flag.text}; the shipped text has no such flag")
 
 
 def explainable(notes: Mapping[str, QueryNote]) -> list[str]:
@@ -338,11 +396,16 @@ def explainable(notes: Mapping[str, QueryNote]) -> list[str]:
 
 
 def explain_query(
-    explainer: Explainer, name: str, given: Mapping[str, str | None], examples: Mapping[str, str]
+    explainer: Explainer,
+    name: str,
+    given: Mapping[str, str | None],
+    examples: Mapping[str, str],
+    shipped: Explainer | None = None,
 ) -> Explanation:
     """The plans of a query; ``given`` are values by parameter, ``examples`` stand in for the others.
 
-    Raises `ExplainError`, with the server's words, when it refuses the query or a value.
+    With ``shipped``, an explainer of the shipped queries, a changed query is compared with the shipped one. Raises
+    `ExplainError`, with the server's words, when it refuses the query or a value.
     """
     note = explainer.notes[name]
     values = {
@@ -351,11 +414,22 @@ def explain_query(
         else examples.get(f"{name}.{parameter}", examples.get(parameter))
         for parameter in note.parameters
     }
+    plans = _plans(explainer, note, values)
+    if shipped is None or not is_changed(note, shipped.notes[name]):
+        return Explanation(name, values, plans)
+    original = shipped.notes[name]
+    if missing := [parameter for parameter in original.parameters if parameter not in values]:
+        raise ExplainError(f"{name} can't be compared with the shipped one: it lacks {', '.join(missing)}")
+    theirs = _plans(shipped, original, values)
+    found = [each for one, other in zip(plans, theirs, strict=True) for each in regressions(one, other)]
+    return Explanation(name, values, plans, theirs, found)
+
+
+def _plans(explainer: Explainer, note: QueryNote, values: Mapping[str, Any]) -> list[ModeResult]:
     try:
-        plans = [_explain_mode(explainer, note, values, mode) for mode in MODES]
+        return [_explain_mode(explainer, note, values, mode) for mode in MODES]
     except psycopg.Error as error:
-        raise ExplainError(f"{name} can't be explained: {str(error).strip()}") from error
-    return Explanation(name, values, plans)
+        raise ExplainError(f"{note.name} can't be explained: {str(error).strip()}") from error
 
 
 def _explain_mode(explainer: Explainer, note: QueryNote, values: Mapping[str, Any], mode: str) -> ModeResult:
@@ -366,6 +440,7 @@ def _explain_mode(explainer: Explainer, note: QueryNote, values: Mapping[str, An
         mode=mode,
         planning_ms=median(planning),
         execution_ms=median(run["Execution Time"] for run in runs),
+        fastest_ms=min(run["Execution Time"] for run in runs),
         instrumented_ms=plan.document["Execution Time"],
         pages_hit=plan.pages_hit,
         pages_read=plan.pages_read,

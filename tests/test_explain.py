@@ -25,6 +25,7 @@ from goqueue.explain import (
     example_values,
     explain_query,
     explainable,
+    regressions,
     scratch_database,
     seed,
 )
@@ -275,6 +276,70 @@ class TestTheCommand:
         assert result.code == 3
         assert "seq scan: jobs is read whole: 20,000 rows read" in result.out
         assert "too much is read by get_job" in result.err
+
+    @pytest.mark.parametrize(
+        ("change", "expected"),
+        [
+            # Reads each entry of an index, which is a flag for nobody: all of them are counted.
+            ("WHERE j.id = :id::uuid AND (SELECT count(*) FROM goqueue.jobs) > 0;", {"rows"}),
+            ("WHERE j.id = :id::uuid AND (SELECT count(*) FROM generate_series(1, 300000)) > 0;", {"time"}),
+            # Slower, and for a reason: a row more.
+            ("WHERE j.id = (SELECT k.id FROM goqueue.jobs AS k WHERE k.id = :id::uuid);", set()),
+            ("WHERE j.id = :id::uuid;", None),
+            ("-- A comment on a line of its own.\n    WHERE\n    j.id = :id::uuid;", None),
+        ],
+    )
+    def test_a_changed_query_is_compared_with_the_shipped_one(
+        self, run: Callable[..., Result], role: str, tmp_path: Path, change: str, expected: set[str] | None
+    ) -> None:
+        text = (shipped_folder("sql") / "jobs.sql").read_text("utf-8")
+        assert "WHERE j.id = :id::uuid;" in text
+        (tmp_path / "jobs.sql").write_text(text.replace("WHERE j.id = :id::uuid;", change))
+        result = run("get_job", "--rows", str(BIG), "--sql-dir", str(tmp_path), "--json", url=role)
+        [query] = result.json["queries"]
+        if expected is None:
+            assert (result.code, query["shipped"], query["regressions"]) == (0, None, [])
+            return
+        assert [plan["mode"] for plan in query["shipped"]] == ["custom", "generic"]
+        kinds = {each["kind"] for each in query["regressions"]}
+        assert kinds & {"rows", "pages", "time"} >= expected
+        assert (result.code == 3) is bool(kinds)
+        assert ("dearer than the shipped text: get_job" in result.err) is bool(expected)
+
+    def test_both_texts_stand_side_by_side_also_for_the_configured_folder(
+        self, run: Callable[..., Result], role: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        text = (shipped_folder("sql") / "jobs.sql").read_text("utf-8")
+        slow = "WHERE j.id = :id::uuid AND (SELECT count(*) FROM goqueue.jobs) > 0;"
+        (tmp_path / "jobs.sql").write_text(text.replace("WHERE j.id = :id::uuid;", slow))
+        monkeypatch.setenv("GOQUEUE_DATABASE_SQL_DIR", str(tmp_path))
+        result = run("get_job", "--rows", str(BIG), url=role)
+        assert result.code == 3
+        assert re.search(r"^ +custom +as shipped +generic +as shipped", result.out, re.MULTILINE)
+        assert re.search(r"^rows read +20,00\d +1 +20,00\d +1 *$", result.out, re.MULTILINE)
+        assert "generic plan of the shipped text" in result.out
+        assert re.search(r"dearer than shipped: 20,00\d rows read, and 1 by the shipped text \(generic\)", result.out)
+        every = run("--all", "--rows", str(ROWS), url=role)
+        assert re.search(r"^ +get_job as shipped +[\d.]+ +[\d.]+ +1/1 ", every.out, re.MULTILINE)
+        assert "create_job as shipped" not in every.out
+
+    def test_a_faster_query_is_no_regression(
+        self, goqueue_connection: psycopg.Connection[Any], run: Callable[..., Result]
+    ) -> None:
+        seed(goqueue_connection, BIG, "mixed")
+        slow = note("get_job", body="SELECT j.id FROM goqueue.jobs AS j WHERE j.id::text = :id::uuid::text")
+        explainer = Explainer(goqueue_connection, NOTES)
+        as_slow = Explainer(goqueue_connection, slow, prefix="shipped_")
+        explained = explain_query(explainer, "get_job", {}, example_values(goqueue_connection), as_slow)
+        assert explained.shipped is not None
+        assert explained.shipped[0].rows_read >= BIG
+        assert explained.regressions == []
+        other_way_round = [
+            each.kind
+            for mine, theirs in zip(explained.shipped, explained.plans, strict=True)
+            for each in regressions(mine, theirs)
+        ]
+        assert {"rows", "filter"} <= set(other_way_round)
 
     def test_without_the_right_to_make_databases_an_embedded_server_serves(
         self, run: Callable[..., Result], role: str, goqueue_server: DatabaseServer

@@ -1,7 +1,6 @@
 """`goqueue queries` and `goqueue explain`: the statements, for a DBA. Imports goqueue.catalogue and goqueue.explain."""
 
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from difflib import get_close_matches
@@ -23,11 +22,17 @@ from goqueue.catalogue import Columns, QueryNote, psql_text, read_columns, read_
 from goqueue.cli.common import (
     AsJson,
     CheckFailedError,
+    Column,
     ConfigFile,
     console,
     error_console,
     print_json,
     read_config,
+    table,
+    write,
+)
+from goqueue.cli.common import (
+    note as say,
 )
 from goqueue.config import DatabaseConfig
 from goqueue.dberrors import translate
@@ -84,7 +89,7 @@ def show_queries(
         if as_json:
             print_json(_as_document(note, columns))
         else:
-            sys.stdout.write(psql_text(note, columns))
+            write(psql_text(note, columns))
     elif as_json:
         print_json([_as_document(note, columns) for note in notes.values()])
     else:
@@ -145,14 +150,16 @@ def _show_times(config: DatabaseConfig, as_json: bool) -> None:
         print_json(counted)
         return
     if not counted:
-        error_console().print("pg_stat_statements has counted no query of goqueue in this database.")
+        say("pg_stat_statements has counted no query of goqueue in this database.")
         return
-    table = _table("query", *("calls", "total ms", "mean ms", "max ms", "rows", "pages", "share"))
+    titles = ("calls", "total ms", "mean ms", "max ms", "rows", "pages", "share")
+    rows: list[list[str | Text]] = []
     for row in counted:
         share = "" if row["share"] is None else f"{row['share']:.1%}"
         times = (f"{row[column]:,.2f}" for column in ("total_ms", "mean_ms", "max_ms"))
-        table.add_row(row["name"], f"{row['calls']:,}", *times, f"{row['rows']:,}", f"{row['pages']:,}", share)
-    console().print(table)
+        rows.append([row["name"], f"{row['calls']:,}", *times, f"{row['rows']:,}", f"{row['pages']:,}", share])
+    screen = console()
+    screen.print(table([Column("query", "left"), *map(Column, titles)], rows, screen.width))
 
 
 # --- goqueue explain ------------------------------------------------------------------------------------------------
@@ -196,8 +203,14 @@ def show_plans(  # noqa: PLR0917 - typer takes options so
     (spill), estimates wrong by a factor of 100, compiled plans (jit), indexes
     that the query's comment doesn't name.
 
+    A query that --sql-dir (or the configured folder) changes is explained
+    beside the shipped one. It is dearer when, with either plan, it reads more
+    than twice the rows or pages (and 1,000 rows or 100 pages more), takes ten
+    times the time (and 10 ms more), or has a flag that the shipped one
+    has not (estimates and names of indexes aside).
+
     The exit status is 3 when a table of 10,000 rows or more is read whole,
-    or as many rows are read in vain.
+    as many rows are read in vain, or a changed query is dearer.
     Below some 200,000 --rows the server may rightly read a small one so.
     """
     if every == (name is not None):
@@ -216,22 +229,36 @@ def show_plans(  # noqa: PLR0917 - typer takes options so
             }
             examples = example_values(connection)
             explainer = Explainer(connection, notes)
-            explained = [explain_query(explainer, each, given, examples) for each in names]
+            shipped = Explainer(connection, {note.name: note for note in read_notes()}, prefix="shipped_")
+            explained = [explain_query(explainer, each, given, examples, shipped) for each in names]
     except psycopg.Error as error:
         raise translate(error) from error
     if as_json:
         print_json({**header, "queries": explained})
     else:
         about = f"{rows:,} jobs ({scenario}), PostgreSQL {header['server_version']}"
-        console().print(_summary(explained, about) if every else _details(explained[0], about))
-    if failed := [each.name for each in explained if each.has_failed]:
-        raise CheckFailedError(f"too much is read by {', '.join(failed)}")
+        screen = console()
+        is_own = sql_dir is not None or bool(read_config(file).database.sql_dir)
+        shown = (
+            _summary(explained, about, screen.width) if every else _details(explained[0], about, screen.width, is_own)
+        )
+        screen.print(shown)
+    problems = [
+        f"{what} {', '.join(failed)}"
+        for what, failed in (
+            ("too much is read by", [each.name for each in explained if each.has_failed]),
+            ("dearer than the shipped text:", [each.name for each in explained if each.regressions]),
+        )
+        if failed
+    ]
+    if problems:
+        raise CheckFailedError("; ".join(problems))
 
 
 def _configured(config: DatabaseConfig) -> str | None:
     """libpq's connection string; None when nothing says where a server is."""
     if not config.url and not any(os.environ.get(name) for name in ("PGHOST", "PGHOSTADDR", "PGSERVICE", "PGDATABASE")):
-        error_console().print("No database is configured: an embedded server serves.")
+        say("No database is configured: an embedded server serves.")
         return None
     ours: dict[str, Any] = {
         "connect_timeout": ceil(config.connect_timeout.total_seconds()),
@@ -244,7 +271,7 @@ def _configured(config: DatabaseConfig) -> str | None:
 def _scratch(conninfo: str | None, rows: int, scenario: str) -> Iterator[psycopg.Connection[Any]]:
     """The filled scratch database, with a progress bar on standard error."""
     screen = error_console()
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     with ExitStack() as stack:
         with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
             task = progress.add_task("making a scratch database", total=1.0)
@@ -252,35 +279,43 @@ def _scratch(conninfo: str | None, rows: int, scenario: str) -> Iterator[psycopg
                 connection = stack.enter_context(scratch_database(conninfo, rows))
             except REFUSALS as error:
                 said = f"No database can be made there (the role needs CREATEDB): {error.diag.message_primary}."
-                progress.console.print(f"{said} An embedded server serves.", markup=False, soft_wrap=True)
+                progress.console.print(f"{said} An embedded server serves.", soft_wrap=True)
                 connection = stack.enter_context(scratch_database(None, rows))
             seed(connection, rows, scenario, lambda text, done: progress.update(task, description=text, completed=done))
         yield connection
 
 
-def _summary(explained: list[Explanation], about: str) -> Group:
-    table = _table("query", "custom ms", "generic ms", "rows read/given", "pages", "flags")
-    table.columns[-1].justify = "left"
-    table.columns[-1].overflow = "fold"
+def _summary(explained: list[Explanation], about: str, width: int) -> Group:
+    columns = [Column("query", "left"), Column("custom ms"), Column("generic ms"), Column("rows read/given")]
+    columns += [Column("pages"), Column("flags", "left", 12)]
+    rows: list[list[str | Text]] = []
     for each in explained:
-        custom, generic = each.plans
-        table.add_row(
-            each.name,
-            f"{custom.execution_ms:,.2f}",
-            f"{generic.execution_ms:,.2f}",
-            f"{generic.rows_read:,.0f}/{generic.rows_returned:,.0f}",
-            f"{generic.pages_hit + generic.pages_read:,}",
-            _kinds([flag for plan in each.plans for flag in plan.flags]),
-        )
+        flags = _kinds([flag for plan in each.plans for flag in plan.flags])
+        if each.regressions:
+            flags = Text("dearer than shipped", style="bold red").append_text(Text(", ") + flags if flags else Text())
+        rows.append([each.name, *_row(each.plans), flags])
+        if each.shipped is not None:
+            flags = _kinds([flag for plan in each.shipped for flag in plan.flags])
+            rows.append([f"  {each.name} as shipped", *_row(each.shipped), flags])
     legend = "Rows and pages are the generic plan's. goqueue explain NAME shows the plans."
-    return Group(Text(about, style="bold"), "", table, "", Text(legend, style="dim"))
+    return Group(Text(about, style="bold"), "", table(columns, rows, width), "", Text(legend, style="dim"))
+
+
+def _row(plans: list[ModeResult]) -> list[str]:
+    custom, generic = plans
+    return [
+        f"{custom.execution_ms:,.2f}",
+        f"{generic.execution_ms:,.2f}",
+        f"{generic.rows_read:,.0f}/{generic.rows_returned:,.0f}",
+        f"{generic.pages:,}",
+    ]
 
 
 _FIGURES: dict[str, Callable[[ModeResult], str]] = {
     "planning ms": lambda plan: f"{plan.planning_ms:,.2f}",
     "execution ms": lambda plan: f"{plan.execution_ms:,.2f}",
     "  with instruments": lambda plan: f"{plan.instrumented_ms:,.2f}",
-    "pages": lambda plan: f"{plan.pages_hit + plan.pages_read:,}",
+    "pages": lambda plan: f"{plan.pages:,}",
     "  not in memory": lambda plan: f"{plan.pages_read:,}",
     "rows read": lambda plan: f"{plan.rows_read:,.0f}",
     "rows returned": lambda plan: f"{plan.rows_returned:,.0f}",
@@ -293,32 +328,49 @@ def _kinds(flags: list[Flag]) -> Text:
     return Text(", ").join(Text(kind, style="bold red" if is_failure else "yellow") for kind, is_failure in kinds)
 
 
-def _details(explained: Explanation, about: str) -> Group:
-    values = Table("parameter", "value", box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+def _details(explained: Explanation, about: str, width: int, is_own: bool) -> Group:
+    values: list[list[str | Text]] = []
     for parameter, value in explained.parameters.items():
-        shown = Text("null", style="dim") if value is None else Text(value if len(value) <= 80 else f"{value[:79]}…")
-        values.add_row(parameter, shown)
-    figures = _table("", *(plan.mode for plan in explained.plans))
-    for heading, shown_of in _FIGURES.items():
-        figures.add_row(heading, *map(shown_of, explained.plans))
-    title = Text.assemble((explained.name, "bold cyan"), " on ", about)
+        shown = Text("null", style="dim") if value is None else value if len(value) <= 80 else f"{value[:79]}…"
+        values.append([parameter, shown])
+    parts: list[Any] = [Text.assemble((explained.name, "bold cyan"), " on ", about), ""]
+    if values:
+        parts += [table([Column("parameter", "left"), Column("value", "left", 20)], values, width), ""]
+    pairs = list(zip(explained.plans, explained.shipped or explained.plans, strict=True))
+    is_changed = explained.shipped is not None
+    titles = [title for plan, _ in pairs for title in ((plan.mode, "as shipped") if is_changed else (plan.mode,))]
+    plans = [each for pair in pairs for each in (pair if is_changed else pair[:1])]
+    figures: list[list[str | Text]] = [[heading, *map(shown_of, plans)] for heading, shown_of in _FIGURES.items()]
+    if is_changed:
+        figures.append(["flags", *(_kinds(plan.flags) or "none" for plan in plans)])
+    parts += [table([Column("", "left"), *(Column(title, "right", 9) for title in titles)], figures, width), ""]
+    parts += _trees(explained.plans)
+    if explained.shipped is not None:
+        parts += _trees(explained.shipped, " of the shipped text")
     flags = list(dict.fromkeys((flag, plan.mode) for plan in explained.plans for flag in plan.flags))
-    flagged = [
+    parts += [
         Text.assemble((f"{flag.kind}: ", "bold red" if flag.is_failure else "yellow"), flag.text, (f" ({mode})", "dim"))
         for flag, mode in flags
+    ] or [Text("no flags", style="green")]
+    parts += [
+        Text.assemble(("dearer than shipped: ", "bold red"), each.text, (f" ({each.mode})", "dim"))
+        for each in explained.regressions
     ]
-    parts: list[Any] = [title, "", *([values, ""] if explained.parameters else []), figures, ""]
-    return Group(*parts, *_trees(explained.plans), *(flagged or [Text("no flags", style="green")]))
+    if explained.shipped is not None and not explained.regressions:
+        parts.append(Text("not dearer than the shipped text", style="green"))
+    elif is_own and not is_changed:
+        parts.append(Text("the same statement as the shipped one", style="dim"))
+    return Group(*parts)
 
 
-def _trees(plans: list[ModeResult]) -> Iterator[Any]:
+def _trees(plans: list[ModeResult], of: str = "") -> Iterator[Any]:
     custom, generic = (Plan(plan.plan) for plan in plans)
     if custom.shape != generic.shape:
-        yield _tree(custom, "custom plan")
+        yield _tree(custom, f"custom plan{of}")
         yield ""
-        yield _tree(generic, "generic plan")
+        yield _tree(generic, f"generic plan{of}")
     else:
-        yield _tree(generic, "generic plan (the custom one has the same shape)")
+        yield _tree(generic, f"generic plan{of} (the custom one has the same shape)")
     yield ""
 
 
@@ -386,12 +438,3 @@ def _given(pairs: list[str], known: set[str]) -> dict[str, str | None]:
             raise typer.BadParameter(f"{pair!r}: NAME=VALUE was expected, with one of {expected}", param_hint="--param")
         given[name] = None if value.lower() == "null" else value
     return given
-
-
-def _table(first: str, *others: str) -> Table:
-    """Figures to the right of a name."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column(first, no_wrap=True)
-    for other in others:
-        table.add_column(other, justify="right")
-    return table
