@@ -293,7 +293,7 @@ class PostgresStorage:
         self, connection: Connection[Any], batch: Batch, known: dict[str, Any]
     ) -> list[tuple[UUID, bool]]:
         rows = list(self._queries.create_jobs(connection, jobs=document(batch.encoded)))
-        if rows:
+        if rows and rows[0][1]:
             known["transaction_id"] = rows[0][1]
         if len(rows) == len(batch.jobs):
             return [(job.id, True) for job in batch.jobs]

@@ -298,7 +298,7 @@ class AsyncPostgresStorage:
         self, connection: AsyncConnection[Any], batch: Batch, known: dict[str, Any]
     ) -> list[tuple[UUID, bool]]:
         rows = [row async for row in self._queries.create_jobs(connection, jobs=document(batch.encoded))]
-        if rows:
+        if rows and rows[0][1]:
             known["transaction_id"] = rows[0][1]
         if len(rows) == len(batch.jobs):
             return [(job.id, True) for job in batch.jobs]
