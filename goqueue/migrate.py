@@ -10,7 +10,7 @@ import hashlib
 import re
 import shlex
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import groupby
 from pathlib import Path
 from time import monotonic, sleep
@@ -32,6 +32,7 @@ WAIT_SECONDS = 60.0
 
 _FILE = re.compile(r"V(?P<version>\d+)__(?P<description>.+)\.sql")
 _TRY_LOCK = "SELECT pg_try_advisory_lock(%s)"
+_UNLOCK = "SELECT pg_advisory_unlock_all()"
 _HOLDER: LiteralString = """
     SELECT l.pid, a.application_name
     FROM pg_locks AS l LEFT JOIN pg_stat_activity AS a USING (pid)
@@ -366,7 +367,12 @@ def _connected(conninfo: Secret) -> Iterator[Connection[Any]]:
         _failing("the migrations did not run"),
         connect(conninfo, fallback_application_name="goqueue migrate") as connection,
     ):
-        yield connection
+        try:
+            yield connection
+        finally:
+            # The lock ends with the session; but a pooler's session goes on.
+            with suppress(psycopg.Error):
+                connection.execute(_UNLOCK)
 
 
 def _wait_for_turn(connection: Connection[Any]) -> None:

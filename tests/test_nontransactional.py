@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import pytest
 
 from goqueue import migrate as runner
 from goqueue.migrate import MigrationError, list_migrations, migrate, migrations_dir, undo
+from tests import pgbouncer
 
 BASE = migrations_dir()
 LATEST = len(list((BASE / "migrations").glob("V*.sql")))
@@ -270,6 +271,15 @@ def test_it_is_taken_back_with_the_others_in_one_transaction(empty: str, base: P
     assert undo(empty, to=LATEST, base_dir=base) == [AFTER, APART]
     assert indexes(empty) == []
     assert versions(empty)[-1] == LATEST
+
+
+@pytest.mark.skipif(pgbouncer.PROGRAM is None, reason=pgbouncer.MISSING)
+def test_the_lock_is_given_back_to_a_session_that_goes_on(
+    empty: str, base: Path, through_pgbouncer: Callable[[str], str]
+) -> None:
+    migrate(empty, base_dir=base)
+    assert undo(through_pgbouncer(empty), to=LATEST, base_dir=base) == [AFTER, APART]
+    assert ask(empty, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid <> pg_backend_pid()") == [(0,)]
 
 
 def test_everyone_takes_the_same_lock() -> None:
