@@ -38,6 +38,7 @@ from goqueue.models import (
     Lease,
     NewJob,
     Page,
+    Pruned,
     QueueStats,
     TransactionStatus,
 )
@@ -78,6 +79,7 @@ __all__ = [
     "OutcomeUnknownError",
     "Page",
     "PostgresStorage",
+    "Pruned",
     "QueueStats",
     "SchemaError",
     "ServerConfig",

@@ -15,6 +15,7 @@ from goqueue.errors import (
     DuplicateJobError,
     GoQueueError,
     InvalidJobError,
+    JobStateError,
     OutcomeUnknownError,
     SchemaError,
     StorageError,
@@ -31,6 +32,7 @@ _RULES = {
     "jobs_max_attempts_range": "max_attempts must be from 1 to 10,000",
     "jobs_attempts_range": "attempts must be from 0 to max_attempts",
     "jobs_lease_is_running": "only a running job has a lease",
+    "jobs_lease_token_range": "lease_token must be from 0 to 4,611,686,018,427,387,903",
     "jobs_running_is_locked": "a running job has a holder (locked_by), and no other job has one",
     "jobs_finished_has_time": "a finished job has a finish time, and no other job has one",
 }
@@ -104,6 +106,11 @@ def translate(  # noqa: C901, PLR0911, PLR0912 - a table, in order
             return DuplicateJobError(f"another job has this idempotency key or id ({constraint})", job_id=None)
         case pg.CheckViolation():
             return InvalidJobError(_RULES.get(constraint or "", said), constraint=constraint)
+        case pg.ForeignKeyViolation() | pg.RestrictViolation():
+            return JobStateError(
+                f"another table refers to the job: {said}; delete or change its rows first, or let the foreign key say "
+                "ON DELETE CASCADE or SET NULL; nothing was changed"
+            )
         case pg.NotNullViolation():
             return InvalidJobError(f"{error.diag.column_name} can't be empty", constraint=constraint)
         case pg.QueryCanceled():

@@ -78,7 +78,8 @@ class JobNotFoundError(GoQueueError, LookupError):
 
 
 class JobStateError(GoQueueError):
-    """The job's present status doesn't allow the change; nothing was changed."""
+    """The job's present status, or a row of another table that refers to it, doesn't allow the change; nothing was
+    changed."""
 
 
 class LeaseLostError(GoQueueError):

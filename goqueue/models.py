@@ -335,6 +335,21 @@ class JobCount(int):
         return _job_count, (int(self), self.exact)
 
 
+class Pruned(int):
+    """A number of deleted jobs. ``kept``: the finished jobs that were passed over, because another table refers to them
+    by a foreign key; by id, each with the server's reason."""
+
+    kept: Mapping[UUID, str]
+
+    def __new__(cls, count: int, kept: Mapping[UUID, str] | None = None) -> Self:
+        self = super().__new__(cls, count)
+        self.kept = dict(kept or {})
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Pruned, (int(self), self.kept)
+
+
 def counted(count: int, noun: str = "job") -> str:
     """`1 job`, `about 12,000 jobs`, `2 queries`: a number with its noun, singular or plural."""
     ending = "" if count == 1 else "s"

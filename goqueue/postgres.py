@@ -6,9 +6,10 @@ Imports the rest of the package; nothing in it but the public face and the comma
 
 import os
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import datetime, timedelta
 from functools import partial
+from time import monotonic
 from typing import Any, Protocol, Self
 from uuid import UUID
 
@@ -55,6 +56,7 @@ from goqueue.models import (
     JobUpdate,
     NewJob,
     Page,
+    Pruned,
     QueueStats,
     TransactionStatus,
     as_job_id,
@@ -89,6 +91,7 @@ from goqueue.requests import (
     not_replaced,
     queue_names,
     read_jobs,
+    refused,
     rescued,
     stats_of,
 )
@@ -98,6 +101,12 @@ from goqueue.secret import Secret
 
 DEFAULT_LEASE = timedelta(minutes=5)
 DEFAULT_BACKOFF = Backoff()
+
+# How many seconds a claim goes on that finds nothing but jobs to set aside.
+_SET_ASIDE_SECONDS = 1.0
+
+# How many jobs that can't be deleted are passed over, from the first call of prune_jobs to the last.
+_MOST_KEPT = 10_000
 
 # How often an insert that added nothing is tried again while the job in its way is not to be found.
 _TRIES = 10
@@ -122,18 +131,21 @@ class _BoundTo:
 
             It never commits, rolls back or closes; after an error from the server the transaction is the caller's to
             roll back, as always with psycopg. Its row factory doesn't matter. Queries: those of the methods.
+
+            While somebody listens, a transaction that adds due jobs sends notifications, and `PREPARE TRANSACTION`
+            fails after one. Run `SET LOCAL goqueue.notify = off` at the start of a two-phase commit: it sends none.
             """
             check_connection(connection, Connection)
             if store is not None:
-                config, resumes = store.config, store._resumes  # noqa: SLF001
+                config, resumes, kept = store.config, store._resumes, store._kept  # noqa: SLF001
             else:  # `listen` opens a connection of its own, to the same database.
                 info = connection.info
                 try:
                     config = DatabaseConfig(url=make_conninfo(info.dsn, password=info.password or None))
                 except psycopg.OperationalError as exc:  # the connection is closed
                     raise translate(exc) from exc
-                resumes = None
-            return owner(config, connection=connection, resumes=resumes)
+                resumes, kept = None, None
+            return owner(config, connection=connection, resumes=resumes, kept=kept)
 
         return bound_to
 
@@ -161,6 +173,7 @@ class PostgresStorage:
         pool: Pool | None = None,
         connection: Connection[object] | None = None,
         resumes: dict[tuple[str, ...], Resume] | None = None,
+        kept: dict[UUID, str] | None = None,
     ) -> None:
         """For `open` (``pool``) and `bound_to` (the caller's ``connection``)."""
         check_kind("config (stores are made by open() and bound_to())", config, DatabaseConfig, secret=True)
@@ -169,6 +182,7 @@ class PostgresStorage:
         self._given: Any = connection
         self._process = os.getpid()
         self._resumes = {} if resumes is None else resumes
+        self._kept: dict[UUID, str] = {} if kept is None else kept
         self._queries = _queries(config, config.sql_dir)
 
     @classmethod
@@ -250,7 +264,7 @@ class PostgresStorage:
 
         ``jobs`` is read to its end before the transaction begins. A job whose idempotency key is taken, by a stored job
         or by an earlier one of ``jobs``, is not created; the id is that of the job which has the key. They are added in
-        the order of their keys, so that bulks with keys in common wait for each other, and never in a circle.
+        the order of their keys and ids, so that bulks with jobs in common wait for each other, and never in a circle.
         Query: create_jobs, for every ``batch_size`` jobs.
 
         Repeating: with the same `NewJob` objects adds none twice; those that are there are not created.
@@ -443,7 +457,8 @@ class PostgresStorage:
     def cancel_jobs(self, jobs: Jobs) -> int:
         """Withdraws waiting and running jobs, by ids or by filter; how many. Others are left as they are.
 
-        Who runs one gets `LeaseLostError` at its next call. Query: cancel_jobs, once for up to 1000 jobs.
+        Who runs one gets `LeaseLostError` at its next call, and hears of it before if it listens
+        (`Listener.cancelled`). Query: cancel_jobs, once for up to 1000 jobs.
 
         Repeating: leaves cancelled jobs as they are and does not count them; it cancels what others retried in between.
         """
@@ -496,16 +511,22 @@ class PostgresStorage:
         if not wanted:
             return
         narrowed, cursor = replace(jobs, status=wanted), None
+        found_ids: list[UUID] = []
         while True:
             rows, cursor = self._list(narrowed, MAX_PAGE, cursor)
-            for ids in in_batches(row[0] for row in rows):
+            found_ids += [row[0] for row in rows]
+            # In the caller's transaction the locks of all batches stay: there they have one order too.
+            if self._pool is None and cursor is not None:
+                continue
+            for ids in in_batches(found_ids):
                 yield ids
             if cursor is None:
                 return
+            found_ids.clear()
 
     def delete_job(self, job_id: JobId) -> None:
         """Deletes the job for good, whatever its status, and the history of its failures; `JobNotFoundError` when there
-        is none. Queries: delete_job, delete_failures.
+        is none, `JobStateError` when another table refers to it. Queries: delete_job, delete_failures.
 
         Repeating: `JobNotFoundError`.
         """
@@ -521,19 +542,44 @@ class PostgresStorage:
         older_than: timedelta,
         statuses: Collection[JobStatus] = (JobStatus.COMPLETED, JobStatus.DEAD, JobStatus.CANCELLED),
         limit: int = 1000,
-    ) -> int:
-        """Deletes one batch of at most ``limit`` (1 to 1000) jobs finished longer than ``older_than`` ago; how many.
+    ) -> Pruned:
+        """Delete one batch of at most ``limit`` (1 to 1000) jobs finished longer than ``older_than`` ago; how many.
 
-        Call it until it gives fewer than ``limit``; each call is a short transaction. Query: prune_jobs.
+        Call it until it returns fewer than ``limit``; each call is a short transaction. Jobs that another table refers
+        to (a foreign key without CASCADE or SET NULL) are passed over, up to 10,000 of them until a call has returned
+        fewer: they are logged, and ``kept`` of the result names them.
+        Queries: prune_jobs; prune_unreferenced_jobs after it has failed, and in a transaction of the caller's.
 
         Repeating: deletes the next batch.
         """
         wanted = as_statuses(statuses)
         if unfinished := wanted & {JobStatus.PENDING, JobStatus.RUNNING}:
             raise InvalidJobError(f"only finished jobs can be pruned, not {', '.join(sorted(unfinished))}")
-        values = {"older_than": check_interval("older_than", older_than), "job_limit": check_limit(limit)}
+        check_limit(limit)
+        values = {"older_than": check_interval("older_than", older_than), "statuses": sorted(wanted)}
+        deleted = 0
         with self._connection() as connection:
-            return len(list(self._queries.prune_jobs(connection, statuses=sorted(wanted), **values)))
+            while deleted < limit and len(self._kept) < _MOST_KEPT:
+                batch = {**values, "job_limit": limit - deleted, "kept_ids": list(self._kept)}
+                count, reasons = self._prune(connection, batch)
+                deleted += count
+                self._kept.update(reasons)
+                if not reasons:
+                    break
+        pruned = Pruned(deleted, self._kept)
+        if deleted < limit:  # The next call is that of another round, and looks at all again.
+            self._kept.clear()
+        return pruned
+
+    def _prune(self, connection: Connection[Any], batch: dict[str, Any]) -> tuple[int, dict[UUID, str]]:
+        """How many of a batch were deleted, and why the others were not."""
+        # A failure would end the caller's transaction, or come at its end, where a foreign key is checked only then.
+        if connection.autocommit and connection.info.transaction_status == pq.TransactionStatus.IDLE:
+            with suppress(psycopg.IntegrityError, psycopg.errors.RaiseException):
+                return len(list(self._queries.prune_jobs(connection, **batch))), {}
+        rows = list(self._queries.prune_unreferenced_jobs(connection, **batch))
+        reasons = refused(rows)
+        return len(rows) - len(reasons), reasons
 
     # --- work -------------------------------------------------------------------------------------------------------
 
@@ -544,9 +590,12 @@ class PostgresStorage:
 
         By priority (the lower number first), then by scheduled_at, then by id. An empty list means that none is due. A
         job whose payload can't be read is set aside as dead, with the reason as its error, and logged; the others are
-        given. While there are many dead index entries (an old snapshot keeps them alive, or vacuum has not come yet), a
+        given. A claim that meets nothing but such jobs ends after a second: then the list is empty although jobs may be
+        due, and those who listen to the queues are woken, the caller too.
+
+        While there are many dead index entries (an old snapshot keeps them alive, or vacuum has not come yet), a
         job that becomes due out of order can be overlooked for ``claim_resume_time``
-        (GOQUEUE_DATABASE_CLAIM_RESUME_TIME). Query: claim_jobs.
+        (GOQUEUE_DATABASE_CLAIM_RESUME_TIME). Queries: claim_jobs; bury_jobs and wake_listeners for unreadable jobs.
 
         Repeating: takes other jobs; those of a lost reply are held until their leases expire.
         """
@@ -578,7 +627,8 @@ class PostgresStorage:
         return claimed.jobs
 
     def _claim(self, connection: Connection[Any], run: Callable[..., Any], values: dict[str, Any]) -> Claimed:
-        """What ``run`` takes; or, if the jobs that it saw are dead now, the next claim."""
+        """What ``run`` takes; or, if the jobs that it saw are dead now, the next claim, for a second."""
+        deadline = monotonic() + _SET_ASIDE_SECONDS
         queues = tuple(values["queues"])
         resume = self._resumes.get(queues) or Resume(self.config.claim_resume_time.total_seconds())
         while True:
@@ -592,6 +642,10 @@ class PostgresStorage:
             if claimed.unreadable:
                 self._bury(connection, claimed)
             if claimed.jobs or not claimed.look_again:
+                return claimed
+            if monotonic() >= deadline:
+                with suppress(psycopg.Error, OutcomeUnknownError):  # a hint, after the claim's commit
+                    _ = list(self._queries.wake_listeners(connection, queues=values["queues"]))
                 return claimed
             run = self._queries.claim_jobs
 
@@ -709,7 +763,8 @@ class PostgresStorage:
         """A `Listener` that wakes an idle worker when jobs of the queues become ready; open it with ``with``.
 
         It has a connection of its own, also on a store that is bound to one: to ``listen_url``, if there is one. Behind
-        a pooler without it, the listener only pauses. Queries: get_session, listen, announce_listener.
+        a pooler without it, the listener only pauses.
+        Queries: get_session, listen, listen_cancelled, announce_listener; find_listener_blockers when that fails.
         """
         config = replace(self.config, url=self.config.listen_url or self.config.url)
         return Listener(partial(open_connection, config), self._queries, queue_names(queues))
@@ -760,9 +815,12 @@ class PostgresStorage:
 
     @contextmanager
     def _connection(self) -> Iterator[Connection[Any]]:
-        if self._pool is not None and self._process != os.getpid():
+        if self._process != os.getpid():
             # Two processes on one socket read each other's answers.
-            raise StorageError("this store was opened in the process this one was forked from; open another")
+            raise StorageError(
+                "this store was opened in the process this one was forked from; open another"
+                + ("" if self._pool is not None else ", on a connection of this process")
+            )
         try:
             if self._pool is None:
                 notice_loss(self._given)

@@ -30,7 +30,13 @@ from goqueue.errors import ConfigError, GoQueueError
 from goqueue.migrate import migrate, migrations_hash
 from goqueue.secret import Secret, connect, without_frames
 
-_FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "400"}
+_FAST = {
+    "fsync": "off",
+    "synchronous_commit": "off",
+    "full_page_writes": "off",
+    "max_connections": "400",
+    "max_prepared_transactions": "10",
+}
 _OF_TESTS = "^goqueue_test_[0-9]+_[0-9a-f]{12}$"
 
 

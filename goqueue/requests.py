@@ -124,17 +124,24 @@ class Batch:
 
 
 def by_key(batches: list[Batch], config: DatabaseConfig) -> tuple[list[int] | None, list[Batch]]:
-    """The same jobs, ordered by their idempotency keys, and the place in which each was given (None: in theirs)."""
+    """The same jobs, ordered by idempotency key, and by id those without; and the place in which each was given (None:
+    they were in order). One order everywhere: calls with jobs in common wait for each other, and never in a circle.
+    """
     entries = [entry for batch in batches for entry in zip(batch.jobs, batch.encoded, strict=True)]
-    if all(job.idempotency_key is None for job, _ in entries):
+    order = sorted(range(len(entries)), key=lambda place: _lock_order(entries[place][0]))
+    if order == list(range(len(entries))):
         return None, batches
-    order = sorted(range(len(entries)), key=lambda place: entries[place][0].idempotency_key or "")
     ordered = [Batch(config)]
     for job, encoded in (entries[place] for place in order):
         if not ordered[-1].add(job, encoded):
             ordered.append(Batch(config))
             ordered[-1].add(job, encoded)
     return order, ordered
+
+
+def _lock_order(job: NewJob) -> tuple[str, int]:
+    # Of jobs with one key the first given is to be added: they stay as they are. UUIDs compare at ten times the cost.
+    return ("", job.id.int) if job.idempotency_key is None else (job.idempotency_key, 0)
 
 
 def as_given(order: list[int] | None, results: list[tuple[UUID, bool]]) -> list[tuple[UUID, bool]]:
@@ -317,6 +324,16 @@ class Claimed:
     def taken(self) -> Iterator[tuple[Any, ...]]:
         """Where the jobs stand in the index: queue, priority, time and id."""
         return ((job.queue, job.priority, job.scheduled_at, job.id) for job in self.jobs)
+
+
+def refused(rows: Iterable[tuple[UUID, str | None]]) -> dict[UUID, str]:
+    """Of the rows of prune_unreferenced_jobs those that were not deleted: the reason by id. They are logged."""
+    reasons = {job_id: reason for job_id, reason in rows if reason is not None}
+    if reasons:
+        job_id, reason = next(iter(reasons.items()))
+        text = "%d finished jobs can't be deleted and are passed over; the first is %s: %s"
+        log(_log, logging.WARNING, text, len(reasons), job_id, reason, jobs=len(reasons), job_id=job_id)
+    return reasons
 
 
 def check_lost(ids: Sequence[UUID]) -> None:

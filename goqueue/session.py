@@ -36,6 +36,17 @@ def readable(fileno: int) -> bool:
     return bool(select.select([fileno], [], [], 0)[0])
 
 
+def abandon(fileno: int) -> None:
+    """Let go of a socket that this process shares with the one it was forked from.
+
+    Closing the connection would send the server a goodbye, which ends the session of both. In the socket's place comes
+    /dev/null, because the driver still has its number.
+    """
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nowhere, fileno, inheritable=False)
+    os.close(nowhere)
+
+
 def conninfo(config: DatabaseConfig) -> str:
     """libpq's connection string: the configured one, ours under it and the session's settings as options.
 

@@ -834,9 +834,13 @@ SET
             THEN coalesce(j.locked_by, nullif(current_setting('application_name'), ''), session_user)
     END,
     locked_at = CASE WHEN c.status_after = 'running' THEN coalesce(j.locked_at, statement_timestamp()) END,
-    -- Set running or completed by hand: whoever held it before has lost it, and has not completed it.
+    -- Set running or completed by hand, or given to another holder: whoever held it before has lost it, and has not
+    -- completed it.
     lease_token = CASE
-        WHEN c.status_after IN ('running', 'completed') AND j.status <> c.status_after THEN j.lease_token + 1
+        WHEN
+            (c.status_after IN ('running', 'completed') AND j.status <> c.status_after)
+            OR (c.status_after = 'running' AND j.locked_by <> c.fields ->> 'locked_by')
+            THEN mod(j.lease_token, 4611686018427387903) + 1
         ELSE j.lease_token
     END,
     lease_expires_at = CASE WHEN c.status_after = 'running' THEN j.lease_expires_at END,
@@ -1046,10 +1050,10 @@ WHERE f.job_id = :job_id::uuid
 RETURNING f.lease_token;
 
 
--- name: prune_jobs(older_than, statuses, job_limit)
+-- name: prune_jobs(older_than, statuses, job_limit, kept_ids)
 -- Deletes one batch of jobs that finished longer than older_than ago, and the history of their failures: status by status,
--- of each those first that were created first.
--- Returns: the ids of the jobs deleted; fewer than job_limit when no more are due.
+-- of each those first that were created first. A job that another table refers to fails the batch (prune_unreferenced_jobs).
+-- Returns: the ids of the jobs deleted; fewer than job_limit when no more are due. Those in kept_ids are passed over.
 -- Index: jobs_status_idx (a job can't have finished before it was created), jobs_pkey, job_failures_pkey.
 -- Locks: the batch's rows; those that others have locked are passed over.
 -- Notes: Jobs that were created long before they finished are read and left, at every call until they are due: their
@@ -1069,6 +1073,7 @@ WITH due_job AS MATERIALIZED (
             j.status = wanted.status
             AND j.created_at < statement_timestamp() - extract(EPOCH FROM :older_than::interval) * interval '1 second'
             AND j.completed_at < statement_timestamp() - extract(EPOCH FROM :older_than::interval) * interval '1 second'
+            AND j.id NOT IN (SELECT k.id FROM unnest(:kept_ids::uuid[]) AS k (id))
         ORDER BY j.status, j.created_at, j.id
         LIMIT :job_limit::bigint
         FOR UPDATE SKIP LOCKED
@@ -1084,3 +1089,40 @@ deleted_failure AS (
 DELETE FROM goqueue.jobs AS j
 WHERE j.id = ANY(ARRAY(SELECT d.id FROM due_job AS d))
 RETURNING j.id;
+
+
+-- name: prune_unreferenced_jobs(older_than, statuses, job_limit, kept_ids)
+-- prune_jobs where a foreign key of another table, or a trigger, keeps some of the jobs: the others are deleted. Run where
+-- prune_jobs has failed by one, and in a transaction, which such a failure would end.
+-- Returns: the id of each job of the batch, and why it was not deleted (null: it was).
+-- Index: jobs_status_idx, jobs_pkey, job_failures_pkey.
+-- Locks: the batch's rows; those that others have locked are passed over.
+-- Notes: goqueue.delete_unreferenced_jobs deletes in savepoints, the batch first and then halves of it. due_job is that of
+-- prune_jobs.
+WITH due_job AS MATERIALIZED (
+    SELECT due.id
+    FROM (
+        SELECT DISTINCT s.status
+        FROM unnest(:statuses::text[]::goqueue.job_status[]) AS s (status)
+        -- Only what is finished can be pruned, whatever is asked for.
+        WHERE s.status IN ('completed', 'dead', 'cancelled')
+    ) AS wanted
+    CROSS JOIN LATERAL (
+        SELECT j.id
+        FROM goqueue.jobs AS j
+        WHERE
+            j.status = wanted.status
+            AND j.created_at < statement_timestamp() - extract(EPOCH FROM :older_than::interval) * interval '1 second'
+            AND j.completed_at < statement_timestamp() - extract(EPOCH FROM :older_than::interval) * interval '1 second'
+            AND j.id NOT IN (SELECT k.id FROM unnest(:kept_ids::uuid[]) AS k (id))
+        ORDER BY j.status, j.created_at, j.id
+        LIMIT :job_limit::bigint
+        FOR UPDATE SKIP LOCKED
+    ) AS due
+    LIMIT :job_limit::bigint
+)
+
+SELECT
+    d.id,
+    d.refusal
+FROM goqueue.delete_unreferenced_jobs(ARRAY(SELECT b.id FROM due_job AS b)) AS d;

@@ -228,7 +228,7 @@ claimed_job AS (
         END,
         locked_by = CASE WHEN j.attempts < j.max_attempts THEN :worker_id::text END,
         locked_at = CASE WHEN j.attempts < j.max_attempts THEN statement_timestamp() END,
-        lease_token = j.lease_token + 1,
+        lease_token = mod(j.lease_token, 4611686018427387903) + 1,
         lease_expires_at = CASE
             WHEN j.attempts < j.max_attempts THEN statement_timestamp() + extract(EPOCH FROM :lease::interval) * interval '1 second'
         END,
@@ -653,7 +653,7 @@ claimed_job AS (
         END,
         locked_by = CASE WHEN j.attempts < j.max_attempts THEN :worker_id::text END,
         locked_at = CASE WHEN j.attempts < j.max_attempts THEN statement_timestamp() END,
-        lease_token = j.lease_token + 1,
+        lease_token = mod(j.lease_token, 4611686018427387903) + 1,
         lease_expires_at = CASE
             WHEN j.attempts < j.max_attempts THEN statement_timestamp() + extract(EPOCH FROM :lease::interval) * interval '1 second'
         END,

@@ -48,9 +48,59 @@ SELECT pg_xact_status(:transaction_id::xid8);
 LISTEN goqueue;
 
 
--- name: announce_listener()$
--- Tells the trigger that somebody listens, for as long as the connection lives: without that it sends nothing.
+-- name: listen_cancelled()!
+-- Subscribes the connection to the channel on which goqueue.follow_changed_job sends running jobs that were cancelled or
+-- deleted: id, lease_token and queue.
 -- Returns: nothing.
 -- Index: none; no row is read.
--- Locks: a shared advisory lock of the session; the trigger tries for the exclusive one and gives it back at once.
+-- Locks: none.
+LISTEN goqueue_cancelled;
+
+
+-- name: announce_listener()$
+-- Tells the triggers that somebody listens, for as long as the connection lives: without that it sends nothing.
+-- Returns: nothing.
+-- Index: none; no row is read.
+-- Locks: a shared advisory lock of the session; the triggers try for the exclusive one and give it back at once.
 SELECT pg_advisory_lock_shared(7453300657348765004);
+
+
+-- name: find_listener_blockers()
+-- The sessions that hold the lock of announce_listener exclusively. A trigger holds it for a moment; before V0010 a cancelled
+-- insert could leave it with its session.
+-- Returns: each session's process, role and application.
+-- Index: none; the lock table and the sessions are in memory.
+-- Locks: none.
+SELECT
+    l.pid,
+    a.usesysid::regrole::text AS role_name,
+    a.application_name
+FROM pg_locks AS l
+LEFT JOIN LATERAL pg_stat_get_activity(l.pid) AS a ON TRUE
+WHERE
+    l.locktype = 'advisory'
+    AND l.granted
+    AND l.mode = 'ExclusiveLock'
+    AND l.database = (SELECT own.datid FROM pg_stat_get_activity(pg_backend_pid()) AS own)
+    AND (l.classid::bigint << 32 | l.objid::bigint) = 7453300657348765004
+    AND l.objsubid = 1
+ORDER BY l.pid;
+
+
+-- name: wake_listeners(queues)
+-- Wakes those who listen to the queues, when a claim ended before it had looked at all due jobs.
+-- Returns: for each queue true; false when nobody listens, or goqueue.notify is off.
+-- Index: none; no row is read.
+-- Locks: the exclusive form of announce_listener's lock, tried for and given back at once.
+SELECT
+    CASE
+        WHEN
+            (lower(current_setting('goqueue.notify', TRUE)) IN ('off', 'false', 'no', '0')) IS NOT TRUE
+            AND NOT CASE
+                WHEN pg_try_advisory_lock(7453300657348765004) THEN pg_advisory_unlock(7453300657348765004)
+                ELSE FALSE
+            END
+            THEN pg_notify('goqueue', u.queue) IS NOT NULL
+        ELSE FALSE
+    END AS is_sent
+FROM unnest(:queues::text[]) AS u (queue);

@@ -28,6 +28,7 @@ from goqueue import (
     NewJob,
     Page,
     PostgresStorage,
+    Pruned,
     QueueStats,
     Storage,
     TransactionStatus,
@@ -67,7 +68,7 @@ def synchronous(
     assert_type(store.retry_jobs(job.id), int)
     assert_type(store.reschedule_jobs(job.id, delay=MINUTE), int)
     store.delete_job(job.id)
-    assert_type(store.prune_jobs(MINUTE, [JobStatus.DEAD], limit=5), int)
+    assert_type(store.prune_jobs(MINUTE, [JobStatus.DEAD], limit=5), Pruned)
     assert_type(store.claim_jobs("mail", "w", 5, MINUTE), list[Job])
     assert_type(store.claim_jobs({"mail", "report"}, worker_id="w", limit=5), list[Job])
     assert_type(store.complete_and_claim([job], "mail", "w"), list[Job])
@@ -88,6 +89,7 @@ def synchronous(
     with store.listen(["mail"]) as listener:
         assert_type(listener, Listener)
         assert_type(listener.wait(MINUTE), frozenset[str])
+        assert_type(listener.cancelled, frozenset[Lease])
     listener.close()
     contract: Storage = store
     assert_type(contract.get_job(job.id), Job)
@@ -127,7 +129,7 @@ async def asynchronous(
     assert_type(await store.retry_jobs(JobFilter()), int)
     assert_type(await store.reschedule_jobs(job.id, delay=MINUTE), int)
     await store.delete_job(job.id)
-    assert_type(await store.prune_jobs(MINUTE), int)
+    assert_type(await store.prune_jobs(MINUTE), Pruned)
     assert_type(await store.claim_jobs("mail", "w"), list[Job])
     assert_type(await store.complete_and_claim([job], "mail", "w"), list[Job])
     await store.heartbeat_jobs([job])

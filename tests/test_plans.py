@@ -36,7 +36,7 @@ DAY = timedelta(days=1)
 PAGE = 50
 # What TABLESAMPLE reads of the table: some 500 pages of some 40 rows.
 SAMPLED_PAGES, SAMPLED_ROWS = 700, 30_000
-WITHOUT_A_PLAN = {"listen"}  # no statement that EXPLAIN takes
+WITHOUT_A_PLAN = {"listen", "listen_cancelled"}  # no statement that EXPLAIN takes
 LANES = -4  # of a row that claim_jobs gives
 
 PKEY, CLAIM, KEY, STATUS, QUEUE = (
@@ -281,7 +281,12 @@ def cases_by_count(count: int) -> list[Case]:
         # A job and its failure. One in 50 was created in time and finished too late: it is read in vain.
         case(
             "prune_jobs",
-            lambda _: {"older_than": 7 * DAY, "statuses": FINISHED, "job_limit": count},
+            lambda known: {
+                "older_than": 7 * DAY,
+                "statuses": FINISHED,
+                "job_limit": count,
+                "kept_ids": known.dead[:count],
+            },
             *(STATUS, PKEY, FAILURES),
             rows=4,
         ),
@@ -293,6 +298,8 @@ CASES = [
     *cases_by_count(1000),
     Case("ping", "", lambda _: {}, {PKEY}, 0),
     Case("announce_listener", "", lambda _: {}, set(), 0),
+    Case("find_listener_blockers", "", lambda _: {}, set(), 0),
+    Case("wake_listeners", "", lambda _: {"queues": ["queue_00"]}, set(), 0),
     Case("get_session", "", lambda _: {"backend_pid": 1}, set(), 0),
     Case("get_transaction_status", "", lambda _: {"transaction_id": "3"}, set(), 0),
     Case("get_job", "", lambda known: {"id": known.completed[0]}, {PKEY}, 1),
@@ -328,9 +335,17 @@ CASES = [
     Case(
         "prune_jobs",
         "nothing due",
-        lambda _: {"older_than": 100 * DAY, "statuses": FINISHED, "job_limit": 1000},
+        lambda _: {"older_than": 100 * DAY, "statuses": FINISHED, "job_limit": 1000, "kept_ids": []},
         {STATUS, PKEY, FAILURES},
         0,
+    ),
+    # The deletion is the function's; what finds the batch is that of prune_jobs.
+    Case(
+        "prune_unreferenced_jobs",
+        "100",
+        lambda _: {"older_than": 7 * DAY, "statuses": FINISHED, "job_limit": 100, "kept_ids": []},
+        {STATUS},
+        300,
     ),
     # A queue has up to three priorities; each takes a probe, and each queue one to learn that there is no other.
     Case("next_job_at", "two of a hundred", lambda _: {"queues": ["queue_07", "queue_42"]}, {CLAIM}, 8),

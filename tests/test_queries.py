@@ -63,7 +63,9 @@ def test_each_query_is_named_once() -> None:
 def test_each_query_is_run_by_the_store(name: str) -> None:
     source = inspect.getsource(PostgresStorage) + inspect.getsource(Listener)
     assert f"self._queries.{name}" in source
-    if not name.startswith(("find_", "bury_", "announce_", "get_session", "delete_failures")):
+    if not name.startswith(
+        ("find_", "bury_", "announce_", "get_session", "delete_failures", "listen_", "wake_", "prune_unreferenced")
+    ):
         assert hasattr(PostgresStorage, name), "a method of the query's own name"
 
 
@@ -130,6 +132,9 @@ def test_the_structs_fields_are_the_tables_columns(goqueue_connection: psycopg.C
         ("retry_jobs", [("id", "uuid")]),
         ("reschedule_jobs", [("id", "uuid")]),
         ("prune_jobs", [("id", "uuid")]),
+        ("prune_unreferenced_jobs", [("id", "uuid"), ("refusal", "text")]),
+        ("wake_listeners", [("is_sent", "bool")]),
+        ("find_listener_blockers", [("pid", "int4"), ("role_name", "text"), ("application_name", "text")]),
         ("fail_jobs", [("id", "uuid"), ("status", "job_status")]),
         ("rescue_jobs", [("id", "uuid"), ("status", "job_status")]),
     ],

@@ -201,8 +201,17 @@ BACKOFF = {
 }
 CLAIM = {"queues": ["default"], "worker_id": "w", "job_limit": 10, "lease": MINUTE}
 LANES = dict.fromkeys(("lane_queues", "lane_priorities", "lane_times", "lane_ids"))
+LISTEN = ("listen", "listen_cancelled")
 # These tell nothing of jobs.
-SILENT = ("ping", "get_session", "get_transaction_status", "listen", "announce_listener")
+SILENT = (
+    "ping",
+    "get_session",
+    "get_transaction_status",
+    *LISTEN,
+    "announce_listener",
+    "find_listener_blockers",
+    "wake_listeners",
+)
 
 
 def values_of(jobs: dict[str, UUID]) -> dict[str, dict[str, Any]]:
@@ -225,7 +234,13 @@ def values_of(jobs: dict[str, UUID]) -> dict[str, dict[str, Any]]:
         "reschedule_jobs": {"ids": [jobs["pending"]], "scheduled_at": None, "delay": MINUTE},
         "delete_job": {"id": jobs["dead"]},
         "delete_failures": {"job_id": jobs["dead"]},
-        "prune_jobs": {"older_than": timedelta(0), "statuses": ["dead"], "job_limit": 10},
+        "prune_jobs": {"older_than": timedelta(0), "statuses": ["dead"], "job_limit": 10, "kept_ids": []},
+        "prune_unreferenced_jobs": {
+            "older_than": timedelta(0),
+            "statuses": ["dead"],
+            "job_limit": 10,
+            "kept_ids": [],
+        },
         "claim_jobs": {**CLAIM, **LANES},
         "heartbeat_jobs": {**held, "lease": MINUTE},
         "complete_and_claim": {**held, **CLAIM, **LANES},
@@ -239,13 +254,14 @@ def values_of(jobs: dict[str, UUID]) -> dict[str, dict[str, Any]]:
         **{name: {} for name in (*SILENT, "queue_stats")},
         "get_session": {"backend_pid": 0},
         "get_transaction_status": {"transaction_id": "3"},
+        "wake_listeners": {"queues": ["default"]},
     }
 
 
 def outcome(explainer: Explainer, name: str, values: dict[str, Any]) -> str:
     """yes: it found what it looks for, or did its work. nothing: it ran in vain. no: it was refused."""
     try:
-        if name == "listen":
+        if name in LISTEN:
             explainer.connection.execute(NOTES[name].statement)
             return "yes"
         rows = explainer.run(name, values)
@@ -317,7 +333,7 @@ def test_a_role_has_no_grant_that_nothing_needs(
     role: str, place: Place, admin: Connection, jobs: dict[str, UUID]
 ) -> None:
     values = values_of(jobs)
-    runs = [name for name, outcomes in EXPECTED.items() if outcomes[role] != "no" and name not in ("listen", *SILENT)]
+    runs = [name for name, outcomes in EXPECTED.items() if outcomes[role] != "no" and name not in (*LISTEN, *SILENT)]
     explainer = Explainer(admin)
 
     def something_is_refused() -> bool:
@@ -409,7 +425,7 @@ def test_the_snapshot_names_the_queries_of_each_role() -> None:
     runnable = expected_rights().queries
     assert set(runnable) == {f"goqueue_{role}" for role in ROLES}
     for role in ROLES:
-        expected = {name for name, outcomes in EXPECTED.items() if outcomes[role] != "no" and name != "listen"}
+        expected = {name for name, outcomes in EXPECTED.items() if outcomes[role] != "no" and name not in LISTEN}
         assert set(runnable[f"goqueue_{role}"]) == expected
 
 
@@ -1232,7 +1248,7 @@ def test_row_level_security_costs_no_query_its_indexes(goqueue_database: str, pl
         for role in RUNTIME:
             explainer = Explainer(stack.enter_context(place.connect(role, goqueue_database)))
             for name, outcomes in EXPECTED.items():
-                if outcomes[role] == "no" or name == "listen" or (role == "producer" and name in NOT_FOR_PRODUCERS):
+                if outcomes[role] == "no" or name in LISTEN or (role == "producer" and name in NOT_FOR_PRODUCERS):
                     continue
                 for mode in MODES:
                     plan = without.explain(name, values[name], mode, math.inf)

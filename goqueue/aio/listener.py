@@ -1,30 +1,35 @@
-"""Waits for the server to say that jobs are ready. Imports psycopg, goqueue.dberrors,
-goqueue.errors, goqueue.models and goqueue.safelog."""
+"""Waits for the server to say that jobs are ready or were cancelled. Imports psycopg, goqueue.dberrors,
+goqueue.errors, goqueue.models, goqueue.safelog and goqueue.session."""
 
 import asyncio
 import logging
+import os
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import timedelta
 from time import monotonic
 from typing import Any, Self
+from uuid import UUID
 
 import psycopg
 from psycopg import AsyncConnection
 
 from goqueue.dberrors import translate
-from goqueue.errors import ConnectionRejectedError, StorageError
-from goqueue.models import check_kind
+from goqueue.errors import ConnectionRejectedError, StorageError, StorageUnavailableError
+from goqueue.models import Lease, check_kind
 from goqueue.safelog import log
+from goqueue.session import abandon
 
 _log = logging.getLogger("goqueue")
 
 # Seconds between two attempts to open a connection again.
 _PAUSE = 1.0
 
+_CANCELLED = "goqueue_cancelled"
+
 
 class AsyncListener:
-    """Wakes an idle worker early, when new jobs are due. It holds a connection of its own; use it in a ``with``::
+    """Wakes an idle worker early, when jobs are due. It holds a connection of its own; use it in a ``with``::
 
         async with store.listen(["mail"]) as listener:
             while True:
@@ -32,9 +37,16 @@ class AsyncListener:
                     ...
                 await listener.wait(timedelta(seconds=5))
 
-    A notification is a hint: it can be late, doubled or lost, and jobs that become due later or wait again (a retry, a
-    release) send none. So poll as if there were none; `wait` merely returns before its time when there is something to
-    find. Through a pooler (pgbouncer) none would come, and what listens would be a session that others use: there
+    Jobs that are due at once send a notification when they are added, retried, rescheduled, released, rescued or
+    failed. It is a hint: it can be late, doubled or lost, and a job whose time comes later sends none. So poll as if
+    there were none; `wait` merely returns before its time when there is something to find.
+
+    A running job that is cancelled or deleted ends `wait` too: ``cancelled`` has its lease.
+
+    A listener belongs to the process that opened it. In a forked one `wait` raises `StorageError`, and `close`
+    leaves the connection to the other.
+
+    Through a pooler (pgbouncer) no notification would come, and what listens would be a session that others use: there
     `wait` is a pause, and a warning says so once. GOQUEUE_DATABASE_LISTEN_URL leads past the pooler.
     """
 
@@ -44,10 +56,14 @@ class AsyncListener:
         self._queries = queries
         self._queues = frozenset(queues)
         self._connection: AsyncConnection[Any] | None = None
+        self._process = os.getpid()
         self._is_open = False
         self._is_pooled = False
+        #: The leases of running jobs of the queues that were cancelled or deleted, as far as the last `wait` was told.
+        self.cancelled: frozenset[Lease] = frozenset()
 
     async def __aenter__(self) -> Self:
+        self._process = os.getpid()
         try:
             await self._open()
         except psycopg.Error as exc:
@@ -61,55 +77,76 @@ class AsyncListener:
     async def close(self) -> None:
         """Stops listening. Calling it again does nothing."""
         self._is_open = False
-        if self._connection is not None:
-            await self._connection.close()
-            self._connection = None
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        if self._process == os.getpid():
+            await connection.close()
+        elif not connection.closed:
+            abandon(connection.fileno())
 
     async def wait(self, timeout: timedelta) -> frozenset[str]:
-        """The queues in which jobs became ready, as soon as there are some; none when ``timeout`` has passed.
+        """Return the queues in which jobs became ready, as soon as there are some; none when ``timeout`` has passed, or
+        when a running job was cancelled (``cancelled``).
 
-        A lost connection is no error: it is opened again, and all queues are given, since a hint may have been missed.
-        While that fails, it is tried once a second; `ConnectionRejectedError` when trying again does not help.
-        `StorageError` when the listener is closed. Queries: get_session, listen, announce_listener.
+        A lost connection is no error: it is opened again, and all queues are returned, since a hint may have been
+        missed. While that fails, it is tried once a second; `ConnectionRejectedError` when trying again does not help.
+        `StorageError` when the listener is closed, or was opened in the process this one was forked from.
+        Queries: get_session, listen, listen_cancelled, announce_listener; find_listener_blockers when that fails.
         """
         check_kind("timeout", timeout, timedelta)
-        if not self._is_open:
-            raise StorageError("the listener is closed: use it within `with store.listen(...) as listener`")
+        self._check_open()
+        self.cancelled = frozenset()
         deadline = monotonic() + timeout.total_seconds()
         while True:
             if self._connection is not None:
                 ready = await self._ready(self._connection, max(0.0, deadline - monotonic()))
                 if ready is None:
                     continue
-                if ready:
+                if ready or self.cancelled:
                     return ready
-            elif not self._is_pooled:
-                try:
-                    await self._open()
-                except psycopg.Error as exc:
-                    why = translate(exc, reconnecting=True)
-                    if isinstance(why, ConnectionRejectedError):
-                        raise why from exc
-                else:
-                    return self._queues
+            elif not self._is_pooled and await self._opened_again():
+                return self._queues
             if (left := deadline - monotonic()) <= 0:
                 return frozenset()
             if self._connection is None:
                 await asyncio.sleep(min(left, _PAUSE))
 
-    async def _ready(self, connection: AsyncConnection[Any], timeout: float) -> frozenset[str] | None:
-        """The queues that were notified of in that many seconds; None when the connection is lost."""
+    def _check_open(self) -> None:
+        if self._process != os.getpid():
+            raise StorageError("this listener was opened in the process this one was forked from; open another")
+        if not self._is_open:
+            raise StorageError("the listener is closed: use it within `with store.listen(...) as listener`")
+
+    async def _opened_again(self) -> bool:
+        """Whether there is a connection again; `ConnectionRejectedError` when trying once more does not help."""
         try:
-            ready = {note.payload async for note in connection.notifies(timeout=timeout, stop_after=1)}
+            await self._open()
+        except StorageUnavailableError:  # logged: another session keeps the lock
+            return False
+        except psycopg.Error as exc:
+            why = translate(exc, reconnecting=True)
+            if isinstance(why, ConnectionRejectedError):
+                raise why from exc
+            return False
+        return True
+
+    async def _ready(self, connection: AsyncConnection[Any], timeout: float) -> frozenset[str] | None:
+        """The queues that were notified of in that many seconds; None when the connection is lost.
+        Sets ``cancelled``."""
+        try:
+            notes = [note async for note in connection.notifies(timeout=timeout, stop_after=1)]
             # What has come along with it.
-            ready |= {note.payload async for note in connection.notifies(timeout=0)}
+            notes += [note async for note in connection.notifies(timeout=0)]
         except psycopg.Error as exc:
             log(_log, logging.WARNING, "listening was interrupted: %s", translate(exc))
             self._connection = None
             with suppress(psycopg.Error):
                 await connection.close()
             return None
-        return frozenset(ready & self._queues)
+        gone = [_cancelled(note.payload) for note in notes if note.channel == _CANCELLED]
+        self.cancelled = frozenset(lease for queue, lease in gone if lease is not None and queue in self._queues)
+        return self._queues & {note.payload for note in notes if note.channel != _CANCELLED}
 
     async def _open(self) -> None:
         connection = await self._connect()
@@ -126,8 +163,35 @@ class AsyncListener:
                 )
                 return
             await self._queries.listen(connection)
-            await self._queries.announce_listener(connection)
+            await self._queries.listen_cancelled(connection)
+            await self._announce(connection)
         except BaseException:
             await connection.close()
             raise
         self._connection = connection
+
+    async def _announce(self, connection: AsyncConnection[Any]) -> None:
+        """Takes the listeners' lock; `StorageUnavailableError` names the sessions that keep it."""
+        try:
+            await self._queries.announce_listener(connection)
+        except (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled) as exc:
+            blockers = [row async for row in self._queries.find_listener_blockers(connection)]
+            if not blockers:
+                raise
+            sessions = "; ".join(f"pid {pid}, role {role}, application_name {name!r}" for pid, role, name in blockers)
+            error = StorageUnavailableError(
+                "the listener can't open: it waits for the advisory lock that the triggers on goqueue.jobs take for a "
+                f"moment, and that a session has kept since its statement was cancelled: {sessions}; end that session "
+                f"(pg_terminate_backend({blockers[0][0]})) and run `goqueue migrate`: from V0010 on none keeps the lock"
+            )
+            log(_log, logging.WARNING, "%s", error)
+            raise error from exc
+
+
+def _cancelled(payload: str) -> tuple[str, Lease | None]:
+    """The queue and the lease that goqueue.follow_changed_job has sent; no lease for what somebody else has."""
+    try:
+        job_id, token, queue = payload.split(" ", 2)
+        return queue, Lease(UUID(job_id), int(token))
+    except ValueError:
+        return "", None

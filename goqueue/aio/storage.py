@@ -16,8 +16,10 @@ from goqueue.models import (
     Jobs,
     JobStatus,
     JobUpdate,
+    Lease,
     NewJob,
     Page,
+    Pruned,
     QueueStats,
     TransactionStatus,
 )
@@ -27,8 +29,12 @@ from goqueue.models import (
 class AsyncJobListener(Protocol):
     """Wakes an idle worker early. What `AsyncStorage.listen` returns; use it in a ``with``."""
 
+    #: The leases of running jobs of the queues that were cancelled or deleted, as far as the last `wait` was told.
+    cancelled: frozenset[Lease]
+
     async def wait(self, timeout: timedelta) -> frozenset[str]:
-        """The queues in which jobs became ready, as soon as there are some; none when ``timeout`` has passed.
+        """The queues in which jobs became ready, as soon as there are some; none when ``timeout`` has passed, or
+        when a running job was cancelled (``cancelled``).
 
         It is a hint, and can be late, doubled or missing: poll as if there were none.
         """
@@ -156,13 +162,17 @@ class AsyncStorage(Protocol):
         """
 
     async def delete_job(self, job_id: JobId) -> None:
-        """Deletes the job for good, whatever its status; `JobNotFoundError` when there is none.
+        """Deletes the job for good, whatever its status; `JobNotFoundError` when there is none, `JobStateError` when
+        something outside the storage refers to it.
 
         Repeating: `JobNotFoundError`.
         """
 
-    async def prune_jobs(self, older_than: timedelta, statuses: Collection[JobStatus] = ..., limit: int = 1000) -> int:
-        """Deletes one batch of at most ``limit`` jobs finished longer than ``older_than`` ago; how many.
+    async def prune_jobs(
+        self, older_than: timedelta, statuses: Collection[JobStatus] = ..., limit: int = 1000
+    ) -> Pruned:
+        """Delete one batch of at most ``limit`` jobs finished longer than ``older_than`` ago; how many. Jobs that
+        something outside the storage refers to are passed over; ``kept`` of the result names them.
 
         Repeating: deletes the next batch.
         """
@@ -171,7 +181,8 @@ class AsyncStorage(Protocol):
         self, queues: str | Collection[str], worker_id: str, limit: int = 1, lease: timedelta = ...
     ) -> list[Job]:
         """Takes at most ``limit`` due jobs of the queues, by priority, then scheduled_at, then id; each is held by
-        ``worker_id`` for ``lease``. A job is held by one worker at a time. An empty list means that none is due.
+        ``worker_id`` for ``lease``. A job is held by one worker at a time. An empty list means that none is due, or
+        that a second was spent on setting aside jobs that can't be read.
 
         Repeating: takes other jobs; those of a lost reply are held until their leases expire.
         """

@@ -504,11 +504,13 @@ def prune_jobs(
     takes finished jobs alone, of an age that has to be given.
     """
     total, code = 0, 0
+    kept: dict[UUID, str] = {}
     with open_store(file) as store, progress() as advance:
         try:
             while True:
                 count = store.prune_jobs(older_than, status or _FINISHED, limit=batch)
                 total += count
+                kept |= count.kept
                 advance(total, f"{counted(total)} deleted")
                 if count < batch:
                     break
@@ -521,7 +523,10 @@ def prune_jobs(
     done = f"{counted(total)} deleted" + (", then stopped" if code else "")
     with saying(done):
         if as_json:
-            print_json({"deleted": total, "finished": code == 0})
+            named = {"kept": {str(job_id): reason for job_id, reason in kept.items()}} if kept else {}
+            print_json({"deleted": total, "finished": code == 0, **named})
         else:
             print_line(done)
+            for job_id, reason in kept.items():
+                note(f"{job_id} is kept: {reason}")
     raise typer.Exit(code)

@@ -20,7 +20,9 @@ BEGIN
             (6, 'V0006__tune_autovacuum.sql', '5f61091cacc341b159f11cf2f49b5622bad5bb7e85a816ce2cef2cc1cdea9228'),
             (7, 'V0007__notify_ready_jobs.sql', '21348c8685d796af620668fb1291ff27e185efaacdaadd1ec7f8bb41bfd7f155'),
             (8, 'V0008__record_creator.sql', '1ffce26a883b8a011ffb11efd2a07df46cd8c37129e4493b12d11381b083454b'),
-            (9, 'V0009__create_queue_metrics.sql', 'ada66ddf30b455a6efc7d8292ca79f35837df113e7395c342bc19f1b1cf0db35')
+            (9, 'V0009__create_queue_metrics.sql', 'ada66ddf30b455a6efc7d8292ca79f35837df113e7395c342bc19f1b1cf0db35'),
+            (10, 'V0010__notify_changed_jobs.sql', 'c4b7ed07c1c6fe49e081c4b597a841b830fb4a6dd9ab89926525233017d71970'),
+            (11, 'V0011__validate_lease_tokens.sql', '9247a5b63325d69101be6fa106d03ccf51db4cde0cead320619f64ba5c16894b')
         ) AS f (version, file_name, sha256)
         INNER JOIN goqueue.schema_version AS applied ON applied.version = f.version
         ON CONFLICT (version) DO NOTHING;

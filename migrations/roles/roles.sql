@@ -136,6 +136,8 @@ GRANT UPDATE (queue, job_type, payload, priority, max_attempts, idempotency_key)
 TO goqueue_operator;
 GRANT DELETE ON goqueue.jobs, goqueue.job_failures
 TO goqueue_operator;
+GRANT EXECUTE ON FUNCTION goqueue.delete_unreferenced_jobs(uuid[])
+TO goqueue_operator;
 
 -- What later migrations add: nothing for PUBLIC, and a new table is read by those who read all. The rest comes with the
 -- version of this file that knows it.

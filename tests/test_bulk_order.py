@@ -1,0 +1,102 @@
+"""Bulks with jobs in common, in opposite orders: they wait for each other, and never in a circle."""
+
+import asyncio
+import random
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from functools import partial
+from threading import Barrier
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+
+from goqueue import AsyncPostgresStorage, DatabaseConfig, JobFilter, NewJob, PostgresStorage
+
+CALLS = 100
+HOUR = timedelta(hours=1)
+
+
+def unkeyed() -> list[NewJob]:
+    return [NewJob(job_type="t") for _ in range(40)]
+
+
+def mixed() -> list[NewJob]:
+    keys = uuid4()
+    jobs = [NewJob(job_type="t", idempotency_key=f"{keys} {n}" if n % 3 else None) for n in range(40)]
+    random.Random(4).shuffle(jobs)
+    return jobs
+
+
+def opposite(first: Callable[[], Any], second: Callable[[], Any]) -> None:
+    with ThreadPoolExecutor(2) as threads:
+        barrier = Barrier(2)
+
+        def run(call: Callable[[], Any]) -> Any:
+            barrier.wait()
+            return call()
+
+        for done in [threads.submit(run, call) for call in (first, second)]:
+            done.result()
+
+
+@pytest.mark.parametrize("make", [unkeyed, mixed])
+@pytest.mark.parametrize("batch_size", [1000, 7])
+def test_create_jobs_with_the_same_jobs_in_opposite_orders(
+    make: Callable[[], list[NewJob]], batch_size: int, goqueue_database: str
+) -> None:
+    with PostgresStorage.open(DatabaseConfig(url=goqueue_database, batch_size=batch_size)) as store:
+        for _ in range(CALLS):
+            jobs = make()
+            opposite(partial(store.create_jobs, jobs), partial(store.create_jobs, jobs[::-1]))
+
+
+@pytest.mark.parametrize("make", [unkeyed, mixed])
+def test_in_transactions_of_the_callers(make: Callable[[], list[NewJob]], goqueue_database: str) -> None:
+    def bulk(connection: psycopg.Connection[Any], jobs: list[NewJob]) -> None:
+        with connection.transaction():
+            PostgresStorage.bound_to(connection).create_jobs(jobs)
+
+    with psycopg.connect(goqueue_database) as first, psycopg.connect(goqueue_database) as second:
+        for _ in range(CALLS):
+            jobs = make()
+            opposite(partial(bulk, first, jobs), partial(bulk, second, jobs[::-1]))
+
+
+@pytest.mark.parametrize("make", [unkeyed, mixed])
+def test_in_asyncio(make: Callable[[], list[NewJob]], goqueue_database: str) -> None:
+    async def main() -> None:
+        async with await AsyncPostgresStorage.open(goqueue_database) as store:
+            for _ in range(CALLS):
+                jobs = make()
+                results = await asyncio.gather(store.create_jobs(jobs), store.create_jobs(jobs[::-1]))
+                assert [job_id for job_id, _ in results[0]] == [job.id for job in jobs]
+                assert [job_id for job_id, _ in results[1]] == [job.id for job in jobs[::-1]]
+
+    asyncio.run(main())
+
+
+def test_the_results_are_in_the_order_given_and_the_first_of_a_key_is_added(goqueue_store: PostgresStorage) -> None:
+    jobs = unkeyed() + [NewJob(job_type="t", idempotency_key="same") for _ in range(5)] + unkeyed()
+    random.Random(7).shuffle(jobs)
+    first = next(job for job in jobs if job.idempotency_key)
+    results = goqueue_store.create_jobs(jobs)
+    assert results == [
+        (job.id, True) if job.idempotency_key is None or job is first else (first.id, False) for job in jobs
+    ]
+
+
+def test_changes_by_filter_and_by_ids_of_many_batches_in_transactions_of_the_callers(
+    goqueue_store: PostgresStorage, goqueue_database: str
+) -> None:
+    ids = [job_id for job_id, _ in goqueue_store.create_jobs(NewJob(job_type="t") for _ in range(2500))]
+
+    def change(connection: psycopg.Connection[Any], jobs: Any) -> None:
+        with connection.transaction():
+            assert PostgresStorage.bound_to(connection).reschedule_jobs(jobs, delay=HOUR) == 2500
+
+    with psycopg.connect(goqueue_database) as first, psycopg.connect(goqueue_database) as second:
+        for _ in range(5):
+            opposite(partial(change, first, JobFilter(job_type="t")), partial(change, second, ids[::-1]))
