@@ -23,7 +23,7 @@ from goqueue.cases import CASES, NAMES, Case, Stage, populate
 from goqueue.config import DatabaseConfig
 from goqueue.contract import refusal
 from goqueue.models import Job, JobStatus, JobUpdate
-from goqueue.pool import open_connection
+from goqueue.pool import connect
 from goqueue.postgres import PostgresStorage
 from goqueue.queries import load_queries, load_statements
 
@@ -328,7 +328,7 @@ def _theatre(scratch: Connection[Any]) -> Iterator[_Theatre]:
     short = DatabaseConfig(
         url=url, statement_timeout=limit, lock_timeout=timedelta(), idle_in_transaction_timeout=limit * 9
     )
-    with open_connection(short) as actor, open_connection(short) as other, open_connection(short) as onlooker:
+    with connect(short) as actor, connect(short) as other, connect(short) as onlooker:
         theatre = _Theatre(actor, other, onlooker)
         try:
             yield theatre

@@ -310,8 +310,9 @@ class DatabaseConfig(_Section, frozen=True, kw_only=True):
     """How to reach PostgreSQL, and the bounds on what is sent to it. Raises ConfigError for values that can't be used.
 
     An empty ``url`` leaves the choice of server to libpq's own PG* variables. ``prepare_threshold`` is None to prepare
-    no statement, and "auto" to do so where a pooler (pgbouncer) stands between; ``listen_url`` leads past it. ``repr``
-    shows no password.
+    no statement, and "auto" to do so where a pooler (pgbouncer) stands between; ``listen_url`` leads past it.
+    ``application_name``, ``connect_timeout`` and the limits count before a libpq service and PG* variables where they
+    differ from their defaults, and after them where not. ``repr`` shows no password.
     """
 
     section = "database"
@@ -326,7 +327,7 @@ class DatabaseConfig(_Section, frozen=True, kw_only=True):
     pool_max_lifetime: Annotated[timedelta, _duration("Replaces a connection of this age.")] = timedelta(hours=1)
     connect_timeout: Annotated[
         timedelta,
-        _duration("Longest wait for the server to accept, in whole seconds (rounded up).", least=timedelta(seconds=1)),
+        _duration("Longest time to connect, over all hosts of the URL together.", least=timedelta(seconds=1)),
     ] = timedelta(seconds=5)
     statement_timeout: Annotated[timedelta, _duration("Longest run of a statement.", or_off=True)] = timedelta(
         seconds=30

@@ -1,6 +1,6 @@
 # Made by `make catalogue` from goqueue/aio/listener.py; change that.
-"""Waits for the server to say that jobs are ready or were cancelled. Imports psycopg, goqueue.dberrors,
-goqueue.errors, goqueue.models, goqueue.safelog and goqueue.session."""
+"""Waits for the server to say that jobs are ready or were cancelled. Imports psycopg, goqueue.connection,
+goqueue.dberrors, goqueue.errors, goqueue.models, goqueue.safelog and goqueue.session."""
 
 import logging
 import os
@@ -15,6 +15,7 @@ from uuid import UUID
 import psycopg
 from psycopg import Connection
 
+from goqueue.connection import BoundedConnection
 from goqueue.dberrors import translate
 from goqueue.errors import ConnectionRejectedError, StorageError, StorageUnavailableError
 from goqueue.models import Lease, check_kind
@@ -51,7 +52,9 @@ class Listener:
     `wait` is a pause, and a warning says so once. GOQUEUE_DATABASE_LISTEN_URL leads past the pooler.
     """
 
-    def __init__(self, connect: Callable[[], Connection[Any]], queries: Any, queues: list[str]) -> None:
+    def __init__(
+        self, connect: Callable[[float | None], BoundedConnection[Any]], queries: Any, queues: list[str]
+    ) -> None:
         """For `PostgresStorage.listen`."""
         self._connect = connect
         self._queries = queries
@@ -92,7 +95,8 @@ class Listener:
 
         A lost connection is no error: it is opened again, and all queues are returned, since a hint may have been
         missed. While that fails, it is tried once a second; `ConnectionRejectedError` when trying again does not help.
-        `StorageError` when the listener is closed, or was opened in the process this one was forked from.
+        One attempt ends with ``timeout``, but lasts a second at least: a server that takes longer to accept needs a
+        longer wait. `StorageError` when the listener is closed, or was opened in the process this one was forked from.
         Queries: get_session, listen, listen_cancelled, announce_listener; find_listener_blockers when that fails.
         """
         check_kind("timeout", timeout, timedelta)
@@ -106,7 +110,7 @@ class Listener:
                     continue
                 if ready or self.cancelled:
                     return ready
-            elif not self._is_pooled and self._opened_again():
+            elif not self._is_pooled and self._opened_again(max(_PAUSE, deadline - monotonic())):
                 return self._queues
             if (left := deadline - monotonic()) <= 0:
                 return frozenset()
@@ -119,10 +123,10 @@ class Listener:
         if not self._is_open:
             raise StorageError("the listener is closed: use it within `with store.listen(...) as listener`")
 
-    def _opened_again(self) -> bool:
+    def _opened_again(self, seconds: float) -> bool:
         """Whether there is a connection again; `ConnectionRejectedError` when trying once more does not help."""
         try:
-            self._open()
+            self._open(seconds)
         except StorageUnavailableError:  # logged: another session keeps the lock
             return False
         except psycopg.Error as exc:
@@ -149,11 +153,12 @@ class Listener:
         self.cancelled = frozenset(lease for queue, lease in gone if lease is not None and queue in self._queues)
         return self._queues & {note.payload for note in notes if note.channel != _CANCELLED}
 
-    def _open(self) -> None:
-        connection = self._connect()
+    def _open(self, seconds: float | None = None) -> None:
+        """Opens the connection, within that many seconds altogether."""
+        start = monotonic()
+        connection = self._connect(seconds)
         try:
-            pid = connection.info.backend_pid
-            self._is_pooled, _ = self._queries.get_session(connection, backend_pid=pid)
+            self._is_pooled = connection.goqueue_session.is_pooled
             if self._is_pooled:
                 connection.close()
                 log(
@@ -163,8 +168,10 @@ class Listener:
                     "GOQUEUE_DATABASE_LISTEN_URL can name the server itself",
                 )
                 return
+            connection.goqueue_charge(monotonic() - start)
             self._queries.listen(connection)
             self._queries.listen_cancelled(connection)
+            connection.goqueue_charge(monotonic() - start)
             self._announce(connection)
         except BaseException:
             connection.close()

@@ -1,8 +1,9 @@
 # Made by `make catalogue` from goqueue/aio/pool.py; change that.
-"""Opens connections and pools: the one place that does. Imports psycopg, goqueue.config, goqueue.dberrors and
-goqueue.session."""
+"""Opens connections and pools: the one place that does. Imports psycopg, goqueue.config, goqueue.connection,
+goqueue.dberrors and goqueue.session."""
 
 from contextlib import suppress
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import psycopg
@@ -13,14 +14,13 @@ from psycopg.rows import Row
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from goqueue.config import DatabaseConfig
+from goqueue.connection import BoundedConnection
 from goqueue.dberrors import translate
 from goqueue.secret import without_frames
-from goqueue.session import conninfo, is_pooled, prepare_threshold, readable
-
-Pool = ConnectionPool[Connection[object]]
+from goqueue.session import Session, conninfo, deadlines, needs_get_session, prepare_threshold, readable, warn_of
 
 
-class PoolConnection(Connection[Row]):
+class PoolConnection(BoundedConnection[Row]):
     """Serves one call at a time. So a statement's cursor is kept for the next call, with what psycopg has found out
     about its parameters and columns: a tenth of the time that one job takes."""
 
@@ -44,6 +44,9 @@ class PoolConnection(Connection[Row]):
         self.goqueue_cursors: dict[str, Cursor[Any]] = {}
 
 
+Pool = ConnectionPool[PoolConnection[object]]
+
+
 def open_pool(config: DatabaseConfig, queries: Any) -> Pool:
     """A pool of connections in autocommit mode. Raises StorageUnavailableError when the server can't be reached now,
     and ConnectionRejectedError when it, a pooler or the driver rejects the connection.
@@ -52,14 +55,16 @@ def open_pool(config: DatabaseConfig, queries: Any) -> Pool:
     whether a pooler stands between. Query: get_session.
     """
     try:
-        with open_connection(config) as first:
-            session = queries.get_session(first, backend_pid=first.info.backend_pid)
+        with connect(config) as first:
+            _begin(first, config=config, queries=queries)
     except psycopg.Error as exc:
         raise translate(exc) from exc
+    session: Session = first.goqueue_session
+    warn_of(session, config)
     pool: Pool = ConnectionPool(
-        conninfo(config),
+        conninfo(config, session),
         connection_class=type("PoolConnection", (PoolConnection,), {}),
-        kwargs=_options(config, pooled=is_pooled(session, config)),
+        kwargs={**_options(config, pooled=session.is_pooled), "limits": deadlines(config, session)},
         min_size=config.pool_min_size,
         max_size=max(config.pool_max_size, config.pool_min_size),
         timeout=config.pool_timeout.total_seconds(),
@@ -68,6 +73,7 @@ def open_pool(config: DatabaseConfig, queries: Any) -> Pool:
         # As long as a caller waits. The pool's own default, five minutes, lets the pauses between its attempts grow
         # until a server that is back goes unnoticed for a minute.
         reconnect_timeout=config.pool_timeout.total_seconds(),
+        configure=partial(_begin, config=config, queries=queries) if needs_get_session(config, session) else None,
         check=lambda connection: _check(pool, connection),
         name=config.application_name,
         open=False,
@@ -82,14 +88,41 @@ def reason_of(error: psycopg.Error, pool: Pool) -> psycopg.Error:
     return kind.connect_error or error if isinstance(error, PoolTimeout) else error
 
 
-def open_connection(config: DatabaseConfig) -> Connection[tuple[Any, ...]]:
-    """A connection in autocommit mode that no pool has. Raises psycopg's own errors, without psycopg's frames: they
-    hold the password."""
+def open_connection(
+    config: DatabaseConfig, queries: Any, seconds: float | None = None
+) -> BoundedConnection[tuple[Any, ...]]:
+    """A connection in autocommit mode that no pool has. Raises psycopg's own errors. Query: get_session.
+
+    With ``seconds`` neither connecting nor any of its statements takes longer.
+    """
+    connection = connect(config, seconds)
+    _begin(connection, config=config, queries=queries, seconds=seconds)
+    return connection
+
+
+def connect(config: DatabaseConfig, seconds: float | None = None) -> BoundedConnection[tuple[Any, ...]]:
+    """`open_connection` without the statement: the session is as the server and the options make it. Its errors come
+    without the frames below, which hold the password."""
+    limits = deadlines(config).within(seconds)
     try:
-        return Connection.connect(conninfo(config), **_options(config, pooled=True))
+        return BoundedConnection.connect(conninfo(config), limits=limits, **_options(config, pooled=True))
     except BaseException as exc:
         without_frames(exc)
         raise
+
+
+def _begin(connection: Any, *, config: DatabaseConfig, queries: Any, seconds: float | None = None) -> None:
+    """Makes the session as our statements need it, and looks what it is like. Closes the connection on an error."""
+    try:
+        if connection.goqueue_limits.answer is None:  # for the statements of callers
+            connection.goqueue_hurry()
+        pid = connection.info.backend_pid
+        session = Session(*queries.get_session(connection, backend_pid=pid))
+    except BaseException:
+        connection.close()
+        raise
+    connection.goqueue_session = session
+    connection.goqueue_limits = deadlines(config, session).within(seconds)
 
 
 def _options(config: DatabaseConfig, *, pooled: bool) -> dict[str, Any]:
@@ -104,13 +137,14 @@ def notice_loss(connection: Connection[Any]) -> None:
             connection.pgconn.consume_input()
 
 
-def _check(pool: Pool, connection: Connection[Any]) -> None:
+def _check(pool: Pool, connection: Any) -> None:
     """Raises for a connection that the server has closed meanwhile, so that the pool hands out another.
 
     A round trip for every call would be dear. An idle connection with something to read has been closed, or holds a
     notice: only then is the server asked. Once one is found dead, all of the pool are replaced at once.
     """
     if readable(connection.fileno()):
+        connection.goqueue_hurry()
         try:
             ConnectionPool.check_connection(connection)
         except psycopg.Error:

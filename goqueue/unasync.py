@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-MODULES = ("adapter", "listener", "pool", "postgres", "storage")
+MODULES = ("adapter", "connection", "listener", "pool", "postgres", "storage")
 
 _RULES = [
     (re.compile(pattern), by)
@@ -26,6 +26,8 @@ _RULES = [
         (r"Awaitable\[((?:[^\[\]]|\[[^\[\]]*\])*)\]", r"\1"),
         (r"\basync (def|for|with)\b", r"\1"),
         (r"await asyncio\.to_thread\((\w+), ", r"\1("),
+        (r"await to_the_end\((.*)\)", r"\1"),
+        (r"\bwaiting\.(\w+)_async\b", r"waiting.\1"),
         (r"\bawait ", ""),
         (r"\bA `Async", "A `"),
         (r"(?:Async|Cancellable)(?=[A-Z])", ""),

@@ -13,13 +13,17 @@ WHERE j.id = '00000000-0000-0000-0000-000000000000';
 
 
 -- name: get_session(backend_pid)^
--- Which session the connection has got: one of its own or one that a pooler lends it, and what is not limited in it.
+-- Which session the connection has got: one of its own or one that a pooler lends it, and what holds in it. In one of
+-- its own, sets what the client's environment outranks (PGTZ, PGDATESTYLE) or what not every server accepts.
 -- Returns: one row: whether a pooler stands between, since the server process is not the one whose number the client was
--- given when it connected; and the names of the timeouts that are off.
+-- given when it connected; the names of the timeouts that are off; the statement_timeout; the isolation; the time zone
+-- and date style that were set; the client_connection_check_interval that was set. The last three are null otherwise.
 -- Index: none; no row is read.
 -- Locks: none.
+-- Notes: client_connection_check_interval ends the statement of a client that has vanished. Servers on Linux alone are
+-- sure to accept it. One that the role, the database or the URL sets is left as it is.
 SELECT
-    pg_backend_pid() <> :backend_pid::integer AS is_pooled,
+    s.is_pooled,
     array_remove(
         ARRAY[
             CASE WHEN current_setting('statement_timeout') = '0' THEN 'statement_timeout' END,
@@ -29,7 +33,22 @@ SELECT
             END
         ],
         NULL
-    ) AS unlimited;
+    ) AS unlimited,
+    current_setting('statement_timeout')::interval AS statement_timeout,
+    CASE
+        WHEN s.is_pooled THEN current_setting('transaction_isolation')
+        ELSE set_config('default_transaction_isolation', 'read committed', FALSE)
+    END AS isolation,
+    CASE WHEN NOT s.is_pooled THEN set_config('TimeZone', 'UTC', FALSE) END AS time_zone,
+    CASE WHEN NOT s.is_pooled THEN set_config('DateStyle', 'ISO, MDY', FALSE) END AS date_style,
+    CASE
+        WHEN
+            NOT s.is_pooled
+            AND strpos(version(), 'linux') > 0
+            AND current_setting('client_connection_check_interval', TRUE) = '0'
+            THEN set_config('client_connection_check_interval', '5s', FALSE)
+    END AS check_interval
+FROM (SELECT pg_backend_pid() <> :backend_pid::integer AS is_pooled) AS s;
 
 
 -- name: get_transaction_status(transaction_id)$

@@ -27,7 +27,7 @@ from goqueue.embedded import EmbeddedServer
 from goqueue.findings import Check, Finding, Level
 from goqueue.health import run_checks
 from goqueue.migrate import migrate
-from goqueue.pool import open_connection
+from goqueue.pool import connect
 from goqueue.queries import shipped_folder
 from goqueue.schema import expected_schema, read_schema, schema_text
 
@@ -734,7 +734,7 @@ def poor_server() -> Iterator[str]:
 
 @pytest.fixture
 def poor(poor_server: str) -> Iterator[Connection]:
-    with open_connection(DatabaseConfig(url=poor_server)) as connection:
+    with connect(DatabaseConfig(url=poor_server)) as connection:
         yield connection
 
 
@@ -803,7 +803,7 @@ def test_another_encoding_is_a_failure(poor: Connection, poor_server: str) -> No
     poor.execute(
         "CREATE DATABASE ascii TEMPLATE template0 ENCODING 'SQL_ASCII' LOCALE_PROVIDER libc LC_COLLATE 'C' LC_CTYPE 'C'"
     )
-    with open_connection(DatabaseConfig(url=make_conninfo(poor_server, dbname="ascii"))) as connection:
+    with connect(DatabaseConfig(url=make_conninfo(poor_server, dbname="ascii"))) as connection:
         found = finding(connection, "server")
     assert (found.level, found.found) == (Level.FAILED, "the database ascii is encoded in SQL_ASCII")
 

@@ -86,7 +86,7 @@ def test_a_lost_connection_is_opened_again(
 
 
 def test_nobody_there_is_said_at_once(goqueue_store: PostgresStorage, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse() -> Any:
+    def refuse(_seconds: float | None) -> Any:
         raise psycopg.OperationalError("no")
 
     listener = goqueue_store.listen("default")
@@ -103,11 +103,11 @@ def test_while_nobody_is_there_it_waits_and_tries_again(
     with goqueue_store.listen("default") as listener:
         connect, tries = listener._connect, []
 
-        def refuse_twice() -> Any:
+        def refuse_twice(seconds: float | None) -> Any:
             tries.append(time.monotonic())
             if len(tries) < 3:
                 raise psycopg.OperationalError("no")
-            return connect()
+            return connect(seconds)
 
         monkeypatch.setattr(listener, "_connect", refuse_twice)
         goqueue_connection.execute(f"SELECT pg_terminate_backend(pid, 5000) FROM pg_locks WHERE {LISTENERS}")

@@ -16,7 +16,7 @@ import pytest
 import goqueue
 import goqueue.cli.queries
 import goqueue.explain
-from goqueue import Job, Listener, PostgresStorage, behaviour, cases, contract, health, schema
+from goqueue import Job, Listener, PostgresStorage, behaviour, cases, contract, health, pool, schema
 from goqueue.catalogue import made_files, read_notes
 from goqueue.queries import load_queries, shipped_folder
 from goqueue.sqlfiles import APART
@@ -61,8 +61,8 @@ def test_each_query_is_named_once() -> None:
 
 @pytest.mark.parametrize("name", STORES)
 def test_each_query_is_run_by_the_store(name: str) -> None:
-    source = inspect.getsource(PostgresStorage) + inspect.getsource(Listener)
-    assert f"self._queries.{name}" in source
+    source = "".join(map(inspect.getsource, (PostgresStorage, Listener, pool)))
+    assert f"queries.{name}(" in source or f"self._queries.{name}" in source
     if not name.startswith(
         ("find_", "bury_", "announce_", "get_session", "delete_failures", "listen_", "wake_", "prune_unreferenced")
     ):

@@ -1,5 +1,5 @@
-"""Waits for the server to say that jobs are ready or were cancelled. Imports psycopg, goqueue.dberrors,
-goqueue.errors, goqueue.models, goqueue.safelog and goqueue.session."""
+"""Waits for the server to say that jobs are ready or were cancelled. Imports psycopg, goqueue.aio.connection,
+goqueue.dberrors, goqueue.errors, goqueue.models, goqueue.safelog and goqueue.session."""
 
 import asyncio
 import logging
@@ -14,6 +14,7 @@ from uuid import UUID
 import psycopg
 from psycopg import AsyncConnection
 
+from goqueue.aio.connection import AsyncBoundedConnection
 from goqueue.dberrors import translate
 from goqueue.errors import ConnectionRejectedError, StorageError, StorageUnavailableError
 from goqueue.models import Lease, check_kind
@@ -50,7 +51,9 @@ class AsyncListener:
     `wait` is a pause, and a warning says so once. GOQUEUE_DATABASE_LISTEN_URL leads past the pooler.
     """
 
-    def __init__(self, connect: Callable[[], Awaitable[AsyncConnection[Any]]], queries: Any, queues: list[str]) -> None:
+    def __init__(
+        self, connect: Callable[[float | None], Awaitable[AsyncBoundedConnection[Any]]], queries: Any, queues: list[str]
+    ) -> None:
         """For `AsyncPostgresStorage.listen`."""
         self._connect = connect
         self._queries = queries
@@ -91,7 +94,8 @@ class AsyncListener:
 
         A lost connection is no error: it is opened again, and all queues are returned, since a hint may have been
         missed. While that fails, it is tried once a second; `ConnectionRejectedError` when trying again does not help.
-        `StorageError` when the listener is closed, or was opened in the process this one was forked from.
+        One attempt ends with ``timeout``, but lasts a second at least: a server that takes longer to accept needs a
+        longer wait. `StorageError` when the listener is closed, or was opened in the process this one was forked from.
         Queries: get_session, listen, listen_cancelled, announce_listener; find_listener_blockers when that fails.
         """
         check_kind("timeout", timeout, timedelta)
@@ -105,7 +109,7 @@ class AsyncListener:
                     continue
                 if ready or self.cancelled:
                     return ready
-            elif not self._is_pooled and await self._opened_again():
+            elif not self._is_pooled and await self._opened_again(max(_PAUSE, deadline - monotonic())):
                 return self._queues
             if (left := deadline - monotonic()) <= 0:
                 return frozenset()
@@ -118,10 +122,10 @@ class AsyncListener:
         if not self._is_open:
             raise StorageError("the listener is closed: use it within `with store.listen(...) as listener`")
 
-    async def _opened_again(self) -> bool:
+    async def _opened_again(self, seconds: float) -> bool:
         """Whether there is a connection again; `ConnectionRejectedError` when trying once more does not help."""
         try:
-            await self._open()
+            await self._open(seconds)
         except StorageUnavailableError:  # logged: another session keeps the lock
             return False
         except psycopg.Error as exc:
@@ -148,11 +152,12 @@ class AsyncListener:
         self.cancelled = frozenset(lease for queue, lease in gone if lease is not None and queue in self._queues)
         return self._queues & {note.payload for note in notes if note.channel != _CANCELLED}
 
-    async def _open(self) -> None:
-        connection = await self._connect()
+    async def _open(self, seconds: float | None = None) -> None:
+        """Opens the connection, within that many seconds altogether."""
+        start = monotonic()
+        connection = await self._connect(seconds)
         try:
-            pid = connection.info.backend_pid
-            self._is_pooled, _ = await self._queries.get_session(connection, backend_pid=pid)
+            self._is_pooled = connection.goqueue_session.is_pooled
             if self._is_pooled:
                 await connection.close()
                 log(
@@ -162,8 +167,10 @@ class AsyncListener:
                     "GOQUEUE_DATABASE_LISTEN_URL can name the server itself",
                 )
                 return
+            connection.goqueue_charge(monotonic() - start)
             await self._queries.listen(connection)
             await self._queries.listen_cancelled(connection)
+            connection.goqueue_charge(monotonic() - start)
             await self._announce(connection)
         except BaseException:
             await connection.close()

@@ -774,7 +774,7 @@ class AsyncPostgresStorage:
         Queries: get_session, listen, listen_cancelled, announce_listener; find_listener_blockers when that fails.
         """
         config = replace(self.config, url=self.config.listen_url or self.config.url)
-        return AsyncListener(partial(open_connection, config), self._queries, queue_names(queues))
+        return AsyncListener(partial(open_connection, config, self._queries), self._queries, queue_names(queues))
 
     async def list_failures(self, job_id: JobId) -> list[Failure]:
         """The failed attempts of one job, the first one first. Query: list_failures.
@@ -834,12 +834,16 @@ class AsyncPostgresStorage:
                 notice_loss(self._given)
                 yield self._given
                 return
+            start = monotonic()
             connection = await self._pool.getconn()
+            connection.goqueue_charge(monotonic() - start)
             try:
                 yield connection
             finally:  # not the pool's own context manager, which commits: there is nothing to commit
                 try:
                     await self._pool.putconn(connection)
+                    if connection.goqueue_is_late:
+                        await self._pool.drain()  # the others are as silent
                 except Exception:  # noqa: BLE001 - the statement has run, and the pool's own logging has failed
                     record_lost("psycopg.pool")
                     await connection.close()

@@ -23,7 +23,8 @@ from goqueue.errors import ConnectionRejectedError, GoQueueError, StorageUnavail
 from goqueue.explain import REFUSALS, scratch_database
 from goqueue.findings import Check, Finding, Level
 from goqueue.health import read_settings, run_checks
-from goqueue.pool import open_connection
+from goqueue.pool import connect, open_connection
+from goqueue.queries import load_queries
 
 _STYLES = {
     Level.OK: "green",
@@ -94,9 +95,9 @@ def check(
 def _checks(config: DatabaseConfig, folder: str, scratch: Scratch) -> Iterator[Check]:
     try:
         # As a caller's own connection has them: with empty options ours are not sent.
-        with open_connection(replace(config, url=make_conninfo(config.url, options=""))) as connection:
+        with connect(replace(config, url=make_conninfo(config.url, options=""))) as connection:
             settings = read_settings(connection)
-        with open_connection(config) as connection:
+        with open_connection(config, load_queries()) as connection:
             compare = partial(_behaviour, config, folder, scratch)
             yield from run_checks(connection, sql_dir=folder, settings=settings, compare=compare)
     except psycopg.Error as error:

@@ -5,13 +5,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from difflib import get_close_matches
 from itertools import groupby
-from math import ceil
 from pathlib import Path
 from typing import Annotated, Any
 
 import psycopg
 import typer
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import make_conninfo
 from rich.console import Group
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -54,6 +53,7 @@ from goqueue.explain import (
 )
 from goqueue.pool import open_connection
 from goqueue.queries import load_queries
+from goqueue.session import identity
 
 SqlFolder = Annotated[
     Path | None,
@@ -137,8 +137,9 @@ def _entry(note: QueryNote, columns: Columns) -> Group:
 def _show_times(config: DatabaseConfig, as_json: bool) -> None:
     names = ("name", "calls", "total_ms", "mean_ms", "max_ms", "rows", "pages", "share")
     try:
-        with open_connection(config) as connection:
-            counted = [dict(zip(names, row, strict=True)) for row in load_queries().statement_times(connection)]
+        queries = load_queries()
+        with open_connection(config, queries) as connection:
+            counted = [dict(zip(names, row, strict=True)) for row in queries.statement_times(connection)]
     except (psycopg.errors.UndefinedTable, psycopg.errors.ObjectNotInPrerequisiteState) as error:
         raise SchemaError(
             "this database has no pg_stat_statements, which counts the time of each query: add it to "
@@ -260,11 +261,7 @@ def _configured(config: DatabaseConfig) -> str | None:
     if not config.url and not any(os.environ.get(name) for name in ("PGHOST", "PGHOSTADDR", "PGSERVICE", "PGDATABASE")):
         say("No database is configured: an embedded server serves.")
         return None
-    ours: dict[str, Any] = {
-        "connect_timeout": ceil(config.connect_timeout.total_seconds()),
-        "application_name": "goqueue explain",
-    }
-    return make_conninfo(**{**ours, **conninfo_to_dict(config.url)})
+    return make_conninfo(config.url, **identity(config, "goqueue explain"))
 
 
 @contextmanager

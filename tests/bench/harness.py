@@ -23,13 +23,13 @@ from rich.progress import Progress, TaskID
 from goqueue.config import DatabaseConfig
 from goqueue.embedded import EmbeddedServer
 from goqueue.migrate import migrate
-from goqueue.pool import open_connection
+from goqueue.pool import connect
 from goqueue.session import PLANNING
 
 
 def bare_connection(config: DatabaseConfig) -> psycopg.Connection[Any]:
     """A connection with the store's settings, and with psycopg's own cursors: what a caller has without the store."""
-    connection = open_connection(config)
+    connection = connect(config)
     connection.cursor_factory = psycopg.Cursor
     connection.prepare_threshold = 1  # as a pool's, where no pooler stands between
     return connection
