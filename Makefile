@@ -13,7 +13,7 @@ SQUAWK_OFF_UNDO := ban-drop-table,ban-drop-column,ban-drop-constraint,ban-drop-f
 ARGS    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install build test lint format typecheck coverage run migrate bench catalogue clean
+.PHONY: help install build test lint format typecheck coverage mutants run migrate bench catalogue clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -38,6 +38,9 @@ test: $(STAMP) ## Run the tests on a real server (Docker, else the embedded one;
 
 coverage: $(STAMP) ## Run the tests and show which lines of the package they reach
 	$(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report=term-missing:skip-covered $(ARGS)
+
+mutants: $(STAMP) ## Take the guards of the statements away one at a time: each time a test must fail (half an hour)
+	$(BIN)/python -m tests.mutants $(ARGS)
 
 lint: $(STAMP) ## Check style: Python (ruff), queries (sqlfluff), migrations (squawk), imports, made files
 	$(BIN)/ruff check .

@@ -1,0 +1,179 @@
+"""Take one guard away at a time, in a copy of the checkout, and see a test fail: ``make mutants`` prints a table.
+
+A guard is what makes a statement safe: a lock, a fence, SKIP LOCKED, a status check, a transaction, an order.
+A mutant that survives means a guard without a test. Not part of CI: each mutant is a test run of its own. Name some to
+run only those: ``make mutants ARGS="claim_jobs update_job"``.
+"""
+
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+# Long enough for the slowest of the tests named below; a mutant that hangs is noticed, too.
+SECONDS = 300
+
+_LEASES = "tests/test_leases.py"
+_GUARDS = "tests/test_guards.py"
+_CONTRACT = "tests/test_contract.py"
+_FENCE = f"{_LEASES} {_GUARDS} -k 'LostLeases or Complete or Fail or Release or Heartbeat or holder or Updating'"
+_TOKENS = "(j.id, j.lease_token) IN (\n            SELECT\n                l.id,\n                l.token\n"
+_NO_TOKENS = "j.id IN (\n            SELECT l.id\n"
+
+
+class Mutant(NamedTuple):
+    """A guard taken away: in ``place`` (a query, or a file) ``guard`` becomes ``without``, wherever it stands.
+    ``tests``, pytest's arguments, must then fail."""
+
+    place: str
+    what: str
+    guard: str
+    without: str
+    tests: str
+
+
+def _of_each(queries: str, *mutants: tuple[str, str, str, str]) -> list[Mutant]:
+    return [Mutant(query, *mutant) for query in queries.split() for mutant in mutants]
+
+
+MUTANTS = [
+    *_of_each("create_job create_jobs", ("duplicates", "ON CONFLICT DO NOTHING", "", f"{_CONTRACT} -k Create")),
+    *_of_each("replace_pending_job", ("status", "WHERE j.status = 'pending'", "", f"{_LEASES} -k ReplacePending")),
+    *_of_each("get_jobs", ("order", "ORDER BY wanted.place", "ORDER BY wanted.place DESC", f"{_CONTRACT} -k Get")),
+    *_of_each("list_jobs", ("order", "ORDER BY f.place", "ORDER BY f.place DESC", f"{_CONTRACT} -k List")),
+    *_of_each(
+        "update_job",
+        ("row lock", "FOR NO KEY UPDATE", "", f"{_GUARDS} -k update"),
+        ("status", "OR j.status IN ('pending', 'running')", "OR TRUE", f"{_CONTRACT} -k Update"),
+        ("key", "other.id <> c.id", "FALSE", f"{_CONTRACT} -k Update"),
+        ("clock", "statement_timestamp()", "now()", f"{_GUARDS} -k clock"),
+    ),
+    *_of_each(
+        "cancel_jobs",
+        ("status", "(j.status IN ('pending', 'running')) IS TRUE", "TRUE", f"{_LEASES} -k Operators"),
+    ),
+    *_of_each(
+        "retry_jobs", ("status", "(j.status IN ('dead', 'cancelled')) IS TRUE", "TRUE", f"{_LEASES} -k Operators")
+    ),
+    *_of_each("reschedule_jobs", ("status", "(j.status = 'pending') IS TRUE", "TRUE", f"{_LEASES} -k Operators")),
+    *_of_each(
+        "cancel_jobs retry_jobs reschedule_jobs",
+        ("row lock", "    FOR NO KEY UPDATE\n", "", f"{_GUARDS} -k operator"),
+        ("lock order", "ORDER BY j.id\n", "ORDER BY j.id DESC\n", "tests/test_postgres.py -k locked_in_the_order"),
+        ("clock", "statement_timestamp()", "now()", f"{_GUARDS} -k Clock"),
+    ),
+    Mutant(
+        "goqueue/aio/postgres.py",
+        "delete_job: transaction",
+        'self._transaction(connection, "delete_job", [wanted])',
+        '__import__("contextlib").nullcontext({})',
+        f"{_GUARDS} -k Delete",
+    ),
+    Mutant(
+        "goqueue/aio/postgres.py",
+        "create_jobs: transaction",
+        'self._transaction(connection, "create_jobs", ids)',
+        '__import__("contextlib").nullcontext({})',
+        "tests/test_postgres.py -k many_at_once",
+    ),
+    *_of_each(
+        "prune_jobs",
+        ("SKIP LOCKED", "FOR UPDATE SKIP LOCKED", "FOR UPDATE", f"{_GUARDS} -k prune"),
+        ("row lock", "FOR UPDATE SKIP LOCKED", "", f"{_GUARDS} -k prune"),
+        (
+            "age",
+            "AND j.completed_at < statement_timestamp()",
+            "AND now() < 'infinity'::timestamptz",
+            f"{_LEASES} -k Prune",
+        ),
+        ("clock", "statement_timestamp()", "now()", f"{_GUARDS} -k Clock"),
+        ("history", "WHERE f.job_id = ANY(ARRAY(SELECT d.id FROM due_job AS d))", "WHERE FALSE", f"{_LEASES} -k Prune"),
+    ),
+    *_of_each(
+        "claim_jobs complete_and_claim",
+        ("SKIP LOCKED", "FOR NO KEY UPDATE SKIP LOCKED", "FOR NO KEY UPDATE", f"{_GUARDS} -k claim"),
+        ("row lock", "FOR NO KEY UPDATE SKIP LOCKED", "", f"{_GUARDS} -k claim"),
+        ("clock", "statement_timestamp()", "now()", f"{_GUARDS} -k claim"),
+        ("due", "AND j.scheduled_at <= statement_timestamp()", "", f"{_GUARDS} -k claim"),
+        ("status", "j.status = 'pending'", "TRUE", f"{_LEASES} -k Claim"),
+        ("order", "ORDER BY c.priority, c.scheduled_at, c.id", "ORDER BY c.id DESC", f"{_LEASES} -k Claim"),
+    ),
+    *_of_each(
+        "heartbeat_jobs complete_jobs fail_jobs bury_jobs release_jobs",
+        ("token", _TOKENS, _NO_TOKENS, _FENCE),
+        ("clock", "statement_timestamp()", "now()", f"{_GUARDS} -k Clock"),
+    ),
+    *_of_each("heartbeat_jobs fail_jobs release_jobs", ("status", "AND (j.status = 'running') IS TRUE", "", _FENCE)),
+    *_of_each("complete_jobs", ("status", "AND (j.status IN ('running', 'completed')) IS TRUE", "", _FENCE)),
+    *_of_each(
+        "rescue_jobs",
+        ("expired", "AND j.lease_expires_at <= statement_timestamp()", "", f"{_LEASES} -k Rescue"),
+        ("SKIP LOCKED", "FOR NO KEY UPDATE SKIP LOCKED", "FOR NO KEY UPDATE", f"{_GUARDS} -k rescue"),
+        ("row lock", "FOR NO KEY UPDATE SKIP LOCKED", "", f"{_GUARDS} -k rescue"),
+        ("clock", "statement_timestamp()", "now()", f"{_GUARDS} -k Clock"),
+    ),
+]
+
+
+def mutate(copy: Path, mutant: Mutant) -> None:
+    """Take the guard away in a copy of the checkout. ValueError when it is not there: the list is out of date."""
+    if mutant.place.endswith(".py"):
+        files = [copy / mutant.place]
+    else:
+        files = [file for file in (copy / "sql").glob("*.sql") if f"-- name: {mutant.place}(" in file.read_text()]
+    [file] = files
+    before, name, text = file.read_text().partition(f"-- name: {mutant.place}(")
+    if not name:  # a Python file
+        before, text = "", before
+    text, end, after = text.partition("\n-- name: ")
+    if mutant.guard not in text:
+        raise ValueError(f"{mutant.place} has no {mutant.guard!r}: correct tests/mutants.py")
+    file.write_text(before + name + text.replace(mutant.guard, mutant.without) + end + after)
+    subprocess.run([sys.executable, "-m", "goqueue.unasync"], cwd=copy, check=True)
+
+
+def run(mutant: Mutant) -> tuple[str, float]:
+    """What became of a mutant (killed, survived, or the output's end), and after how many seconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "goqueue"
+        listed = subprocess.run(
+            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for name in filter(None, listed.split("\0")):
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, copy / name)
+        mutate(copy, mutant)
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *shlex.split(mutant.tests)]
+        start = time.monotonic()
+        try:
+            done = subprocess.run(command, check=False, cwd=copy, capture_output=True, text=True, timeout=SECONDS)
+        except subprocess.TimeoutExpired:
+            return "killed (it hangs)", time.monotonic() - start
+    verdict = {0: "SURVIVED", 1: "killed"}.get(done.returncode, f"error: {done.stdout[-500:]}{done.stderr[-500:]}")
+    return verdict, time.monotonic() - start
+
+
+def main(wanted: list[str]) -> int:
+    """Run the mutants of the queries and files named (none: all), print a line for each; 1 when one survived."""
+    verdicts = []
+    for mutant in MUTANTS:
+        if not wanted or mutant.place in wanted:
+            verdict, seconds = run(mutant)
+            verdicts.append(verdict)
+            print(f"{mutant.place:<24} {mutant.what:<24} {verdict} ({seconds:.0f} s)", flush=True)
+    killed = sum(verdict.startswith("killed") for verdict in verdicts)
+    print(f"{len(verdicts)} mutants, {killed} killed")
+    return int(killed < len(verdicts))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

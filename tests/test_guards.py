@@ -1,0 +1,289 @@
+"""The guards of the statements: each test fails without the lock, the status check, the transaction or the clock that
+it names. ``make mutants`` takes them away one at a time."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+import pytest
+
+from goqueue import (
+    Job,
+    JobStatus,
+    JobUpdate,
+    LeaseLostError,
+    NewJob,
+    PostgresStorage,
+    StorageError,
+)
+from tests.test_postgres import until_waiting
+
+MINUTE = timedelta(minutes=1)
+ZERO = timedelta(0)
+
+
+@pytest.fixture
+def open_transaction(goqueue_database: str) -> Iterator[psycopg.Connection[Any]]:
+    """A transaction of somebody else's, which the test commits."""
+    with psycopg.connect(goqueue_database) as connection:
+        yield connection
+
+
+@pytest.fixture
+def theirs(open_transaction: psycopg.Connection[Any]) -> PostgresStorage:
+    """A store inside that transaction."""
+    return PostgresStorage.bound_to(open_transaction)
+
+
+def added(store: PostgresStorage, count: int = 1, **fields: Any) -> list[Job]:
+    ids = [job_id for job_id, _ in store.create_jobs([NewJob(job_type="t", **fields) for _ in range(count)])]
+    return store.get_jobs(ids)
+
+
+def dead(store: PostgresStorage, count: int = 1) -> list[Job]:
+    jobs = added(store, count)
+    return [store.update_job(job.id, JobUpdate(status=JobStatus.DEAD)) for job in jobs]
+
+
+def claimed(store: PostgresStorage, count: int = 1) -> list[Job]:
+    added(store, count)
+    jobs = store.claim_jobs("default", "w", limit=count)
+    assert len(jobs) == count
+    return jobs
+
+
+class TestRowLocks:
+    """A statement that waited for a row acts on what the other transaction has made of it."""
+
+    def after_waiting(self, url: str, other: psycopg.Connection[Any], query: str, call: Callable[[], Any]) -> Any:
+        """What the call returns that waits, in ``query``, until the other transaction is committed."""
+        with ThreadPoolExecutor(1) as thread:
+            waiting = thread.submit(call)
+            until_waiting(url, query)
+            other.commit()
+            return waiting.result(20)
+
+    def test_an_update_does_not_revive_a_job_that_was_cancelled_meanwhile(
+        self, goqueue_store: PostgresStorage, goqueue_database: str, open_transaction: Any, theirs: PostgresStorage
+    ) -> None:
+        [job] = added(goqueue_store)
+        assert theirs.cancel_jobs(job.id) == 1
+        after = self.after_waiting(
+            goqueue_database,
+            open_transaction,
+            "update_job",
+            lambda: goqueue_store.update_job(job.id, JobUpdate(priority=7)),
+        )
+        assert (after.status, after.priority) == (JobStatus.CANCELLED, 7)
+
+    def test_an_operator_does_not_cancel_a_job_that_was_completed_meanwhile(
+        self, goqueue_store: PostgresStorage, goqueue_database: str, open_transaction: Any, theirs: PostgresStorage
+    ) -> None:
+        [job] = claimed(goqueue_store)
+        theirs.complete_job(job)
+        count = self.after_waiting(
+            goqueue_database, open_transaction, "cancel_jobs", lambda: goqueue_store.cancel_jobs(job.id)
+        )
+        assert (count, goqueue_store.get_job(job.id).status) == (0, JobStatus.COMPLETED)
+
+    def test_an_operator_does_not_retry_a_job_that_runs_again_meanwhile(
+        self, goqueue_store: PostgresStorage, goqueue_database: str, open_transaction: Any, theirs: PostgresStorage
+    ) -> None:
+        [job] = dead(goqueue_store)
+        assert theirs.retry_jobs(job.id) == 1
+        [again] = theirs.claim_jobs("default", "w")
+        count = self.after_waiting(
+            goqueue_database, open_transaction, "retry_jobs", lambda: goqueue_store.retry_jobs(job.id)
+        )
+        assert (count, goqueue_store.get_job(job.id)) == (0, again)
+
+    def test_an_operator_does_not_reschedule_a_job_that_was_claimed_meanwhile(
+        self, goqueue_store: PostgresStorage, goqueue_database: str, open_transaction: Any, theirs: PostgresStorage
+    ) -> None:
+        added(goqueue_store)
+        [job] = theirs.claim_jobs("default", "w")
+        count = self.after_waiting(
+            goqueue_database,
+            open_transaction,
+            "reschedule_jobs",
+            lambda: goqueue_store.reschedule_jobs(job.id, delay=MINUTE),
+        )
+        assert (count, goqueue_store.get_job(job.id)) == (0, job)
+
+    @pytest.mark.parametrize("call", ["heartbeat_jobs", "complete_jobs", "release_jobs", "fail_job"])
+    def test_a_holder_loses_a_job_that_was_cancelled_meanwhile(
+        self, call: str, goqueue_store: PostgresStorage, goqueue_database: str, open_transaction: Any, theirs: Any
+    ) -> None:
+        [job] = claimed(goqueue_store)
+        assert theirs.cancel_jobs(job.id) == 1
+        settle = {
+            "heartbeat_jobs": lambda: goqueue_store.heartbeat_jobs([job]),
+            "complete_jobs": lambda: goqueue_store.complete_jobs([job]),
+            "release_jobs": lambda: goqueue_store.release_jobs([job]),
+            "fail_job": lambda: goqueue_store.fail_job(job, "no"),
+        }[call]
+        query = "fail_jobs" if call == "fail_job" else call
+        with pytest.raises(LeaseLostError):
+            self.after_waiting(goqueue_database, open_transaction, query, settle)
+        assert goqueue_store.get_job(job.id).status == JobStatus.CANCELLED
+
+
+class TestSkippedLocks:
+    """A statement that takes what it finds does not wait for a row that another session has locked: it skips it."""
+
+    def test_a_claim_leaves_a_job_that_another_claim_is_taking(
+        self, goqueue_store: PostgresStorage, open_transaction: Any, theirs: PostgresStorage
+    ) -> None:
+        first, second = added(goqueue_store, 2)
+        assert [job.id for job in theirs.claim_jobs("default", "w")] == [first.id]
+        assert [job.id for job in goqueue_store.claim_jobs("default", "w2", limit=5)] == [second.id]
+        open_transaction.commit()
+        assert goqueue_store.claim_jobs("default", "w2", limit=5) == []
+
+    def test_a_claim_with_a_completion_leaves_a_job_that_another_claim_is_taking(
+        self, goqueue_store: PostgresStorage, open_transaction: Any, theirs: PostgresStorage
+    ) -> None:
+        held = claimed(goqueue_store)
+        first, second = added(goqueue_store, 2)
+        assert [job.id for job in theirs.claim_jobs("default", "w")] == [first.id]
+        taken = goqueue_store.complete_and_claim(held, "default", "w2", limit=5)
+        assert [job.id for job in taken] == [second.id]
+        open_transaction.commit()
+        assert goqueue_store.claim_jobs("default", "w2", limit=5) == []
+
+    def test_a_prune_leaves_a_job_that_is_being_retried(
+        self, goqueue_store: PostgresStorage, open_transaction: Any, theirs: PostgresStorage
+    ) -> None:
+        retried, *others = dead(goqueue_store, 3)
+        assert theirs.retry_jobs(retried.id) == 1
+        assert goqueue_store.prune_jobs(ZERO) == len(others)
+        open_transaction.commit()
+        assert goqueue_store.prune_jobs(ZERO) == 0
+        assert goqueue_store.get_job(retried.id).status == JobStatus.PENDING
+
+    def test_a_rescue_leaves_a_job_whose_lease_is_being_renewed(
+        self, goqueue_store: PostgresStorage, open_transaction: Any, theirs: PostgresStorage
+    ) -> None:
+        added(goqueue_store, 2)
+        renewed, lost = goqueue_store.claim_jobs("default", "w", limit=2, lease=ZERO)
+        theirs.heartbeat_jobs([renewed])
+        assert list(goqueue_store.rescue_jobs()) == [lost.id]
+        open_transaction.commit()
+        assert goqueue_store.rescue_jobs() == {}
+        assert goqueue_store.get_job(renewed.id).status == JobStatus.RUNNING
+
+
+class TestTheClock:
+    """Due is what is due when the statement starts, also where the transaction began long before."""
+
+    def test_a_claim_in_a_long_transaction_finds_a_job_that_became_due_after_its_start(
+        self, goqueue_store: PostgresStorage, theirs: PostgresStorage
+    ) -> None:
+        theirs.ping()  # begins it
+        [job] = added(goqueue_store)
+        [mine] = theirs.claim_jobs("default", "w", lease=MINUTE)
+        assert mine.id == job.id
+        assert mine.locked_at is not None
+        assert mine.started_at is not None
+        assert mine.lease_expires_at is not None
+        assert min(mine.locked_at, mine.started_at, mine.updated_at) >= job.created_at
+        assert mine.lease_expires_at >= job.created_at + MINUTE
+
+    def test_a_claim_with_a_completion_in_a_long_transaction_finds_it_too(
+        self, goqueue_store: PostgresStorage, theirs: PostgresStorage
+    ) -> None:
+        [held] = claimed(goqueue_store)
+        theirs.ping()
+        [job] = added(goqueue_store)
+        [mine] = theirs.complete_and_claim([held], "default", "w", lease=MINUTE)
+        assert mine.id == job.id
+        assert mine.locked_at is not None
+        assert mine.started_at is not None
+        assert mine.lease_expires_at is not None
+        assert min(mine.locked_at, mine.started_at, mine.updated_at) >= job.created_at
+        assert mine.lease_expires_at >= job.created_at + MINUTE
+        done = theirs.get_job(held.id)
+        assert done.completed_at is not None
+        assert min(done.completed_at, done.updated_at) >= job.created_at
+
+    def test_what_changes_in_a_long_transaction_counts_from_its_statement(
+        self, goqueue_store: PostgresStorage, theirs: PostgresStorage
+    ) -> None:
+        jobs = claimed(goqueue_store, 6)
+        theirs.ping()
+        [later] = added(goqueue_store)  # after the start of their transaction, and before its statements
+        beaten, completed, failed, released, cancelled, updated = jobs
+        theirs.heartbeat_jobs([beaten], lease=MINUTE)
+        theirs.complete_jobs([completed])
+        theirs.fail_job(failed, "no", retry_in=MINUTE)
+        theirs.release_jobs([released])
+        theirs.cancel_jobs(cancelled.id)
+        theirs.update_job(updated.id, JobUpdate(status=JobStatus.DEAD))
+        theirs.retry_jobs(updated.id)
+        theirs.reschedule_jobs(released.id, delay=MINUTE)
+        beaten, completed, failed, released, cancelled, updated = theirs.get_jobs([job.id for job in jobs])
+        for job in beaten, completed, failed, released, cancelled, updated:
+            assert job.updated_at >= later.created_at
+        assert beaten.lease_expires_at is not None
+        assert beaten.lease_expires_at >= later.created_at + MINUTE
+        for job in completed, cancelled:
+            assert job.completed_at is not None
+            assert job.completed_at >= later.created_at
+        for job in failed, released:
+            assert job.scheduled_at >= later.created_at + MINUTE
+        assert updated.scheduled_at >= later.created_at
+
+    def test_a_lease_expires_also_for_a_long_transaction(
+        self, goqueue_store: PostgresStorage, theirs: PostgresStorage
+    ) -> None:
+        theirs.ping()
+        added(goqueue_store)
+        [job] = goqueue_store.claim_jobs("default", "w", lease=ZERO)
+        assert list(theirs.rescue_jobs()) == [job.id]
+        assert theirs.get_job(job.id).scheduled_at >= job.created_at
+
+    def test_a_job_is_old_enough_to_prune_also_for_a_long_transaction(
+        self, goqueue_store: PostgresStorage, theirs: PostgresStorage
+    ) -> None:
+        theirs.ping()
+        dead(goqueue_store)
+        assert theirs.prune_jobs(ZERO) == 1
+
+
+class TestDelete:
+    def test_a_job_whose_failures_cannot_be_deleted_stays(
+        self, goqueue_store: PostgresStorage, goqueue_connection: psycopg.Connection[Any]
+    ) -> None:
+        [job] = claimed(goqueue_store)
+        goqueue_store.fail_job(job, "no")
+        goqueue_connection.execute(
+            "CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'kept'; END $$; "
+            "CREATE TRIGGER keep BEFORE DELETE ON goqueue.job_failures FOR EACH ROW EXECUTE FUNCTION keep()"
+        )
+        with pytest.raises(StorageError, match="kept"):
+            goqueue_store.delete_job(job.id)
+        assert goqueue_store.get_job(job.id).status == JobStatus.PENDING
+        assert len(goqueue_store.list_failures(job.id)) == 1
+
+
+class TestPrune:
+    @pytest.mark.parametrize("status", [JobStatus.PENDING, JobStatus.RUNNING])
+    def test_the_statement_deletes_nothing_unfinished_whatever_it_is_asked_for(
+        self, goqueue_store: PostgresStorage, status: JobStatus
+    ) -> None:
+        [job] = added(goqueue_store)
+        goqueue_store.update_job(job.id, JobUpdate(status=status))
+        values = {"older_than": ZERO, "statuses": [status, JobStatus.DEAD], "job_limit": 10, "kept_ids": []}
+        with goqueue_store._connection() as connection:
+            assert list(goqueue_store._queries.prune_jobs(connection, **values)) == []
+        assert goqueue_store.get_job(job.id).status == status
+
+
+def test_a_claim_takes_none_that_is_not_due_beside_one_that_is(goqueue_store: PostgresStorage) -> None:
+    # In lanes of their own and in one lane: each has its own condition.
+    added(goqueue_store, priority=-1, scheduled_at=datetime.now(UTC) + timedelta(hours=1))
+    [due] = added(goqueue_store)
+    added(goqueue_store, scheduled_at=datetime.now(UTC) + timedelta(hours=1))
+    assert [job.id for job in goqueue_store.claim_jobs("default", "w", limit=10)] == [due.id]
