@@ -50,6 +50,7 @@ _EXAMPLES = {
     "older_than": "'30 days'",
     "queues": "'{default}'",
     "retry_in": "NULL",
+    "transaction_id": "'3'",
     "statuses": "'{completed}'",
     "table_ids": "ARRAY['goqueue.jobs'::regclass]",
     "value": "'off'",

@@ -354,6 +354,7 @@ CROSS JOIN LATERAL (
     ('backoff_base', '10 seconds'),
     ('backoff_factor', '2'),
     ('backoff_max', '1 hour'),
-    ('backoff_jitter', '0.1')
+    ('backoff_jitter', '0.1'),
+    ('transaction_id', '3')
 ) AS v (name, value)
 ORDER BY v.name;
