@@ -107,10 +107,7 @@ class BoundedConnection(Connection[Row]):
                 raise
             self.goqueue_is_late = True
             self.pgconn.finish()
-            raise DeadlineExceededError(
-                f"no answer within {limit or 0:.1f} s: the server, or the network to it, stands still; "
-                "the connection was closed"
-            ) from None
+            raise DeadlineExceededError.after(limit) from None
         except _INTERRUPTS:
             if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
                 self._end(gen, interval)

@@ -20,9 +20,10 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import psycopg
-from psycopg import Connection, pq
+from psycopg import Connection, generators, pq, waiting
 
 from goqueue.errors import ConfigError
+from goqueue.libpq import DeadlineExceededError, Limits
 from goqueue.queries import load_queries, load_statements, shipped_folder
 from goqueue.session import PLANNING
 from goqueue.sqlfiles import Statement, bare, is_outdated, sql_files
@@ -74,13 +75,51 @@ def check_contract(connection: Any, folder: Path | str) -> list[str]:
     loaded, and psycopg's own error when the server can't answer. A reading of files and catalogue: takes no lock that
     outlasts it, and runs nothing.
     """
-    return _compare(connection.pgconn, _changed(folder)).problems
+    return _compare(_Libpq(connection), _changed(folder)).problems
 
 
 def require_contract(connection: Any, folder: Path | str) -> None:
     """`check_contract`, with a `ConfigError` that has all the problems."""
     if problems := check_contract(connection, folder):
         raise ConfigError(problems)
+
+
+class _Libpq:
+    """libpq's own calls on a connection of any kind. Each ends within the connection's limit, as its statements do."""
+
+    def __init__(self, connection: Any) -> None:
+        self._pgconn: Any = connection.pgconn
+        limits: Limits | None = getattr(connection, "goqueue_limits", None)
+        self._limit = None if limits is None else limits.answer
+
+    @property
+    def is_open(self) -> bool:
+        return bool(self._pgconn.status == pq.ConnStatus.OK)
+
+    def exec_(self, command: bytes) -> Any:
+        self._pgconn.send_query(command)
+        return self._result()
+
+    def exec_params(self, command: bytes, values: list[bytes]) -> Any:
+        self._pgconn.send_query_params(command, values)
+        return self._result()
+
+    def prepare(self, name: bytes, command: bytes) -> Any:
+        self._pgconn.send_prepare(name, command)
+        return self._result()
+
+    def describe_prepared(self, name: bytes) -> Any:
+        self._pgconn.send_describe_prepared(name)
+        return self._result()
+
+    def _result(self) -> Any:
+        sent = generators.execute(self._pgconn)
+        try:
+            [result] = waiting.wait(sent, self._pgconn.socket, interval=0.1, timeout=self._limit)
+        except psycopg.errors._WaitTimeout:  # noqa: SLF001 - as psycopg's documentation names it
+            self._pgconn.finish()
+            raise DeadlineExceededError.after(self._limit) from None
+        return result
 
 
 class _Comparison(NamedTuple):
@@ -111,14 +150,14 @@ def _changed(folder: Path | str) -> list[tuple[Statement, Statement]]:
     return [(statement, shipped[name]) for name, statement in given.items() if not statement.same_as(shipped[name])]
 
 
-def _compare(pgconn: Any, changed: Iterable[tuple[Statement, Statement]]) -> _Comparison:
+def _compare(libpq: "_Libpq", changed: Iterable[tuple[Statement, Statement]]) -> _Comparison:
     pairs = list(changed)
-    with _transaction(pgconn) as again:
+    with _transaction(libpq) as again:
         described = [
-            (given, _describe(pgconn, given, again), _describe(pgconn, shipped, again), shipped)
+            (given, _describe(libpq, given, again), _describe(libpq, shipped, again), shipped)
             for given, shipped in pairs
         ]
-        names = _Names(pgconn, [one for _, given, shipped, _ in described for one in (given, shipped)])
+        names = _Names(libpq, [one for _, given, shipped, _ in described for one in (given, shipped)])
     found = _Comparison([], [], [], [])
     for given, got, expected, shipped in described:
         where = f"{given.file}, query {given.name}"
@@ -185,13 +224,13 @@ def _differences(
 class _Names:
     """The names of the types and columns that some descriptions mention."""
 
-    def __init__(self, pgconn: Any, described: list[_Described]) -> None:
+    def __init__(self, libpq: "_Libpq", described: list[_Described]) -> None:
         types = {kind for one in described for kind in (*one.parameters, *(kind for _, kind in one.columns))}
         tables = {table for one in described for table, _ in one.origins if table}
-        self.types = {int(key): name for key, name in _ask(pgconn, "describe_types", types)}
+        self.types = {int(key): name for key, name in _ask(libpq, "describe_types", types)}
         self.columns = {
             (int(table), int(number)): (name, nullable == "t")
-            for table, number, name, nullable in _ask(pgconn, "describe_columns", tables)
+            for table, number, name, nullable in _ask(libpq, "describe_columns", tables)
         }
 
     def compare_origins(self, got: _Described, expected: _Described) -> tuple[list[str], list[str]]:
@@ -217,24 +256,25 @@ class _Names:
 
 
 @contextmanager
-def _transaction(pgconn: Any) -> Iterator[Any]:
+def _transaction(libpq: "_Libpq") -> Iterator[Any]:
     """A transaction for several answers of one server (pgbouncer), rolled back; gives what begins another."""
 
     def begin() -> None:
-        pgconn.exec_(b"ROLLBACK")
-        _check(pgconn.exec_(b"BEGIN READ ONLY"))
+        libpq.exec_(b"ROLLBACK")
+        _check(libpq.exec_(b"BEGIN READ ONLY"))
 
-    _check(pgconn.exec_(b"BEGIN READ ONLY"))
+    _check(libpq.exec_(b"BEGIN READ ONLY"))
     try:
         yield begin
     finally:
-        pgconn.exec_(b"ROLLBACK")
+        if libpq.is_open:
+            libpq.exec_(b"ROLLBACK")
 
 
-def _describe(pgconn: Any, statement: Statement, again: Any) -> _Described:
-    described = pgconn.prepare(b"", statement.text.encode())
+def _describe(libpq: "_Libpq", statement: Statement, again: Any) -> _Described:
+    described = libpq.prepare(b"", statement.text.encode())
     if described.status == pq.ExecStatus.COMMAND_OK:
-        described = pgconn.describe_prepared(b"")
+        described = libpq.describe_prepared(b"")
     if described.status != pq.ExecStatus.COMMAND_OK:
         error = psycopg.errors.error_from_result(described)
         # 42: the statement's own fault; 22: a literal's; 0A: what the server has not. All else is the server's.
@@ -259,10 +299,10 @@ def _at(text: str, position: str | None) -> str:
     return f" (in the line `{line if len(line) <= 80 else line[:79] + '…'}`)"
 
 
-def _ask(pgconn: Any, query: str, ids: Iterable[int | str]) -> list[tuple[str, ...]]:
+def _ask(libpq: "_Libpq", query: str, ids: Iterable[int | str]) -> list[tuple[str, ...]]:
     """The rows of a query of checks.sql for ids or plain names, as text."""
     array = "{" + ",".join(map(str, ids)) + "}"
-    result = pgconn.exec_params(shipped_statements()[query].text.encode(), [array.encode()])
+    result = libpq.exec_params(shipped_statements()[query].text.encode(), [array.encode()])
     _check(result)
     return [
         tuple((result.get_value(row, column) or b"").decode() for column in range(result.nfields))
@@ -270,10 +310,10 @@ def _ask(pgconn: Any, query: str, ids: Iterable[int | str]) -> list[tuple[str, .
     ]
 
 
-def alone(pgconn: Any, text: str) -> None:
+def alone(connection: Any, text: str) -> None:
     """Run one statement of ours that has a folder's text in it, by the extended protocol: the server refuses the whole
     of it where that text holds more than one statement."""
-    _check(pgconn.exec_params(text.encode(), []))
+    _check(_Libpq(connection).exec_params(text.encode(), []))
 
 
 def _check(result: Any) -> None:
@@ -283,8 +323,9 @@ def _check(result: Any) -> None:
 
 def refusal(connection: Any, statement: Statement) -> str:
     """Why the server of this connection does not accept the statement; nothing when it does."""
-    with _transaction(connection.pgconn) as again:
-        return _describe(connection.pgconn, statement, again).error
+    libpq = _Libpq(connection)
+    with _transaction(libpq) as again:
+        return _describe(libpq, statement, again).error
 
 
 # --- what `goqueue check` asks besides ------------------------------------------------------------------------------
@@ -335,7 +376,7 @@ def examine(connection: Connection[Any], folder: Path | str) -> tuple[Proof, Fit
         if (export := is_outdated(file, shipped))
     ]
     pairs = _changed(folder)
-    found = _compare(connection.pgconn, pairs)
+    found = _compare(_Libpq(connection), pairs)
     problems, unproved = list(found.problems), list(found.unproved)
     sound = []
     for statement, types in found.taken:
@@ -356,7 +397,7 @@ def examine(connection: Connection[Any], folder: Path | str) -> tuple[Proof, Fit
             refused = got if isinstance(got, psycopg.Error) else expected
             unproved.append(f"{where}: its plan can't be had: {refused}")
             continue
-        volatile = _ask(connection.pgconn, "list_volatile_functions", got.functions - expected.functions)
+        volatile = _ask(_Libpq(connection), "list_volatile_functions", got.functions - expected.functions)
         if not volatile:
             run[statement.name] = statement
         problems += [
@@ -407,21 +448,27 @@ class _References(NamedTuple):
 
 @cache
 def _migrated() -> frozenset[str]:
-    """The names of the tables, views, functions and types that the migrations make."""
+    """The names of the tables, views, functions and types that the migrations make; functions with their arguments'
+    types."""
     things = json.loads((shipped_folder("migrations") / "schema.json").read_text(encoding="utf-8"))
-    return frozenset(f"goqueue.{name}" for kind, name, *_ in things if kind in ("table", "function", "type"))
+    # An argument stands there with its name: delete_unreferenced_jobs(ids uuid[]).
+    return frozenset(
+        "goqueue." + re.sub(r"([(,] ?)\w+ ", r"\1", name)
+        for kind, name, *_ in things
+        if kind in ("table", "function", "type")
+    )
 
 
 def _references(connection: Connection[Any], statement: Statement, types: tuple[int, ...]) -> _References:
     """Ask the server, whose parser alone knows what a name means: a function with the statement for its body, made and
     rolled back, depends on all that the statement names, whatever a planner would drop from it."""
     queries = load_queries()
-    names = {int(key): name for key, name in _ask(connection.pgconn, "describe_types", types)}
+    names = {int(key): name for key, name in _ask(_Libpq(connection), "describe_types", types)}
     arguments = ", ".join(names[kind] for kind in types)
     try:
         with connection.transaction(force_rollback=True):
             alone(
-                connection.pgconn,
+                connection,
                 f"CREATE FUNCTION pg_temp.{_CHECK}({arguments}) RETURNS void LANGUAGE sql "
                 f"BEGIN ATOMIC {statement.text}\n; END",
             )
@@ -435,7 +482,9 @@ def _references(connection: Connection[Any], statement: Statement, types: tuple[
     added = [
         f"{kind} {name}"
         for kind, name, schema in rows
-        if schema == "goqueue" and kind != "index" and name.removesuffix("[]") not in _migrated()
+        if schema == "goqueue"
+        and kind != "index"
+        and name.replace("pg_catalog.", "").removesuffix("[]") not in _migrated()
     ]
     return _References(
         foreign,
@@ -573,7 +622,7 @@ def _explained(
         for name, value in settings.items():
             load_queries().set_local(connection, name=name, value=value)
         # A prepared statement and EXECUTE, because EXPLAIN (GENERIC_PLAN) came with PostgreSQL 16.
-        alone(connection.pgconn, f"PREPARE {_CHECK} AS {statement.text}")
+        alone(connection, f"PREPARE {_CHECK} AS {statement.text}")
         try:
             # Within, so that what follows an error can still be sent.
             with connection.transaction(force_rollback=True):

@@ -293,7 +293,7 @@ class Explainer:
         note = self.notes[name]
         if name not in self._prepared:
             types = f"({', '.join(note.types[parameter] for parameter in note.parameters)})" if note.parameters else ""
-            alone(self.connection.pgconn, f"PREPARE {self._prefix}{name} {types} AS {note.statement}")
+            alone(self.connection, f"PREPARE {self._prefix}{name} {types} AS {note.statement}")
             self._prepared.add(name)
         arguments = sql.SQL(", ").join(sql.Literal(values[parameter]) for parameter in note.parameters)
         statement = sql.SQL("{}EXECUTE {}{}").format(

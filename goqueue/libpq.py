@@ -18,6 +18,13 @@ _HOSTS = ("host", "hostaddr", "port", "target_session_attrs", "load_balance_host
 class DeadlineExceededError(psycopg.OperationalError):
     """No answer came in time, and the connection was closed. What had been sent may have been carried out."""
 
+    @classmethod
+    def after(cls, seconds: float | None) -> "DeadlineExceededError":
+        return cls(
+            f"no answer within {seconds or 0:.1f} s: the server, or the network to it, stands still; "
+            "the connection was closed"
+        )
+
 
 class Limits(NamedTuple):
     """The longest waits of a connection, in seconds; None for no limit."""

@@ -492,10 +492,10 @@ class TestBound:
 
 
 async def test_a_connection_of_the_other_kind_is_refused(goqueue_database: str, goqueue_connection: Any) -> None:
-    with pytest.raises(InvalidJobError, match=r"connection must be an AsyncConnection, not .*\(Connection\)"):
+    with pytest.raises(InvalidJobError, match=r"must be a psycopg.AsyncConnection .*not psycopg.Connection;"):
         AsyncPostgresStorage.bound_to(goqueue_connection)
     async with await psycopg.AsyncConnection.connect(goqueue_database) as connection:
-        with pytest.raises(InvalidJobError, match=r"connection must be a Connection, not .*\(AsyncConnection\)"):
+        with pytest.raises(InvalidJobError, match=r"must be a psycopg.Connection .*not psycopg.AsyncConnection;"):
             PostgresStorage.bound_to(connection)  # type: ignore[arg-type]
 
 

@@ -445,7 +445,9 @@ def test_definitions_are_compared_whatever_the_databases_defaults(
 
 
 def test_many_reasons_why_statements_fail_are_one_finding(goqueue_connection: Connection) -> None:
-    goqueue_connection.execute("ALTER TABLE goqueue.jobs DROP COLUMN lease_token, DROP COLUMN lease_expires_at CASCADE")
+    goqueue_connection.execute(
+        "ALTER TABLE goqueue.jobs DROP COLUMN lease_token CASCADE, DROP COLUMN lease_expires_at CASCADE"
+    )
     found = finding(goqueue_connection, "grants")
     assert re.fullmatch(r"\d+ statements can't be run, for \d reasons", found.found)
     assert found.do == "mend what the checks schema and queries find"
@@ -1033,7 +1035,7 @@ def test_a_folder_can_be_exported_tuned_and_checked(run: Run, monkeypatch: pytes
     assert [file.name for file in Path("mine").iterdir()] == ["jobs.sql"]
     assert run("sql", "diff", "mine") == (0, "", "jobs.sql: as shipped\n")
     monkeypatch.setenv("GOQUEUE_DATABASE_SQL_DIR", "mine")
-    assert "queries     mine: all as shipped\n" in run("check").out
+    assert f"queries     {Path('mine').resolve()}: all as shipped\n" in run("check").out
 
     file = Path("mine/jobs.sql")
     file.write_text(file.read_text("utf-8").replace("    j.job_type,", "    j.job_type AS foo,"))
@@ -1044,7 +1046,7 @@ def test_a_folder_can_be_exported_tuned_and_checked(run: Run, monkeypatch: pytes
     assert "failed: wrong/jobs.sql, query get_job: column 3 is 'foo text', expected 'job_type text'" in result.out
     difference = run("sql", "diff")
     assert difference.err == "jobs.sql: changed here\n"
-    assert difference.out.startswith("--- shipped/jobs.sql\n+++ mine/jobs.sql\n@@ ")
+    assert difference.out.startswith(f"--- shipped/jobs.sql\n+++ {file.resolve()}\n@@ ")
     assert "\n-    j.job_type,\n+    j.job_type AS foo,\n" in difference.out
 
     refused = run("sql", "export", "mine")

@@ -24,6 +24,7 @@ from goqueue import AsyncPostgresStorage, DatabaseConfig, NewJob, PostgresStorag
 from goqueue.embedded import EmbeddedServer
 from goqueue.libpq import DeadlineExceededError
 from goqueue.migrate import migrate
+from goqueue.queries import shipped_folder
 from goqueue.session import deadlines
 from tests.tunnel import Tunnel
 from tests.ways import Way, opened
@@ -179,6 +180,17 @@ class TestConnecting:
         url = make_conninfo(tunnel.url, host=",".join(["127.0.0.1"] * 5))
         with given_up(), opened(way, limited(url)):
             pass
+
+    @pytest.mark.parametrize("sent", [b"BEGIN READ ONLY", b"j.job_type, 0 AS", b"describe_types"])
+    def test_opening_with_a_folder_at_each_moment_of_its_proof(
+        self, way: str, tunnel: Tunnel, tmp_path: Path, sent: bytes
+    ) -> None:
+        text = (shipped_folder("sql") / "jobs.sql").read_text("utf-8")
+        (tmp_path / "jobs.sql").write_text(text.replace("    j.job_type,", "    j.job_type, 0 AS extra,"))
+        tunnel.freeze_at(sent)
+        with given_up() as caught, opened(way, limited(tunnel.url, sql_dir=str(tmp_path))):
+            pass
+        assert isinstance(caught.value.__cause__, DeadlineExceededError)
 
     @pytest.mark.parametrize("named", ["in the URL", "in a service"])
     def test_a_silent_host_leaves_time_for_the_next(

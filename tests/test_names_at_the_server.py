@@ -18,8 +18,8 @@ from goqueue.catalogue import psql_text, read_columns, read_notes
 from goqueue.contract import prove_contract
 from goqueue.embedded import EmbeddedServer
 from goqueue.migrate import migrate
-from goqueue.queries import load_queries, shipped_folder
-from goqueue.sqlfiles import APART, read_statements
+from goqueue.queries import load_queries, load_statements, shipped_folder
+from goqueue.sqlfiles import APART
 from tests.ways import WAYS, Way, opened
 
 HOUR = timedelta(hours=1)
@@ -152,7 +152,7 @@ def test_every_statement_has_the_same_numbers_at_the_server_and_in_each_command(
     folder = turned_round if changed else None
     queries = load_queries(str(folder) if folder else None)
     notes = {note.name: note for note in read_notes(folder) if note.can_be_prepared and note.name not in OF_EXTENSIONS}
-    checked = read_statements(folder, shipped_folder("sql"))
+    checked = load_statements(folder)
     with psycopg.connect(goqueue_database, autocommit=True, prepare_threshold=0) as connection:
         for name, note in notes.items():
             with suppress(psycopg.Error):  # what it makes of no values is of no interest here
@@ -167,8 +167,7 @@ def test_every_statement_has_the_same_numbers_at_the_server_and_in_each_command(
         assert at_the_server[name] == plain(note.statement), name
         shown = psql_text(note, read_columns()).partition(" AS\n")[2].partition("\n\n-- To run")[0]
         assert at_the_server[name] == plain(shown), name
-        untagged = [word for word in at_the_server[name] if word not in ("/*", f"goqueue:{name}", "*/")]
-        assert untagged == plain(checked[name].text), name
+        assert at_the_server[name] == plain(checked[name].text), name
         assert checked[name].parameters == note.parameters
 
 
@@ -221,6 +220,6 @@ def test_a_folder_that_declares_parameters_in_another_order_keeps_the_contract(
 
 
 def test_swapped_in_the_declaration_and_in_the_text_is_another_statement(turned_round: Path) -> None:
-    ours, shipped = (read_statements(one, shipped_folder("sql")) for one in (turned_round, None))
+    ours, shipped = (load_statements(one) for one in (turned_round, None))
     text = ours["heartbeat_jobs"]._replace(text=shipped["heartbeat_jobs"].text)
     assert not text.same_as(shipped["heartbeat_jobs"])

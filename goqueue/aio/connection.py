@@ -109,10 +109,7 @@ class AsyncBoundedConnection(AsyncConnection[Row]):
                 raise
             self.goqueue_is_late = True
             self.pgconn.finish()
-            raise DeadlineExceededError(
-                f"no answer within {limit or 0:.1f} s: the server, or the network to it, stands still; "
-                "the connection was closed"
-            ) from None
+            raise DeadlineExceededError.after(limit) from None
         except _INTERRUPTS:
             if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
                 await to_the_end(self._end(gen, interval))

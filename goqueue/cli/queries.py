@@ -51,7 +51,7 @@ from goqueue.explain import (
     scratch_database,
     seed,
 )
-from goqueue.pool import open_connection
+from goqueue.pool import connect
 from goqueue.queries import load_queries
 from goqueue.session import identity
 
@@ -138,7 +138,7 @@ def _show_times(config: DatabaseConfig, as_json: bool) -> None:
     names = ("name", "calls", "total_ms", "mean_ms", "max_ms", "rows", "pages", "share")
     try:
         queries = load_queries()
-        with open_connection(config, queries) as connection:
+        with connect(config) as connection:
             counted = [dict(zip(names, row, strict=True)) for row in queries.statement_times(connection)]
     except (psycopg.errors.UndefinedTable, psycopg.errors.ObjectNotInPrerequisiteState) as error:
         raise SchemaError(
