@@ -1,5 +1,5 @@
 """Applies the migrations by pgmigrate's rules, lists them, takes them back. Imports psycopg, yaml and
-goqueue.config, errors, secret and sqlfiles.
+goqueue.config, dberrors, errors, secret and sqlfiles.
 
 `pgmigrate migrate` does the same with the same files, table and lock, and each continues what the other has begun. It
 isn't called from here, because it requires psycopg2, which pip has to compile. The SQL here is limited to pgmigrate's
@@ -21,7 +21,8 @@ import yaml
 from psycopg import Connection, sql
 
 from goqueue.config import DatabaseConfig
-from goqueue.errors import ConfigError, GoQueueError
+from goqueue.dberrors import translate
+from goqueue.errors import ConfigError, ConnectionRejectedError, GoQueueError
 from goqueue.secret import Secret, connect
 from goqueue.sqlfiles import split
 
@@ -355,7 +356,8 @@ def _text(file: Path) -> str:
 
 @contextmanager
 def _connected(conninfo: Secret) -> Iterator[Connection[Any]]:
-    """A connection that commits each statement by itself. Raises MigrationError for whatever fails on it."""
+    """A connection that commits each statement by itself. Raises ConnectionRejectedError for one that no second attempt
+    gets, MigrationError for whatever else fails."""
     problem = ""
     try:
         DatabaseConfig(url=conninfo)
@@ -399,7 +401,9 @@ def _failing(what: str, hint: str = "", end: str = "") -> Iterator[None]:
         raise _migration_error(error, what, hint, end) from error
 
 
-def _migration_error(error: psycopg.Error, what: str, hint: str = "", end: str = "") -> MigrationError:
+def _migration_error(error: psycopg.Error, what: str, hint: str = "", end: str = "") -> GoQueueError:
+    if isinstance(rejected := translate(error), ConnectionRejectedError):
+        return rejected
     text = f"{what}: {str(error).strip()}"
     if hint and isinstance(error, psycopg.errors.InsufficientPrivilege):
         text += f"\n{hint}"

@@ -13,6 +13,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from goqueue import ConnectionRejectedError
 from goqueue import migrate as runner
 from goqueue.migrate import MigrationError, list_migrations, migrate, migrations_dir, migrations_hash, undo
 from goqueue.pytest_plugin import DatabaseServer, DatabaseUrl, _database_url
@@ -102,7 +103,7 @@ def test_without_a_conninfo_the_environment_names_the_database(
     migrate(base_dir=base)
     monkeypatch.setenv("PGDATABASE", "no_such_database")
     migrate(database, base_dir=base)  # what is given goes before the environment
-    with pytest.raises(MigrationError, match='database "no_such_database" does not exist'):
+    with pytest.raises(ConnectionRejectedError, match='database "no_such_database" does not exist'):
         migrate(base_dir=base)
 
 

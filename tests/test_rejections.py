@@ -299,6 +299,10 @@ def test_commands_end_with_status_2_and_point_to_the_settings(
         assert "password authentication failed" in result.err
         assert "`goqueue config` shows" in result.err
         assert "goqueue db start" not in result.err
+    for command in (["migrate"], ["migrate", "--list"], ["migrate", "--undo-to", "5", "--yes"]):
+        result = commands(*command)
+        assert (result.code, result.out) == (2, ""), command
+        assert "password authentication failed" in result.err
     monkeypatch.setenv("GOQUEUE_DATABASE_URL", make_conninfo(guarded.url, user="full_role"))
     result = commands("jobs", "list")
     assert result.code == 1
