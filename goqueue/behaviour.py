@@ -22,12 +22,12 @@ from psycopg.pq import TransactionStatus
 from goqueue.cases import CASES, NAMES, Case, Stage, populate
 from goqueue.config import DatabaseConfig
 from goqueue.contract import refusal
-from goqueue.models import Job, JobStatus, JobUpdate
+from goqueue.models import Job, JobStatus
 from goqueue.pool import connect
 from goqueue.postgres import PostgresStorage
 from goqueue.queries import load_queries, load_statements
 
-__all__ = ["NOT_COMPARED", "Proven", "compare_behaviour"]
+__all__ = ["NOT_COMPARED", "Proven", "Shown", "compare_behaviour"]
 
 #: What no comparison of a few runs can show; said of every folder that passes.
 NOT_COMPARED = (
@@ -38,7 +38,9 @@ NOT_COMPARED = (
 _KILO = timedelta(seconds=1000)
 # A statement that takes longer has an end all the same.
 _STATEMENT_SECONDS = 10
-_POLL_SECONDS = 0.005
+_POLL_SECONDS = 0.001
+# The jobs are made anew before the times in them, as seen from now, are other than before by what is compared.
+_FRESH = timedelta(seconds=30)
 # A statement that takes so much longer on two dozen jobs is told, whatever the machine is busy with.
 _SLOW_SECONDS = 2.0
 # So many differences of a query are shown.
@@ -77,19 +79,27 @@ class _Observed(NamedTuple):
 
 
 class _Theatre:
-    """Three sessions on a scratch database: one runs the case, one is the other client, one looks on."""
+    """Four sessions on a scratch database: one runs the case, one is the other client, one looks on, and one is in a
+    transaction that is older than all jobs."""
 
-    def __init__(self, actor: Connection[Any], other: Connection[Any], onlooker: Connection[Any]) -> None:
-        self.actor, self.other, self.onlooker = actor, other, onlooker
+    def __init__(
+        self, actor: Connection[Any], other: Connection[Any], onlooker: Connection[Any], elder: Connection[Any]
+    ) -> None:
+        self.actor, self.other, self.onlooker, self.elder = actor, other, onlooker, elder
         self._queries = load_queries()
         self._pool = ThreadPoolExecutor(1)
         self._populated = datetime.max.replace(tzinfo=UTC)
         self.jobs: dict[str, Job] = {}
         self._times: dict[datetime, str] = {}
         self._rows: list[tuple[str, dict[str, Any]]] = []
+        self._kept: dict[str, str] = {}
+        self._old = ExitStack()
 
     def close(self) -> None:
+        """Leave the tables empty."""
         self._pool.shutdown()
+        self._old.close()
+        self._queries.empty_tables(self.onlooker)
 
     def now(self) -> datetime:
         now: datetime = self._queries.tell_time(self.onlooker)
@@ -97,17 +107,34 @@ class _Theatre:
 
     def populate(self) -> None:
         """Make the tables what every case starts from."""
+        self._old.close()
+        self._old.enter_context(self._open(self.elder))
         self._queries.empty_tables(self.onlooker)
         self._populated = self.now()
         self.jobs = populate(_Bound(self.onlooker, self._queries), self.onlooker, self._populated)
+        texts: dict[str, list[str]] = {"jobs": [], "job_failures": []}
+        for table, fields in self._queries.list_rows(self.onlooker):
+            texts[table].append(fields)
+        self._kept = {table: f"[{','.join(rows)}]" for table, rows in texts.items()}
         self._rows = self._read_rows(self.onlooker)
+        self._restore()
         times = {datetime.fromisoformat(value) for _, row in self._rows for value in row.values() if _is_time(value)}
         self._times = {moment: f"the time {rank}" for rank, moment in enumerate(sorted(times))}
+
+    def refresh(self) -> None:
+        """Make the jobs anew if they have aged."""
+        if self.now() - self._populated > _FRESH:
+            self.populate()
+
+    def _restore(self) -> None:
+        """Make the rows again that `populate` has made."""
+        self._queries.empty_tables(self.onlooker)
+        list(self._queries.restore_rows(self.onlooker, **self._kept))
 
     def _read_rows(self, connection: Connection[Any]) -> list[tuple[str, dict[str, Any]]]:
         return [(table, json.loads(fields)) for table, fields in self._queries.list_rows(connection)]
 
-    # The ways to run a case. Each leaves the tables as `populate` has made them.
+    # The ways to run a case. Each leaves the rows as `populate` has made them.
 
     def alone(self, case: Case, queries: Any) -> _Observed:
         """In a transaction, with nobody else about: what it returns, changes, locks and sets."""
@@ -176,18 +203,17 @@ class _Theatre:
                     aspects["leaves the rows"] = self._changes(start)
         finally:
             self._release()
-            self.populate()
+            self._restore()
         return _Observed(aspects)
 
     def after_its_start(self, case: Case, queries: Any) -> _Observed:
         """In a transaction that is older than all jobs: what counts is the time of the statement."""
-        with self._open(self.actor):
-            self.populate()
-            start = self.now()
-            aspects = {"returns": self._plain(self._call(case, queries), start)}
-            if self.actor.info.transaction_status == TransactionStatus.INTRANS:
-                aspects["leaves the rows"] = self._changes(start)
-        self._release()
+        start = self.now()
+        with self._open(self.elder):
+            aspects = {"returns": self._plain(self._call(case, queries, self.elder), start)}
+            if self.elder.info.transaction_status == TransactionStatus.INTRANS:
+                aspects["leaves the rows"] = self._changes(start, self.elder)
+        self._queries.release_advisory_locks(self.elder)
         return _Observed(aspects)
 
     # Their parts.
@@ -197,15 +223,16 @@ class _Theatre:
         with connection.transaction(force_rollback=True):
             yield
 
-    def _call(self, case: Case, queries: Any) -> Any:
-        """What the case's call returns or raises."""
+    def _call(self, case: Case, queries: Any, session: Connection[Any] | None = None) -> Any:
+        """What the case's call returns or raises, in the actor's session or this one."""
+        actor = session or self.actor
 
         def run(name: str, **values: Any) -> Any:
-            result = getattr(queries, name)(self.actor, **values)
+            result = getattr(queries, name)(actor, **values)
             return sorted(result, key=str) if isinstance(result, Iterator) else result
 
         try:
-            return case(Stage(_Bound(self.actor, queries), self.jobs, run, self._populated))
+            return case(Stage(_Bound(actor, queries), self.jobs, run, self._populated))
         except Exception as error:  # noqa: BLE001 - whatever the method makes of the rows is its outcome
             return error
 
@@ -226,12 +253,7 @@ class _Theatre:
 
     def _lock(self, ids: Iterable[UUID]) -> None:
         """Locks jobs as a holder's statement does."""
-        wanted = set(ids)
-        # The shipped get_jobs locks nothing; a change that changes nothing does.
-        store = _Bound(self.other, self._queries)
-        for job in self.jobs.values():
-            if job.id in wanted:
-                store.update_job(job.id, JobUpdate(priority=job.priority))
+        list(self._queries.lock_jobs(self.other, ids=list(ids)))
 
     def _held_locks(self) -> list[str]:
         pid = self.actor.info.backend_pid
@@ -241,10 +263,10 @@ class _Theatre:
         """Give back what outlasts a transaction."""
         self._queries.release_advisory_locks(self.actor)
 
-    def _changes(self, start: datetime) -> dict[str, Any]:
-        """The rows that are other than before, in the actor's transaction."""
+    def _changes(self, start: datetime, session: Connection[Any] | None = None) -> dict[str, Any]:
+        """The rows that are other than before, in the transaction of the actor or this session."""
         before = {_key(table, row): row for table, row in self._rows}
-        now = {_key(table, row): row for table, row in self._read_rows(self.actor)}
+        now = {_key(table, row): row for table, row in self._read_rows(session or self.actor)}
         return {
             f"{_shown_key(key)}": "(deleted)" if key not in now else self._plain(now[key], start)
             for key in sorted(before.keys() | now.keys())
@@ -322,14 +344,14 @@ class Proven(NamedTuple):
 
 @contextmanager
 def _theatre(scratch: Connection[Any]) -> Iterator[_Theatre]:
-    """Three sessions such as the store opens, on the database of ``scratch``."""
+    """Four sessions such as the store opens, on the database of ``scratch``."""
     url = make_conninfo(scratch.info.dsn, password=scratch.info.password or None)
     limit = timedelta(seconds=_STATEMENT_SECONDS)
     short = DatabaseConfig(
         url=url, statement_timeout=limit, lock_timeout=timedelta(), idle_in_transaction_timeout=limit * 9
     )
-    with connect(short) as actor, connect(short) as other, connect(short) as onlooker:
-        theatre = _Theatre(actor, other, onlooker)
+    with connect(short) as actor, connect(short) as other, connect(short) as onlooker, connect(short) as elder:
+        theatre = _Theatre(actor, other, onlooker, elder)
         try:
             yield theatre
         finally:
@@ -337,14 +359,20 @@ def _theatre(scratch: Connection[Any]) -> Iterator[_Theatre]:
 
 
 def compare_behaviour(
-    scratch: Connection[Any], folder: str, names: Iterable[str], report: Callable[[str], None] = lambda _: None
+    scratch: Connection[Any],
+    folder: str,
+    names: Iterable[str],
+    report: Callable[[str], None] = lambda _: None,
+    shipped: "Shown | None" = None,
 ) -> Proven:
     """Run these queries of the folder, and the shipped ones, in every case that `CASES` has for them.
 
     ``scratch`` is a connection to an empty scratch database that has all migrations; all its jobs are lost. Each query
-    is run among the shipped ones, so that a difference is its own.
+    is run among the shipped ones, so that a difference is its own. What those do is looked at once in each way;
+    ``shipped`` hands it on from one call to the next on the same server.
     """
     found = Proven({}, [], [])
+    shipped = {} if shipped is None else shipped
     if list(load_queries().list_rows(scratch)):
         raise ValueError("goqueue.jobs has rows, expected an empty scratch database")
     with _theatre(scratch) as theatre:
@@ -359,37 +387,50 @@ def compare_behaviour(
                 continue
             report(name)
             theatre.populate()
+            mixed = _Mixed(name, folder)
             found.runs[name] = 0
             differences: list[str] = []
             for case in cases:
-                for way, shipped, own in _runs(theatre, case, name, folder):
+                theatre.refresh()
+                is_slow = False
+                for way, expected, own in _runs(theatre, case, mixed, shipped):
                     found.runs[name] += 1
-                    if difference := _difference(shipped.aspects, own.aspects):
+                    if difference := _difference(expected, own):
                         differences.append(f"query {name}, {case.title}{way}: {difference}")
+                        is_slow = "takes" in own  # no need to wait for it again
                         break  # the other ways show the same again
-                if len(differences) == _SHOWN:
+                if len(differences) == _SHOWN or is_slow:
                     break
             found.problems.extend(differences)
     return found
 
 
-def _runs(theatre: _Theatre, case: Case, name: str, folder: str) -> Iterator[tuple[str, _Observed, _Observed]]:
-    """Each way to run a case, with what the shipped query shows and what the folder's shows."""
-    both = (_Mixed(name, None), _Mixed(name, folder))
+#: What the shipped queries show, by the case and the way it was run in.
+Shown = dict[tuple[Case, str], _Observed]
 
-    def compared(way: str, run: Callable[[Case, Any], _Observed]) -> tuple[str, _Observed, _Observed]:
-        shipped, own = (run(case, queries) for queries in both)
-        return way, shipped, own
 
-    first = compared("", theatre.alone)
-    _, shipped, own = first
+def _runs(
+    theatre: _Theatre, case: Case, mixed: _Mixed, shown: Shown
+) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
+    """Each way to run a case, with what the shipped queries show and what those with the folder's show."""
+
+    def of_shipped(way: str, run: Callable[[Case, Any], _Observed]) -> _Observed:
+        if (case, way) not in shown:
+            shown[case, way] = run(case, load_queries())
+        return shown[case, way]
+
+    def compared(way: str, run: Callable[[Case, Any], _Observed]) -> tuple[str, Mapping[str, Any], Mapping[str, Any]]:
+        return way, of_shipped(way, run).aspects, run(case, mixed).aspects
+
+    shipped, own = of_shipped("", theatre.alone), theatre.alone(case, mixed)
+    expected, got = shipped.aspects, own.aspects
     if own.seconds > shipped.seconds + _SLOW_SECONDS:
         # Once more, since the machine may be busy with something else.
-        seconds = min(own.seconds, theatre.alone(case, both[1]).seconds)
+        seconds = min(own.seconds, theatre.alone(case, mixed).seconds)
         if seconds > shipped.seconds + _SLOW_SECONDS:
-            own.aspects["takes"] = f"{seconds:.1f} s"
-            shipped.aspects["takes"] = f"{shipped.seconds:.1f} s"
-    yield first
+            got = {**got, "takes": f"{seconds:.1f} s"}
+            expected = {**expected, "takes": f"{shipped.seconds:.1f} s"}
+    yield "", expected, got
     everything = [job.id for job in theatre.jobs.values()]
     locked = ", while another session has locked"
     yield compared(f"{locked} every job", partial(theatre.beside_locks, locked=everything))

@@ -37,6 +37,7 @@ IDS = {
             "due 3", "due 1", "due 2", "twin 2", "twin 1", "urgent", "late priority", "future", "other queue",
             "not due", "held 2", "held 1", "held 3", "claimed twice", "expired", "expired at its last attempt",
             "completed", "completed 2", "dead", "cancelled", "failed twice", "just due", "absent", "new 1", "new 2",
+            "at the highest token",
         ),
         1,
     )
@@ -53,7 +54,7 @@ def _new(now: datetime, name: str, queue: str, due: float, **fields: Any) -> New
 def populate(store: PostgresStorage, connection: Connection[Any], now: datetime) -> dict[str, Job]:
     """Make jobs of every kind, by the shipped statements; return them by name.
 
-    ``store`` is bound to ``connection``. Queries: backdate_jobs, and those of the methods.
+    ``store`` is bound to ``connection``. Queries: backdate_jobs, wear_out_tokens, and those of the methods.
     """
     new = partial(_new, now)
     for job in (
@@ -77,6 +78,7 @@ def populate(store: PostgresStorage, connection: Connection[Any], now: datetime)
         new("dead", "dead", -1, max_attempts=1),
         new("cancelled", "cancelled", -1),
         new("failed twice", "failed", -1),
+        new("at the highest token", "worn", -1),
         NewJob(id=IDS["just due"], queue="a", job_type="type 1"),
     ):
         store.create_job(job)
@@ -93,6 +95,7 @@ def populate(store: PostgresStorage, connection: Connection[Any], now: datetime)
         store.fail_job(held, f"{queue}: no answer in {retry_in}", retry_in=retry_in)
     store.cancel_jobs(IDS["cancelled"])
     list(load_queries().backdate_jobs(connection, ids=[IDS["completed 2"]], age=timedelta(hours=2)))
+    list(load_queries().wear_out_tokens(connection, ids=[IDS["at the highest token"]]))
     return {NAMES[job.id]: job for job in store.list_jobs(limit=1000).jobs}
 
 
@@ -227,6 +230,10 @@ _UPDATES: dict[str, tuple[str, Callable[[Stage], JobUpdate]]] = {
     "a dead job to pending": ("dead", lambda _: JobUpdate(status=JobStatus.PENDING)),
     "a cancelled job to pending": ("cancelled", lambda _: JobUpdate(status=JobStatus.PENDING)),
     "a completed job to pending": ("completed", lambda _: JobUpdate(status=JobStatus.PENDING)),
+    "a job with the highest token to running": (
+        "at the highest token",
+        lambda _: JobUpdate(status=JobStatus.RUNNING, locked_by="by hand"),
+    ),
     "a dead job to running": ("dead", lambda _: JobUpdate(status=JobStatus.RUNNING, locked_by="by hand")),
     "a key that another job has": ("due 1", lambda _: JobUpdate(idempotency_key="done")),
     "a job that is absent": ("absent", lambda _: JobUpdate(priority=1)),
@@ -240,6 +247,7 @@ _CLAIMS: dict[str, tuple[Any, int]] = {
     "more than are due": (["a", "b"], 100),
     "of a queue whose jobs run": (["held", "expired", "done", "dead", "cancelled", "failed"], 100),
     "of an unknown queue": ("nowhere", 1),
+    "of a queue whose job has the highest token": ("worn", 1),
 }
 
 
@@ -296,6 +304,23 @@ def _reading() -> Iterator[Case]:
     )
     yield Case("get_session", ("get_session",), lambda stage: stage.run("get_session", backend_pid=0))
     yield Case("announce_listener", ("announce_listener",), lambda stage: stage.run("announce_listener"))
+    yield Case(
+        "find_listener_blockers when there are none",
+        ("find_listener_blockers",),
+        lambda stage: stage.run("find_listener_blockers"),
+    )
+    yield Case(
+        "find_listener_blockers after announce_listener, whose lock is shared",
+        ("find_listener_blockers",),
+        lambda stage: [stage.run("announce_listener"), stage.run("find_listener_blockers")],
+    )
+    for queues in (["a", "b"], []):
+        yield Case(
+            f"wake_listeners of {len(queues)} queues",
+            ("wake_listeners",),
+            lambda stage, queues: stage.run("wake_listeners", queues=queues),
+            queues,
+        )
 
 
 def _listing() -> Iterator[Case]:
@@ -350,22 +375,35 @@ def _changing() -> Iterator[Case]:
             lambda stage, name: stage.store.delete_job(IDS[name]),
             name,
         )
+    yield from _pruning()
+
+
+def _pruning() -> Iterator[Case]:
+    def prune(stage: Stage, query: str, values: dict[str, Any]) -> Any:
+        rows = stage.run(query, **{"statuses": finished, "job_limit": 100, "kept_ids": [], **values})
+        return len(rows) if query == "prune_jobs" else rows
+
+    finished = ["completed", "dead", "cancelled"]
     pruned: dict[str, dict[str, Any]] = {
         "of all that has finished": {"older_than": timedelta()},
-        "of one": {"older_than": timedelta(), "limit": 1},
+        "of one": {"older_than": timedelta(), "job_limit": 1},
         "of dead ones": {"older_than": timedelta(), "statuses": ["dead"]},
         "of what finished an hour ago and more": {"older_than": timedelta(hours=1)},
+        "of all but two that are kept": {"older_than": timedelta(), "kept_ids": _ids("completed", "cancelled")},
+        # The method lets no such call through.
+        "of pending and running jobs": {"older_than": timedelta(), "statuses": list(JobStatus)},
     }
-    for title, values in pruned.items():
+    # By themselves, because the method takes the second one in every transaction.
+    for query in ("prune_jobs", "prune_unreferenced_jobs"):
+        for title, values in pruned.items():
+            yield Case(f"{query} {title}", (query,), prune, query, values)
+    for limit in (1, 100):
         yield Case(
-            f"prune_jobs {title}", ("prune_jobs",), lambda stage, values: stage.store.prune_jobs(**values), values
+            f"prune_unreferenced_jobs by the method, of at most {limit}",
+            ("prune_unreferenced_jobs",),
+            lambda stage, limit: stage.store.prune_jobs(timedelta(), limit=limit),
+            limit,
         )
-    # The method lets no such call through.
-    yield Case(
-        "prune_jobs of pending and running jobs",
-        ("prune_jobs",),
-        lambda stage: stage.run("prune_jobs", older_than=timedelta(), statuses=list(JobStatus), job_limit=100),
-    )
 
 
 def _working() -> Iterator[Case]:

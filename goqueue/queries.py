@@ -57,6 +57,13 @@ def _text(file: Path) -> str:
 
 
 @cache
+def _parsed(file: Path) -> list[Any]:
+    """What aiosql reads in a file: once in a process, for both adapters and for all folders, which share most files."""
+    loader = aiosql.query_loader.QueryLoader(Adapter(), None, attribute="__")  # type: ignore[arg-type]
+    return loader.load_query_data_from_sql(_text(file), [], file)
+
+
+@cache
 def load_queries(
     folder: Path | str | None = None, adapter: type[Adapter | AsyncAdapter] = Adapter, slow: float = 0
 ) -> Any:
@@ -70,12 +77,11 @@ def load_queries(
     than in the shipped file.
     """
     queries = aiosql.queries.Queries(adapter(slow))  # type: ignore[arg-type]
-    loader = aiosql.query_loader.QueryLoader(queries.driver_adapter, None, attribute="__")
     problems: list[str] = []
     for file, shipped in sql_files(folder, shipped_folder("sql")):
         try:
             # File by file, because loading a folder at once lets a name in two files silently override.
-            data = loader.load_query_data_from_sql(_text(file), [], file)
+            data = _parsed(file)
             if not data and file == shipped:
                 problems.append(f"{file} holds no query: install goqueue again")
             # Numbered as declared, so that $1 is one parameter in the file, the server's log and every command.
@@ -86,7 +92,7 @@ def load_queries(
         if file != shipped:
             expected, given = (
                 {query.query_name: Declaration(query.parameters or (), query.operation_type.name) for query in part}
-                for part in (loader.load_query_data_from_sql(_text(shipped), [], shipped), data)
+                for part in (_parsed(shipped), data)
             )
             hint = since_export(file, shipped)
             problems += [f"{file}, {problem}{hint}" for problem in compare_declarations(expected, given)]

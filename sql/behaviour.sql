@@ -27,6 +27,43 @@ FROM goqueue.job_failures AS f
 ORDER BY table_name, fields;
 
 
+-- name: restore_rows(jobs, job_failures)
+-- Fills the empty tables with rows that list_rows has read before. The last ids come first, so that no query finds the
+-- jobs in order by chance.
+-- Returns: the ids of the jobs, in no order.
+-- Index: none.
+-- Locks: the new rows.
+WITH restored_job AS (
+    INSERT INTO goqueue.jobs
+    SELECT r.*
+    FROM jsonb_populate_recordset(NULL::goqueue.jobs, :jobs::jsonb) AS r
+    ORDER BY r.id DESC
+    RETURNING id
+),
+
+restored_failure AS (
+    INSERT INTO goqueue.job_failures
+    SELECT r.*
+    FROM jsonb_populate_recordset(NULL::goqueue.job_failures, :job_failures::jsonb) AS r
+    ORDER BY r.job_id DESC
+)
+
+SELECT d.id
+FROM restored_job AS d;
+
+
+-- name: lock_jobs(ids)
+-- Locks jobs as an update of them does that changes no key.
+-- Returns: the ids, ordered.
+-- Index: jobs_pkey.
+-- Locks: the jobs' rows.
+SELECT j.id
+FROM goqueue.jobs AS j
+WHERE j.id = ANY(:ids::uuid[])
+ORDER BY j.id
+FOR NO KEY UPDATE;
+
+
 -- name: list_unlocked_jobs()
 -- The jobs that nobody has locked, a job deleted meanwhile left out.
 -- Returns: the ids, in no order.
@@ -113,5 +150,16 @@ SELECT clock_timestamp() AS now;
 -- Locks: the jobs' rows.
 UPDATE goqueue.jobs AS j
 SET created_at = j.created_at - extract(EPOCH FROM :age::interval) * interval '1 second'
+WHERE j.id = ANY(:ids::uuid[])
+RETURNING j.id;
+
+
+-- name: wear_out_tokens(ids)
+-- Gives jobs the highest lease token, after which a claim begins again at 1.
+-- Returns: the ids, in no order.
+-- Index: jobs_pkey.
+-- Locks: the jobs' rows.
+UPDATE goqueue.jobs AS j
+SET lease_token = 4611686018427387903
 WHERE j.id = ANY(:ids::uuid[])
 RETURNING j.id;
