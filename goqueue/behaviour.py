@@ -45,6 +45,7 @@ _FRESH = timedelta(seconds=30)
 _SLOW_SECONDS = 2.0
 # So many differences of a query are shown.
 _SHOWN = 3
+_TABLES = ("jobs", "job_failures")
 _IDS = re.compile("|".join(map(str, NAMES)))
 
 
@@ -112,12 +113,10 @@ class _Theatre:
         self._queries.empty_tables(self.onlooker)
         self._populated = self.now()
         self.jobs = populate(_Bound(self.onlooker, self._queries), self.onlooker, self._populated)
-        texts: dict[str, list[str]] = {"jobs": [], "job_failures": []}
-        for table, fields in self._queries.list_rows(self.onlooker):
-            texts[table].append(fields)
-        self._kept = {table: f"[{','.join(rows)}]" for table, rows in texts.items()}
-        self._rows = self._read_rows(self.onlooker)
+        rows = list(self._queries.list_rows(self.onlooker))
+        self._kept = {name: f"[{','.join(row for table, row in rows if table == name)}]" for name in _TABLES}
         self._restore()
+        self._rows = self._read_rows(self.onlooker)
         times = {datetime.fromisoformat(value) for _, row in self._rows for value in row.values() if _is_time(value)}
         self._times = {moment: f"the time {rank}" for rank, moment in enumerate(sorted(times))}
 
@@ -129,7 +128,8 @@ class _Theatre:
     def _restore(self) -> None:
         """Make the rows again that `populate` has made."""
         self._queries.empty_tables(self.onlooker)
-        list(self._queries.restore_rows(self.onlooker, **self._kept))
+        jobs, failures = (self._kept[name] for name in _TABLES)
+        list(self._queries.restore_rows(self.onlooker, jobs=jobs, job_failures=failures))
 
     def _read_rows(self, connection: Connection[Any]) -> list[tuple[str, dict[str, Any]]]:
         return [(table, json.loads(fields)) for table, fields in self._queries.list_rows(connection)]

@@ -34,16 +34,72 @@ ORDER BY table_name, fields;
 -- Index: none.
 -- Locks: the new rows.
 WITH restored_job AS (
-    INSERT INTO goqueue.jobs
-    SELECT r.*
+    INSERT INTO goqueue.jobs (
+        id,
+        scheduled_at,
+        created_at,
+        updated_at,
+        started_at,
+        completed_at,
+        locked_at,
+        status,
+        attempts,
+        max_attempts,
+        priority,
+        queue,
+        job_type,
+        payload,
+        idempotency_key,
+        locked_by,
+        last_error,
+        lease_token,
+        lease_expires_at,
+        created_by
+    )
+    SELECT
+        r.id,
+        r.scheduled_at,
+        r.created_at,
+        r.updated_at,
+        r.started_at,
+        r.completed_at,
+        r.locked_at,
+        r.status,
+        r.attempts,
+        r.max_attempts,
+        r.priority,
+        r.queue,
+        r.job_type,
+        r.payload,
+        r.idempotency_key,
+        r.locked_by,
+        r.last_error,
+        r.lease_token,
+        r.lease_expires_at,
+        r.created_by
     FROM jsonb_populate_recordset(NULL::goqueue.jobs, :jobs::jsonb) AS r
     ORDER BY r.id DESC
     RETURNING id
 ),
 
 restored_failure AS (
-    INSERT INTO goqueue.job_failures
-    SELECT r.*
+    INSERT INTO goqueue.job_failures (
+        job_id,
+        lease_token,
+        attempt,
+        failed_at,
+        started_at,
+        worker_id,
+        error
+    )
+    SELECT
+        r.job_id,
+        r.lease_token,
+        r.attempt,
+        r.failed_at,
+        r.started_at,
+        r.worker_id,
+        r.error
     FROM jsonb_populate_recordset(NULL::goqueue.job_failures, :job_failures::jsonb) AS r
     ORDER BY r.job_id DESC
 )

@@ -1,9 +1,11 @@
 """What a folder's statements do is compared with what the shipped ones do: on a scratch database, and only there."""
 
+import json
 import os
 import re
 import secrets
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +15,8 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from goqueue.behaviour import Proven, Shown, compare_behaviour
-from goqueue.cases import CASES
+from goqueue.cases import CASES, populate
+from goqueue.postgres import PostgresStorage
 from goqueue.pytest_plugin import DatabaseServer
 from goqueue.queries import load_queries, load_statements, shipped_folder
 from goqueue.sqlfiles import APART
@@ -268,6 +271,19 @@ def test_a_simpler_claim_passes(compare: Callable[[Path, str], Proven], tmp_path
 """
     (tmp_path / "leases.sql").write_text(text[:start] + simple + text[end:])
     assert compare(tmp_path, "claim_jobs").problems == []
+
+
+def test_restored_rows_are_the_rows_that_were_read(goqueue_connection: Connection) -> None:
+    queries = load_queries()
+    populate(PostgresStorage.bound_to(goqueue_connection), goqueue_connection, datetime.now(UTC))
+    before = list(queries.list_rows(goqueue_connection))
+    jobs, failures = ([json.loads(row) for table, row in before if table == name] for name in ("jobs", "job_failures"))
+    assert failures
+    # Every column has a value somewhere, so that one that is not restored is seen.
+    assert {name for row in jobs for name, value in row.items() if value is not None} == jobs[0].keys()
+    queries.empty_tables(goqueue_connection)
+    list(queries.restore_rows(goqueue_connection, jobs=json.dumps(jobs), job_failures=json.dumps(failures)))
+    assert list(queries.list_rows(goqueue_connection)) == before
 
 
 def test_a_database_with_jobs_is_left_alone(goqueue_connection: Connection, tmp_path: Path) -> None:
