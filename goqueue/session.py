@@ -177,16 +177,17 @@ def warn_of(session: Session, config: DatabaseConfig) -> None:
         log(
             _log,
             logging.WARNING,
-            "a pooler stands between, and these limits do not hold behind it: %s; set them on the server "
-            "(ALTER ROLE ... SET; see the README, Behind pgbouncer)",
+            "a pooler stands between, and these limits do not hold behind it: %s; set them for the store's "
+            "own login (ALTER ROLE ... SET; see the README, Behind pgbouncer)",
             ", ".join(missing),
         )
     if session.isolation != "read committed":
         log(
             _log,
             logging.WARNING,
-            "statements run as %s transactions, and fail for each other's changes; set the isolation on the server: "
-            "ALTER ROLE ... SET default_transaction_isolation = 'read committed' (see the README, Behind pgbouncer)",
+            "statements run as %s transactions, and fail for each other's changes; set the isolation for the store's "
+            "own login: ALTER ROLE ... SET default_transaction_isolation = 'read committed' "
+            "(see the README, Behind pgbouncer)",
             session.isolation,
         )
 
