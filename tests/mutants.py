@@ -22,8 +22,6 @@ _LEASES = "tests/test_leases.py"
 _GUARDS = "tests/test_guards.py"
 _CONTRACT = "tests/test_contract.py"
 _FENCE = f"{_LEASES} {_GUARDS} -k 'LostLeases or Complete or Fail or Release or Heartbeat or holder or Updating'"
-_TOKENS = "(j.id, j.lease_token) IN (\n            SELECT\n                l.id,\n                l.token\n"
-_NO_TOKENS = "j.id IN (\n            SELECT l.id\n"
 
 
 class Mutant(NamedTuple):
@@ -102,10 +100,12 @@ MUTANTS = [
         ("due", "AND j.scheduled_at <= statement_timestamp()", "", f"{_GUARDS} -k claim"),
         ("status", "j.status = 'pending'", "TRUE", f"{_LEASES} -k Claim"),
         ("order", "ORDER BY c.priority, c.scheduled_at, c.id", "ORDER BY c.id DESC", f"{_LEASES} -k Claim"),
+        ("new token", "mod(j.lease_token, 4611686018427387903) + 1", "j.lease_token", _FENCE),
     ),
+    *_of_each("complete_and_claim", ("token", " l.token\n", " j.lease_token\n", f"{_LEASES} -k CompleteAndClaim")),
     *_of_each(
         "heartbeat_jobs complete_jobs fail_jobs bury_jobs release_jobs",
-        ("token", _TOKENS, _NO_TOKENS, _FENCE),
+        ("token", " l.token\n", " j.lease_token\n", _FENCE),
         ("clock", "statement_timestamp()", "now()", f"{_GUARDS} -k Clock"),
     ),
     *_of_each("heartbeat_jobs fail_jobs release_jobs", ("status", "AND (j.status = 'running') IS TRUE", "", _FENCE)),
@@ -120,21 +120,28 @@ MUTANTS = [
 ]
 
 
-def mutate(copy: Path, mutant: Mutant) -> None:
-    """Take the guard away in a copy of the checkout. ValueError when it is not there: the list is out of date."""
+def located(root: Path, mutant: Mutant) -> tuple[Path, str, str, str]:
+    """The file of a mutant's guard, what stands before its query, the query, and what follows. ValueError when the
+    guard is not there: the list is out of date."""
     if mutant.place.endswith(".py"):
-        files = [copy / mutant.place]
+        file = root / mutant.place
+        before, text, after = "", file.read_text("utf-8"), ""
     else:
-        files = [file for file in (copy / "sql").glob("*.sql") if f"-- name: {mutant.place}(" in file.read_text()]
-    [file] = files
-    before, name, text = file.read_text().partition(f"-- name: {mutant.place}(")
-    if not name:  # a Python file
-        before, text = "", before
-    text, end, after = text.partition("\n-- name: ")
+        name = f"-- name: {mutant.place}("
+        [file] = [path for path in (root / "sql").glob("*.sql") if name in path.read_text("utf-8")]
+        before, _, rest = file.read_text("utf-8").partition(name)
+        query, end, after = rest.partition("\n-- name: ")
+        before, text, after = before + name, query, end + after
     if mutant.guard not in text:
         raise ValueError(f"{mutant.place} has no {mutant.guard!r}: correct tests/mutants.py")
-    file.write_text(before + name + text.replace(mutant.guard, mutant.without) + end + after)
-    subprocess.run([sys.executable, "-m", "goqueue.unasync"], cwd=copy, check=True)
+    return file, before, text, after
+
+
+def mutate(root: Path, mutant: Mutant) -> None:
+    """Take the guard away in a copy of the checkout."""
+    file, before, text, after = located(root, mutant)
+    file.write_text(before + text.replace(mutant.guard, mutant.without) + after, "utf-8")
+    subprocess.run([sys.executable, "-m", "goqueue.unasync"], cwd=root, check=True)
 
 
 def run(mutant: Mutant) -> tuple[str, float]:

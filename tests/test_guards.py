@@ -18,6 +18,7 @@ from goqueue import (
     PostgresStorage,
     StorageError,
 )
+from tests.mutants import MUTANTS, ROOT, located
 from tests.test_postgres import until_waiting
 
 MINUTE = timedelta(minutes=1)
@@ -287,3 +288,8 @@ def test_a_claim_takes_none_that_is_not_due_beside_one_that_is(goqueue_store: Po
     [due] = added(goqueue_store)
     added(goqueue_store, scheduled_at=datetime.now(UTC) + timedelta(hours=1))
     assert [job.id for job in goqueue_store.claim_jobs("default", "w", limit=10)] == [due.id]
+
+
+def test_the_mutants_are_those_of_the_present_statements() -> None:
+    for mutant in MUTANTS:
+        located(ROOT, mutant)
