@@ -129,7 +129,7 @@ class _Theatre:
         """Make the rows again that `populate` has made."""
         self._queries.empty_tables(self.onlooker)
         jobs, failures = (self._kept[name] for name in _TABLES)
-        list(self._queries.restore_rows(self.onlooker, jobs=jobs, job_failures=failures))
+        list(self._queries.restore_rows(self.onlooker, restored_jobs=jobs, restored_failures=failures))
 
     def _read_rows(self, connection: Connection[Any]) -> list[tuple[str, dict[str, Any]]]:
         return [(table, json.loads(fields)) for table, fields in self._queries.list_rows(connection)]

@@ -49,6 +49,8 @@ _EXAMPLES = {
     "names": "'{fsync}'",
     "older_than": "'30 days'",
     "queues": "'{default}'",
+    "restored_failures": "'[]'",
+    "restored_jobs": "'[]'",
     "retry_in": "NULL",
     "transaction_id": "'3'",
     "statuses": "'{completed}'",

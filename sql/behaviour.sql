@@ -27,7 +27,7 @@ FROM goqueue.job_failures AS f
 ORDER BY table_name, fields;
 
 
--- name: restore_rows(jobs, job_failures)
+-- name: restore_rows(restored_jobs, restored_failures)
 -- Fills the empty tables with rows that list_rows has read before. The last ids come first, so that no query finds the
 -- jobs in order by chance.
 -- Returns: the ids of the jobs, in no order.
@@ -77,7 +77,7 @@ WITH restored_job AS (
         r.lease_token,
         r.lease_expires_at,
         r.created_by
-    FROM jsonb_populate_recordset(NULL::goqueue.jobs, :jobs::jsonb) AS r
+    FROM jsonb_populate_recordset(NULL::goqueue.jobs, :restored_jobs::jsonb) AS r
     ORDER BY r.id DESC
     RETURNING id
 ),
@@ -100,7 +100,7 @@ restored_failure AS (
         r.started_at,
         r.worker_id,
         r.error
-    FROM jsonb_populate_recordset(NULL::goqueue.job_failures, :job_failures::jsonb) AS r
+    FROM jsonb_populate_recordset(NULL::goqueue.job_failures, :restored_failures::jsonb) AS r
     ORDER BY r.job_id DESC
 )
 

@@ -1073,7 +1073,7 @@ WITH due_job AS MATERIALIZED (
             j.status = wanted.status
             AND j.created_at < statement_timestamp() - extract(EPOCH FROM :older_than::interval) * interval '1 second'
             AND j.completed_at < statement_timestamp() - extract(EPOCH FROM :older_than::interval) * interval '1 second'
-            AND j.id NOT IN (SELECT k.id FROM unnest(:kept_ids::uuid[]) AS k (id))
+            AND j.id <> ALL(:kept_ids::uuid[])
         ORDER BY j.status, j.created_at, j.id
         LIMIT :job_limit::bigint
         FOR UPDATE SKIP LOCKED
@@ -1114,7 +1114,7 @@ WITH due_job AS MATERIALIZED (
             j.status = wanted.status
             AND j.created_at < statement_timestamp() - extract(EPOCH FROM :older_than::interval) * interval '1 second'
             AND j.completed_at < statement_timestamp() - extract(EPOCH FROM :older_than::interval) * interval '1 second'
-            AND j.id NOT IN (SELECT k.id FROM unnest(:kept_ids::uuid[]) AS k (id))
+            AND j.id <> ALL(:kept_ids::uuid[])
         ORDER BY j.status, j.created_at, j.id
         LIMIT :job_limit::bigint
         FOR UPDATE SKIP LOCKED
