@@ -1,6 +1,5 @@
 """Nothing after a statement fails its call: the application's logging and tracing, decoding, the pool's own records."""
 
-import gc
 import logging
 import subprocess
 import sys
@@ -89,7 +88,6 @@ BREAKS: list[Break] = [
 @pytest.fixture(autouse=True)
 def everything(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Log each statement, and forget what was reported before."""
-    gc.collect()  # asyncio logs what other tests left when it is collected: not while logging is broken
     monkeypatch.setattr(safelog, "_reported", set())
     monkeypatch.setattr(logging.getLogger("goqueue"), "level", logging.DEBUG)
     logging.getLogger("goqueue").manager._clear_cache()  # type: ignore[attr-defined]

@@ -47,8 +47,8 @@ def opened(way: str, config: DatabaseConfig, **connect: Any) -> Iterator[Way]:
 async def _opened_async(
     way: str, config: DatabaseConfig, connect: dict[str, Any], runner: asyncio.Runner, stack: ExitStack
 ) -> Way:
-    store = await AsyncPostgresStorage.open(config)
-    stack.callback(lambda: runner.run(store.close()))
+    store = opened_store = await AsyncPostgresStorage.open(config)
+    stack.callback(lambda: runner.run(opened_store.close()))
     if way == "async bound":
         connection = await psycopg.AsyncConnection.connect(config.url, **connect)
         stack.callback(lambda: runner.run(connection.close()))
