@@ -89,9 +89,10 @@ MUTANTS = [
             "AND now() < 'infinity'::timestamptz",
             f"{_LEASES} -k Prune",
         ),
-        ("clock", "statement_timestamp()", "now()", f"{_GUARDS} -k Clock"),
         ("history", "WHERE f.job_id = ANY(ARRAY(SELECT d.id FROM due_job AS d))", "WHERE FALSE", f"{_LEASES} -k Prune"),
     ),
+    # In a transaction, where the clocks differ, and where a job is to be kept.
+    *_of_each("prune_unreferenced_jobs", ("clock", "statement_timestamp()", "now()", f"{_GUARDS} -k Clock")),
     *_of_each(
         "claim_jobs complete_and_claim",
         ("SKIP LOCKED", "FOR NO KEY UPDATE SKIP LOCKED", "FOR NO KEY UPDATE", f"{_GUARDS} -k claim"),

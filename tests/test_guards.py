@@ -221,7 +221,9 @@ class TestTheClock:
         theirs.fail_job(failed, "no", retry_in=MINUTE)
         theirs.release_jobs([released])
         theirs.cancel_jobs(cancelled.id)
-        theirs.update_job(updated.id, JobUpdate(status=JobStatus.DEAD))
+        ended = theirs.update_job(updated.id, JobUpdate(status=JobStatus.DEAD))
+        assert ended.completed_at is not None
+        assert min(ended.completed_at, ended.updated_at) >= later.created_at
         theirs.retry_jobs(updated.id)
         theirs.reschedule_jobs(released.id, delay=MINUTE)
         beaten, completed, failed, released, cancelled, updated = theirs.get_jobs([job.id for job in jobs])
