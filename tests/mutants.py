@@ -100,10 +100,10 @@ MUTANTS = [
         ("clock", "statement_timestamp()", "now()", f"{_GUARDS} -k claim"),
         ("due", "AND j.scheduled_at <= statement_timestamp()", "", f"{_GUARDS} -k claim"),
         ("status", "j.status = 'pending'", "TRUE", f"{_LEASES} -k Claim"),
-        ("order", "ORDER BY c.priority, c.scheduled_at, c.id", "ORDER BY c.id DESC", f"{_LEASES} -k Claim"),
+        ("order", "ORDER BY c.priority, c.scheduled_at, c.id", "ORDER BY c.id DESC", f"{_LEASES} {_GUARDS} -k Claim"),
         ("new token", "mod(j.lease_token, 4611686018427387903) + 1", "j.lease_token", _FENCE),
     ),
-    *_of_each("complete_and_claim", ("token", " l.token\n", " j.lease_token\n", f"{_LEASES} -k CompleteAndClaim")),
+    *_of_each("complete_and_claim", ("token", " l.token\n", " j.lease_token\n", f"{_GUARDS} -k stale")),
     *_of_each(
         "heartbeat_jobs complete_jobs fail_jobs bury_jobs release_jobs",
         ("token", " l.token\n", " j.lease_token\n", _FENCE),

@@ -292,6 +292,28 @@ def test_a_claim_takes_none_that_is_not_due_beside_one_that_is(goqueue_store: Po
     assert [job.id for job in goqueue_store.claim_jobs("default", "w", limit=10)] == [due.id]
 
 
+def test_a_claim_with_a_completion_takes_what_a_claim_takes(goqueue_store: PostgresStorage) -> None:
+    held = claimed(goqueue_store)
+    added(goqueue_store, priority=-1, scheduled_at=datetime.now(UTC) + timedelta(hours=1))
+    [last] = added(goqueue_store, priority=1)
+    first, second = added(goqueue_store, 2)
+    added(goqueue_store, scheduled_at=datetime.now(UTC) + timedelta(hours=1))
+    taken = goqueue_store.complete_and_claim(held, "default", "w", limit=10)
+    assert [job.id for job in taken] == [first.id, second.id, last.id]
+
+
+def test_a_claim_with_a_completion_under_a_stale_token_changes_nothing(goqueue_store: PostgresStorage) -> None:
+    added(goqueue_store)
+    [stale] = goqueue_store.claim_jobs("default", "w", lease=ZERO)
+    assert list(goqueue_store.rescue_jobs()) == [stale.id]
+    [fresh] = goqueue_store.claim_jobs("default", "w2")
+    added(goqueue_store)
+    with pytest.raises(LeaseLostError):
+        goqueue_store.complete_and_claim([stale], "default", "w")
+    assert goqueue_store.get_job(stale.id) == fresh
+    assert len(goqueue_store.claim_jobs("default", "w3", limit=5)) == 1
+
+
 def test_the_mutants_are_those_of_the_present_statements() -> None:
     for mutant in MUTANTS:
         located(ROOT, mutant)
