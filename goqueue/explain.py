@@ -510,8 +510,8 @@ def _made_database(conninfo: Secret) -> Iterator[Secret]:
 
 
 def _conninfo_of(connection: psycopg.Connection[Any], database: str) -> Secret:
-    """Another database of the connection's server, as the server has understood it: pgmigrate can't be given a service
-    and a database beside it."""
+    """Another database of the connection's server, by the parameters in use, whichever service or variable they came
+    from."""
     info = connection.info
     options: dict[str, Any] = conninfo_to_dict(info.dsn, password=info.password or None, dbname=database)
     options.pop("service", None)
