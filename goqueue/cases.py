@@ -1,7 +1,7 @@
 """The calls that a folder's statements and the shipped ones are compared by, and the jobs that they find.
 
-Imports goqueue.models, postgres and queries. A case is a call of the store, and says nothing of a statement's text:
-whatever is written otherwise, and does the same, passes.
+Imports goqueue.models, postgres, queries and requests. A case is a call of the store, and says nothing of a statement's
+text: whatever is written otherwise, and does the same, passes.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +15,7 @@ from psycopg import Connection
 from goqueue.models import Backoff, Held, Job, JobFilter, JobStatus, JobUpdate, Lease, NewJob
 from goqueue.postgres import PostgresStorage
 from goqueue.queries import load_queries
+from goqueue.requests import FINAL
 
 __all__ = ["CASES", "IDS", "NAMES", "Case", "Stage", "populate"]
 
@@ -198,13 +199,16 @@ _SETTLING: dict[str, Callable[[Stage, list[Held]], Any]] = {
         [(held, f"error of {NAMES[held.id]}") for held in leases], backoff=_NO_JITTER
     ),
     # Its method is a claim that can't read a job.
-    "bury_jobs": lambda stage, leases: stage.run(
-        "bury_jobs",
+    "fail_jobs, finally,": lambda stage, leases: stage.run(
+        "fail_jobs",
         ids=[held.id for held in leases],
         tokens=[held.lease_token for held in leases],
         errors=["it can't be read"] * len(leases),
+        **FINAL,
     ),
 }
+#: The query of a method that runs that of another one.
+_QUERY = {"complete_and_claim": "claim_jobs"}
 _EVERY_KIND = (
     "twin 2", "twin 1", "due 1", "held 3", "held 1", "completed", "dead", "cancelled", "failed twice", "future",
     "absent",
@@ -417,7 +421,7 @@ def _working() -> Iterator[Case]:
         yield Case(f"claim_jobs: {title}", ("claim_jobs",), claim, queues, limit)
         yield Case(
             f"complete_and_claim: two that it holds, {title}",
-            ("complete_and_claim",),
+            ("claim_jobs",),
             complete_and_claim,
             queues,
             limit,
@@ -426,7 +430,7 @@ def _working() -> Iterator[Case]:
         for title, leases in _LEASES.items():
             yield Case(
                 f"{method} with {title}",
-                (method,),
+                (_QUERY.get(method, method.partition(",")[0]),),
                 lambda stage, settle, leases: settle(stage, leases(stage)),
                 settle,
                 leases,

@@ -38,6 +38,7 @@ _EXAMPLES = {
     "errors": "'{timed out}'",
     "idempotency_key": "'order-17'",
     "idempotency_keys": "'{order-17}'",
+    "is_final": "FALSE",
     "job_type": "'send_email'",
     "jobs": (
         """'[{"id": "00000000-0000-0000-0000-000000000000", "queue": "default", "job_type": "send_email", """

@@ -349,7 +349,7 @@ class DatabaseConfig(_Section, frozen=True, kw_only=True):
         ),
     ] = "auto"
     claim_resume_time: Annotated[
-        timedelta, _duration("Longest a claim goes on where another ended (dead index entries).", or_off=True)
+        timedelta, _duration("Longest that claims resume where others ended, while many rows are dead.", or_off=True)
     ] = timedelta(seconds=1)
     slow_query_time: Annotated[
         timedelta, _duration("Logs a statement that takes this long, as a warning.", or_off=True)

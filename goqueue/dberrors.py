@@ -31,6 +31,7 @@ _RULES = {
     "jobs_locked_by_length": "locked_by must have 1 to 255 characters",
     "jobs_max_attempts_range": "max_attempts must be from 1 to 10,000",
     "jobs_attempts_range": "attempts must be from 0 to max_attempts",
+    "jobs_pending_has_attempt": "a pending job has an attempt left: attempts must be less than max_attempts",
     "jobs_lease_is_running": "only a running job has a lease",
     "jobs_lease_token_range": "lease_token must be from 0 to 4,611,686,018,427,387,903",
     "jobs_running_is_locked": "a running job has a holder (locked_by), and no other job has one",

@@ -11,7 +11,6 @@ import re
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from itertools import groupby
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, LiteralString, NamedTuple
@@ -140,7 +139,8 @@ def migrate(
     """Apply what is pending, up to version ``target`` (None: all of it). Raises MigrationError.
 
     ``conninfo`` is a libpq connection string or URL; what it leaves out comes from the PG* environment variables, as in
-    libpq. One run waits for another, a minute at most. Pending files are applied in one transaction. A file with
+    libpq. One run waits for another, a minute at most. Pending files are applied in one transaction. A file named
+    ``validate_…`` begins another one, so that it reads a table without the locks of the files before it. A file with
     NONTRANSACTIONAL in its name is applied between two transactions, statement by statement. ``dry_run`` applies and
     then rolls back. ``on_version`` is called with each version when its turn comes.
     """
@@ -152,7 +152,7 @@ def migrate(
         apart = [file.path.name for file in pending if not file.transactional]
         if dry_run and apart:
             raise MigrationError(f"a dry run can't roll {apart[0]} back; give a lower --target to try what precedes it")
-        groups = [list(group) for _, group in groupby(pending, key=lambda file: file.transactional)]
+        groups = _groups(pending, as_one=dry_run)
         for number, group in enumerate(groups, 1):
             if group[0].transactional:
                 with connection.transaction(force_rollback=dry_run):
@@ -203,6 +203,21 @@ class _File(NamedTuple):
     @property
     def transactional(self) -> bool:
         return "NONTRANSACTIONAL" not in self.description
+
+    @property
+    def validates(self) -> bool:
+        return self.description.startswith("validate ")
+
+
+def _groups(files: list[_File], *, as_one: bool) -> list[list[_File]]:
+    """The files that are applied in one transaction each, or by themselves without one. ``as_one``: in one."""
+    groups: list[list[_File]] = []
+    for file in files:
+        begins = not groups or file.transactional != groups[-1][0].transactional
+        if begins or (file.validates and not as_one):
+            groups.append([])
+        groups[-1].append(file)
+    return groups
 
 
 class _Plan:

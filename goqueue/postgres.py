@@ -20,6 +20,7 @@ from psycopg import Connection, pq
 from psycopg.conninfo import make_conninfo
 
 from goqueue.adapter import Adapter
+from goqueue.claim_positions import ClaimPositions, positions_of
 from goqueue.config import Config, DatabaseConfig
 from goqueue.contract import require_contract
 from goqueue.dberrors import (
@@ -72,6 +73,8 @@ from goqueue.models import (
 from goqueue.pool import Pool, notice_loss, open_connection, open_pool, reason_of
 from goqueue.queries import load_queries
 from goqueue.requests import (
+    FINAL,
+    NO_LEASES,
     Batch,
     Claimed,
     Leases,
@@ -95,7 +98,6 @@ from goqueue.requests import (
     rescued,
     stats_of,
 )
-from goqueue.resume import Resume
 from goqueue.safelog import record_lost
 from goqueue.secret import Secret
 
@@ -137,15 +139,15 @@ class _BoundTo:
             """
             check_connection(connection, Connection)
             if store is not None:
-                config, resumes, kept = store.config, store._resumes, store._kept  # noqa: SLF001
+                config, positions, kept = store.config, store._positions, store._kept  # noqa: SLF001
             else:  # `listen` opens a connection of its own, to the same database.
                 info = connection.info
                 try:
                     config = DatabaseConfig(url=make_conninfo(info.dsn, password=info.password or None))
                 except psycopg.OperationalError as exc:  # the connection is closed
                     raise translate(exc) from exc
-                resumes, kept = None, None
-            return owner(config, connection=connection, resumes=resumes, kept=kept)
+                positions, kept = None, None
+            return owner(config, connection=connection, positions=positions, kept=kept)
 
         return bound_to
 
@@ -172,7 +174,7 @@ class PostgresStorage:
         *,
         pool: Pool | None = None,
         connection: Connection[object] | None = None,
-        resumes: dict[tuple[str, ...], Resume] | None = None,
+        positions: dict[tuple[str, ...], ClaimPositions] | None = None,
         kept: dict[UUID, str] | None = None,
     ) -> None:
         """For `open` (``pool``) and `bound_to` (the caller's ``connection``)."""
@@ -181,7 +183,7 @@ class PostgresStorage:
         self._pool = pool
         self._given: Any = connection
         self._process = os.getpid()
-        self._resumes = {} if resumes is None else resumes
+        self._positions = {} if positions is None else positions
         self._kept: dict[UUID, str] = {} if kept is None else kept
         self._queries = _queries(config, config.sql_dir)
 
@@ -593,15 +595,16 @@ class PostgresStorage:
         given. A claim that meets nothing but such jobs ends after a second: then the list is empty although jobs may be
         due, and those who listen to the queues are woken, the caller too.
 
-        While there are many dead index entries (an old snapshot keeps them alive, or vacuum has not come yet), a
-        job that becomes due out of order can be overlooked for ``claim_resume_time``
-        (GOQUEUE_DATABASE_CLAIM_RESUME_TIME). Queries: claim_jobs; bury_jobs and wake_listeners for unreadable jobs.
+        While the table has many dead rows (an old snapshot keeps them, or vacuum has not come yet), a job that becomes
+        due out of order can be overlooked for ``claim_resume_time`` (GOQUEUE_DATABASE_CLAIM_RESUME_TIME).
+        Queries: claim_jobs; count_dead_rows once per ``claim_resume_time``; fail_jobs and wake_listeners for unreadable
+        jobs.
 
         Repeating: takes other jobs; those of a lost reply are held until their leases expire.
         """
         values = claim_values(queues, worker_id, limit, lease)
         with self._connection() as connection:
-            return (self._claim(connection, self._queries.claim_jobs, values)).jobs
+            return (self._claim(connection, values | NO_LEASES)).jobs
 
     def complete_and_claim(
         self,
@@ -612,42 +615,39 @@ class PostgresStorage:
         lease: timedelta = DEFAULT_LEASE,
     ) -> list[Job]:
         """`complete_jobs` and `claim_jobs` in one statement, with one commit. When a lease was lost (`LeaseLostError`)
-        the other jobs are completed, and none is claimed. Query: complete_and_claim.
+        the other jobs are completed, and none is claimed. Queries: those of `claim_jobs`.
 
         Repeating: completes nothing twice and claims other jobs; those of a lost reply are held until their leases
         expire.
         """
         values = claim_values(queues, worker_id, limit, lease)
         done = Leases(leases)
-        run = partial(self._queries.complete_and_claim, **done.values)
         with self._connection() as connection:
-            claimed = self._claim(connection, run, values)
-        if claimed.held is not None:
-            check_lost(done.lost(claimed.held, len(claimed.held)))
+            claimed = self._claim(connection, values | done.values)
+        check_lost([held[0] for held in done.held if held in claimed.lost])
         return claimed.jobs
 
-    def _claim(self, connection: Connection[Any], run: Callable[..., Any], values: dict[str, Any]) -> Claimed:
-        """What ``run`` takes; or, if the jobs that it saw are dead now, the next claim, for a second."""
+    def _claim(self, connection: Connection[Any], values: dict[str, Any]) -> Claimed:
+        """What claim_jobs gives; if that can't be read, what it gives then, for a second."""
         deadline = monotonic() + _SET_ASIDE_SECONDS
-        queues = tuple(values["queues"])
-        resume = self._resumes.get(queues) or Resume(self.config.claim_resume_time.total_seconds())
+        positions = positions_of(self._positions, values["queues"], self.config.claim_resume_time.total_seconds())
         while True:
-            lanes, resumed = resume.parameters()
-            claimed = Claimed(list(run(connection, **values, **lanes)))
-            if claimed.lanes and not resumed:
-                resume.begin(claimed.lanes)
-                self._resumes[queues] = resume
-            if claimed.lanes or resumed:
-                resume.move(claimed.taken)
+            if positions.count_is_due:
+                positions.counted(self._queries.count_dead_rows(connection))
+            lanes, start = positions.parameters(), monotonic()
+            claimed = Claimed(list(self._queries.claim_jobs(connection, **values, **lanes)))
+            if claimed.lost:
+                return claimed
+            positions.claimed(claimed.jobs, lanes, is_full=claimed.count == values["job_limit"], start=start)
             if claimed.unreadable:
                 self._bury(connection, claimed)
-            if claimed.jobs or not claimed.look_again:
+            if claimed.jobs or not (claimed.unreadable or positions.looks_again(lanes)):
                 return claimed
             if monotonic() >= deadline:
                 with suppress(psycopg.Error, OutcomeUnknownError):  # a hint, after the claim's commit
                     _ = list(self._queries.wake_listeners(connection, queues=values["queues"]))
                 return claimed
-            run = self._queries.claim_jobs
+            values |= NO_LEASES
 
     def _bury(self, connection: Connection[Any], claimed: Claimed) -> None:
         """Set the unreadable jobs of a claim aside. When that fails, after the claim's commit, they wait for their
@@ -655,7 +655,7 @@ class PostgresStorage:
         is_committed = connection.info.transaction_status == pq.TransactionStatus.IDLE
         unreadable = Leases.failed(claimed.unreadable).values
         try:
-            _ = list(self._queries.bury_jobs(connection, **unreadable))
+            _ = list(self._queries.fail_jobs(connection, **unreadable, **FINAL))
         except (psycopg.Error, OutcomeUnknownError) as exc:
             if not (is_committed and claimed.jobs):
                 raise
@@ -700,6 +700,7 @@ class PostgresStorage:
         check_kind("backoff", backoff, Backoff)
         run = partial(
             self._queries.fail_jobs,
+            is_final=False,
             retry_in=None if retry_in is None else check_interval("retry_in", retry_in),
             backoff_base=backoff.base,
             backoff_factor=backoff.factor,

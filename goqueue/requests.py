@@ -4,7 +4,7 @@ goqueue.errors, goqueue.models and goqueue.safelog."""
 import logging
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import timedelta
-from typing import Any, Self
+from typing import Any, Final, Self
 from uuid import UUID
 
 from msgspec import UNSET
@@ -49,7 +49,6 @@ _log = logging.getLogger("goqueue")
 _MAX_BATCH_BYTES = 16 * 2**20
 
 _NO_FILTER = JobFilter()
-_JOB_COLUMNS = len(Job.__struct_fields__)
 _LEASE_TOKEN = Job.__struct_fields__.index("lease_token")
 _MAX_TOKEN = 2**63 - 1
 
@@ -290,40 +289,44 @@ def _pair(failure: object) -> tuple[Held, object]:
     return failure
 
 
+#: The lease parameters of claim_jobs when it completes nothing.
+NO_LEASES: Final[dict[str, Any]] = {"ids": [], "tokens": []}
+
+#: The parameters of fail_jobs, besides the leases, for jobs that are not to be tried again.
+FINAL: Final[dict[str, Any]] = {
+    "is_final": True,
+    "retry_in": None,
+    "backoff_base": None,
+    "backoff_factor": None,
+    "backoff_max": None,
+    "backoff_jitter": None,
+}
+
+
 class Claimed:
-    """The rows of claim_jobs and complete_and_claim."""
+    """The rows of claim_jobs."""
 
     def __init__(self, rows: Sequence[tuple[Any, ...]]) -> None:
-        dead_count, *lanes = rows[0][_JOB_COLUMNS : _JOB_COLUMNS + 5]
-        if dead_count:
-            text = "%d jobs were due without an attempt left: now dead"
-            log(_log, logging.WARNING, text, dead_count, jobs=dead_count)
-        #: The lanes and their first jobs, if the claim was dear.
-        self.lanes = list(zip(*lanes, strict=True)) if lanes[0] is not None else []
-        #: The jobs that were completed along with the claim, if not all of those given were; else None.
-        self.held: list[UUID] | None = (rows[0][_JOB_COLUMNS + 5 :] or (None,))[0]
+        self.count = len(rows)
+        #: The leases that the caller had lost, as id and token; then no job is claimed.
+        self.lost: set[tuple[UUID, int]] = {(row[0], row[_LEASE_TOKEN]) for row in rows if row[1] is None}
+        self.jobs: list[Job] = []
         #: What can't be run at all, and why.
         self.unreadable: list[tuple[Held, object]] = []
-        given = [row for row in rows if row[0] is not None]
-        self.jobs, corrupt = read_jobs(given)
+        if self.lost:
+            return
+        self.jobs, corrupt = read_jobs(rows)
         if corrupt:
-            tokens = {row[0]: row[_LEASE_TOKEN] for row in given}
+            tokens = {row[0]: row[_LEASE_TOKEN] for row in rows}
             for error in corrupt:
                 log(_log, logging.ERROR, "%s; it is set aside as dead", error, job_id=error.job_id)
                 self.unreadable.append((Lease(error.job_id, tokens[error.job_id]), error))
-        #: Whether there may be more, although no job came back: some of those looked at are dead now.
-        self.look_again: bool = dead_count > 0 or bool(self.unreadable)
 
     def not_buried(self, error: GoQueueError) -> None:
         """Log that the unreadable jobs could not be set aside."""
         ids = ", ".join(str(lease.id) for lease, _ in self.unreadable)
         text = "jobs whose payload can't be read could not be set aside (%s); rescue_jobs finds them again: %s"
         log(_log, logging.WARNING, text, error, ids, jobs=len(self.unreadable))
-
-    @property
-    def taken(self) -> Iterator[tuple[Any, ...]]:
-        """Where the jobs stand in the index: queue, priority, time and id."""
-        return ((job.queue, job.priority, job.scheduled_at, job.id) for job in self.jobs)
 
 
 def refused(rows: Iterable[tuple[UUID, str | None]]) -> dict[UUID, str]:

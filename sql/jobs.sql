@@ -812,16 +812,14 @@ SET
     payload = CASE WHEN c.fields ? 'payload' THEN c.fields -> 'payload' ELSE j.payload END,
     status = c.status_after,
     priority = CASE WHEN c.fields ? 'priority' THEN (c.fields ->> 'priority')::smallint ELSE j.priority END,
-    -- Made pending again, a job has all its attempts again.
+    -- Made pending again, a finished job has all its attempts again, and a running one has one left.
     attempts = CASE
         WHEN c.fields ? 'attempts' THEN (c.fields ->> 'attempts')::integer
         WHEN c.status_after = 'pending' AND j.status IN ('dead', 'cancelled') THEN 0
+        WHEN c.status_after = 'pending' AND j.status = 'running' THEN least(j.attempts, c.max_attempts_after - 1)
         ELSE j.attempts
     END,
-    max_attempts = CASE
-        WHEN c.fields ? 'max_attempts' THEN (c.fields ->> 'max_attempts')::integer
-        ELSE j.max_attempts
-    END,
+    max_attempts = c.max_attempts_after,
     last_error = CASE WHEN c.fields ? 'last_error' THEN c.fields ->> 'last_error' ELSE j.last_error END,
     idempotency_key = CASE
         WHEN c.fields ? 'idempotency_key' THEN c.fields ->> 'idempotency_key'
@@ -857,7 +855,8 @@ FROM (
     SELECT
         before.id,
         :changes::jsonb AS fields,
-        coalesce((:changes::jsonb ->> 'status')::goqueue.job_status, before.status) AS status_after
+        coalesce((:changes::jsonb ->> 'status')::goqueue.job_status, before.status) AS status_after,
+        coalesce((:changes::jsonb ->> 'max_attempts')::integer, before.max_attempts) AS max_attempts_after
     FROM goqueue.jobs AS before
     WHERE before.id = :id::uuid
     -- The status that decides is the one under this lock.

@@ -1,410 +1,45 @@
--- The statements of a running job: claim, heartbeat, complete, fail, release, rescue. Each names a job together with the
--- token of its claim, and changes nothing for an older token. The rules of this folder are in jobs.sql.
+-- The statements of a running job: claim, heartbeat, complete, fail, release, rescue. The rules of this folder are in jobs.sql.
 --
--- Due is what is due by the server's clock when the statement starts: inside a long transaction now() stands still.
+-- A holder names each job by its id and the token of its claim (a fencing token). Such a statement has three steps: lock the
+-- named rows in the order of their ids, so that no two statements deadlock; keep the jobs that the token still holds; change
+-- those. The rows are found by id alone, whatever the statistics say about statuses.
 --
--- Jobs are found by id alone. `IS TRUE` keeps the other conditions out of the planner's hands: by its statistics hardly
--- any job is running, and it would rather read all index entries of that status, dead ones included, or join. An index
--- scan takes an array's ids in their order, and so the rows are locked in it: no two statements wait for each other
--- in a circle. Where a session allows other scans (goqueue's own do not), a small table can be locked in another order.
+-- A job is due when its scheduled_at is not after the start of the statement: inside a long transaction now() stands still.
 --
--- Rows are locked FOR NO KEY UPDATE, which is all that the updates need: FOR UPDATE would also wait for, or pass over, a job
--- that a row just added elsewhere refers to by a foreign key.
+-- Rows are locked FOR NO KEY UPDATE, which is all that the updates need: FOR UPDATE would also conflict with a foreign key check
+-- of a row that refers to the job.
 
 
--- name: claim_jobs(queues, worker_id, job_limit, lease, lane_queues, lane_priorities, lane_times, lane_ids)
--- Takes due jobs of the queues: by priority, then scheduled_at, then id. A job whose attempts are used up becomes dead.
--- Returns: the jobs taken, in that order, each with: how many others became dead, and, if dead index entries made it dear,
--- the lanes (queue and priority) with the time and id of their first jobs. Without a job one row with these alone.
+-- name: claim_jobs(ids, tokens, queues, worker_id, job_limit, lease, lane_queues, lane_priorities, lane_times, lane_ids)
+-- Completes the jobs of the given leases, then takes due jobs: by priority; between lanes of one priority, the lane that has
+-- waited longest first; within a lane by scheduled_at, then id.
+-- Returns: the jobs taken, in the order of priority, scheduled_at, id. When a lease was lost, none is taken, and each row is a
+-- lost lease: its id, its lease_token, and nulls.
 -- Index: jobs_claim_idx, jobs_pkey.
--- Locks: the jobs taken; those that others have locked are passed over (SKIP LOCKED), never waited for.
--- Notes: A lane is a queue and a priority, and each is visited for itself: so scheduled_at is a range on the last column
--- searched, and a million jobs of a better priority that are not due yet cost nothing. With the lane_ parameters given,
--- only these lanes are visited, each from its (time, id) on: a claim that goes on where another ended passes over no dead
--- index entries, which wait for vacuum or for a transaction left open elsewhere. Without them every lane is found by a
--- loose index scan. UPDATE takes its ids from an array, because the planner takes an unknown LIMIT for a tenth of the
--- table, and joins that many rows by reading all. From counted_before on complete_and_claim has the same text.
-WITH RECURSIVE wanted AS MATERIALIZED (
-    SELECT :job_limit::bigint AS job_count
-),
-
-counted_before AS MATERIALIZED (
+-- Locks: the jobs completed, in the order of their ids; the jobs taken. A job that another session has locked is skipped.
+-- Notes: A lane is a queue and a priority. Each is scanned for itself, so scheduled_at is a range on the last column searched:
+-- future jobs of a better priority cost nothing. The lane_ parameters name lanes and the (time, id) to resume each from, so
+-- that a claim passes over no dead index entries; without them every lane is scanned from its first job.
+WITH locked_job AS MATERIALIZED (
     SELECT
-        pg_stat_get_xact_tuples_returned('goqueue.jobs_claim_idx'::regclass) AS entries,
-        pg_stat_get_xact_blocks_fetched('goqueue.jobs_claim_idx'::regclass) AS pages
-),
-
--- Each lane with its first job.
-found_lane (queue, priority, scheduled_at, id) AS (
-    SELECT
-        q.queue,
-        first_job.priority,
-        first_job.scheduled_at,
-        first_job.id
-    FROM (
-        SELECT DISTINCT u.queue
-        FROM unnest(:queues::text[]) AS u (queue)
-        WHERE :lane_queues::text[] IS NULL AND (SELECT b.entries >= 0 FROM counted_before AS b)
-    ) AS q
-    CROSS JOIN LATERAL (
-        SELECT
-            j.priority,
-            j.scheduled_at,
-            j.id
-        FROM goqueue.jobs AS j
-        WHERE j.status = 'pending' AND j.queue = q.queue
-        ORDER BY j.priority, j.scheduled_at, j.id
-        LIMIT 1
-    ) AS first_job
-    UNION ALL
-    SELECT
-        l.queue,
-        first_job.priority,
-        first_job.scheduled_at,
-        first_job.id
-    FROM found_lane AS l
-    CROSS JOIN LATERAL (
-        SELECT
-            j.priority,
-            j.scheduled_at,
-            j.id
-        FROM goqueue.jobs AS j
-        WHERE j.status = 'pending' AND j.queue = l.queue AND j.priority > l.priority
-        ORDER BY j.priority, j.scheduled_at, j.id
-        LIMIT 1
-    ) AS first_job
-),
-
--- Through arrays, because the planner takes an array for ten rows, and its own guess for the recursion is a thousand.
-lane AS MATERIALIZED (
-    SELECT
-        u.queue,
-        u.priority,
-        u.scheduled_at,
-        u.id
-    FROM (
-        SELECT
-            array_agg(f.queue) AS queues,
-            array_agg(f.priority) AS priorities,
-            array_agg(f.scheduled_at) AS times,
-            array_agg(f.id) AS ids
-        FROM found_lane AS f
-    ) AS a
-    CROSS JOIN LATERAL unnest(a.queues, a.priorities, a.times, a.ids) AS u (queue, priority, scheduled_at, id)
-    UNION ALL
-    SELECT
-        k.queue,
-        k.priority,
-        k.scheduled_at,
-        k.id
-    FROM unnest(
-        :lane_queues::text[], :lane_priorities::smallint[], :lane_times::timestamptz[], :lane_ids::uuid[]
-    ) AS k (queue, priority, scheduled_at, id)
-),
-
-due_lane AS MATERIALIZED (
-    SELECT
-        l.queue,
-        l.priority,
-        l.scheduled_at,
-        l.id
-    FROM lane AS l
-    WHERE l.scheduled_at <= statement_timestamp()
-),
-
--- How many of the first jobs lie in each lane. A single lane has them all, and need not be looked at twice.
-share AS MATERIALIZED (
-    SELECT
-        l.queue,
-        l.priority,
-        l.scheduled_at,
-        l.id,
-        w.job_count,
-        NULL::bigint AS seen
-    FROM due_lane AS l
-    CROSS JOIN wanted AS w
-    WHERE (SELECT count(*) FROM due_lane) = 1
-    UNION ALL
-    SELECT
-        first_job.queue,
-        first_job.priority,
-        first_job.scheduled_at,
-        first_job.id,
-        count(*) AS job_count,
-        (sum(count(*)) OVER ())::bigint AS seen
-    FROM (
-        SELECT
-            l.queue,
-            l.priority,
-            l.scheduled_at,
-            l.id
-        -- In this order the lanes of a worse priority are left unread once there are enough.
-        FROM (
-            SELECT
-                d.queue,
-                d.priority,
-                d.scheduled_at,
-                d.id
-            FROM due_lane AS d
-            ORDER BY d.priority
-        ) AS l
-        CROSS JOIN LATERAL (
-            SELECT
-                j.scheduled_at,
-                j.id
-            FROM goqueue.jobs AS j
-            WHERE
-                j.status = 'pending'
-                AND j.queue = l.queue
-                AND j.priority = l.priority
-                AND j.scheduled_at <= statement_timestamp()
-                AND (j.scheduled_at, j.id) >= (l.scheduled_at, l.id)
-            ORDER BY j.scheduled_at, j.id
-            LIMIT (SELECT w.job_count FROM wanted AS w)
-        ) AS due
-        WHERE (SELECT count(*) FROM due_lane) > 1
-        ORDER BY l.priority, due.scheduled_at, due.id
-        LIMIT (SELECT w.job_count FROM wanted AS w)
-    ) AS first_job
-    GROUP BY first_job.queue, first_job.priority, first_job.scheduled_at, first_job.id
-),
-
-locked_job AS MATERIALIZED (
-    SELECT due.id
-    FROM share AS s
-    CROSS JOIN LATERAL (
-        SELECT j.id
-        FROM goqueue.jobs AS j
-        WHERE
-            j.status = 'pending'
-            AND j.queue = s.queue
-            AND j.priority = s.priority
-            AND j.scheduled_at <= statement_timestamp()
-            AND (j.scheduled_at, j.id) >= (s.scheduled_at, s.id)
-        ORDER BY j.scheduled_at, j.id
-        LIMIT s.job_count
-        FOR NO KEY UPDATE SKIP LOCKED
-    ) AS due
-),
-
--- Where others had locked so many that a lane ran out, the lanes are gone through in order for what is missing.
-further_job AS MATERIALIZED (
-    SELECT due.id
-    FROM (
-        SELECT
-            l.queue,
-            l.priority,
-            l.scheduled_at,
-            l.id
-        FROM due_lane AS l
-        WHERE (SELECT count(*) FROM locked_job) < (SELECT max(s.seen) FROM share AS s)
-        ORDER BY l.priority
-    ) AS o
-    CROSS JOIN LATERAL (
-        SELECT j.id
-        FROM goqueue.jobs AS j
-        WHERE
-            j.status = 'pending'
-            AND j.queue = o.queue
-            AND j.priority = o.priority
-            AND j.scheduled_at <= statement_timestamp()
-            AND (j.scheduled_at, j.id) >= (o.scheduled_at, o.id)
-            AND (j.id <> ALL(ARRAY(SELECT k.id FROM locked_job AS k))) IS TRUE
-        ORDER BY j.scheduled_at, j.id
-        LIMIT (SELECT w.job_count FROM wanted AS w)
-        FOR NO KEY UPDATE SKIP LOCKED
-    ) AS due
-    LIMIT (SELECT w.job_count FROM wanted AS w) - (SELECT count(*) FROM locked_job)
-),
-
-claimed_job AS (
-    UPDATE goqueue.jobs AS j
-    SET
-        status = CASE WHEN j.attempts < j.max_attempts THEN 'running' ELSE 'dead' END::goqueue.job_status,
-        attempts = least(j.attempts + 1, j.max_attempts),
-        last_error = CASE
-            WHEN j.attempts < j.max_attempts THEN j.last_error
-            ELSE coalesce(j.last_error, 'no attempt was left when it was claimed')
-        END,
-        locked_by = CASE WHEN j.attempts < j.max_attempts THEN :worker_id::text END,
-        locked_at = CASE WHEN j.attempts < j.max_attempts THEN statement_timestamp() END,
-        lease_token = mod(j.lease_token, 4611686018427387903) + 1,
-        lease_expires_at = CASE
-            WHEN j.attempts < j.max_attempts THEN statement_timestamp() + extract(EPOCH FROM :lease::interval) * interval '1 second'
-        END,
-        updated_at = statement_timestamp(),
-        started_at = CASE WHEN j.attempts < j.max_attempts THEN statement_timestamp() ELSE j.started_at END,
-        completed_at = CASE WHEN j.attempts >= j.max_attempts THEN statement_timestamp() END
-    WHERE j.id = ANY(
-        ARRAY(
-            SELECT k.id FROM locked_job AS k
-            UNION ALL
-            SELECT k.id FROM further_job AS k
-        )
-    )
-    RETURNING
         j.id,
-        j.queue,
-        j.job_type,
-        j.payload,
-        j.status,
-        j.priority,
-        j.attempts,
-        j.max_attempts,
-        j.last_error,
-        j.idempotency_key,
-        j.locked_by,
-        j.locked_at,
         j.lease_token,
-        j.lease_expires_at,
-        j.scheduled_at,
-        j.created_at,
-        j.updated_at,
-        j.started_at,
-        j.completed_at
+        j.status,
+        j.lease_token = l.token AS is_held
+    FROM unnest(:ids::uuid[], :tokens::bigint[]) AS l (id, token)
+    INNER JOIN goqueue.jobs AS j ON l.id = j.id
+    ORDER BY j.id
+    FOR NO KEY UPDATE OF j
 ),
 
--- The lanes, when so much was read that the next claims had better go on where this one ended: entries that have to be
--- looked up in the table, because an old snapshot may still need their rows, or pages of entries that are known to be
--- dead and wait for vacuum.
-dear AS (
+-- A job that is completed under the same token already is not lost: the call is repeated after a lost reply.
+done_job AS MATERIALIZED (
     SELECT
-        array_agg(l.queue) AS lane_queues,
-        array_agg(l.priority) AS lane_priorities,
-        array_agg(l.scheduled_at) AS lane_times,
-        array_agg(l.id) AS lane_ids
-    FROM lane AS l
-    WHERE
-        -- Only when all are claimed is it known how much was read.
-        (SELECT count(*) FROM claimed_job) >= 0
-        AND (
-            SELECT
-                -- Besides those that have to be read: of each lane its first one, the jobs wanted, and one beyond.
-                r.entries > 1000 + 10 * r.job_count + r.lane_count * (r.job_count + 2)
-                -- Each lane is looked for once, and its jobs twice.
-                OR r.pages > 200 + r.lane_count * (10 + r.job_count / 10)
-            FROM (
-                SELECT
-                    w.job_count,
-                    (SELECT count(*) FROM lane) AS lane_count,
-                    pg_stat_get_xact_tuples_returned('goqueue.jobs_claim_idx'::regclass) - b.entries AS entries,
-                    pg_stat_get_xact_blocks_fetched('goqueue.jobs_claim_idx'::regclass) - b.pages AS pages
-                FROM wanted AS w
-                CROSS JOIN counted_before AS b
-            ) AS r
-        )
-)
-
-SELECT
-    c.id,
-    c.queue,
-    c.job_type,
-    c.payload::text AS payload,
-    c.status,
-    c.priority,
-    c.attempts,
-    c.max_attempts,
-    c.last_error,
-    c.idempotency_key,
-    c.locked_by,
-    c.locked_at,
-    c.lease_token,
-    c.lease_expires_at,
-    c.scheduled_at,
-    c.created_at,
-    c.updated_at,
-    c.started_at,
-    c.completed_at,
-    (
-        SELECT count(*) FROM claimed_job AS x
-        WHERE x.status = 'dead'
-    ) AS dead_count,
-    d.lane_queues,
-    d.lane_priorities,
-    d.lane_times,
-    d.lane_ids
-FROM dear AS d
-LEFT JOIN claimed_job AS c ON c.status = 'running'
-ORDER BY c.priority, c.scheduled_at, c.id;
-
-
--- name: heartbeat_jobs(ids, tokens, lease)
--- Renews the leases of running jobs.
--- Returns: the ids of the jobs that the caller still holds, and holds on to.
--- Index: jobs_pkey, one probe a job. No indexed column changes, so that no index entry is added (HOT).
--- Locks: the jobs' rows, in the order of their ids.
-WITH lease AS MATERIALIZED (
-    SELECT
-        given.id,
-        given.token
-    FROM unnest(:ids::uuid[], :tokens::bigint[]) AS given (id, token)
-)
-
-UPDATE goqueue.jobs AS j
-SET
-    lease_expires_at = statement_timestamp() + extract(EPOCH FROM :lease::interval) * interval '1 second',
-    updated_at = statement_timestamp()
-WHERE
-    j.id = ANY(ARRAY(SELECT l.id FROM lease AS l))
-    AND (
-        (j.id, j.lease_token) IN (
-            SELECT
-                l.id,
-                l.token
-            FROM lease AS l
-        )
-    ) IS TRUE
-    AND (j.status = 'running') IS TRUE
-RETURNING j.id;
-
-
--- name: complete_jobs(ids, tokens)
--- Running jobs are done. Those that the same lease has completed already are done as well: a repeated call succeeds.
--- Returns: the ids of the jobs that the caller held; they are completed.
--- Index: jobs_pkey, one probe a job.
--- Locks: the jobs' rows, in the order of their ids.
-WITH lease AS MATERIALIZED (
-    SELECT
-        given.id,
-        given.token
-    FROM unnest(:ids::uuid[], :tokens::bigint[]) AS given (id, token)
-)
-
-UPDATE goqueue.jobs AS j
-SET
-    status = 'completed',
-    locked_by = NULL,
-    locked_at = NULL,
-    lease_expires_at = NULL,
-    -- Completed by the same lease before, it stays as it is: the call is repeated.
-    updated_at = CASE WHEN j.status = 'running' THEN statement_timestamp() ELSE j.updated_at END,
-    completed_at = coalesce(j.completed_at, statement_timestamp())
-WHERE
-    j.id = ANY(ARRAY(SELECT l.id FROM lease AS l))
-    AND (
-        (j.id, j.lease_token) IN (
-            SELECT
-                l.id,
-                l.token
-            FROM lease AS l
-        )
-    ) IS TRUE
-    AND (j.status IN ('running', 'completed')) IS TRUE
-RETURNING j.id;
-
-
--- name: complete_and_claim(ids, tokens, queues, worker_id, job_limit, lease, lane_queues, lane_priorities, lane_times, lane_ids)
--- Running jobs are done, and the next due ones are taken: complete_jobs and claim_jobs with one round trip and one commit.
--- When a lease was lost, the other jobs are completed and none is taken. As in complete_jobs, a completion is repeatable.
--- Returns: what claim_jobs returns, and, if the caller did not hold all the jobs, the ids of those that it held (else null).
--- Index: jobs_claim_idx, jobs_pkey.
--- Locks: the jobs completed, in the order of their ids; those of claim_jobs.
--- Notes: Those of claim_jobs. Both parts see the table as it was before: a job of one is never a job of the other.
-WITH RECURSIVE given_lease AS MATERIALIZED (
-    SELECT
-        given.id,
-        given.token
-    FROM unnest(:ids::uuid[], :tokens::bigint[]) AS given (id, token)
+        k.id,
+        k.lease_token,
+        k.status
+    FROM locked_job AS k
+    WHERE k.is_held AND k.status IN ('running', 'completed')
 ),
 
 completed_job AS (
@@ -414,264 +49,94 @@ completed_job AS (
         locked_by = NULL,
         locked_at = NULL,
         lease_expires_at = NULL,
-        -- Completed by the same lease before, it stays as it is: the call is repeated.
-        updated_at = CASE WHEN j.status = 'running' THEN statement_timestamp() ELSE j.updated_at END,
-        completed_at = coalesce(j.completed_at, statement_timestamp())
+        updated_at = statement_timestamp(),
+        completed_at = statement_timestamp()
+    FROM done_job AS d
+    WHERE j.id = d.id AND d.status = 'running'
+),
+
+lost_lease AS MATERIALIZED (
+    SELECT
+        l.id,
+        l.token
+    FROM unnest(:ids::uuid[], :tokens::bigint[]) AS l (id, token)
     WHERE
-        j.id = ANY(ARRAY(SELECT l.id FROM given_lease AS l))
-        AND (
-            (j.id, j.lease_token) IN (
-                SELECT
-                    l.id,
-                    l.token
-                FROM given_lease AS l
-            )
-        ) IS TRUE
-        AND (j.status IN ('running', 'completed')) IS TRUE
-    RETURNING
-        j.id,
-        j.lease_token
+        (l.id, l.token) NOT IN (
+            SELECT
+                d.id,
+                d.lease_token
+            FROM done_job AS d
+        )
 ),
 
--- The jobs that were held, if some were not.
-held_job AS MATERIALIZED (
-    SELECT ARRAY(SELECT c.id FROM completed_job AS c) AS ids
-    FROM given_lease AS l
-    WHERE
-        (
-            (l.id, l.token) IN (
-                SELECT
-                    c.id,
-                    c.lease_token
-                FROM completed_job AS c
-            )
-        ) IS FALSE
-    LIMIT 1
-),
-
-wanted AS MATERIALIZED (
-    SELECT CASE WHEN EXISTS (SELECT FROM held_job) THEN 0 ELSE :job_limit::bigint END AS job_count
-),
-
-counted_before AS MATERIALIZED (
-    SELECT
-        pg_stat_get_xact_tuples_returned('goqueue.jobs_claim_idx'::regclass) AS entries,
-        pg_stat_get_xact_blocks_fetched('goqueue.jobs_claim_idx'::regclass) AS pages
-),
-
--- Each lane with its first job.
-found_lane (queue, priority, scheduled_at, id) AS (
-    SELECT
-        q.queue,
-        first_job.priority,
-        first_job.scheduled_at,
-        first_job.id
-    FROM (
-        SELECT DISTINCT u.queue
-        FROM unnest(:queues::text[]) AS u (queue)
-        WHERE :lane_queues::text[] IS NULL AND (SELECT b.entries >= 0 FROM counted_before AS b)
-    ) AS q
-    CROSS JOIN LATERAL (
-        SELECT
-            j.priority,
-            j.scheduled_at,
-            j.id
-        FROM goqueue.jobs AS j
-        WHERE j.status = 'pending' AND j.queue = q.queue
-        ORDER BY j.priority, j.scheduled_at, j.id
-        LIMIT 1
-    ) AS first_job
-    UNION ALL
-    SELECT
-        l.queue,
-        first_job.priority,
-        first_job.scheduled_at,
-        first_job.id
-    FROM found_lane AS l
-    CROSS JOIN LATERAL (
-        SELECT
-            j.priority,
-            j.scheduled_at,
-            j.id
-        FROM goqueue.jobs AS j
-        WHERE j.status = 'pending' AND j.queue = l.queue AND j.priority > l.priority
-        ORDER BY j.priority, j.scheduled_at, j.id
-        LIMIT 1
-    ) AS first_job
-),
-
--- Through arrays, because the planner takes an array for ten rows, and its own guess for the recursion is a thousand.
 lane AS MATERIALIZED (
-    SELECT
-        u.queue,
-        u.priority,
-        u.scheduled_at,
-        u.id
-    FROM (
-        SELECT
-            array_agg(f.queue) AS queues,
-            array_agg(f.priority) AS priorities,
-            array_agg(f.scheduled_at) AS times,
-            array_agg(f.id) AS ids
-        FROM found_lane AS f
-    ) AS a
-    CROSS JOIN LATERAL unnest(a.queues, a.priorities, a.times, a.ids) AS u (queue, priority, scheduled_at, id)
-    UNION ALL
-    SELECT
-        k.queue,
-        k.priority,
-        k.scheduled_at,
-        k.id
-    FROM unnest(
-        :lane_queues::text[], :lane_priorities::smallint[], :lane_times::timestamptz[], :lane_ids::uuid[]
-    ) AS k (queue, priority, scheduled_at, id)
-),
-
-due_lane AS MATERIALIZED (
     SELECT
         l.queue,
         l.priority,
         l.scheduled_at,
         l.id
-    FROM lane AS l
-    WHERE l.scheduled_at <= statement_timestamp()
-),
-
--- How many of the first jobs lie in each lane. A single lane has them all, and need not be looked at twice.
-share AS MATERIALIZED (
-    SELECT
-        l.queue,
-        l.priority,
-        l.scheduled_at,
-        l.id,
-        w.job_count,
-        NULL::bigint AS seen
-    FROM due_lane AS l
-    CROSS JOIN wanted AS w
-    WHERE (SELECT count(*) FROM due_lane) = 1
+    FROM goqueue.pending_lanes(:queues::text[]) AS l
+    WHERE :lane_queues::text[] IS NULL
     UNION ALL
     SELECT
-        first_job.queue,
-        first_job.priority,
-        first_job.scheduled_at,
-        first_job.id,
-        count(*) AS job_count,
-        (sum(count(*)) OVER ())::bigint AS seen
+        u.queue,
+        u.priority,
+        u.scheduled_at,
+        u.id
+    FROM unnest(
+        :lane_queues::text[], :lane_priorities::smallint[], :lane_times::timestamptz[], :lane_ids::uuid[]
+    ) AS u (queue, priority, scheduled_at, id)
+),
+
+-- The outer LIMIT stops the scan: no job is locked that is not taken.
+due_job AS MATERIALIZED (
+    SELECT lane_job.id
     FROM (
         SELECT
             l.queue,
             l.priority,
             l.scheduled_at,
-            l.id
-        -- In this order the lanes of a worse priority are left unread once there are enough.
-        FROM (
-            SELECT
-                d.queue,
-                d.priority,
-                d.scheduled_at,
-                d.id
-            FROM due_lane AS d
-            ORDER BY d.priority
-        ) AS l
-        CROSS JOIN LATERAL (
-            SELECT
-                j.scheduled_at,
-                j.id
-            FROM goqueue.jobs AS j
-            WHERE
-                j.status = 'pending'
-                AND j.queue = l.queue
-                AND j.priority = l.priority
-                AND j.scheduled_at <= statement_timestamp()
-                AND (j.scheduled_at, j.id) >= (l.scheduled_at, l.id)
-            ORDER BY j.scheduled_at, j.id
-            LIMIT (SELECT w.job_count FROM wanted AS w)
-        ) AS due
-        WHERE (SELECT count(*) FROM due_lane) > 1
-        ORDER BY l.priority, due.scheduled_at, due.id
-        LIMIT (SELECT w.job_count FROM wanted AS w)
-    ) AS first_job
-    GROUP BY first_job.queue, first_job.priority, first_job.scheduled_at, first_job.id
-),
-
-locked_job AS MATERIALIZED (
-    SELECT due.id
-    FROM share AS s
+            l.id,
+            -- As a column, it is unknown to the planner, which then goes by the index's order.
+            :job_limit::bigint AS job_limit
+        FROM lane AS l
+        WHERE l.scheduled_at <= statement_timestamp() AND NOT EXISTS (SELECT FROM lost_lease)
+        ORDER BY l.priority, l.scheduled_at, l.id
+    ) AS l
     CROSS JOIN LATERAL (
         SELECT j.id
         FROM goqueue.jobs AS j
         WHERE
             j.status = 'pending'
-            AND j.queue = s.queue
-            AND j.priority = s.priority
+            AND j.queue = l.queue
+            AND j.priority = l.priority
             AND j.scheduled_at <= statement_timestamp()
-            AND (j.scheduled_at, j.id) >= (s.scheduled_at, s.id)
+            AND (j.scheduled_at, j.id) >= (l.scheduled_at, l.id)
         ORDER BY j.scheduled_at, j.id
-        LIMIT s.job_count
+        LIMIT l.job_limit
         FOR NO KEY UPDATE SKIP LOCKED
-    ) AS due
-),
-
--- Where others had locked so many that a lane ran out, the lanes are gone through in order for what is missing.
-further_job AS MATERIALIZED (
-    SELECT due.id
-    FROM (
-        SELECT
-            l.queue,
-            l.priority,
-            l.scheduled_at,
-            l.id
-        FROM due_lane AS l
-        WHERE (SELECT count(*) FROM locked_job) < (SELECT max(s.seen) FROM share AS s)
-        ORDER BY l.priority
-    ) AS o
-    CROSS JOIN LATERAL (
-        SELECT j.id
-        FROM goqueue.jobs AS j
-        WHERE
-            j.status = 'pending'
-            AND j.queue = o.queue
-            AND j.priority = o.priority
-            AND j.scheduled_at <= statement_timestamp()
-            AND (j.scheduled_at, j.id) >= (o.scheduled_at, o.id)
-            AND (j.id <> ALL(ARRAY(SELECT k.id FROM locked_job AS k))) IS TRUE
-        ORDER BY j.scheduled_at, j.id
-        LIMIT (SELECT w.job_count FROM wanted AS w)
-        FOR NO KEY UPDATE SKIP LOCKED
-    ) AS due
-    LIMIT (SELECT w.job_count FROM wanted AS w) - (SELECT count(*) FROM locked_job)
+    ) AS lane_job
+    LIMIT :job_limit::bigint
 ),
 
 claimed_job AS (
     UPDATE goqueue.jobs AS j
     SET
-        status = CASE WHEN j.attempts < j.max_attempts THEN 'running' ELSE 'dead' END::goqueue.job_status,
-        attempts = least(j.attempts + 1, j.max_attempts),
-        last_error = CASE
-            WHEN j.attempts < j.max_attempts THEN j.last_error
-            ELSE coalesce(j.last_error, 'no attempt was left when it was claimed')
-        END,
-        locked_by = CASE WHEN j.attempts < j.max_attempts THEN :worker_id::text END,
-        locked_at = CASE WHEN j.attempts < j.max_attempts THEN statement_timestamp() END,
+        status = 'running',
+        attempts = j.attempts + 1,
+        locked_by = :worker_id::text,
+        locked_at = statement_timestamp(),
         lease_token = mod(j.lease_token, 4611686018427387903) + 1,
-        lease_expires_at = CASE
-            WHEN j.attempts < j.max_attempts THEN statement_timestamp() + extract(EPOCH FROM :lease::interval) * interval '1 second'
-        END,
+        lease_expires_at = statement_timestamp() + extract(EPOCH FROM :lease::interval) * interval '1 second',
         updated_at = statement_timestamp(),
-        started_at = CASE WHEN j.attempts < j.max_attempts THEN statement_timestamp() ELSE j.started_at END,
-        completed_at = CASE WHEN j.attempts >= j.max_attempts THEN statement_timestamp() END
-    WHERE j.id = ANY(
-        ARRAY(
-            SELECT k.id FROM locked_job AS k
-            UNION ALL
-            SELECT k.id FROM further_job AS k
-        )
-    )
+        started_at = statement_timestamp()
+    -- An array, because the planner takes an unknown LIMIT for a tenth of the table and would join that many rows.
+    WHERE j.id = ANY(ARRAY(SELECT d.id FROM due_job AS d))
     RETURNING
         j.id,
         j.queue,
         j.job_type,
-        j.payload,
+        j.payload::text AS payload,
         j.status,
         j.priority,
         j.attempts,
@@ -687,44 +152,13 @@ claimed_job AS (
         j.updated_at,
         j.started_at,
         j.completed_at
-),
-
--- The lanes, when so much was read that the next claims had better go on where this one ended: entries that have to be
--- looked up in the table, because an old snapshot may still need their rows, or pages of entries that are known to be
--- dead and wait for vacuum.
-dear AS (
-    SELECT
-        array_agg(l.queue) AS lane_queues,
-        array_agg(l.priority) AS lane_priorities,
-        array_agg(l.scheduled_at) AS lane_times,
-        array_agg(l.id) AS lane_ids
-    FROM lane AS l
-    WHERE
-        -- Only when all are claimed is it known how much was read.
-        (SELECT count(*) FROM claimed_job) >= 0
-        AND (
-            SELECT
-                -- Besides those that have to be read: of each lane its first one, the jobs wanted, and one beyond.
-                r.entries > 1000 + 10 * r.job_count + r.lane_count * (r.job_count + 2)
-                -- Each lane is looked for once, and its jobs twice.
-                OR r.pages > 200 + r.lane_count * (10 + r.job_count / 10)
-            FROM (
-                SELECT
-                    w.job_count,
-                    (SELECT count(*) FROM lane) AS lane_count,
-                    pg_stat_get_xact_tuples_returned('goqueue.jobs_claim_idx'::regclass) - b.entries AS entries,
-                    pg_stat_get_xact_blocks_fetched('goqueue.jobs_claim_idx'::regclass) - b.pages AS pages
-                FROM wanted AS w
-                CROSS JOIN counted_before AS b
-            ) AS r
-        )
 )
 
 SELECT
     c.id,
     c.queue,
     c.job_type,
-    c.payload::text AS payload,
+    c.payload,
     c.status,
     c.priority,
     c.attempts,
@@ -739,50 +173,123 @@ SELECT
     c.created_at,
     c.updated_at,
     c.started_at,
-    c.completed_at,
-    (
-        SELECT count(*) FROM claimed_job AS x
-        WHERE x.status = 'dead'
-    ) AS dead_count,
-    d.lane_queues,
-    d.lane_priorities,
-    d.lane_times,
-    d.lane_ids,
-    (SELECT h.ids FROM held_job AS h) AS held_ids
-FROM dear AS d
-LEFT JOIN claimed_job AS c ON c.status = 'running'
-ORDER BY c.priority, c.scheduled_at, c.id;
+    c.completed_at
+FROM claimed_job AS c
+UNION ALL
+SELECT l.id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, l.token, NULL, NULL, NULL, NULL, NULL, NULL -- noqa: AL03, LT09
+FROM lost_lease AS l
+ORDER BY priority, scheduled_at, id;
 
 
--- name: fail_jobs(ids, tokens, errors, retry_in, backoff_base, backoff_factor, backoff_max, backoff_jitter)
--- Attempts of running jobs have failed: each job waits for its next attempt, or is dead when there is none left.
+-- name: heartbeat_jobs(ids, tokens, lease)
+-- Renews the leases of running jobs.
+-- Returns: the ids of the jobs that the caller still holds; their leases are renewed.
+-- Index: jobs_pkey, two probes a job. No indexed column changes, so no index entry is added (HOT).
+-- Locks: the jobs, in the order of their ids.
+WITH locked_job AS MATERIALIZED (
+    SELECT
+        j.id,
+        j.status,
+        j.lease_token = l.token AS is_held
+    FROM unnest(:ids::uuid[], :tokens::bigint[]) AS l (id, token)
+    INNER JOIN goqueue.jobs AS j ON l.id = j.id
+    ORDER BY j.id
+    FOR NO KEY UPDATE OF j
+)
+
+UPDATE goqueue.jobs AS j
+SET
+    lease_expires_at = statement_timestamp() + extract(EPOCH FROM :lease::interval) * interval '1 second',
+    updated_at = statement_timestamp()
+FROM locked_job AS k
+WHERE j.id = k.id AND k.is_held AND k.status = 'running'
+RETURNING j.id;
+
+
+-- name: complete_jobs(ids, tokens)
+-- Completes running jobs. A job that the same lease has completed already counts as completed: repeating the call is safe.
+-- Returns: the ids of the jobs that the caller held; they are completed.
+-- Index: jobs_pkey, two probes a job.
+-- Locks: the jobs, in the order of their ids.
+WITH locked_job AS MATERIALIZED (
+    SELECT
+        j.id,
+        j.status,
+        j.lease_token = l.token AS is_held
+    FROM unnest(:ids::uuid[], :tokens::bigint[]) AS l (id, token)
+    INNER JOIN goqueue.jobs AS j ON l.id = j.id
+    ORDER BY j.id
+    FOR NO KEY UPDATE OF j
+),
+
+held_job AS MATERIALIZED (
+    SELECT
+        k.id,
+        k.status
+    FROM locked_job AS k
+    WHERE k.is_held AND k.status IN ('running', 'completed')
+),
+
+completed_job AS (
+    UPDATE goqueue.jobs AS j
+    SET
+        status = 'completed',
+        locked_by = NULL,
+        locked_at = NULL,
+        lease_expires_at = NULL,
+        updated_at = statement_timestamp(),
+        completed_at = statement_timestamp()
+    FROM held_job AS h
+    WHERE j.id = h.id AND h.status = 'running'
+)
+
+SELECT h.id
+FROM held_job AS h;
+
+
+-- name: fail_jobs(ids, tokens, errors, is_final, retry_in, backoff_base, backoff_factor, backoff_max, backoff_jitter)
+-- Ends attempts of running jobs with an error. A job waits for its next attempt; it is dead when none is left or is_final.
 -- The next attempt is due after retry_in; with that null after base * factor ^ (attempts - 1), at most max, and up to the
 -- share jitter longer (at random, so that jobs that failed together do not come back together).
 -- Returns: id and status of the jobs that the caller held.
--- Index: jobs_pkey, one probe a job. job_failures_pkey.
--- Locks: the jobs' rows, in the order of their ids.
-WITH lease AS MATERIALIZED (
+-- Index: jobs_pkey, two probes a job. job_failures_pkey.
+-- Locks: the jobs, in the order of their ids.
+WITH locked_job AS MATERIALIZED (
     SELECT
-        given.id,
-        given.token,
-        given.error
-    FROM unnest(:ids::uuid[], :tokens::bigint[], :errors::text[]) AS given (id, token, error)
+        j.id,
+        j.status,
+        j.attempts,
+        j.max_attempts,
+        j.locked_by,
+        j.lease_token = l.token AS is_held,
+        l.error
+    FROM unnest(:ids::uuid[], :tokens::bigint[], :errors::text[]) AS l (id, token, error)
+    INNER JOIN goqueue.jobs AS j ON l.id = j.id
+    ORDER BY j.id
+    FOR NO KEY UPDATE OF j
+),
+
+held_job AS MATERIALIZED (
+    SELECT
+        k.id,
+        k.locked_by,
+        NOT :is_final::boolean AND k.attempts < k.max_attempts AS has_attempt,
+        max(k.error) AS error
+    FROM locked_job AS k
+    WHERE k.is_held AND k.status = 'running'
+    GROUP BY k.id, k.locked_by, k.attempts, k.max_attempts
 ),
 
 failed_job AS (
     UPDATE goqueue.jobs AS j
     SET
-        status = CASE WHEN j.attempts < j.max_attempts THEN 'pending' ELSE 'dead' END::goqueue.job_status,
-        last_error = (
-            SELECT max(l.error)
-            FROM lease AS l
-            WHERE l.id = j.id AND l.token = j.lease_token
-        ),
+        status = CASE WHEN h.has_attempt THEN 'pending' ELSE 'dead' END::goqueue.job_status,
+        last_error = h.error,
         locked_by = NULL,
         locked_at = NULL,
         lease_expires_at = NULL,
         scheduled_at = CASE
-            WHEN j.attempts < j.max_attempts THEN statement_timestamp() + coalesce(
+            WHEN h.has_attempt THEN statement_timestamp() + coalesce(
                 extract(EPOCH FROM :retry_in::interval) * interval '1 second',
                 -- In seconds: an interval overflows where a double does not. The exponent's bound keeps the power a number;
                 -- the times it would matter are beyond any max.
@@ -795,24 +302,16 @@ failed_job AS (
             ELSE j.scheduled_at
         END,
         updated_at = statement_timestamp(),
-        completed_at = CASE WHEN j.attempts >= j.max_attempts THEN statement_timestamp() END
-    WHERE
-        j.id = ANY(ARRAY(SELECT l.id FROM lease AS l))
-        AND (
-            (j.id, j.lease_token) IN (
-                SELECT
-                    l.id,
-                    l.token
-                FROM lease AS l
-            )
-        ) IS TRUE
-        AND (j.status = 'running') IS TRUE
+        completed_at = CASE WHEN NOT h.has_attempt THEN statement_timestamp() END
+    FROM held_job AS h
+    WHERE j.id = h.id
     RETURNING
         j.id,
         j.status,
         j.lease_token,
         j.attempts,
         j.started_at,
+        h.locked_by,
         j.last_error
 ),
 
@@ -824,12 +323,7 @@ recorded_failure AS (
         f.attempts,
         statement_timestamp() AS failed_at,
         f.started_at,
-        -- This statement still sees the row as it was before the update above.
-        (
-            SELECT was.locked_by
-            FROM goqueue.jobs AS was
-            WHERE was.id = f.id
-        ) AS worker_id,
+        f.locked_by,
         f.last_error
     FROM failed_job AS f
     -- A failure left behind by a job deleted by hand must not keep a job of the same id from failing.
@@ -847,90 +341,20 @@ SELECT
 FROM failed_job AS f;
 
 
--- name: bury_jobs(ids, tokens, errors)
--- Running jobs that can't be run at all are dead, whatever attempts are left.
--- Returns: the ids of the jobs that the caller held; they are dead.
--- Index: jobs_pkey, one probe a job. job_failures_pkey.
--- Locks: the jobs' rows, in the order of their ids.
-WITH lease AS MATERIALIZED (
-    SELECT
-        given.id,
-        given.token,
-        given.error
-    FROM unnest(:ids::uuid[], :tokens::bigint[], :errors::text[]) AS given (id, token, error)
-),
-
-buried_job AS (
-    UPDATE goqueue.jobs AS j
-    SET
-        status = 'dead',
-        last_error = (
-            SELECT max(l.error)
-            FROM lease AS l
-            WHERE l.id = j.id AND l.token = j.lease_token
-        ),
-        locked_by = NULL,
-        locked_at = NULL,
-        lease_expires_at = NULL,
-        updated_at = statement_timestamp(),
-        completed_at = statement_timestamp()
-    WHERE
-        j.id = ANY(ARRAY(SELECT l.id FROM lease AS l))
-        AND (
-            (j.id, j.lease_token) IN (
-                SELECT
-                    l.id,
-                    l.token
-                FROM lease AS l
-            )
-        ) IS TRUE
-        AND (j.status = 'running') IS TRUE
-    RETURNING
-        j.id,
-        j.lease_token,
-        j.attempts,
-        j.started_at,
-        j.last_error
-),
-
-recorded_failure AS (
-    INSERT INTO goqueue.job_failures (job_id, lease_token, attempt, failed_at, started_at, worker_id, error)
-    SELECT
-        b.id,
-        b.lease_token,
-        b.attempts,
-        statement_timestamp() AS failed_at,
-        b.started_at,
-        (
-            SELECT was.locked_by
-            FROM goqueue.jobs AS was
-            WHERE was.id = b.id
-        ) AS worker_id,
-        b.last_error
-    FROM buried_job AS b
-    -- A failure left behind by a job deleted by hand must not keep a job of the same id from failing.
-    ON CONFLICT (job_id, lease_token) DO UPDATE SET
-        attempt = excluded.attempt,
-        failed_at = excluded.failed_at,
-        started_at = excluded.started_at,
-        worker_id = excluded.worker_id,
-        error = excluded.error
-)
-
-SELECT b.id
-FROM buried_job AS b;
-
-
 -- name: release_jobs(ids, tokens)
 -- Gives running jobs back untried, as at a shutdown: they wait as before, and the attempt does not count.
 -- Returns: the ids of the jobs that the caller held; they are pending.
--- Index: jobs_pkey, one probe a job.
--- Locks: the jobs' rows, in the order of their ids.
-WITH lease AS MATERIALIZED (
+-- Index: jobs_pkey, two probes a job.
+-- Locks: the jobs, in the order of their ids.
+WITH locked_job AS MATERIALIZED (
     SELECT
-        given.id,
-        given.token
-    FROM unnest(:ids::uuid[], :tokens::bigint[]) AS given (id, token)
+        j.id,
+        j.status,
+        j.lease_token = l.token AS is_held
+    FROM unnest(:ids::uuid[], :tokens::bigint[]) AS l (id, token)
+    INNER JOIN goqueue.jobs AS j ON l.id = j.id
+    ORDER BY j.id
+    FOR NO KEY UPDATE OF j
 )
 
 UPDATE goqueue.jobs AS j
@@ -941,25 +365,17 @@ SET
     locked_at = NULL,
     lease_expires_at = NULL,
     updated_at = statement_timestamp()
-WHERE
-    j.id = ANY(ARRAY(SELECT l.id FROM lease AS l))
-    AND (
-        (j.id, j.lease_token) IN (
-            SELECT
-                l.id,
-                l.token
-            FROM lease AS l
-        )
-    ) IS TRUE
-    AND (j.status = 'running') IS TRUE
+FROM locked_job AS k
+WHERE j.id = k.id AND k.is_held AND k.status = 'running'
 RETURNING j.id;
 
 
 -- name: rescue_jobs(job_limit)
--- Jobs whose holder was not heard of in time wait for their next attempt, due at once; without one left they are dead.
+-- Ends attempts whose lease has expired: their holders were not heard of in time. A job is due for its next attempt at once; it
+-- is dead when none is left.
 -- Returns: id and status of the jobs rescued; nothing when no lease has expired.
 -- Index: jobs_status_idx for the running jobs, which are as many as the workers hold; jobs_pkey. job_failures_pkey.
--- Locks: the jobs rescued; those that others have locked are passed over.
+-- Locks: the jobs rescued. A job that another session has locked is skipped.
 -- Notes: To be called by the clock, and not before every claim: the index entries of jobs that ran are read too until vacuum
 -- has removed them, which a transaction left open elsewhere prevents (20 ms for 150,000). An index by lease_expires_at would
 -- make every heartbeat add an entry.
@@ -982,7 +398,7 @@ rescued_job AS (
         locked_by = NULL,
         locked_at = NULL,
         lease_expires_at = NULL,
-        -- Now, and not its old time: a claim that goes on where another ended must find it.
+        -- Now, and not its old time: a claim that resumes must find it.
         scheduled_at = CASE WHEN j.attempts < j.max_attempts THEN statement_timestamp() ELSE j.scheduled_at END,
         updated_at = statement_timestamp(),
         completed_at = CASE WHEN j.attempts >= j.max_attempts THEN statement_timestamp() END
@@ -1041,42 +457,18 @@ ORDER BY f.lease_token;
 
 
 -- name: next_job_at(queues)$
--- When the next job of the queues is due, for a worker that found none and wants to sleep until then.
--- Returns: a time, which is past when a job is due already; null when no job waits.
--- Index: jobs_claim_idx, two probes a queue and priority.
+-- Finds when the next job of the queues is due, for a worker that wants to sleep until then.
+-- Returns: a time, which is past when a job is due already; null when no job is pending.
+-- Index: jobs_claim_idx, one probe a lane.
 -- Locks: none.
--- Notes: It looks from the start of each lane, and so passes over the dead index entries that claim_jobs can leave behind.
-WITH RECURSIVE lane (queue, priority, scheduled_at) AS (
-    SELECT
-        q.queue,
-        first_job.priority,
-        first_job.scheduled_at
-    FROM (SELECT DISTINCT u.queue FROM unnest(:queues::text[]) AS u (queue)) AS q
-    CROSS JOIN LATERAL (
-        SELECT
-            j.priority,
-            j.scheduled_at
-        FROM goqueue.jobs AS j
-        WHERE j.status = 'pending' AND j.queue = q.queue
-        ORDER BY j.priority, j.scheduled_at
-        LIMIT 1
-    ) AS first_job
-    UNION ALL
-    SELECT
-        l.queue,
-        first_job.priority,
-        first_job.scheduled_at
-    FROM lane AS l
-    CROSS JOIN LATERAL (
-        SELECT
-            j.priority,
-            j.scheduled_at
-        FROM goqueue.jobs AS j
-        WHERE j.status = 'pending' AND j.queue = l.queue AND j.priority > l.priority
-        ORDER BY j.priority, j.scheduled_at
-        LIMIT 1
-    ) AS first_job
-)
-
+-- Notes: It scans each lane from the start, over the dead index entries that claims have left.
 SELECT min(l.scheduled_at)
-FROM lane AS l;
+FROM goqueue.pending_lanes(:queues::text[]) AS l;
+
+
+-- name: count_dead_rows()$
+-- Counts the rows of goqueue.jobs that vacuum has not removed yet: whether claims had better resume than scan from the start.
+-- Returns: the server's estimate, some seconds old.
+-- Index: none; it reads the statistics that autovacuum goes by.
+-- Locks: none.
+SELECT pg_stat_get_dead_tuples('goqueue.jobs'::regclass);

@@ -351,6 +351,7 @@ CROSS JOIN LATERAL (
     ('job_limit', '10'),
     ('worker_id', 'worker-1'),
     ('lease', '5 minutes'),
+    ('is_final', 'false'),
     ('backoff_base', '10 seconds'),
     ('backoff_factor', '2'),
     ('backoff_max', '1 hour'),

@@ -28,11 +28,11 @@ SHIPPED = shipped_folder("sql")
 # Each with the reason why there is nothing to compare.
 WITHOUT_CASES = dict.fromkeys(
     ("listen", "listen_cancelled"), "LISTEN gives no rows and changes none: a folder's must be the shipped statement"
-)
+) | {"count_dead_rows": "what it gives decides how fast claims are, and not what they take"}
 STORES = sorted(name for name, one in load_statements().items() if one.file.name not in APART)
 
-FENCE = re.compile(r"\n +AND \(\n +\(j\.id, j\.lease_token\) IN \(.+?\n +\) IS TRUE(?=\n)", re.DOTALL)
-IS_RUNNING = re.compile(r"\n +AND \(j\.status (= 'running'|IN \('running', 'completed'\))\) IS TRUE")
+FENCE = "j.lease_token = l.token"
+IS_RUNNING = re.compile(r"k\.status (= 'running'|IN \('running', 'completed'\))")
 SKIPS = "FOR NO KEY UPDATE SKIP LOCKED"
 LOCKS_IN_ORDER = "\n    ORDER BY j.id\n    FOR NO KEY UPDATE"
 KEPT = "j.id <> ALL(:kept_ids::uuid[])"
@@ -54,38 +54,40 @@ class Broken(NamedTuple):
 
 BROKEN = [
     Broken("claim_jobs", SKIPS, "FOR NO KEY UPDATE", "it returns: (it waits for the other session), expected []"),
-    Broken("claim_jobs", f"        {SKIPS}\n", "", "it holds the locks"),
+    Broken("claim_jobs", f"        {SKIPS}\n", "", "it returns: (it waits for the other session)"),
     Broken("claim_jobs", SKIPS, "FOR UPDATE SKIP LOCKED", "it locks against foreign keys"),
     Broken("claim_jobs", SKIPS, "FOR NO KEY UPDATE NOWAIT", "could not obtain lock"),
-    Broken("claim_jobs", "ORDER BY c.priority, c.scheduled_at, c.id", "ORDER BY c.id", '["urgent", "due 2", "twin 2"]'),
-    Broken("claim_jobs", "ORDER BY c.priority, c.scheduled_at", "ORDER BY c.scheduled_at", "two queues: it returns: ["),
+    Broken("claim_jobs", "ORDER BY priority, scheduled_at, id", "ORDER BY id", '["urgent", "due 2", "twin 2"]'),
+    Broken("claim_jobs", "ORDER BY priority, scheduled_at", "ORDER BY scheduled_at", "two queues: it returns: ["),
+    Broken("claim_jobs", "ORDER BY l.priority, l.scheduled_at", "ORDER BY l.scheduled_at", "it returns"),
     Broken(
         "claim_jobs",
-        re.compile(r"ORDER BY j.scheduled_at, j.id(?=\s+LIMIT s.job_count)"),
+        "ORDER BY j.scheduled_at, j.id",
         "ORDER BY j.scheduled_at, j.id DESC",
         '["urgent", "due 2", "twin 1"], expected ["urgent", "due 2", "twin 2"]',
     ),
-    Broken("claim_jobs", ":job_limit::bigint AS", "(:job_limit::bigint + 1) AS", "it returns"),
+    Broken("claim_jobs", "LIMIT :job_limit::bigint", "LIMIT (:job_limit::bigint + 1)", "it returns"),
+    Broken("claim_jobs", re.compile(r"\n    LIMIT :job_limit::bigint"), "", "it returns"),
+    Broken("claim_jobs", " AND NOT EXISTS (SELECT FROM lost_lease)", "", "expected nothing"),
     Broken("claim_jobs", NEXT_TOKEN, "j.lease_token", "lease_token): 0, expected 1"),
     Broken("claim_jobs", NEXT_TOKEN, "j.lease_token + 1", "the highest token: it returns: "),
     Broken("claim_jobs", "statement_timestamp()", "now()", "in a transaction that began before the jobs were made"),
     Broken("claim_jobs", re.compile(r"AND j.scheduled_at <= statement_timestamp\(\)"), "", "one that is not due"),
-    Broken("complete_and_claim", FENCE, "", "the stale token of a job that was claimed again"),
-    Broken("complete_and_claim", NEXT_TOKEN, "j.lease_token + 1", "the highest token: it returns: "),
-    Broken("complete_and_claim", SKIPS, "FOR NO KEY UPDATE", "(it waits for the other session)"),
-    Broken("complete_jobs", FENCE, "", "expected LeaseLostError(claimed twice)"),
-    Broken("complete_jobs", IS_RUNNING, "", "while another session cancels the same jobs"),
-    Broken("heartbeat_jobs", FENCE, "", "expected LeaseLostError(claimed twice)"),
-    Broken("heartbeat_jobs", IS_RUNNING, "", "while another session cancels the same jobs"),
+    Broken("claim_jobs", FENCE, "TRUE", "the stale token of a job that was claimed again"),
+    Broken("claim_jobs", IS_RUNNING, "TRUE", "while another session cancels the same jobs"),
+    Broken("claim_jobs", f"{LOCKS_IN_ORDER} OF j", "", "expected LeaseLostError(held 1, held 3)"),
+    Broken("complete_jobs", FENCE, "TRUE", "expected LeaseLostError(claimed twice)"),
+    Broken("complete_jobs", IS_RUNNING, "TRUE", "while another session cancels the same jobs"),
+    Broken("heartbeat_jobs", FENCE, "TRUE", "expected LeaseLostError(claimed twice)"),
+    Broken("heartbeat_jobs", IS_RUNNING, "TRUE", "while another session cancels the same jobs"),
     Broken("heartbeat_jobs", "SET\n", "SET\n    started_at = statement_timestamp(),\n", "(held 1, started_at): +0 s"),
     Broken("heartbeat_jobs", "SET\n", "SET\n    created_by = 'me',\n", "(held 1, created_by): me"),
-    Broken("fail_jobs", FENCE, "", "expected LeaseLostError(claimed twice)"),
-    Broken("fail_jobs", IS_RUNNING, "", "while another session cancels the same jobs"),
+    Broken("fail_jobs", FENCE, "TRUE", "expected LeaseLostError(claimed twice)"),
+    Broken("fail_jobs", IS_RUNNING, "TRUE", "while another session cancels the same jobs"),
     Broken("fail_jobs", "(1 + :backoff_jitter", "(2 + :backoff_jitter", "(held 1, scheduled_at): +2,000 s from now"),
-    Broken("release_jobs", FENCE, "", "expected LeaseLostError(claimed twice)"),
-    Broken("release_jobs", IS_RUNNING, "", "while another session cancels the same jobs"),
-    Broken("bury_jobs", FENCE, "", "the stale token"),
-    Broken("bury_jobs", IS_RUNNING, "", "while another session cancels the same jobs"),
+    Broken("release_jobs", FENCE, "TRUE", "expected LeaseLostError(claimed twice)"),
+    Broken("release_jobs", IS_RUNNING, "TRUE", "while another session cancels the same jobs"),
+    Broken("fail_jobs", ":is_final::boolean", "(:is_final::boolean AND FALSE)", "fail_jobs, finally, with "),
     Broken("rescue_jobs", SKIPS, "FOR NO KEY UPDATE", "(it waits for the other session)"),
     Broken("rescue_jobs", " AND j.lease_expires_at <= statement_timestamp()", "", "it returns"),
     Broken("rescue_jobs", "statement_timestamp()", "now()", "in a transaction that began before the jobs were made"),
@@ -121,7 +123,7 @@ BROKEN = [
         "cancel_jobs", LOCKS_IN_ORDER, LOCKS_IN_ORDER.replace("j.id", "j.id DESC"), "it has locked before it waits: ["
     ),
     Broken("retry_jobs", LOCKS_IN_ORDER, "", "it holds the locks"),
-    Broken("retry_jobs", "attempts = 0,", "", "attempts): 1, expected 0"),
+    Broken("retry_jobs", "attempts = 0,", "", "InvalidJobError(a pending job has an attempt left"),
     Broken("reschedule_jobs", " AND (j.status = 'pending') IS TRUE", "", "it returns: 10"),
     Broken("update_job", "    FOR NO KEY UPDATE\n", "", "it holds the locks"),
     Broken(
@@ -240,33 +242,22 @@ def test_every_query_that_can_be_changed_has_a_case() -> None:
 
 
 def test_a_simpler_claim_passes(compare: Callable[[Path, str], Proven], tmp_path: Path) -> None:
-    """Not the text counts: this claim knows no lanes."""
+    """Not the text counts: this claim scans no lane by itself."""
     text = (SHIPPED / "leases.sql").read_text("utf-8")
-    start, end = text.index("WITH RECURSIVE wanted AS"), text.index("-- name: heartbeat_jobs")
-    columns = re.findall(r"^    c\.(\w+)", text[start:end], re.MULTILINE)
-    returned = ",\n".join("j.payload" if column == "payload" else f"j.{column}" for column in columns)
-    claimed = text[start:end].partition("UPDATE goqueue.jobs AS j\n")[2].partition("WHERE j.id = ANY(")[0]
-    listed = ",\n".join("c.payload::text AS payload" if column == "payload" else f"c.{column}" for column in columns)
-    simple = f"""WITH claimed AS (
-        UPDATE goqueue.jobs AS j {claimed}
-        WHERE j.id = ANY(ARRAY(
-            SELECT k.id FROM goqueue.jobs AS k
-            WHERE k.status = 'pending' AND k.queue = ANY(:queues::text[]) AND k.scheduled_at <= statement_timestamp()
-            ORDER BY k.priority, k.scheduled_at, k.id
-            LIMIT :job_limit::bigint
-            FOR NO KEY UPDATE SKIP LOCKED
-        ))
-        RETURNING {returned}
-    )
-    SELECT {listed},
-        (SELECT count(*) FROM claimed AS x WHERE x.status = 'dead') AS dead_count,
-        NULL::text[] AS lane_queues, NULL::smallint[] AS lane_priorities,
-        NULL::timestamptz[] AS lane_times, NULL::uuid[] AS lane_ids
-    FROM (VALUES (:lane_queues::text[], :lane_priorities::smallint[], :lane_times::timestamptz[], :lane_ids::uuid[]))
-        AS unused (a, b, c, d)
-    LEFT JOIN claimed AS c ON c.status = 'running'
-    ORDER BY c.priority, c.scheduled_at, c.id;
-
+    start, end = text.index("lane AS MATERIALIZED ("), text.index("claimed_job AS (")
+    simple = """due_job AS MATERIALIZED (
+        SELECT k.id
+        FROM goqueue.jobs AS k
+        WHERE
+            k.status = 'pending' AND k.queue = ANY(:queues::text[]) AND k.scheduled_at <= statement_timestamp()
+            AND NOT EXISTS (SELECT FROM lost_lease)
+            AND num_nulls(
+                :lane_queues::text[], :lane_priorities::smallint[], :lane_times::timestamptz[], :lane_ids::uuid[]
+            ) >= 0
+        ORDER BY k.priority, k.scheduled_at, k.id
+        LIMIT :job_limit::bigint
+        FOR NO KEY UPDATE SKIP LOCKED
+    ),
 
 """
     (tmp_path / "leases.sql").write_text(text[:start] + simple + text[end:])

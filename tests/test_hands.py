@@ -274,19 +274,3 @@ class TestManyUnreadableJobs:
                 assert listener.wait(20 * SECOND) == {"default"}
             assert goqueue_store.claim_jobs("default", "w") == []
             assert listener.wait(SECOND / 5) == frozenset()
-
-    def test_jobs_without_an_attempt_left_are_bounded_alike(
-        self,
-        goqueue_store: PostgresStorage,
-        goqueue_connection: psycopg.Connection[Any],
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        monkeypatch.setattr("goqueue.postgres._SET_ASIDE_SECONDS", 0.0)
-        goqueue_connection.execute(
-            "INSERT INTO goqueue.jobs (job_type, attempts, max_attempts) SELECT 't', 1, 1 FROM generate_series(1, 3)"
-        )
-        for dead in (1, 2, 3):
-            assert goqueue_store.claim_jobs("default", "w") == []
-            assert goqueue_connection.execute("SELECT count(*) FROM goqueue.jobs WHERE status = 'dead'").fetchone() == (
-                dead,
-            )

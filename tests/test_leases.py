@@ -12,8 +12,6 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from goqueue import (
     Backoff,
@@ -34,7 +32,7 @@ from goqueue import (
     PostgresStorage,
     Storage,
 )
-from goqueue.resume import Resume
+from goqueue.claim_positions import ClaimPositions, positions_of
 
 ZERO = timedelta(0)
 SECOND = timedelta(seconds=1)
@@ -45,8 +43,6 @@ LAST = datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)
 EXACT = Backoff(base=SECOND, jitter=0)
 
 PENDING, RUNNING, COMPLETED, DEAD, CANCELLED = JobStatus
-
-LANE_PARAMETERS = ("lane_queues", "lane_priorities", "lane_times", "lane_ids")
 
 
 @pytest.fixture
@@ -184,27 +180,16 @@ class TestClaim:
         other.rollback()
         assert (claim(store).id, store.get_job(job_id).lease_token) == (job_id, 1)
 
-    @pytest.mark.parametrize("lanes", [1, 2])
-    def test_a_job_with_no_attempt_left_is_dead_and_never_given(self, store: Storage, lanes: int) -> None:
-        spent = [fill(store, 1, max_attempts=2, priority=n % lanes)[0] for n in range(3)]
-        for job_id in spent:
-            store.update_job(job_id, JobUpdate(attempts=2))
-        good = fill(store, 2, priority=lanes - 1)
-        # An empty list would mean that none is due.
-        assert [job.id for _ in range(4) for job in store.claim_jobs("default", "w1")] == good
-        for job in store.get_jobs(spent):
-            assert (job.status, job.attempts, job.locked_by, job.lease_expires_at) == (DEAD, 2, None, None)
-            assert job.completed_at == job.updated_at
-            assert job.started_at is None
-        assert store.claim_jobs("default", "w1", 10) == []
-
-    def test_a_job_with_no_attempt_left_keeps_the_error_it_had(self, store: Storage) -> None:
-        failed, other = fill(store, 2, max_attempts=2)
-        store.update_job(failed, JobUpdate(attempts=2, last_error="it broke"))
-        store.update_job(other, JobUpdate(attempts=2))
-        assert store.claim_jobs("default", "w1", 2) == []
-        errors = [job.last_error for job in store.get_jobs([failed, other])]
-        assert errors == ["it broke", "no attempt was left when it was claimed"]
+    def test_between_queues_of_one_priority_the_lane_that_has_waited_longest_comes_first(self, store: Storage) -> None:
+        past = datetime.now(UTC) - HOUR
+        newer = [
+            *fill(store, 2, queue="a", scheduled_at=past),
+            *fill(store, 1, queue="a", scheduled_at=past + 3 * MINUTE),
+        ]
+        older = fill(store, 2, queue="b", scheduled_at=past - MINUTE)
+        worse = fill(store, 1, queue="b", priority=1, scheduled_at=past - HOUR)
+        taken = [job.id for _ in range(6) for job in store.claim_jobs(["a", "b"], "w1")]
+        assert taken == [*older, *newer, *worse]
 
     @pytest.mark.parametrize("limit", [1, 10])
     def test_a_payload_that_cannot_be_read_is_set_aside(
@@ -1043,6 +1028,37 @@ class TestQueueStats:
         assert entry.oldest_ready_age > timedelta(days=700_000)
 
 
+class TestAPendingJobHasAnAttemptLeft:
+    """The CHECK jobs_pending_has_attempt: a claim never meets a job that it can't give."""
+
+    def test_a_change_that_would_leave_none_is_refused(self, store: Storage) -> None:
+        [job_id] = fill(store, 1, max_attempts=2)
+        for change in (JobUpdate(attempts=2), JobUpdate(attempts=1, max_attempts=1)):
+            with pytest.raises(InvalidJobError, match="a pending job has an attempt left"):
+                store.update_job(job_id, change)
+        assert store.update_job(job_id, JobUpdate(attempts=1)).status == PENDING
+        assert claim(store).attempts == 2
+
+    def test_a_job_that_runs_its_last_attempt_has_one_left_when_it_is_made_pending(self, store: Storage) -> None:
+        last, lowered, early = fill(store, 3, max_attempts=3)
+        for job_id, attempts in ((last, 2), (lowered, 2), (early, 0)):
+            store.update_job(job_id, JobUpdate(attempts=attempts))
+        assert len(claim(store, 3)) == 3
+        changed = store.update_job(last, JobUpdate(status=PENDING))
+        assert (changed.status, changed.attempts, changed.max_attempts) == (PENDING, 2, 3)
+        changed = store.update_job(lowered, JobUpdate(status=PENDING, attempts=0, max_attempts=1))
+        assert (changed.attempts, changed.max_attempts) == (0, 1)
+        assert store.update_job(early, JobUpdate(status=PENDING)).attempts == 1
+        assert sorted(job.id for job in claim(store, 10)) == sorted([last, lowered, early])
+
+    def test_a_job_given_back_at_its_last_attempt_has_it_again(self, store: Storage) -> None:
+        fill(store, 1, max_attempts=1)
+        for _ in range(2):
+            job = claim(store)
+            assert job.attempts == 1
+            store.release_jobs([job])
+
+
 class TestUpdatingAHeldJob:
     def test_a_token_grows_only_when_the_holder_changes(self, store: Storage) -> None:
         job = claimed(store)
@@ -1075,23 +1091,34 @@ class TestResuming:
 
     @staticmethod
     def resumes(store: PostgresStorage, *queues: str) -> bool:
-        return queues in store._resumes and store._resumes[queues].parameters()[1]
+        return queues in store._positions and any(store._positions[queues].parameters().values())
 
-    def until_resuming(self, store: PostgresStorage, *queues: str) -> list[UUID]:
-        """Claims until a claim has found itself dear; what it took."""
+    @staticmethod
+    def until_counted(store: PostgresStorage, sql: Any) -> None:
+        """Waits until the server knows of the dead rows that claims have left; it learns once a second."""
+        deadline = time.monotonic() + 30
+        while sql("SELECT pg_stat_get_dead_tuples('goqueue.jobs'::regclass) < 5000").fetchone() == (True,):
+            assert time.monotonic() < deadline, "the server knows of few dead rows"
+            time.sleep(0.1)
+            store.ping()
+
+    def until_resuming(self, store: PostgresStorage, sql: Any, *queues: str) -> list[UUID]:
+        """Claims until a claim resumes; what they took."""
         taken: list[UUID] = []
         while not self.resumes(store, *queues):
-            jobs = store.claim_jobs(queues, "w1", 100)
+            jobs = store.claim_jobs(queues, "w1", 1000 if len(taken) < 6000 else 10)
             assert jobs, "it never resumed"
             taken += [job.id for job in jobs]
+            if len(taken) == 6000:
+                self.until_counted(store, sql)
         return taken
 
     def test_jobs_that_become_due_out_of_order_wait_no_longer_than_that(
-        self, resuming: PostgresStorage, snapshot: Any
+        self, resuming: PostgresStorage, snapshot: Any, sql: Any
     ) -> None:
-        ids = fill(resuming, 6000)
+        ids = fill(resuming, 9000)
         snapshot()
-        taken = self.until_resuming(resuming, "default")
+        taken = self.until_resuming(resuming, sql, "default")
         held = resuming.claim_jobs("default", "w1")[0]
         surprises = {
             *fill(resuming, 1, priority=-1),
@@ -1114,47 +1141,48 @@ class TestResuming:
         taken += [job.id for job in resuming.claim_jobs("default", "w1", 500)]
         assert sorted(taken) == sorted({*ids, *surprises})
 
-    def test_a_resumed_claim_reads_less(self, goqueue_database: str, snapshot: Any) -> None:
-        config = DatabaseConfig(url=goqueue_database, claim_resume_time=MINUTE)
-        with PostgresStorage.open(config) as store:
-            ids = fill(store, 4000)
-            snapshot()
-            taken = self.until_resuming(store, "default")
+    def test_a_resumed_claim_reads_less(self, resuming: PostgresStorage, snapshot: Any, sql: Any) -> None:
+        ids = fill(resuming, 9000)
+        snapshot()
+        taken = self.until_resuming(resuming, sql, "default")
 
-            def entries_read(connection: psycopg.Connection[Any]) -> int:
-                row = connection.execute(
-                    "SELECT pg_stat_get_xact_tuples_returned('goqueue.jobs_claim_idx'::regclass)"
-                ).fetchone()
-                assert row is not None
-                return int(row[0])
+        def entries_read(connection: psycopg.Connection[Any]) -> int:
+            row = connection.execute(
+                "SELECT pg_stat_get_xact_tuples_returned('goqueue.jobs_claim_idx'::regclass)"
+            ).fetchone()
+            assert row is not None
+            return int(row[0])
 
-            with store._connection() as connection, connection.transaction():
+        read = []
+        for _ in range(30):  # now and then one scans from the start
+            with resuming._connection() as connection, connection.transaction():
                 before = entries_read(connection)
-                taken += [job.id for job in store.bound_to(connection).claim_jobs("default", "w1", 10)]
-                assert entries_read(connection) - before < 100
-            while jobs := store.claim_jobs("default", "w1", 1000):
-                taken += [job.id for job in jobs]
-            assert taken == ids
+                taken += [job.id for job in resuming.bound_to(connection).claim_jobs("default", "w1", 10)]
+                read.append(entries_read(connection) - before)
+        assert min(read) < 100
+        while jobs := resuming.claim_jobs("default", "w1", 1000):
+            taken += [job.id for job in jobs]
+        assert taken == ids
 
-    def test_the_order_within_each_lane_stays(self, goqueue_database: str, snapshot: Any) -> None:
-        config = DatabaseConfig(url=goqueue_database, claim_resume_time=MINUTE)
-        with PostgresStorage.open(config) as store:
-            lanes = [("a", 0), ("b", 0), ("a", 1)]
-            ids = {lane: fill(store, 1500, queue=lane[0], priority=lane[1]) for lane in lanes}
-            snapshot()
-            taken: dict[tuple[str, int], list[UUID]] = {lane: [] for lane in lanes}
-            priorities = []
-            resumed = False
-            while jobs := store.claim_jobs(["b", "a"], "w1", 90):
-                resumed = resumed or self.resumes(store, "a", "b")
-                for job in jobs:
-                    taken[job.queue, job.priority].append(job.id)
-                    priorities.append(job.priority)
-            assert resumed
-            assert taken == ids
-            assert priorities == sorted(priorities)
+    def test_the_order_within_each_lane_stays(self, resuming: PostgresStorage, snapshot: Any, sql: Any) -> None:
+        lanes = [("a", 0), ("b", 0), ("a", 1)]
+        ids = {lane: fill(resuming, 3500, queue=lane[0], priority=lane[1]) for lane in lanes}
+        snapshot()
+        taken: dict[tuple[str, int], list[UUID]] = {lane: [] for lane in lanes}
+        priorities: list[int] = []
+        resumed = False
+        while jobs := resuming.claim_jobs(["b", "a"], "w1", 90):
+            if 5500 <= len(priorities) < 5590:
+                self.until_counted(resuming, sql)
+            resumed = resumed or self.resumes(resuming, "a", "b")
+            for job in jobs:
+                taken[job.queue, job.priority].append(job.id)
+                priorities.append(job.priority)
+        assert resumed
+        assert taken == ids
+        assert priorities == sorted(priorities)
 
-    def test_many_lanes_are_not_taken_for_dead_entries(self, goqueue_database: str) -> None:
+    def test_many_lanes_alone_make_no_claim_resume(self, goqueue_database: str) -> None:
         queues = [f"q{number}" for number in range(30)]
         with PostgresStorage.open(DatabaseConfig(url=goqueue_database, claim_resume_time=HOUR)) as store:
             for queue in queues:
@@ -1173,16 +1201,10 @@ class TestResuming:
             assert claim(resuming).id == better
         assert not self.resumes(resuming, "default")
 
-    def test_so_do_claims_that_pass_over_many_pages_while_vacuum_is_late(
-        self, resuming: PostgresStorage, sql: Any
-    ) -> None:
+    def test_so_do_claims_while_vacuum_is_late(self, resuming: PostgresStorage, sql: Any) -> None:
         sql("ALTER TABLE goqueue.jobs SET (autovacuum_enabled = off)")
-        ids = fill(resuming, 60_000)
-        taken = []
-        while not self.resumes(resuming, "default"):
-            jobs = resuming.claim_jobs("default", "w1", 1000)
-            assert jobs, "it never resumed"
-            taken += [job.id for job in jobs]
+        ids = fill(resuming, 9000)
+        taken = self.until_resuming(resuming, sql, "default")
         assert taken == ids[: len(taken)]
         [better] = fill(resuming, 1, priority=-1)
         time.sleep(self.RESUME_TIME.total_seconds())
@@ -1192,17 +1214,19 @@ class TestResuming:
         assert [job.id for job in resuming.claim_jobs("default", "w1", 10)] == ids[len(taken) :][:10]
         assert not self.resumes(resuming, "default")
 
-    def test_turned_off_every_claim_is_exact(self, goqueue_database: str, snapshot: Any) -> None:
+    def test_turned_off_every_claim_is_exact(self, goqueue_database: str, snapshot: Any, sql: Any) -> None:
         with PostgresStorage.open(DatabaseConfig(url=goqueue_database, claim_resume_time=ZERO)) as store:
-            fill(store, 3000)
+            fill(store, 8000)
             snapshot()
-            for _ in range(20):
-                store.claim_jobs("default", "w1", 100)
+            for number in range(20):
+                store.claim_jobs("default", "w1", 300)
+                if number == 18:
+                    self.until_counted(store, sql)
             [better] = fill(store, 1, priority=-1)
             assert claim(store).id == better
 
     def test_nothing_is_left_behind_by_claims_at_once(self, resuming: PostgresStorage, snapshot: Any) -> None:
-        ids = fill(resuming, 2500) + fill(resuming, 2500, priority=1)
+        ids = fill(resuming, 4500) + fill(resuming, 4500, priority=1)
         snapshot()
 
         def work(number: int) -> list[UUID]:
@@ -1225,43 +1249,88 @@ class TestResuming:
         assert sorted(taken) == sorted(ids)
 
 
-_lanes = st.tuples(st.sampled_from(["a", "b"]), st.integers(0, 2))
-_positions = st.tuples(st.datetimes(timezones=st.just(UTC)), st.uuids())
+class TestClaimPositions:
+    LANES = ("lane_queues", "lane_priorities", "lane_times", "lane_ids")
 
+    @pytest.fixture
+    def at(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+        def be(now: float) -> None:
+            monkeypatch.setattr("goqueue.claim_positions.monotonic", lambda: now)
 
-class TestResume:
-    @given(
-        first=st.dictionaries(_lanes, _positions),
-        taken=st.lists(st.tuples(_lanes, _positions)),
-    )
-    def test_goes_on_after_the_last_job_of_each_lane(self, first: Any, taken: Any) -> None:
-        resume = Resume(3600)
-        assert resume.parameters() == (dict.fromkeys(LANE_PARAMETERS), False)
-        resume.begin((*lane, *at) for lane, at in first.items())
-        resume.move((*lane, *at) for lane, at in taken)
-        values, resumed = resume.parameters()
-        assert resumed
-        lanes = list(zip(*(values[name] for name in LANE_PARAMETERS), strict=True))
-        last = {lane: at for lane, at in taken if lane in first}  # never in a lane that was not found
-        assert {(queue, priority): at for queue, priority, *at in lanes} == {
-            lane: list(last.get(lane, at)) for lane, at in first.items()
+        be(100)
+        return be
+
+    @staticmethod
+    def job(number: int, queue: str = "a", priority: int = 0) -> Job:
+        made = NewJob(job_type="t", queue=queue, priority=priority, id=UUID(int=number), scheduled_at=FIRST)
+        values = dict.fromkeys(Job.__struct_fields__) | {
+            name: getattr(made, name) for name in ("id", "queue", "priority")
         }
+        return Job(**values | {"scheduled_at": FIRST + number * SECOND})  # type: ignore[arg-type]
 
-    def test_no_longer_than_its_time(self) -> None:
-        resume = Resume(0)
-        resume.begin([("a", 0, FIRST, UUID(int=0))])
-        assert resume.parameters() == (dict.fromkeys(LANE_PARAMETERS), False)
+    def bloated(self, seconds: float = 10, scan: float = 0.5) -> ClaimPositions:
+        """Of a store whose first claim, a scan that took ``scan`` seconds, has given a job of queue a."""
+        positions = ClaimPositions(seconds)
+        positions.claimed([self.job(1)], positions.parameters(), is_full=True, start=100 - scan)
+        positions.counted(5000)
+        return positions
 
-    def test_its_use_does_not_prolong_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        now = 100.0
-        monkeypatch.setattr("goqueue.resume.monotonic", lambda: now)
-        resume = Resume(10)
-        resume.begin([("a", 0, FIRST, UUID(int=0))])
-        now = 109.9
-        assert resume.parameters()[1]
-        resume.move([("a", 0, LAST, UUID(int=1))])
-        now = 110.0
-        assert not resume.parameters()[1]
+    def test_resume_after_the_last_job_of_each_lane(self, at: Any) -> None:
+        positions = self.bloated()
+        taken = [self.job(2), self.job(3), self.job(4, "b"), self.job(5, "b", 1)]
+        positions.claimed(taken, positions.parameters(), is_full=True, start=100)
+        lanes = zip(*(positions.parameters()[name] for name in self.LANES), strict=True)
+        assert [(queue, priority, job_id.int) for queue, priority, _, job_id in lanes] == [
+            ("a", 0, 3), ("b", 0, 4), ("b", 1, 5),
+        ]  # fmt: skip
+
+    def test_scan_from_the_start_while_few_rows_are_dead(self, at: Any) -> None:
+        positions = self.bloated()
+        positions.counted(4999)
+        assert positions.parameters() == dict.fromkeys(self.LANES)
+
+    def test_scan_again_after_the_time_that_was_set(self, at: Any) -> None:
+        positions = self.bloated(seconds=4)
+        at(103.9)
+        resumed = positions.parameters()
+        assert resumed["lane_queues"] == ["a"]
+        positions.claimed([self.job(2)], resumed, is_full=True, start=103.9)  # its use does not prolong it
+        at(104)
+        assert positions.parameters() == dict.fromkeys(self.LANES)
+
+    def test_scan_sooner_when_a_scan_takes_little_time(self, at: Any) -> None:
+        positions = self.bloated(scan=0.1)
+        at(100.9)
+        assert positions.parameters()["lane_queues"] == ["a"]
+        at(101.1)
+        assert positions.parameters() == dict.fromkeys(self.LANES)
+
+    def test_scan_after_a_claim_that_came_up_short_unless_a_scan_did_so_too(self, at: Any) -> None:
+        positions = self.bloated()
+        resumed = positions.parameters()
+        positions.claimed([], resumed, is_full=False, start=100)
+        assert positions.looks_again(resumed)
+        scan = positions.parameters()
+        assert scan == dict.fromkeys(self.LANES)
+        positions.claimed([self.job(2)], scan, is_full=False, start=99.5)
+        resumed = positions.parameters()
+        assert resumed["lane_queues"] == ["a"]
+        positions.claimed([], resumed, is_full=False, start=100)
+        assert not positions.looks_again(resumed)
+
+    def test_count_once_in_that_time_and_never_when_it_is_zero(self, at: Any) -> None:
+        assert not ClaimPositions(1).count_is_due  # nothing is claimed yet
+        positions = self.bloated(seconds=4)
+        assert not positions.count_is_due
+        at(104)
+        assert positions.count_is_due
+        assert not self.bloated(seconds=0).count_is_due
+
+    def test_sets_of_queues_are_forgotten_rather_than_kept_without_bound(self) -> None:
+        known: dict[tuple[str, ...], ClaimPositions] = {}
+        for number in range(1000):
+            positions_of(known, [str(number)], 1)
+        assert len(known) <= 100
 
 
 def test_filters_are_refused_as_filters(store: Storage) -> None:

@@ -287,8 +287,8 @@ def test_what_is_checked_is_the_text_that_runs(folder: Folder) -> None:
 
 
 def test_the_white_space_in_a_string_is_part_of_the_statement(goqueue_connection: Connection, folder: Folder) -> None:
-    given = folder("coalesce(j.last_error, 'no attempt was", "coalesce(j.last_error, 'no  attempt was", "leases.sql")
-    assert prove_contract(goqueue_connection, given).changed == ["claim_jobs", "complete_and_claim"]
+    given = folder("'the lease expired: its", "'the lease expired:  its", "leases.sql")
+    assert prove_contract(goqueue_connection, given).changed == ["rescue_jobs"]
 
 
 def test_a_comment_that_swallows_the_rest_of_a_line_is_seen(folder: Folder) -> None:

@@ -13,7 +13,7 @@ from contextlib import ExitStack, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
@@ -30,6 +30,7 @@ from goqueue import (
     JobStateError,
     JobStatus,
     JobUpdate,
+    LeaseLostError,
     NewJob,
     PostgresStorage,
     SchemaError,
@@ -574,7 +575,7 @@ class TestRaces:
         goqueue_store.create_jobs([NewJob(job_type="t", id=high), NewJob(job_type="t", id=low)])
         if method == "retry_jobs":
             goqueue_store.cancel_jobs([low, high])
-        goqueue_connection.execute("ANALYZE goqueue.jobs")  # small: an own session would read it whole
+        goqueue_connection.execute("ANALYZE goqueue.jobs")  # small: it is read whole
         values = {"delay": timedelta(hours=1)} if method == "reschedule_jobs" else {}
         with (
             psycopg.connect(goqueue_database) as connection,
@@ -589,6 +590,38 @@ class TestRaces:
             assert mine(high, **values) == 1
             connection.commit()
             assert both.result(10) == (2 if method == "reschedule_jobs" else 0)
+
+    @pytest.mark.parametrize(
+        "method", ["heartbeat_jobs", "complete_jobs", "complete_and_claim", "fail_jobs", "release_jobs"]
+    )
+    def test_what_holders_change_is_locked_in_the_order_of_the_ids(
+        self, goqueue_store: PostgresStorage, goqueue_database: str, method: str
+    ) -> None:
+        low, high = sorted(uuid4() for _ in range(2))
+        goqueue_store.create_jobs([NewJob(job_type="t", id=high), NewJob(job_type="t", id=low)])
+        leases = {job.id: job for job in goqueue_store.claim_jobs("default", "w", limit=2)}
+        values = ["none", "w"] if method == "complete_and_claim" else []
+        with (
+            psycopg.connect(goqueue_database) as connection,
+            psycopg.connect(goqueue_database, autocommit=True) as other,
+            ThreadPoolExecutor(1) as thread,
+        ):
+
+            def settle(own: psycopg.Connection[Any], *ids: UUID) -> None:
+                held = [leases[job_id] for job_id in ids]
+                given = [(job, "e") for job in held] if method == "fail_jobs" else held
+                getattr(PostgresStorage.bound_to(own), method)(given, *values)
+
+            for own in (connection, other):
+                for scan in ("indexscan", "indexonlyscan", "bitmapscan"):  # the rows are read as they lie: high, low
+                    own.execute(f"SET enable_{scan} = off")
+            settle(connection, low)
+            both = thread.submit(settle, other, low, high)
+            until_waiting(goqueue_database, "claim_jobs" if values else method)
+            settle(connection, high)
+            connection.commit()
+            with suppress(LeaseLostError):
+                both.result(10)
 
     def test_a_key_deleted_over_and_over_is_always_had_in_the_end(self, goqueue_database: str) -> None:
         with (

@@ -26,7 +26,7 @@ NOTES = {note.name: note for note in read_notes()}
 STORES = {name: note for name, note in NOTES.items() if note.file not in APART}
 JOB_QUERIES = [
     "create_job", "find_duplicate_job", "get_job", "get_jobs", "get_job_by_idempotency_key", "update_job",
-    "replace_pending_job",
+    "replace_pending_job", "claim_jobs",
 ]  # fmt: skip
 RELATIONS = {"goqueue.jobs", "goqueue.job_failures", "goqueue.queue_metrics", "goqueue.queue_status_metrics"}
 PYTHON_TYPES = {
@@ -64,7 +64,16 @@ def test_each_query_is_run_by_the_store(name: str) -> None:
     source = "".join(map(inspect.getsource, (PostgresStorage, Listener, pool)))
     assert f"queries.{name}(" in source or f"self._queries.{name}" in source
     if not name.startswith(
-        ("find_", "bury_", "announce_", "get_session", "delete_failures", "listen_", "wake_", "prune_unreferenced")
+        (
+            "find_",
+            "count_dead_rows",
+            "announce_",
+            "get_session",
+            "delete_failures",
+            "listen_",
+            "wake_",
+            "prune_unreferenced",
+        )
     ):
         assert hasattr(PostgresStorage, name), "a method of the query's own name"
 
@@ -127,7 +136,6 @@ def test_the_structs_fields_are_the_tables_columns(goqueue_connection: psycopg.C
         ("complete_jobs", [("id", "uuid")]),
         ("heartbeat_jobs", [("id", "uuid")]),
         ("release_jobs", [("id", "uuid")]),
-        ("bury_jobs", [("id", "uuid")]),
         ("cancel_jobs", [("id", "uuid")]),
         ("retry_jobs", [("id", "uuid")]),
         ("reschedule_jobs", [("id", "uuid")]),
@@ -147,29 +155,6 @@ def test_a_page_is_jobs_and_where_it_goes_on(goqueue_connection: psycopg.Connect
     described = describe(goqueue_connection, "list_jobs")
     assert described[:-2] == describe(goqueue_connection, "get_job")
     assert described[-2:] == [("next_created_at", "timestamptz"), ("next_id", "uuid")]
-
-
-def test_claimed_jobs_are_jobs_and_what_the_claim_read(goqueue_connection: psycopg.Connection[Any]) -> None:
-    described = describe(goqueue_connection, "claim_jobs")
-    assert described[:-5] == describe(goqueue_connection, "get_job")
-    assert described[-5:] == [
-        ("dead_count", "int8"),
-        ("lane_queues", "_text"),
-        ("lane_priorities", "_int2"),
-        ("lane_times", "_timestamptz"),
-        ("lane_ids", "_uuid"),
-    ]
-    assert describe(goqueue_connection, "complete_and_claim") == [*described, ("held_ids", "_uuid")]
-
-
-def test_both_claims_have_one_text() -> None:
-    claim, both = (getattr(QUERIES, name).sql for name in ("claim_jobs", "complete_and_claim"))
-    start = "counted_before AS MATERIALIZED"
-    shared = claim[claim.index(start) :]
-    assert both[both.index(start) :].replace(",\n    (SELECT h.ids FROM held_job AS h) AS held_ids", "") == shared
-    completing, alone = both[: both.index(start)], QUERIES.complete_jobs.sql
-    changes = alone[alone.index("UPDATE goqueue.jobs") : alone.index("WHERE")]
-    assert "".join(changes.split()) in "".join(completing.split())
 
 
 def test_the_tables_limits_are_those_told_beforehand(goqueue_connection: psycopg.Connection[Any]) -> None:

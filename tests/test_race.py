@@ -45,8 +45,9 @@ CREATE TRIGGER record_change AFTER UPDATE ON goqueue.jobs FOR EACH ROW EXECUTE F
 WORKER = """
     import os, random, sys, time
     from datetime import timedelta
-    from goqueue import Backoff, DatabaseConfig, LeaseLostError, PostgresStorage
+    from goqueue import Backoff, DatabaseConfig, LeaseLostError, PostgresStorage, claim_positions
 
+    claim_positions._MANY_DEAD_ROWS = 100
     url, name, batch, milliseconds = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
     lease = timedelta(seconds=0.5)
     chance = random.Random(name)
@@ -74,7 +75,7 @@ WORKER = """
             if not jobs:
                 jobs = store.claim_jobs(["one", "two"], name, batch, lease)
                 write("claimed", jobs)
-            if any(resume.parameters()[1] for resume in store._resumes.values()):
+            if any(any(positions.parameters().values()) for positions in store._positions.values()):
                 os.write(1, b"resumed\\n")
             if not jobs:
                 store.rescue_jobs()

@@ -205,6 +205,7 @@ LISTEN = ("listen", "listen_cancelled")
 # These tell nothing of jobs.
 SILENT = (
     "ping",
+    "count_dead_rows",
     "get_session",
     "get_transaction_status",
     *LISTEN,
@@ -241,12 +242,10 @@ def values_of(jobs: dict[str, UUID]) -> dict[str, dict[str, Any]]:
             "job_limit": 10,
             "kept_ids": [],
         },
-        "claim_jobs": {**CLAIM, **LANES},
+        "claim_jobs": {"ids": [], "tokens": [], **CLAIM, **LANES},
         "heartbeat_jobs": {**held, "lease": MINUTE},
-        "complete_and_claim": {**held, **CLAIM, **LANES},
         "complete_jobs": held,
-        "fail_jobs": {**held, "errors": ["boom"], **BACKOFF},
-        "bury_jobs": {**held, "errors": ["boom"]},
+        "fail_jobs": {**held, "errors": ["boom"], "is_final": False, **BACKOFF},
         "release_jobs": held,
         "rescue_jobs": {"job_limit": 10},
         "list_failures": {"job_id": jobs["dead"]},

@@ -23,6 +23,7 @@ from hypothesis.stateful import (
 from goqueue import (
     Backoff,
     DuplicateJobError,
+    InvalidJobError,
     Job,
     JobNotFoundError,
     JobStateError,
@@ -166,20 +167,10 @@ class Jobs(RuleBasedStateMachine):
         waiting = self.claimable(queues)
         priorities = sorted(self.jobs[job_id].priority for job_id in waiting)
         assert [job.priority for job in jobs] == [job.priority for job in sorted(jobs, key=lambda job: job.priority)]
-        spent = [job_id for job_id in waiting if self.jobs[job_id].attempts >= self.jobs[job_id].max_attempts]
-        if not spent:
-            assert [job.priority for job in jobs] == priorities[:limit]
-        stored = {job.id: job.status for job in self.store.get_jobs(spent)}
-        for job_id in spent:
-            if stored[job_id] == DEAD:
-                self.jobs[job_id].token += 1
-                self.jobs[job_id].end_attempt(DEAD)
-        if not jobs:
-            assert not self.claimable(queues), "an empty list means that none is due"
+        assert [job.priority for job in jobs] == priorities[:limit]
         for job in jobs:
             model = self.jobs[job.id]
             assert job.id in waiting
-            assert job.id not in spent
             model.status, model.holder, model.leased = RUNNING, worker, True
             model.attempts += 1
             model.token += 1
@@ -309,6 +300,8 @@ class Jobs(RuleBasedStateMachine):
         else:
             if status == PENDING and job.status in (DEAD, CANCELLED):
                 job.attempts = 0
+            elif status == PENDING:
+                job.attempts = min(job.attempts, job.max_attempts - 1)
             if status == COMPLETED:  # not by the job's holder
                 job.token += 1
             job.end_attempt(status)
@@ -318,8 +311,13 @@ class Jobs(RuleBasedStateMachine):
     def spend_all_attempts(self, place: int) -> None:
         [job_id] = self.ids([place])
         job = self.jobs[job_id]
-        self.store.update_job(job_id, JobUpdate(attempts=job.max_attempts))
-        job.attempts = job.max_attempts
+        spent = job.max_attempts
+        if job.status == PENDING:
+            with pytest.raises(InvalidJobError, match="an attempt left"):
+                self.store.update_job(job_id, JobUpdate(attempts=spent))
+            spent -= 1
+        self.store.update_job(job_id, JobUpdate(attempts=spent))
+        job.attempts = spent
 
     @precondition(lambda self: self.jobs)
     @rule(place=places)

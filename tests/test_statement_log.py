@@ -269,13 +269,3 @@ class TestJobs:
         found: dict[UUID, Any] = {fields(record)["job_id"]: fields(record)["status"] for record in records}
         assert found == {again.id: "pending", last.id: "dead"}
         assert f"job {last.id}: its lease has expired; it is dead now" in caplog.messages
-
-    def test_jobs_that_a_claim_finds_without_an_attempt_left_are_logged(
-        self, goqueue_store: PostgresStorage, goqueue_connection: Any, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        goqueue_store.create_jobs(NewJob(job_type="t") for _ in range(2))
-        goqueue_connection.execute("UPDATE goqueue.jobs SET attempts = max_attempts")
-        assert goqueue_store.claim_jobs("default", "w1", limit=5) == []
-        [record] = [record for record in caplog.records if record.name == "goqueue"]
-        assert (record.levelno, fields(record)) == (logging.WARNING, {"jobs": 2})
-        assert record.getMessage() == "2 jobs were due without an attempt left: now dead"

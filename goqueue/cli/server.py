@@ -61,6 +61,7 @@ def run_migrations(
     """Bring the configured database's schema up to date, as pgmigrate does.
 
     Pending versions are applied in one transaction: all of them or none. One
+    named validate_… begins another, to read the table while programs go on. One
     that is NONTRANSACTIONAL is applied by itself, between two transactions.
     Running it again does nothing. A second run waits for the first. --undo-to
     is one transaction too.

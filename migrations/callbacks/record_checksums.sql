@@ -22,7 +22,10 @@ BEGIN
             (8, 'V0008__record_creator.sql', '1ffce26a883b8a011ffb11efd2a07df46cd8c37129e4493b12d11381b083454b'),
             (9, 'V0009__create_queue_metrics.sql', 'ada66ddf30b455a6efc7d8292ca79f35837df113e7395c342bc19f1b1cf0db35'),
             (10, 'V0010__notify_changed_jobs.sql', 'c4b7ed07c1c6fe49e081c4b597a841b830fb4a6dd9ab89926525233017d71970'),
-            (11, 'V0011__validate_lease_tokens.sql', '9247a5b63325d69101be6fa106d03ccf51db4cde0cead320619f64ba5c16894b')
+            (11, 'V0011__validate_lease_tokens.sql', '9247a5b63325d69101be6fa106d03ccf51db4cde0cead320619f64ba5c16894b'),
+            (12, 'V0012__require_attempt_left.sql', '5a836870ebc4fa0721655ead2bb8c4e3aba71cd9d13c3c4dba438e4e197c9214'),
+            (13, 'V0013__validate_attempt_left.sql', '7ca9087b66e979a38f508263050821112f55876346c2e6fa48e91f0c92572554'),
+            (14, 'V0014__create_lane_function.sql', 'f451e7b070c909b43ce3d7765d19ea9a450249a92b0d2e26056bec23aa2ef3d2')
         ) AS f (version, file_name, sha256)
         INNER JOIN goqueue.schema_version AS applied ON applied.version = f.version
         ON CONFLICT (version) DO NOTHING;

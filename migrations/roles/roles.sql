@@ -120,6 +120,10 @@ TO goqueue_producer, goqueue_operator;
 GRANT EXECUTE ON FUNCTION goqueue.uuid_v7()
 TO goqueue_producer, goqueue_operator;
 
+-- The loose index scan of claim_jobs and next_job_at.
+GRANT EXECUTE ON FUNCTION goqueue.pending_lanes(text[])
+TO goqueue_producer, goqueue_worker, goqueue_reader, goqueue_operator;
+
 -- The columns that the statements of leases.sql change. What a job is (its type, its payload) is not among them.
 GRANT UPDATE (
     status, attempts, last_error, locked_by, locked_at, lease_token, lease_expires_at,

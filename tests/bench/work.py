@@ -18,8 +18,8 @@ from uuid import UUID
 import psycopg
 
 from goqueue import DatabaseConfig, Job, PostgresStorage
+from goqueue.claim_positions import ClaimPositions
 from goqueue.queries import load_queries
-from goqueue.resume import Resume
 from tests.bench.harness import Bench, Line, Target, bare_connection, checkout, rendered, seconds
 
 QUEUE = "mail"
@@ -67,22 +67,19 @@ class Bare:
         queries = load_queries()
         self._connection = connection
         self._claim, self._complete = queries.claim_jobs.sql, queries.complete_jobs.sql
-        self._complete_and_claim = queries.complete_and_claim.sql
         given = {"queues": [QUEUE], "worker_id": "bench", "job_limit": limit, "lease": _LEASE}
         # Nulls: look through all lanes.
         self._values = dict.fromkeys(queries.claim_jobs.parameters) | given
 
     def claim(self) -> list[tuple[Any, ...]]:
-        rows = self._connection.execute(self._claim, self._values, prepare=True).fetchall()
-        return rows if rows[0][0] is not None else []
+        return self.complete_and_claim([])
 
     def complete(self, rows: Sequence[tuple[Any, ...]]) -> None:
         self._connection.execute(self._complete, self._leases(rows), prepare=True).fetchall()
 
     def complete_and_claim(self, rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
         values = self._values | self._leases(rows)
-        rows = self._connection.execute(self._complete_and_claim, values, prepare=True).fetchall()
-        return rows if rows[0][0] is not None else []
+        return self._connection.execute(self._claim, values, prepare=True).fetchall()
 
     @staticmethod
     def _leases(rows: Sequence[tuple[Any, ...]]) -> dict[str, Any]:
@@ -166,7 +163,8 @@ def _claim_script(limit: int) -> tuple[str, dict[str, str]]:
     """pgbench's text of claim_jobs, and its variables. One that it was not given is null, as in the store's call."""
     claim = load_queries().claim_jobs
     variables = {"queues": f"{{{QUEUE}}}", "worker_id": "bench", "job_limit": str(limit), "lease": _LEASE}
-    return rendered(claim.sql, {name: f":{name}" for name in claim.parameters}), variables
+    nothing_done = {"ids": "'{}'", "tokens": "'{}'"}
+    return rendered(claim.sql, {name: f":{name}" for name in claim.parameters} | nothing_done), variables
 
 
 def _pgbench_single(bench: Bench, table: _Table, count: int) -> float:
@@ -326,15 +324,15 @@ def worker(*arguments: str) -> Iterator[Any]:
             process.kill()
 
 
-class _CountedResume(Resume):
-    """Counts the claims that look through all lanes from their start."""
+class _CountedPositions(ClaimPositions):
+    """Counts the claims that scan every lane from its start."""
 
-    full = 0
+    scans = 0
 
-    def parameters(self) -> tuple[dict[str, Any], bool]:
-        values, resumed = super().parameters()
-        self.full += not resumed
-        return values, resumed
+    def parameters(self) -> dict[str, Any]:
+        values = super().parameters()
+        self.scans += not any(values.values())
+        return values
 
 
 def measure_pinned(bench: Bench) -> list[Line]:
@@ -369,7 +367,7 @@ def _pinned(url: str, resume_time: str, count: int) -> tuple[float, float, str]:
     ):
         admin.execute(_FILL, {"queue": QUEUE, "count": count})
         admin.execute("VACUUM ANALYZE goqueue.jobs")
-        counted = store._resumes[QUEUE,] = _CountedResume(config.claim_resume_time.total_seconds())
+        counted = store._positions[QUEUE,] = _CountedPositions(config.claim_resume_time.total_seconds())
         holder.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         holder.execute("SELECT FROM goqueue.jobs LIMIT 1")
         times, ids = [], set[UUID]()
@@ -386,7 +384,7 @@ def _pinned(url: str, resume_time: str, count: int) -> tuple[float, float, str]:
         raise RuntimeError(f"{len(ids)} of {count} jobs were claimed")
     tenth = len(times) // 10
     note = (
-        f"mean of the last tenth of {len(times):,} claims against the first; {counted.full:,} looked from the start; "
+        f"mean of the last tenth of {len(times):,} claims against the first; {counted.scans:,} scanned from the start; "
         f"median {median(times[-tenth:]):.1f} ms against {median(times[:tenth]):.1f} ms, "
         f"slowest {max(times):.0f} ms; no waiting for the disk"
     )
