@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-# Two processes suit the two cores of a small machine; `make test WORKERS=auto` takes what there is.
-WORKERS ?= 2
+# Three processes keep the two cores of a small machine busy, since many tests wait; `make test WORKERS=6` for more cores.
+WORKERS ?= 3
 # Files with this word in their names run outside of a transaction.
 APART  := $(wildcard migrations/V*NONTRANSACTIONAL*.sql)
 # migrations.yml sets the lock_timeout, and an undo file drops on purpose.
@@ -34,10 +34,10 @@ build: $(STAMP) ## Build the wheel and the source archive into dist/
 	$(BIN)/python -m build --installer uv
 
 test: $(STAMP) ## Run the tests on a real server (Docker, else the embedded one; GOQUEUE_TEST_DATABASE_URL names another)
-	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 coverage: $(STAMP) ## Run the tests and show which lines of the package they reach
-	$(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report=term-missing:skip-covered $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --cov --cov-report=term-missing:skip-covered $(ARGS)
 
 mutants: $(STAMP) ## Take the guards of the statements away one at a time: each time a test must fail (half an hour)
 	$(BIN)/python -m tests.mutants $(ARGS)

@@ -1,6 +1,7 @@
 """What the whole suite needs in common. Imports goqueue's plugin by name, anyio and hypothesis."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,17 @@ from tests.blocking import blocking
 from tests.commands import Commands
 
 pytest_plugins = ["goqueue.pytest_plugin", "pytester"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep compiled modules in pytest's cache where the environment forbids Python to write them beside their sources.
+
+    The tests start hundreds of Python processes, and each would compile all that it imports.
+    """
+    if config.cache is not None and os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
+        sys.dont_write_bytecode, sys.pycache_prefix = False, str(config.cache.mkdir("bytecode"))
+        os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
+
 
 # A deadline measures the machine, not the code. One database for all examples of a test is meant.
 settings.register_profile("goqueue", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

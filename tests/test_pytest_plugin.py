@@ -94,7 +94,7 @@ def test_each_test_has_a_database_of_its_own_and_leaves_none(
     run: pytest.Pytester, other_server: DatabaseServer
 ) -> None:
     run.makepyfile(PASSES)
-    result = run.runpytest_subprocess()
+    result = run.runpytest_inprocess()
     result.assert_outcomes(passed=2)
     result.stdout.fnmatch_lines(["goqueue: PostgreSQL of GOQUEUE_TEST_DATABASE_URL"])
     result.stdout.no_fnmatch_line("*goqueue databases*")
@@ -106,7 +106,7 @@ def test_a_failed_test_s_database_is_kept_and_shown(
     run: pytest.Pytester, goqueue_server: DatabaseServer, workers: list[str]
 ) -> None:
     run.makepyfile(FAILS)
-    result = run.runpytest_subprocess(*workers)
+    result = run.runpytest_inprocess(*workers)
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(["*- goqueue database -*", "postgresql://*/goqueue_test_*", "Kept; *DROP DATABASE *;"])
     result.stdout.fnmatch_lines(["*= goqueue databases =*", "kept, to be dropped by hand:", "  goqueue_test_*"])
@@ -118,7 +118,7 @@ def test_a_failed_test_s_database_is_kept_and_shown(
 
 def test_keep_databases_keeps_those_of_passed_tests(run: pytest.Pytester, goqueue_server: DatabaseServer) -> None:
     run.makepyfile(PASSES)
-    result = run.runpytest_subprocess("--keep-databases")
+    result = run.runpytest_inprocess("--keep-databases")
     kept = [line.strip() for line in result.outlines if line.startswith("  goqueue_test_")]
     assert len(kept) == 2
     for name in kept:
@@ -139,7 +139,7 @@ def test_the_database_of_a_run_that_was_killed_is_dropped_by_the_next_run(
         test_more=PASSES,
         test_fails=FAILS,
     )
-    kept = run.runpytest_subprocess("test_fails.py")
+    kept = run.runpytest_inprocess("test_fails.py")
     [kept_name] = [line.strip() for line in kept.outlines if line.startswith("  goqueue_test_")]
     seen: list[str] = []
     command = [sys.executable, "-m", "pytest", "test_waits.py"]
@@ -155,7 +155,7 @@ def test_the_database_of_a_run_that_was_killed_is_dropped_by_the_next_run(
         lost, used = ([name for name in seen if f"_{process.pid}_" in name] for process in (killed, going_on))
         killed.kill()
         killed.wait(60)
-        run.runpytest_subprocess("test_more.py").assert_outcomes(passed=2)
+        run.runpytest_inprocess("test_more.py").assert_outcomes(passed=2)
         assert databases(goqueue_server, lost[0]) == []
         assert databases(goqueue_server, used[0]) == used
         assert databases(goqueue_server, kept_name) == [kept_name]
@@ -176,7 +176,7 @@ def test_an_embedded_server_is_used_and_thrown_away(
             assert goqueue_server.kind == "embedded"
             print("host is", goqueue_server.url.partition("host=")[2])
     """)  # fmt: skip
-    result = run.runpytest_subprocess("-rP", *workers)
+    result = run.runpytest_inprocess("-rP", *workers)
     result.assert_outcomes(passed=2, failed=1)
     result.stdout.fnmatch_lines(["goqueue: embedded PostgreSQL, thrown away at the end"])
     result.stdout.fnmatch_lines(["It ends with this run's server; *"])
@@ -208,7 +208,7 @@ def test_a_password_is_not_shown(
             assert ":hun" in goqueue_server.url.replace("ter2", "")
             raise RuntimeError
     """)
-    result = run.runpytest_subprocess("--showlocals")
+    result = run.runpytest_inprocess("--showlocals")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*RuntimeError", "*- goqueue database -*"])
     result.stdout.no_fnmatch_line("*hunter2*")
@@ -219,7 +219,7 @@ def test_a_password_is_not_shown(
 
 def test_a_wrong_choice_of_server_is_refused(run: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GOQUEUE_TEST_SERVER", "oracle")
-    result = run.runpytest_subprocess()
+    result = run.runpytest_inprocess()
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*GOQUEUE_TEST_SERVER must be docker or embedded, not 'oracle'*"])
 
@@ -234,15 +234,17 @@ def test_a_docker_without_the_image_gives_way_to_the_embedded_server(
         "def from_env(**options): return Engine()\n"
     )
     monkeypatch.setenv("PYTHONPATH", f"{run.path}{os.pathsep}{REPO}")
+    run.syspathinsert()
+    monkeypatch.delitem(sys.modules, "docker", raising=False)
     monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:1")
     monkeypatch.delenv("GOQUEUE_TEST_DATABASE_URL")
     run.makepyfile(PASSES)
-    result = run.runpytest_subprocess(*workers)
+    result = run.runpytest_inprocess(*workers)
     result.assert_outcomes(passed=2)
     note = "the image postgres:18 can't be had from Docker (*); an embedded server took its place"
     result.stdout.fnmatch_lines([note])
     monkeypatch.setenv("GOQUEUE_TEST_SERVER", "docker")
-    result = run.runpytest_subprocess(*workers)
+    result = run.runpytest_inprocess(*workers)
     result.assert_outcomes(errors=2)
     result.stdout.fnmatch_lines(["*GOQUEUE_TEST_SERVER=docker forbids another server*"])
 
@@ -259,7 +261,7 @@ def test_a_half_made_template_is_made_anew(run: pytest.Pytester, other_server: D
         connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(TEMPLATE)))
         connection.execute("CREATE DATABASE goqueue_test_1_of_another_run")
     run.makepyfile(PASSES)
-    run.runpytest_subprocess().assert_outcomes(passed=2)
+    run.runpytest_inprocess().assert_outcomes(passed=2)
     assert databases(other_server, "goqueue_t%") == [TEMPLATE, "goqueue_test_1_of_another_run"]
 
 
@@ -282,11 +284,11 @@ def test_a_user_who_may_not_make_databases_is_told(
         connection.execute("CREATE ROLE maker LOGIN CREATEDB")
     run.makepyfile(PASSES)
     monkeypatch.setenv("GOQUEUE_TEST_DATABASE_URL", other_server.url.replace("postgres@", "plain@", 1))
-    result = run.runpytest_subprocess()
+    result = run.runpytest_inprocess()
     result.assert_outcomes(errors=2)
     result.stdout.fnmatch_lines(["*may not make databases: ALTER ROLE ... CREATEDB"])
     monkeypatch.setenv("GOQUEUE_TEST_DATABASE_URL", other_server.url.replace("postgres@", "maker@", 1))
-    run.runpytest_subprocess().assert_outcomes(passed=2)
+    run.runpytest_inprocess().assert_outcomes(passed=2)
 
 
 @pytest.mark.parametrize(
@@ -320,7 +322,7 @@ def test_of_a_test_that_is_run_again_each_failing_run_s_database_is_kept_and_sho
     run: pytest.Pytester, goqueue_server: DatabaseServer, workers: str, passes_at: int, kept_runs: list[int]
 ) -> None:
     run.makepyfile(FLAKY.replace("RUN", str(passes_at)))
-    result = run.runpytest_subprocess("-n", workers, "--reruns", "2")
+    result = run.runpytest_inprocess("-n", workers, "--reruns", "2")
     kept = [line.strip() for line in result.outlines if line.startswith("  goqueue_test_")]
     try:
         assert len(kept) == len(kept_runs)

@@ -278,7 +278,7 @@ def test_a_test_server_that_cannot_be_used_is_named_without_its_password(
 ) -> None:
     monkeypatch.setenv("GOQUEUE_TEST_DATABASE_URL", (DEAD | REFUSED)[form])
     run.makepyfile(USES)
-    result = run.runpytest_subprocess(*options)
+    result = run.runpytest_inprocess(*options)
     result.assert_outcomes(errors=2)
     result.stdout.fnmatch_lines(["*GOQUEUE_TEST_DATABASE_URL can't be used: *"])
     assert SECRET not in result.stdout.str() + result.stderr.str()
@@ -293,7 +293,7 @@ def test_tests_that_fail_show_no_password_of_the_stores(
     monkeypatch.setenv("GOQUEUE_DATABASE_BATCH_SIZE", "0")
     monkeypatch.setenv("PGPASSWORD", SECRET)
     run.makepyfile(OPENS)
-    result = run.runpytest_subprocess(*options)
+    result = run.runpytest_inprocess(*options)
     result.assert_outcomes(failed=6)
     assert SECRET not in result.stdout.str() + result.stderr.str()
 
@@ -307,7 +307,7 @@ def test_a_template_that_cannot_be_made_shows_no_password(
     try:
         monkeypatch.setenv("GOQUEUE_TEST_DATABASE_URL", psycopg.conninfo.make_conninfo(**given))
         run.makepyfile(USES)
-        result = run.runpytest_subprocess(*EVERYTHING)
+        result = run.runpytest_inprocess(*EVERYTHING)
         result.assert_outcomes(errors=2)
         result.stdout.fnmatch_lines(["*permission denied to create database*"])
         assert SECRET not in result.stdout.str() + result.stderr.str()
