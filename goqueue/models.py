@@ -174,7 +174,11 @@ class Failure(Struct, frozen=True):
     error: str
 
 
-class NewJob(Struct, metaclass=HelpfulMeta, frozen=True, kw_only=True, forbid_unknown_fields=True):
+def _no_payload() -> JsonValue:
+    return {}
+
+
+class NewJob(Struct, metaclass=HelpfulMeta, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """A job to be created.
 
     Its id is made here, so that creating the same `NewJob` again (after a lost connection, say) makes no second job.
@@ -187,9 +191,11 @@ class NewJob(Struct, metaclass=HelpfulMeta, frozen=True, kw_only=True, forbid_un
     these are stored as what they are derived from; a datetime, UUID, Decimal or dataclass in it is refused.
     """
 
+    # A bulk leaves out what has its default; create_jobs has the same ones. It leaves out no payload: with `dict` for
+    # the factory, an empty one would be a default.
     job_type: str
     queue: str = "default"
-    payload: JsonValue = msgspec.field(default_factory=dict)
+    payload: JsonValue = msgspec.field(default_factory=_no_payload)
     priority: int = 0
     max_attempts: int = DEFAULT_MAX_ATTEMPTS
     scheduled_at: datetime | None = None
@@ -397,11 +403,38 @@ _STATUSES: Final[Mapping[str, JobStatus]] = {str(status): status for status in J
 
 
 def encode_json(value: object) -> bytes:
-    """``value`` (a checked payload, or a Struct holding one) as JSON in UTF-8."""
+    """``value`` (a checked payload, or a Struct) as JSON in UTF-8."""
     try:
         return _encoder.encode(value)
     except (TypeError, ValueError, OverflowError, RecursionError) as exc:
         raise InvalidJobError(f"the payload can't be written as JSON: {exc}") from exc
+
+
+class _Sent(Struct):
+    payload: JsonValue
+
+
+_decode_sent = msgspec.json.Decoder(list[_Sent]).decode
+_NOT_NESTING: Final = bytes(set(range(256)) - set(b"[]{}"))
+
+
+def reads_back(document: bytes, payloads: list[JsonValue]) -> bool:
+    """Whether a JSON array of jobs has exactly these payloads: then `check_payload` finds nothing in any of them.
+
+    It takes half the time, because no line of Python looks at a value. False where it can't tell: a tuple reads back as
+    a list, and an escaped character can be a NUL.
+    """
+    try:
+        if (b"\\" in document and b"\\u" in document) or [sent.payload for sent in _decode_sent(document)] != payloads:
+            return False
+    except Exception:  # noqa: BLE001 - of a value's own code
+        return False
+    nesting = document.translate(None, _NOT_NESTING)
+    for _ in range(MAX_PAYLOAD_DEPTH + 2):  # The array and the job are two more.
+        if not nesting:
+            return True
+        nesting = nesting.replace(b"{}", b"").replace(b"[]", b"")
+    return False
 
 
 def check_payload(value: JsonValue) -> None:
@@ -481,6 +514,9 @@ def check_text(name: str, value: str) -> None:
 
 def check_name(name: str, value: object) -> str:
     """``value``, if it is a string of 1 to 255 characters that PostgreSQL can hold; else `InvalidJobError`."""
+    # A bulk has thousands of them.
+    if type(value) is str and 0 < len(value) <= MAX_NAME_CHARACTERS and _is_plain(value):
+        return value
     if not isinstance(value, str):
         raise InvalidJobError(f"{name} must be a string, not {_shown(value)}")
     if not 0 < len(value) <= MAX_NAME_CHARACTERS:

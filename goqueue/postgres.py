@@ -85,7 +85,7 @@ from goqueue.requests import (
     check_lost,
     claim_values,
     document,
-    encoded_job,
+    encoded_update,
     filter_values,
     found,
     in_batches,
@@ -299,16 +299,16 @@ class PostgresStorage:
         batch = Batch(self.config)
         for job in jobs:
             if not batch.add(job):
-                yield batch
+                yield batch.checked()
                 batch = Batch(self.config)
                 batch.add(job)
         if batch.jobs:
-            yield batch
+            yield batch.checked()
 
     def _create_batch(
         self, connection: Connection[Any], batch: Batch, known: dict[str, Any]
     ) -> list[tuple[UUID, bool]]:
-        rows = list(self._queries.create_jobs(connection, jobs=document(batch.encoded)))
+        rows = list(self._queries.create_jobs(connection, jobs=document(batch.encoded).decode()))
         if rows and rows[0][1]:
             known["transaction_id"] = rows[0][1]
         if len(rows) == len(batch.jobs):
@@ -323,7 +323,7 @@ class PostgresStorage:
             missing = [item for item in missing if item[0].id not in taken and item[0].idempotency_key not in taken]
             if not missing:
                 break
-            again = document(encoded for _, encoded in missing)
+            again = document(encoded for _, encoded in missing).decode()
             created |= {row[0] for row in self._queries.create_jobs(connection, jobs=again)}
         else:
             raise duplicate_unseen()
@@ -423,7 +423,7 @@ class PostgresStorage:
         """
         wanted = as_job_id(job_id)
         check_kind("update", update, JobUpdate)
-        changes = encoded_job(update, self.config).decode()
+        changes = encoded_update(update, self.config).decode()
         with self._connection() as connection:
             if row := self._queries.update_job(connection, id=wanted, changes=changes):
                 return Job.from_row(row)

@@ -40,6 +40,7 @@ from goqueue.models import (
     check_payload,
     clean_text,
     encode_json,
+    reads_back,
 )
 from goqueue.safelog import log
 
@@ -82,15 +83,11 @@ def _payload(job: NewJob | JobUpdate, config: DatabaseConfig) -> bytes:
     return encoded
 
 
-def encoded_job(job: NewJob | JobUpdate, config: DatabaseConfig) -> bytes:
-    """The whole Struct as JSON, its payload checked."""
-    if isinstance(job, NewJob) or job.payload is not UNSET:
-        check_payload(job.payload)
-        encoded = encode_json(job)
-        if len(encoded) > config.max_payload_bytes:
-            _payload(job, config)
-        return encoded
-    return encode_json(job)
+def encoded_update(update: JobUpdate, config: DatabaseConfig) -> bytes:
+    """The fields that are given as JSON, a payload checked."""
+    if update.payload is not UNSET:
+        _payload(update, config)
+    return encode_json(update)
 
 
 class Batch:
@@ -99,27 +96,49 @@ class Batch:
     def __init__(self, config: DatabaseConfig) -> None:
         self._config = config
         self._size = 0
-        self._ids: set[UUID] = set()
+        self._ids: set[int] = set()
         self.jobs: list[NewJob] = []
         self.encoded: list[bytes] = []
 
     def add(self, job: NewJob, encoded: bytes | None = None) -> bool:
         """Takes the job, or says False when that is for the next batch. `InvalidJobError` for what is no job.
 
-        A statement's rows tell by their ids which jobs were added, so a job whose id is here already is for the next.
+        Without ``encoded`` the payload is left to `checked`. A statement's rows tell by their ids which jobs were
+        added, so a job whose id is here already is for the next.
         """
         if encoded is None:
-            if not isinstance(job, NewJob):
-                raise InvalidJobError(f"create_jobs takes NewJob objects, not {type(job).__name__}")
-            encoded = encoded_job(job, self._config)
+            encoded = _encoded(job, self._config)
+        job_id = job.id.int  # A UUID takes as long to hash as all the rest.
         full = len(self.jobs) >= self._config.batch_size or self._size + len(encoded) > _MAX_BATCH_BYTES
-        if (full or job.id in self._ids) and self.jobs:
+        if (full or job_id in self._ids) and self.jobs:
             return False
         self.jobs.append(job)
         self.encoded.append(encoded)
-        self._ids.add(job.id)
+        self._ids.add(job_id)
         self._size += len(encoded)
         return True
+
+    def checked(self) -> Self:
+        """The batch, once all its payloads are known to be JSON; else `InvalidJobError`."""
+        payloads = [job.payload for job in self.jobs]
+        if not reads_back(document(self.encoded), payloads):
+            for payload in payloads:
+                check_payload(payload)
+        return self
+
+
+def _encoded(job: NewJob, config: DatabaseConfig) -> bytes:
+    """The job as JSON, its payload not checked beyond its size."""
+    if not isinstance(job, NewJob):
+        raise InvalidJobError(f"create_jobs takes NewJob objects, not {type(job).__name__}")
+    try:
+        encoded = encode_json(job)
+    except InvalidJobError:
+        check_payload(job.payload)  # names the place
+        raise
+    if len(encoded) > config.max_payload_bytes:
+        _payload(job, config)
+    return encoded
 
 
 def by_key(batches: list[Batch], config: DatabaseConfig) -> tuple[list[int] | None, list[Batch]]:
@@ -148,9 +167,9 @@ def as_given(order: list[int] | None, results: list[tuple[UUID, bool]]) -> list[
     return results if order is None else [result for _, result in sorted(zip(order, results, strict=True))]
 
 
-def document(batch: Iterable[bytes]) -> str:
-    """The one parameter of create_jobs."""
-    return (b"[%b]" % b",".join(batch)).decode()
+def document(batch: Iterable[bytes]) -> bytes:
+    """The one parameter of create_jobs, as JSON."""
+    return b"[%b]" % b",".join(batch)
 
 
 def is_same(existing: Job, job: NewJob) -> bool:

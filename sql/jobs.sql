@@ -109,7 +109,8 @@ WHERE j.id = (
 
 -- name: create_jobs(jobs)
 -- Adds many pending jobs in one statement: all of them, or on an error none.
--- The parameter is a JSON array of objects with the columns' names, and delay (an interval) beside scheduled_at.
+-- The parameter is a JSON array of objects with the columns' names, and delay (an interval) beside scheduled_at. A column
+-- that is left out takes its default.
 -- Returns: the id of each job that was added. A job whose id or key is taken, in the table or by an earlier job of the
 -- same array, has no row; find_duplicate_jobs tells by whom. Beside the array's first job, if it was added, stands the
 -- transaction's id.
@@ -128,12 +129,12 @@ INSERT INTO goqueue.jobs (
 )
 SELECT
     n.id,
-    n.queue,
+    coalesce(n.queue, 'default') AS queue,
     n.job_type,
     -- A recordset reads a JSON null as SQL's; as a payload it is a value.
     coalesce(n.payload, 'null'::jsonb) AS payload,
-    n.priority,
-    n.max_attempts,
+    coalesce(n.priority, 0::smallint) AS priority,
+    coalesce(n.max_attempts, 25) AS max_attempts,
     coalesce(n.scheduled_at, now() + coalesce(extract(EPOCH FROM n.delay) * interval '1 second', '0')) AS scheduled_at,
     n.idempotency_key
 FROM jsonb_to_recordset(:jobs::jsonb) AS n (

@@ -3,6 +3,7 @@
 import math
 import pickle
 from collections import OrderedDict
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from enum import IntEnum
@@ -182,6 +183,57 @@ def test_a_payload_that_is_not_json_is_refused_and_named(
         with pytest.raises(InvalidJobError, match=said):
             attempt()
     assert goqueue_store.list_jobs().jobs == [job]
+
+
+SHALLOW: Any = "deep"
+for _ in range(200):
+    SHALLOW = [SHALLOW]
+
+
+def test_a_bulk_takes_the_payloads_that_create_job_takes(goqueue_store: PostgresStorage) -> None:
+    payloads = [
+        *({}, [], None, "", 0, False, -0.0, 1e300, 2**63, {"": None}, {"a": {"b": [{"c": []}] * 300}}, SHALLOW),
+        *("é\u2028", 'a "b"\n\tc', r"\u0000 in words", "[[[}", ["{", {"]": "["}], (1, (2,)), Colour.RED),
+    ]
+    one_by_one = [goqueue_store.create_job(NewJob(job_type="t", payload=payload)).payload for payload in payloads]
+    for size in (1, len(payloads)):
+        for start in range(0, len(payloads), size):
+            jobs = [NewJob(job_type="t", payload=payload) for payload in payloads[start : start + size]]
+            ids = [job_id for job_id, _ in goqueue_store.create_jobs(jobs)]
+            stored = [job.payload for job in goqueue_store.get_jobs(ids)]
+            assert stored == one_by_one[start : start + size]
+
+
+def test_one_bad_payload_among_many_is_named_and_none_is_added(goqueue_store: PostgresStorage) -> None:
+    for payload, said in BAD_PAYLOADS:
+        jobs = [
+            NewJob(job_type="t", payload={"n": number, "at": [payload] if number == 70 else []}) for number in range(99)
+        ]
+        with pytest.raises(InvalidJobError, match=said.replace("payload", r"payload\.at\[0\]", 1)):
+            goqueue_store.create_jobs(jobs)
+    assert goqueue_store.count_jobs() == 0
+
+
+def test_a_generator_can_change_one_payload_for_each_job(goqueue_store: PostgresStorage) -> None:
+    payload: dict[str, Any] = {}
+
+    def jobs() -> Iterator[NewJob]:
+        for number in range(250):
+            payload["number"] = number
+            yield NewJob(job_type="t", payload=payload)
+
+    ids = [job_id for job_id, _ in goqueue_store.create_jobs(jobs())]
+    assert [job.payload["number"] for job in goqueue_store.get_jobs(ids)] == list(range(250))
+
+
+def test_a_bulk_gives_the_same_defaults_as_create_job(goqueue_store: PostgresStorage) -> None:
+    one, other = NewJob(job_type="t"), NewJob(job_type="t")
+    created = goqueue_store.create_job(one)
+    goqueue_store.create_jobs([other])
+    stored = goqueue_store.get_job(other.id)
+    for name in ("queue", "payload", "priority", "max_attempts", "idempotency_key", "status"):
+        assert getattr(stored, name) == getattr(created, name) == getattr(one, name, created.status), name
+    assert stored.scheduled_at == stored.created_at
 
 
 def test_payloads_have_a_configured_size(goqueue_database: str) -> None:

@@ -86,7 +86,7 @@ from goqueue.requests import (
     check_lost,
     claim_values,
     document,
-    encoded_job,
+    encoded_update,
     filter_values,
     found,
     in_batches,
@@ -304,16 +304,16 @@ class AsyncPostgresStorage:
         batch = Batch(self.config)
         async for job in each(jobs):
             if not batch.add(job):
-                yield batch
+                yield batch.checked()
                 batch = Batch(self.config)
                 batch.add(job)
         if batch.jobs:
-            yield batch
+            yield batch.checked()
 
     async def _create_batch(
         self, connection: AsyncConnection[Any], batch: Batch, known: dict[str, Any]
     ) -> list[tuple[UUID, bool]]:
-        rows = [row async for row in self._queries.create_jobs(connection, jobs=document(batch.encoded))]
+        rows = [row async for row in self._queries.create_jobs(connection, jobs=document(batch.encoded).decode())]
         if rows and rows[0][1]:
             known["transaction_id"] = rows[0][1]
         if len(rows) == len(batch.jobs):
@@ -328,7 +328,7 @@ class AsyncPostgresStorage:
             missing = [item for item in missing if item[0].id not in taken and item[0].idempotency_key not in taken]
             if not missing:
                 break
-            again = document(encoded for _, encoded in missing)
+            again = document(encoded for _, encoded in missing).decode()
             created |= {row[0] async for row in self._queries.create_jobs(connection, jobs=again)}
         else:
             raise duplicate_unseen()
@@ -428,7 +428,7 @@ class AsyncPostgresStorage:
         """
         wanted = as_job_id(job_id)
         check_kind("update", update, JobUpdate)
-        changes = encoded_job(update, self.config).decode()
+        changes = encoded_update(update, self.config).decode()
         async with self._connection() as connection:
             if row := await self._queries.update_job(connection, id=wanted, changes=changes):
                 return Job.from_row(row)
