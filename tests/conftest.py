@@ -27,8 +27,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
     The tests start hundreds of Python processes, and each would compile all that it imports.
     """
-    if config.cache is not None and os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
-        sys.dont_write_bytecode, sys.pycache_prefix = False, str(config.cache.mkdir("bytecode"))
+    cache = getattr(config, "cache", None)  # there is none under `-p no:cacheprovider`
+    if cache is not None and os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
+        sys.dont_write_bytecode, sys.pycache_prefix = False, str(cache.mkdir("bytecode"))
         os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
 
 
