@@ -13,7 +13,7 @@ from aiosql.adapters.pyformat import PyFormatAdapter
 from psycopg import Connection, Cursor, RawCursor
 from psycopg.adapt import AdaptersMap
 from psycopg.pq import TransactionStatus
-from psycopg.rows import tuple_row
+from psycopg.rows import namedtuple_row
 
 from goqueue.dberrors import StandbyWatch, is_unanswered, unanswered, unconfirmed
 from goqueue.safelog import record_lost
@@ -75,8 +75,8 @@ def _cursor_type(connection: Connection[Any]) -> type[_Cursor]:
 
 
 class Adapter:
-    """Each statement carries its name to the server's log, pg_stat_activity and pg_stat_statements; rows are tuples
-    whatever the connection's row factory; infinite times can be read; and what was run is logged."""
+    """Each statement carries its name to the server's log, pg_stat_activity and pg_stat_statements; rows are named
+    tuples whatever the connection's row factory; infinite times can be read; and what was run is logged."""
 
     def __init__(self, slow: float = 0) -> None:
         """``slow``: the seconds from which on a statement is logged as a warning; 0 for never."""
@@ -117,7 +117,7 @@ class Adapter:
         statement = sql.encoded if kind is _Cursor else sql.text  # OpenTelemetry can't read bytes
         kept: dict[str, _Cursor] = getattr(conn, "goqueue_cursors", {})
         if (cursor := kept.get(sql)) is None:
-            cursor = kept[sql] = kind(conn, row_factory=tuple_row)
+            cursor = kept[sql] = kind(conn, row_factory=namedtuple_row)
         rows: list[tuple[Any, ...]] = []
         commits = sql.writes and conn.autocommit and conn.pgconn.transaction_status in _NO_TRANSACTION
         watch = StandbyWatch.of(conn)

@@ -56,7 +56,7 @@ _DEARER, _CHEAP = 10, 1000
 # Before PostgreSQL 18 a scan that a setting turns off and that nothing replaces is priced at 10^10. That is no cost:
 # such a plan is priced with all scans allowed.
 _PENALTY = 1e10
-_ANY_SCAN = MappingProxyType({"enable_seqscan": "on", "enable_bitmapscan": "on"})
+_ANY_SCAN = MappingProxyType({"enable_seqscan": "on"})
 
 
 def shipped_statements() -> dict[str, Statement]:

@@ -20,7 +20,7 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from goqueue.errors import CorruptJobError, InvalidCursorError, InvalidFilterError, InvalidJobError
-from goqueue.structs import HelpfulMeta
+from goqueue.structs import HelpfulMeta, in_field_order
 
 if sys.version_info >= (3, 14):
     from uuid import uuid7
@@ -114,24 +114,25 @@ class Job(Struct, frozen=True, kw_only=False):
     completed_at: datetime | None
 
     @classmethod
-    def from_row(cls, row: tuple[Any, ...]) -> Self:
-        """The job in a row of sql/jobs.sql (payload as JSON text), whatever stands behind its columns.
+    def from_row(cls, row: Any) -> Self:
+        """The job in a row that a query of sql/ has given: a named tuple with a job's columns, payload as JSON text.
 
         `CorruptJobError` when the payload can't be read, or the status is one that a later release has added.
         """
-        if (status := _STATUSES.get(row[4])) is None:
+        values = in_field_order(cls, row)
+        if (status := _STATUSES.get(values[4])) is None:
             raise CorruptJobError(
-                f"job {row[0]}: its status {row[4]!r} is not known to this version of goqueue, only "
+                f"job {row.id}: its status {row.status!r} is not known to this version of goqueue, only "
                 f"{', '.join(JobStatus)}; install the version that added it",
-                job_id=row[0],
+                job_id=row.id,
             )
         try:
-            payload = decode_payload(row[3])
+            payload = decode_payload(values[3])
         except (msgspec.DecodeError, RecursionError, ValueError) as exc:
             raise CorruptJobError(
-                f"job {row[0]}: its payload can't be read ({exc}); correct it in SQL or delete the job", job_id=row[0]
+                f"job {row.id}: its payload can't be read ({exc}); correct it in SQL or delete the job", job_id=row.id
             ) from exc
-        return cls(row[0], row[1], row[2], payload, status, *row[5:19])
+        return cls(values[0], values[1], values[2], payload, status, *values[5:])
 
 
 class Lease(Struct, metaclass=HelpfulMeta, frozen=True):

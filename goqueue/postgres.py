@@ -100,6 +100,7 @@ from goqueue.requests import (
 )
 from goqueue.safelog import record_lost
 from goqueue.secret import Secret
+from goqueue.structs import in_field_order
 
 DEFAULT_LEASE = timedelta(minutes=5)
 DEFAULT_BACKOFF = Backoff()
@@ -309,11 +310,11 @@ class PostgresStorage:
         self, connection: Connection[Any], batch: Batch, known: dict[str, Any]
     ) -> list[tuple[UUID, bool]]:
         rows = list(self._queries.create_jobs(connection, jobs=document(batch.encoded).decode()))
-        if rows and rows[0][1]:
-            known["transaction_id"] = rows[0][1]
+        if rows and rows[0].transaction_id:
+            known["transaction_id"] = rows[0].transaction_id
         if len(rows) == len(batch.jobs):
             return [(job.id, True) for job in batch.jobs]
-        created: set[UUID] = {row[0] for row in rows}
+        created: set[UUID] = {row.id for row in rows}
         taken: dict[UUID | str, UUID] = {}
         missing = list(zip(batch.jobs, batch.encoded, strict=True))
         for _ in range(_TRIES):
@@ -324,7 +325,7 @@ class PostgresStorage:
             if not missing:
                 break
             again = document(encoded for _, encoded in missing).decode()
-            created |= {row[0] for row in self._queries.create_jobs(connection, jobs=again)}
+            created |= {row.id for row in self._queries.create_jobs(connection, jobs=again)}
         else:
             raise duplicate_unseen()
         return [
@@ -385,9 +386,7 @@ class PostgresStorage:
         jobs, corrupt = read_jobs(rows)
         return Page(jobs, next_cursor, {error.job_id: str(error) for error in corrupt})
 
-    def _list(
-        self, job_filter: JobFilter | None, limit: int, cursor: str | None
-    ) -> tuple[list[tuple[Any, ...]], str | None]:
+    def _list(self, job_filter: JobFilter | None, limit: int, cursor: str | None) -> tuple[list[Any], str | None]:
         """The rows of a page, and the cursor of the next."""
         wanted = filter_values(job_filter)
         created_at, job_id = read_cursor(wanted, cursor)
@@ -516,7 +515,7 @@ class PostgresStorage:
         found_ids: list[UUID] = []
         while True:
             rows, cursor = self._list(narrowed, MAX_PAGE, cursor)
-            found_ids += [row[0] for row in rows]
+            found_ids += [row.id for row in rows]
             # In the caller's transaction the locks of all batches stay: there they have one order too.
             if self._pool is None and cursor is not None:
                 continue
@@ -729,13 +728,13 @@ class PostgresStorage:
         """
         self._settle(self._queries.release_jobs, Leases(leases))
 
-    def _settle(self, run: Callable[..., Any], leases: Leases) -> list[tuple[Any, ...]]:
+    def _settle(self, run: Callable[..., Any], leases: Leases) -> list[Any]:
         """The rows of a query over leases, one for each that the caller held; `LeaseLostError` names the others."""
-        rows: list[tuple[Any, ...]] = []
+        rows: list[Any] = []
         if leases.held:
             with self._connection() as connection:
                 rows = list(run(connection, **leases.values))
-        check_lost(leases.lost((row[0] for row in rows), len(rows)))
+        check_lost(leases.lost((row.id for row in rows), len(rows)))
         return rows
 
     def rescue_jobs(self, limit: int = 1000) -> dict[UUID, JobStatus]:
@@ -777,7 +776,9 @@ class PostgresStorage:
         """
         wanted = as_job_id(job_id)
         with self._connection() as connection:
-            return [Failure(*row) for row in self._queries.list_failures(connection, job_id=wanted)]
+            return [
+                Failure(*in_field_order(Failure, row)) for row in self._queries.list_failures(connection, job_id=wanted)
+            ]
 
     def queue_stats(self) -> list[QueueStats]:
         """Each queue's jobs by status (exact up to 1000, then an estimate that says so), the age of its oldest due job,

@@ -50,7 +50,6 @@ _log = logging.getLogger("goqueue")
 _MAX_BATCH_BYTES = 16 * 2**20
 
 _NO_FILTER = JobFilter()
-_LEASE_TOKEN = Job.__struct_fields__.index("lease_token")
 _MAX_TOKEN = 2**63 - 1
 
 # --- new jobs -------------------------------------------------------------------------------------------------------
@@ -219,7 +218,7 @@ def in_batches(ids: Iterable[UUID]) -> Iterator[list[UUID]]:
         yield given[start : start + MAX_PAGE]
 
 
-def read_jobs(rows: Iterable[tuple[Any, ...]]) -> tuple[list[Job], list[CorruptJobError]]:
+def read_jobs(rows: Iterable[Any]) -> tuple[list[Job], list[CorruptJobError]]:
     """The jobs in the rows; and why the others can't be read."""
     jobs, corrupt = [], []
     for row in rows:
@@ -230,7 +229,7 @@ def read_jobs(rows: Iterable[tuple[Any, ...]]) -> tuple[list[Job], list[CorruptJ
     return jobs, corrupt
 
 
-def found(row: tuple[Any, ...] | None, message: str) -> Job:
+def found(row: Any, message: str) -> Job:
     """The row's job; `JobNotFoundError` without one."""
     if row is None:
         raise JobNotFoundError(message)
@@ -260,7 +259,7 @@ def queue_names(queues: str | Collection[str]) -> list[str]:
 
 
 class Leases:
-    """What a holder names its jobs by, in the order of their ids: callers never wait for each other in a circle."""
+    """What a holder names its jobs by."""
 
     def __init__(self, leases: Iterable[Held]) -> None:
         """`InvalidJobError` for what is no lease."""
@@ -269,10 +268,9 @@ class Leases:
         for lease in leases:
             check_kind("lease", lease, Job, Lease)
             self.held.append((as_job_id(lease.id), check_integer("lease_token", lease.lease_token, 0, _MAX_TOKEN)))
-        ordered = sorted(self.held, key=_in_order)
         self.values: dict[str, Any] = {
-            "ids": [lease[0] for lease in ordered],
-            "tokens": [lease[1] for lease in ordered],
+            "ids": [lease[0] for lease in self.held],
+            "tokens": [lease[1] for lease in self.held],
         }
 
     @classmethod
@@ -281,8 +279,7 @@ class Leases:
         check_kind("failures", failures, Iterable)
         pairs = [_pair(failure) for failure in failures]
         self = cls([lease for lease, _ in pairs])
-        reasons = sorted(zip(self.held, (clean_text(error) for _, error in pairs), strict=True), key=_by_lease)
-        self.values["errors"] = [error for _, error in reasons]
+        self.values["errors"] = [clean_text(error) for _, error in pairs]
         return self
 
     def lost(self, done: Iterable[UUID], count: int) -> list[UUID]:
@@ -292,14 +289,6 @@ class Leases:
         done = set(done)
         newest = dict(sorted(self.held))
         return [job_id for job_id, token in self.held if job_id not in done or token < newest[job_id]]
-
-
-def _in_order(lease: tuple[UUID, int]) -> tuple[int, int]:
-    return lease[0].int, lease[1]  # UUIDs compare at ten times the cost
-
-
-def _by_lease(reason: tuple[tuple[UUID, int], str]) -> tuple[int, int]:
-    return _in_order(reason[0])
 
 
 def _pair(failure: object) -> tuple[Held, object]:
@@ -325,10 +314,10 @@ FINAL: Final[dict[str, Any]] = {
 class Claimed:
     """The rows of claim_jobs."""
 
-    def __init__(self, rows: Sequence[tuple[Any, ...]]) -> None:
+    def __init__(self, rows: Sequence[Any]) -> None:
         self.count = len(rows)
         #: The leases that the caller had lost, as id and token; then no job is claimed.
-        self.lost: set[tuple[UUID, int]] = {(row[0], row[_LEASE_TOKEN]) for row in rows if row[1] is None}
+        self.lost: set[tuple[UUID, int]] = {(row.id, row.lease_token) for row in rows if row.queue is None}
         self.jobs: list[Job] = []
         #: What can't be run at all, and why.
         self.unreadable: list[tuple[Held, object]] = []
@@ -336,7 +325,7 @@ class Claimed:
             return
         self.jobs, corrupt = read_jobs(rows)
         if corrupt:
-            tokens = {row[0]: row[_LEASE_TOKEN] for row in rows}
+            tokens = {row.id: row.lease_token for row in rows}
             for error in corrupt:
                 log(_log, logging.ERROR, "%s; it is set aside as dead", error, job_id=error.job_id)
                 self.unreadable.append((Lease(error.job_id, tokens[error.job_id]), error))
@@ -377,10 +366,7 @@ def rescued(rows: Iterable[tuple[UUID, str]]) -> dict[UUID, JobStatus]:
     return statuses
 
 
-def stats_of(row: tuple[Any, ...]) -> QueueStats:
+def stats_of(row: Any) -> QueueStats:
     """A row of queue_stats."""
-    queue, *counts, exact, age, expired = row
-    by_status = {
-        status: JobCount(count, exact=status in exact) for status, count in zip(JobStatus, counts, strict=True)
-    }
-    return QueueStats(queue, by_status, age, expired)
+    counts = {status: JobCount(getattr(row, status), exact=status in row.exact_statuses) for status in JobStatus}
+    return QueueStats(row.queue, counts, row.oldest_ready_age, row.expired_leases)

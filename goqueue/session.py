@@ -17,14 +17,13 @@ from goqueue.safelog import log
 _log = logging.getLogger("goqueue")
 
 #: How the statements of our own sessions are planned. Each is written for one plan, whatever its parameters: planning
-#: a page anew takes longer than reading it, and compiling (jit) longer still. Each has its index, and a plan is kept:
-#: made while the table was small, a scan of the whole would stay while it grows. A bitmap scan marks no dead index
-#: entry, so that all after it read them again, and it locks rows in their order on the disk and not in the ids'.
+#: a page anew takes longer than reading it, and compiling (jit) longer still. No statement needs enable_seqscan off. It
+#: is a safety net for the minute before autovacuum analyzes a table that grows fast: a plan made on 150 jobs reads
+#: a million whole until then (a claim takes 146 ms in place of 1, get_job 94 in place of 0.3).
 PLANNING = {
     "plan_cache_mode": "force_generic_plan",
     "jit": "off",
     "enable_seqscan": "off",
-    "enable_bitmapscan": "off",
 }
 
 _DEFAULTS: dict[str, Any] = {setting.name: setting.default for setting in settings_of(DatabaseConfig)}

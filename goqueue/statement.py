@@ -128,7 +128,7 @@ def tolerant_rows(cursor: Any) -> list[tuple[Any, ...]]:
     """All rows of a cursor, for when psycopg can't read them: an infinite time must not make the others unreadable."""
     reader = Transformer(_Tolerant(cursor))
     reader.set_pgresult(cursor.pgresult)
-    return reader.load_rows(0, cursor.pgresult.ntuples, tuple)
+    return reader.load_rows(0, cursor.pgresult.ntuples, cursor.row_factory(cursor))
 
 
 def report(

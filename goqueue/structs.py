@@ -1,16 +1,17 @@
-"""Structs that say how they are made when they are made wrongly. Imports msgspec.
+"""Structs that say how they are made when they are made wrongly, and are made from rows by name. Imports msgspec.
 
 msgspec says of ``NewJob("x")`` only "Extra positional arguments provided".
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from difflib import get_close_matches
 from inspect import Parameter
+from operator import itemgetter
 from typing import Any
 
-from msgspec import StructMeta
+from msgspec import Struct, StructMeta
 
-__all__ = ["HelpfulMeta"]
+__all__ = ["HelpfulMeta", "in_field_order"]
 
 _make = StructMeta.__call__
 
@@ -50,3 +51,15 @@ def _said(cls: HelpfulMeta, count: int, names: Collection[str]) -> str | None:
     ]:
         return f"{cls.__name__}() needs {' and '.join(missing)}; its fields are {fields}"
     return None
+
+
+_picks: dict[tuple[type, type], Callable[[Any], tuple[Any, ...]]] = {}
+
+
+def in_field_order(kind: type[Struct], row: Any) -> tuple[Any, ...]:
+    """The values of a row, a named tuple, for the fields of a Struct: found by name, in whatever order they stand."""
+    key = (kind, type(row))
+    pick = _picks.get(key)
+    if pick is None:
+        pick = _picks[key] = itemgetter(*map(row._fields.index, kind.__struct_fields__))
+    return pick(row)

@@ -12,7 +12,7 @@ from aiosql.adapters.pyformat import PyFormatAdapter
 from psycopg import AsyncConnection, AsyncCursor, AsyncRawCursor
 from psycopg.adapt import AdaptersMap
 from psycopg.pq import TransactionStatus
-from psycopg.rows import tuple_row
+from psycopg.rows import namedtuple_row
 
 from goqueue.dberrors import StandbyWatch, is_unanswered, unanswered, unconfirmed
 from goqueue.safelog import record_lost
@@ -74,8 +74,8 @@ def _cursor_type(connection: AsyncConnection[Any]) -> type[_Cursor]:
 
 
 class AsyncAdapter:
-    """Each statement carries its name to the server's log, pg_stat_activity and pg_stat_statements; rows are tuples
-    whatever the connection's row factory; infinite times can be read; and what was run is logged."""
+    """Each statement carries its name to the server's log, pg_stat_activity and pg_stat_statements; rows are named
+    tuples whatever the connection's row factory; infinite times can be read; and what was run is logged."""
 
     is_aio_driver = True  # async only
 
@@ -121,7 +121,7 @@ class AsyncAdapter:
         statement = sql.encoded if kind is _Cursor else sql.text  # OpenTelemetry can't read bytes
         kept: dict[str, _Cursor] = getattr(conn, "goqueue_cursors", {})
         if (cursor := kept.get(sql)) is None:
-            cursor = kept[sql] = kind(conn, row_factory=tuple_row)
+            cursor = kept[sql] = kind(conn, row_factory=namedtuple_row)
         rows: list[tuple[Any, ...]] = []
         commits = sql.writes and conn.autocommit and conn.pgconn.transaction_status in _NO_TRANSACTION
         watch = StandbyWatch.of(conn)

@@ -101,6 +101,7 @@ from goqueue.requests import (
 )
 from goqueue.safelog import record_lost
 from goqueue.secret import Secret
+from goqueue.structs import in_field_order
 
 DEFAULT_LEASE = timedelta(minutes=5)
 DEFAULT_BACKOFF = Backoff()
@@ -314,11 +315,11 @@ class AsyncPostgresStorage:
         self, connection: AsyncConnection[Any], batch: Batch, known: dict[str, Any]
     ) -> list[tuple[UUID, bool]]:
         rows = [row async for row in self._queries.create_jobs(connection, jobs=document(batch.encoded).decode())]
-        if rows and rows[0][1]:
-            known["transaction_id"] = rows[0][1]
+        if rows and rows[0].transaction_id:
+            known["transaction_id"] = rows[0].transaction_id
         if len(rows) == len(batch.jobs):
             return [(job.id, True) for job in batch.jobs]
-        created: set[UUID] = {row[0] for row in rows}
+        created: set[UUID] = {row.id for row in rows}
         taken: dict[UUID | str, UUID] = {}
         missing = list(zip(batch.jobs, batch.encoded, strict=True))
         for _ in range(_TRIES):
@@ -329,7 +330,7 @@ class AsyncPostgresStorage:
             if not missing:
                 break
             again = document(encoded for _, encoded in missing).decode()
-            created |= {row[0] async for row in self._queries.create_jobs(connection, jobs=again)}
+            created |= {row.id async for row in self._queries.create_jobs(connection, jobs=again)}
         else:
             raise duplicate_unseen()
         return [
@@ -390,9 +391,7 @@ class AsyncPostgresStorage:
         jobs, corrupt = read_jobs(rows)
         return Page(jobs, next_cursor, {error.job_id: str(error) for error in corrupt})
 
-    async def _list(
-        self, job_filter: JobFilter | None, limit: int, cursor: str | None
-    ) -> tuple[list[tuple[Any, ...]], str | None]:
+    async def _list(self, job_filter: JobFilter | None, limit: int, cursor: str | None) -> tuple[list[Any], str | None]:
         """The rows of a page, and the cursor of the next."""
         wanted = filter_values(job_filter)
         created_at, job_id = read_cursor(wanted, cursor)
@@ -521,7 +520,7 @@ class AsyncPostgresStorage:
         found_ids: list[UUID] = []
         while True:
             rows, cursor = await self._list(narrowed, MAX_PAGE, cursor)
-            found_ids += [row[0] for row in rows]
+            found_ids += [row.id for row in rows]
             # In the caller's transaction the locks of all batches stay: there they have one order too.
             if self._pool is None and cursor is not None:
                 continue
@@ -734,13 +733,13 @@ class AsyncPostgresStorage:
         """
         await self._settle(self._queries.release_jobs, Leases(leases))
 
-    async def _settle(self, run: Callable[..., Any], leases: Leases) -> list[tuple[Any, ...]]:
+    async def _settle(self, run: Callable[..., Any], leases: Leases) -> list[Any]:
         """The rows of a query over leases, one for each that the caller held; `LeaseLostError` names the others."""
-        rows: list[tuple[Any, ...]] = []
+        rows: list[Any] = []
         if leases.held:
             async with self._connection() as connection:
                 rows = [row async for row in run(connection, **leases.values)]
-        check_lost(leases.lost((row[0] for row in rows), len(rows)))
+        check_lost(leases.lost((row.id for row in rows), len(rows)))
         return rows
 
     async def rescue_jobs(self, limit: int = 1000) -> dict[UUID, JobStatus]:
@@ -782,7 +781,10 @@ class AsyncPostgresStorage:
         """
         wanted = as_job_id(job_id)
         async with self._connection() as connection:
-            return [Failure(*row) async for row in self._queries.list_failures(connection, job_id=wanted)]
+            return [
+                Failure(*in_field_order(Failure, row))
+                async for row in self._queries.list_failures(connection, job_id=wanted)
+            ]
 
     async def queue_stats(self) -> list[QueueStats]:
         """Each queue's jobs by status (exact up to 1000, then an estimate that says so), the age of its oldest due job,
