@@ -126,13 +126,32 @@ class Job(Struct, frozen=True, kw_only=False):
                 f"{', '.join(JobStatus)}; install the version that added it",
                 job_id=row.id,
             )
-        try:
-            payload = decode_payload(values[3])
-        except (msgspec.DecodeError, RecursionError, ValueError) as exc:
-            raise CorruptJobError(
-                f"job {row.id}: its payload can't be read ({exc}); correct it in SQL or delete the job", job_id=row.id
-            ) from exc
-        return cls(values[0], values[1], values[2], payload, status, *values[5:])
+        return cls(values[0], values[1], values[2], _read_payload(row.id, values[3]), status, *values[5:])
+
+    @classmethod
+    def from_new(cls, new: "NewJob", row: Any) -> Self:
+        """The job that create_job has made of ``new``, and returned ``row`` for. `CorruptJobError` as `from_row`."""
+        return cls(
+            id=new.id,
+            queue=new.queue,
+            job_type=new.job_type,
+            payload=_read_payload(new.id, row.payload),
+            status=JobStatus.PENDING,
+            priority=new.priority,
+            attempts=0,
+            max_attempts=new.max_attempts,
+            last_error=None,
+            idempotency_key=new.idempotency_key,
+            locked_by=None,
+            locked_at=None,
+            lease_token=0,
+            lease_expires_at=None,
+            scheduled_at=row.scheduled_at,
+            created_at=row.created_at,
+            updated_at=row.created_at,
+            started_at=None,
+            completed_at=None,
+        )
 
 
 class Lease(Struct, metaclass=HelpfulMeta, frozen=True):
@@ -409,6 +428,15 @@ def encode_json(value: object) -> bytes:
         return _encoder.encode(value)
     except (TypeError, ValueError, OverflowError, RecursionError) as exc:
         raise InvalidJobError(f"the payload can't be written as JSON: {exc}") from exc
+
+
+def _read_payload(job_id: UUID, text: str) -> JsonValue:
+    try:
+        return decode_payload(text)
+    except (msgspec.DecodeError, RecursionError, ValueError) as exc:
+        raise CorruptJobError(
+            f"job {job_id}: its payload can't be read ({exc}); correct it in SQL or delete the job", job_id=job_id
+        ) from exc
 
 
 class _Sent(Struct):

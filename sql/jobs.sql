@@ -17,7 +17,8 @@
 
 -- name: create_job(id, queue, job_type, payload, priority, max_attempts, scheduled_at, delay, idempotency_key)^
 -- Adds one pending job.
--- Returns: the job; nothing when its id or its idempotency key is taken (find_duplicate_job tells by whom).
+-- Returns: what the server makes of the job: the payload as jsonb has it, and its times. Nothing when its id or its
+-- idempotency key is taken (find_duplicate_job tells by whom).
 -- Index: jobs_pkey and jobs_idempotency_key_idx arbitrate.
 -- Locks: the new row; waits for a transaction that is adding the same id or key.
 -- Notes: DO NOTHING leaves no dead row for a duplicate, and does not abort the caller's transaction.
@@ -43,25 +44,9 @@ VALUES (
 )
 ON CONFLICT DO NOTHING
 RETURNING
-    id,
-    queue,
-    job_type,
     payload::text AS payload,
-    status,
-    priority,
-    attempts,
-    max_attempts,
-    last_error,
-    idempotency_key,
-    locked_by,
-    locked_at,
-    lease_token,
-    lease_expires_at,
     scheduled_at,
-    created_at,
-    updated_at,
-    started_at,
-    completed_at;
+    created_at;
 
 
 -- name: find_duplicate_job(id, idempotency_key)^

@@ -214,6 +214,20 @@ def test_one_bad_payload_among_many_is_named_and_none_is_added(goqueue_store: Po
     assert goqueue_store.count_jobs() == 0
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"delay": timedelta(hours=1), "priority": -3},
+        {"scheduled_at": datetime(2030, 1, 1, tzinfo=UTC), "max_attempts": 1, "idempotency_key": "k"},
+        {"queue": JobStatus.DEAD, "payload": {"long key": 1e2, "b": 1.50, "a": -0.0, "c": 1e-7}},
+    ],
+)
+def test_create_job_returns_what_get_job_returns(goqueue_store: PostgresStorage, fields: dict[str, Any]) -> None:
+    created = goqueue_store.create_job(NewJob(job_type="t", **fields))
+    assert repr(created) == repr(goqueue_store.get_job(created.id))
+
+
 def test_a_generator_can_change_one_payload_for_each_job(goqueue_store: PostgresStorage) -> None:
     payload: dict[str, Any] = {}
 
@@ -296,6 +310,7 @@ class TestRoundTrip:
         new = NewJob(job_type="t", payload=payload)
         job = goqueue_store.create_job(new)
         assert as_jsonb(job.payload) == as_jsonb(payload)
+        assert repr(job) == repr(goqueue_store.get_job(job.id))
         other = NewJob(job_type="t", payload=payload)
         goqueue_store.create_jobs([other])
         assert goqueue_store.get_job(other.id).payload == job.payload
@@ -305,6 +320,7 @@ class TestRoundTrip:
     def test_texts(self, goqueue_store: PostgresStorage, queue: str, job_type: str, key: str, error: str) -> None:
         new = NewJob(job_type=job_type, queue=queue, idempotency_key=key)
         job, _ = goqueue_store.get_or_create_job(new)
+        assert job == goqueue_store.get_job(job.id)
         job = goqueue_store.update_job(job.id, JobUpdate(queue=queue, job_type=job_type, last_error=error))
         assert (job.queue, job.job_type, job.last_error, job.idempotency_key) == (queue, job_type, error, key)
         assert job in goqueue_store.list_jobs(JobFilter(queue=queue, job_type=job_type), limit=1000).jobs

@@ -25,7 +25,7 @@ QUERIES = load_queries()
 NOTES = {note.name: note for note in read_notes()}
 STORES = {name: note for name, note in NOTES.items() if note.file not in APART}
 JOB_QUERIES = [
-    "create_job", "find_duplicate_job", "get_job", "get_jobs", "get_job_by_idempotency_key", "update_job",
+    "find_duplicate_job", "get_job", "get_jobs", "get_job_by_idempotency_key", "update_job",
     "replace_pending_job", "claim_jobs",
 ]  # fmt: skip
 RELATIONS = {"goqueue.jobs", "goqueue.job_failures", "goqueue.queue_metrics", "goqueue.queue_status_metrics"}
@@ -128,6 +128,7 @@ def test_the_structs_fields_are_the_tables_columns(goqueue_connection: psycopg.C
 @pytest.mark.parametrize(
     ("name", "columns"),
     [
+        ("create_job", [("payload", "text"), ("scheduled_at", "timestamptz"), ("created_at", "timestamptz")]),
         ("create_jobs", [("id", "uuid"), ("transaction_id", "text")]),
         ("find_duplicate_jobs", [("id", "uuid"), ("idempotency_key", "text")]),
         ("count_jobs", [("job_count", "int8"), ("is_exact", "bool")]),

@@ -259,7 +259,7 @@ class AsyncPostgresStorage:
         async with self._connection() as connection:
             for _ in range(_TRIES):
                 if row := await self._queries.create_job(connection, **values):
-                    return Job.from_row(row), True
+                    return Job.from_new(job, row), True
                 if row := await self._queries.find_duplicate_job(connection, **same):
                     return Job.from_row(row), False
                 # The job in the way was deleted between the two statements: the way is free.
