@@ -28,12 +28,14 @@ from goqueue.statement import tagged
 from goqueue.unasync import made_modules
 
 _TYPE = r"(?:double precision|[a-z_]\w*(?:\.\w+)?)(?:\[\])?"
-# What stands for a parameter in an example, by its name or else its type. NULL where nothing does: for what may be left
-# out, such as a filter's times, and a lane to go on in.
+# What stands for a parameter in an example: by "query.parameter", else by its name, else by its type. NULL where
+# nothing does: for what may be left out, such as a filter's times, and a lane to go on in.
 _EXAMPLES = {
     "backoff_jitter": "0.1",
     "backoff_max": "'1 hour'",
     "changes": """'{"priority": 1}'""",
+    "claim_jobs.ids": "'{}'",  # with a lease that is lost it claims nothing
+    "claim_jobs.tokens": "'{}'",
     "cursor_id": "NULL",
     "errors": "'{timed out}'",
     "idempotency_key": "'order-17'",
@@ -154,7 +156,8 @@ def psql_text(note: QueryNote, columns: Columns) -> str:
     if not note.can_be_prepared:
         return "\n".join([*head, f"{note.statement};", ""])
     types = f" ({', '.join(note.types[name] for name in note.parameters)})" if note.parameters else ""
-    examples = [_EXAMPLES.get(name, _EXAMPLES.get(note.types[name], "NULL")) for name in note.parameters]
+    keys = [(f"{note.name}.{name}", name, note.types[name]) for name in note.parameters]
+    examples = [next((_EXAMPLES[key] for key in among if key in _EXAMPLES), "NULL") for among in keys]
     call = f"EXECUTE {note.name}" + (f" ({', '.join(examples)});" if examples else ";")
     return "\n".join(
         [

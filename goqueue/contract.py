@@ -1,6 +1,6 @@
 """What a folder of SQL files must keep: proved against the shipped files by the server that is to run them.
 
-Imports psycopg, goqueue.errors, goqueue.queries, goqueue.session and goqueue.sqlfiles. Nothing here runs a statement of
+Imports psycopg, goqueue.errors, libpq, models, queries, session and sqlfiles. Nothing here runs a statement of
 the folder: the server parses and describes it, and plans it without values, in transactions that are rolled back.
 
 A statement first goes to the server alone, as one message of the extended protocol (Parse), which takes no more than
@@ -24,6 +24,7 @@ from psycopg import Connection, generators, pq, waiting
 
 from goqueue.errors import ConfigError
 from goqueue.libpq import DeadlineExceededError, Limits
+from goqueue.models import counted
 from goqueue.queries import load_queries, load_statements, shipped_folder
 from goqueue.session import PLANNING
 from goqueue.sqlfiles import Statement, bare, is_outdated, sql_files
@@ -418,10 +419,13 @@ def _plan_problems(name: str, got: "GenericPlan", expected: "GenericPlan") -> li
     problems += [
         f"it {what} nowhere, and the shipped one does" for what in sorted(expected.writes.keys() - got.writes.keys())
     ]
-    if got.locks_rows != expected.locks_rows:
+    if got.row_locks and not expected.row_locks:
+        problems.append("it locks the rows that it reads, and the shipped one doesn't")
+    elif got.row_locks < expected.row_locks:
         problems.append(
-            "it locks the rows that it reads, and the shipped one doesn't"
-            if got.locks_rows
+            f"it locks rows in {counted(got.row_locks, 'place')} before it changes them, and the shipped one in "
+            f"{expected.row_locks}"
+            if got.row_locks
             else "it locks no row before it changes it, and the shipped one does"
         )
     if whole := sorted((got.whole_reads - expected.whole_reads).elements()):
@@ -529,9 +533,10 @@ class GenericPlan(NamedTuple):
         )
 
     @property
-    def locks_rows(self) -> bool:
-        """Whether it has FOR UPDATE or the like; how strong, and what it does about others' locks, no plan shows."""
-        return any(node["Node Type"] == "LockRows" for node in self._nodes())
+    def row_locks(self) -> int:
+        """In how many places it has FOR UPDATE or the like; how strong, and what it does about others' locks, no plan
+        shows."""
+        return sum(node["Node Type"] == "LockRows" for node in self._nodes())
 
     @property
     def order(self) -> list[str]:

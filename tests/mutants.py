@@ -121,7 +121,7 @@ MUTANTS = [
     ),
     *_of_each("heartbeat_jobs fail_jobs release_jobs", ("status", "k.status = 'running'", "TRUE", _FENCE)),
     *_of_each("claim_jobs complete_jobs", ("status", "k.status IN ('running', 'completed')", "TRUE", _FENCE)),
-    *_of_each("fail_jobs", ("final", "NOT :is_final::boolean AND ", "", f"{_LEASES} -k unreadable")),
+    *_of_each("fail_jobs", ("final", "NOT :is_final::boolean AND ", "", f"{_LEASES} -k set_aside")),
     *_of_each(
         "rescue_jobs",
         ("expired", "AND j.lease_expires_at <= statement_timestamp()", "", f"{_LEASES} -k Rescue"),

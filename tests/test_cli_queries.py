@@ -174,7 +174,7 @@ class TestForPsql:
             if note.can_be_prepared:
                 needed = [parameter for parameter in note.parameters if not optional.match(parameter)]
                 assert call_of(name).count("NULL") == len(note.parameters) - len(needed), call_of(name)
-        assert call_of("fail_jobs").endswith("'{timed out}', NULL, '1 minute', 2, '1 hour', 0.1);")
+        assert call_of("fail_jobs").endswith("'{timed out}', FALSE, NULL, '1 minute', 2, '1 hour', 0.1);")
 
     def test_it_is_the_text_that_the_program_sends(self, goqueue_connection: psycopg.Connection) -> None:
         # Up to how parameters are spelled, and the comments.

@@ -220,6 +220,7 @@ class TestTheClock:
         theirs.complete_jobs([completed])
         theirs.fail_job(failed, "no", retry_in=MINUTE)
         theirs.release_jobs([released])
+        assert theirs.get_job(released.id).updated_at >= later.created_at
         theirs.cancel_jobs(cancelled.id)
         ended = theirs.update_job(updated.id, JobUpdate(status=JobStatus.DEAD))
         assert ended.completed_at is not None

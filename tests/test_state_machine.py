@@ -373,6 +373,7 @@ class Jobs(RuleBasedStateMachine):
 
 
 # The asynchronous store has the same statements and is slower to call: fewer examples will do.
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(("store", "max_examples"), [("pool", 100), ("async pool", 15)], indirect=["store"])
 def test_jobs_follow_their_model(
     store: Storage, goqueue_connection: psycopg.Connection[Any], max_examples: int
