@@ -7,7 +7,7 @@ start often enough that a job which becomes due out of order waits for ``claim_r
 that those scans take a tenth of the time.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from time import monotonic
 from typing import Any, Final
@@ -32,14 +32,14 @@ class ClaimPositions:
     def __init__(self, resume_seconds: float) -> None:
         self._resume_seconds = resume_seconds
         self._last: dict[tuple[str, int], tuple[datetime, UUID]] = {}
-        self._is_bloated = False
+        self._has_claimed = self._is_bloated = False
         # From when on to count dead rows, to scan from the start, and to do so after a claim that came up short.
         self._count_at = self._scan_at = self._short_scan_at = 0.0
 
     @property
     def count_is_due(self) -> bool:
         """Whether to count the table's dead rows before the next claim."""
-        return self._resume_seconds > 0 and bool(self._last) and monotonic() >= self._count_at
+        return self._has_claimed and self._resume_seconds > 0 and monotonic() >= self._count_at
 
     def counted(self, dead_rows: int) -> None:
         """Take note of the table's dead rows."""
@@ -58,8 +58,11 @@ class ClaimPositions:
             "lane_ids": [job_id for _, job_id in last.values()],
         }
 
-    def claimed(self, jobs: Iterable[Job], lanes: dict[str, Any], *, is_full: bool, start: float) -> None:
+    def claimed(self, jobs: Sequence[Job], lanes: dict[str, Any], *, is_full: bool, start: float) -> None:
         """Take note of a claim with ``lanes``: its jobs, whether it took all that were wanted, and when it started."""
+        self._has_claimed = self._has_claimed or bool(jobs)
+        if not self._is_bloated:
+            return
         taken = {(job.queue, job.priority): (job.scheduled_at, job.id) for job in jobs}
         if lanes is _FROM_THE_START:
             now = monotonic()

@@ -266,8 +266,12 @@ class Leases:
         check_kind("leases", leases, Iterable)
         self.held: list[tuple[UUID, int]] = []
         for lease in leases:
-            check_kind("lease", lease, Job, Lease)
-            self.held.append((as_job_id(lease.id), check_integer("lease_token", lease.lease_token, 0, _MAX_TOKEN)))
+            if type(lease) is not Job:  # the commonest, spared the call
+                check_kind("lease", lease, Job, Lease)
+            job_id, token = lease.id, lease.lease_token
+            if not (type(job_id) is UUID and type(token) is int and 0 <= token <= _MAX_TOKEN):
+                job_id, token = as_job_id(job_id), check_integer("lease_token", token, 0, _MAX_TOKEN)
+            self.held.append((job_id, token))
         self.values: dict[str, Any] = {
             "ids": [lease[0] for lease in self.held],
             "tokens": [lease[1] for lease in self.held],

@@ -1271,8 +1271,8 @@ class TestClaimPositions:
     def bloated(self, seconds: float = 10, scan: float = 0.5) -> ClaimPositions:
         """Of a store whose first claim, a scan that took ``scan`` seconds, has given a job of queue a."""
         positions = ClaimPositions(seconds)
-        positions.claimed([self.job(1)], positions.parameters(), is_full=True, start=100 - scan)
         positions.counted(5000)
+        positions.claimed([self.job(1)], positions.parameters(), is_full=True, start=100 - scan)
         return positions
 
     def test_resume_after_the_last_job_of_each_lane(self, at: Any) -> None:
