@@ -791,6 +791,19 @@ CROSS JOIN estimate AS g;
 -- idempotency key that another job has is not taken over.
 -- Index: jobs_pkey, jobs_idempotency_key_idx.
 -- Locks: the job's row.
+WITH locked_job AS MATERIALIZED (
+    SELECT
+        before.id,
+        :changes::jsonb AS fields,
+        before.status AS status_before,
+        coalesce((:changes::jsonb ->> 'status')::goqueue.job_status, before.status) AS status_after,
+        coalesce((:changes::jsonb ->> 'max_attempts')::integer, before.max_attempts) AS max_attempts_after
+    FROM goqueue.jobs AS before
+    WHERE before.id = :id::uuid
+    -- Locked first, so that the row's present status decides, and not the one that the statement saw at its start.
+    FOR NO KEY UPDATE
+)
+
 UPDATE goqueue.jobs AS j
 SET
     queue = CASE WHEN c.fields ? 'queue' THEN c.fields ->> 'queue' ELSE j.queue END,
@@ -798,7 +811,7 @@ SET
     payload = CASE WHEN c.fields ? 'payload' THEN c.fields -> 'payload' ELSE j.payload END,
     status = c.status_after,
     priority = CASE WHEN c.fields ? 'priority' THEN (c.fields ->> 'priority')::smallint ELSE j.priority END,
-    -- Made pending again, a finished job has all its attempts again, and a running one has one left.
+    -- Made pending again, a finished job has all its attempts again, and a running one keeps at least one.
     attempts = CASE
         WHEN c.fields ? 'attempts' THEN (c.fields ->> 'attempts')::integer
         WHEN c.status_after = 'pending' AND j.status IN ('dead', 'cancelled') THEN 0
@@ -811,7 +824,7 @@ SET
         WHEN c.fields ? 'idempotency_key' THEN c.fields ->> 'idempotency_key'
         ELSE j.idempotency_key
     END,
-    -- A job is always held by somebody while it runs: by whom the caller names, else by the session that says so.
+    -- A running job has a holder: locked_by of the changes, else the present one, else application_name, else session_user.
     locked_by = CASE
         WHEN c.fields ->> 'locked_by' IS NOT NULL THEN c.fields ->> 'locked_by'
         WHEN c.status_after = 'running'
@@ -837,23 +850,13 @@ SET
     completed_at = CASE
         WHEN c.status_after IN ('completed', 'dead', 'cancelled') THEN coalesce(j.completed_at, statement_timestamp())
     END
-FROM (
-    SELECT
-        before.id,
-        :changes::jsonb AS fields,
-        coalesce((:changes::jsonb ->> 'status')::goqueue.job_status, before.status) AS status_after,
-        coalesce((:changes::jsonb ->> 'max_attempts')::integer, before.max_attempts) AS max_attempts_after
-    FROM goqueue.jobs AS before
-    WHERE before.id = :id::uuid
-    -- The status that decides is the one under this lock.
-    FOR NO KEY UPDATE
-) AS c
+FROM locked_job AS c
 WHERE
     j.id = c.id
     AND (
-        c.status_after = j.status
-        OR j.status IN ('pending', 'running')
-        OR (j.status IN ('dead', 'cancelled') AND c.status_after = 'pending')
+        c.status_after = c.status_before
+        OR c.status_before IN ('pending', 'running')
+        OR (c.status_before IN ('dead', 'cancelled') AND c.status_after = 'pending')
     )
     AND NOT EXISTS (
         SELECT

@@ -1,10 +1,12 @@
--- The statements of a running job: claim, heartbeat, complete, fail, release, rescue. The rules of this folder are in jobs.sql.
+-- The statements of a running job: claim, heartbeat, complete, fail, release, rescue; and what a worker asks besides. The rules
+-- of this folder are in jobs.sql.
 --
 -- A holder names each job by its id and the token of its claim (a fencing token). Such a statement has three steps: lock the
--- named rows in the order of their ids, so that no two statements deadlock; keep the jobs that the token still holds; change
--- those. The rows are found by id alone, whatever the statistics say about statuses.
+-- named rows in the order of their ids, so that no two of these statements deadlock; keep the jobs that the token still holds;
+-- change those. The lock step searches by id alone and the status is tested afterwards, so that the planner can't choose an index
+-- by status.
 --
--- A job is due when its scheduled_at is not after the start of the statement: inside a long transaction now() stands still.
+-- Due means scheduled_at <= statement_timestamp(). now() would be the start of the transaction.
 --
 -- Rows are locked FOR NO KEY UPDATE, which is all that the updates need: FOR UPDATE would also conflict with a foreign key check
 -- of a row that refers to the job.
@@ -13,13 +15,14 @@
 -- name: claim_jobs(ids, tokens, queues, worker_id, job_limit, lease, lane_queues, lane_priorities, lane_times, lane_ids)
 -- Completes the jobs of the given leases, then takes due jobs: by priority; between lanes of one priority, the lane that has
 -- waited longest first; within a lane by scheduled_at, then id.
--- Returns: the jobs taken, in the order of priority, scheduled_at, id. When a lease was lost, none is taken, and each row is a
--- lost lease: its id, its lease_token, and nulls.
+-- Returns: the jobs taken, in the order of priority, scheduled_at, id. If any lease is lost, the other jobs are still completed,
+-- none is taken, and the rows are the lost leases: id, lease_token and nulls.
 -- Index: jobs_claim_idx, jobs_pkey.
--- Locks: the jobs completed, in the order of their ids; the jobs taken. A job that another session has locked is skipped.
--- Notes: A lane is a queue and a priority. Each is scanned for itself, so scheduled_at is a range on the last column searched:
--- future jobs of a better priority cost nothing. The lane_ parameters name lanes and the (time, id) to resume each from, so
--- that a claim passes over no dead index entries; without them every lane is scanned from its first job.
+-- Locks: the jobs named, in the order of their ids, waiting for each; the jobs taken, skipping those that others have locked.
+-- Notes: A lane is a queue and a priority. Each is one index scan with scheduled_at as a range, so future jobs of a better
+-- priority are never read. The lane_ parameters name the lanes and where the last claim stopped in each: the scan starts there and
+-- reads no dead entries again. Jobs before that point and in other lanes are not seen; so now and then the store passes nulls, and
+-- every lane is scanned from its first job. 4611686018427387903 is the largest token, 2^62 - 1; after it comes 1.
 WITH locked_job AS MATERIALIZED (
     SELECT
         j.id,
@@ -32,7 +35,7 @@ WITH locked_job AS MATERIALIZED (
     FOR NO KEY UPDATE OF j
 ),
 
--- A job that is completed under the same token already is not lost: the call is repeated after a lost reply.
+-- A job that is completed under this token already counts as held: the call can be repeated after a lost reply.
 done_job AS MATERIALIZED (
     SELECT
         k.id,
@@ -97,7 +100,7 @@ due_job AS MATERIALIZED (
             l.priority,
             l.scheduled_at,
             l.id,
-            -- As a column, it is unknown to the planner, which then goes by the index's order.
+            -- As a column, the limit is unknown to the planner, which then scans in the index's order and does not sort.
             :job_limit::bigint AS job_limit
         FROM lane AS l
         WHERE l.scheduled_at <= statement_timestamp() AND NOT EXISTS (SELECT FROM lost_lease)
@@ -130,7 +133,7 @@ claimed_job AS (
         lease_expires_at = statement_timestamp() + extract(EPOCH FROM :lease::interval) * interval '1 second',
         updated_at = statement_timestamp(),
         started_at = statement_timestamp()
-    -- An array, because the planner takes an unknown LIMIT for a tenth of the table and would join that many rows.
+    -- An array: for a join, the planner would take the unknown LIMIT for a tenth of the table, and read all of it.
     WHERE j.id = ANY(ARRAY(SELECT d.id FROM due_job AS d))
     RETURNING
         j.id,
@@ -249,8 +252,8 @@ FROM held_job AS h;
 
 -- name: fail_jobs(ids, tokens, errors, is_final, retry_in, backoff_base, backoff_factor, backoff_max, backoff_jitter)
 -- Ends attempts of running jobs with an error. A job waits for its next attempt; it is dead when none is left or is_final.
--- The next attempt is due after retry_in; with that null after base * factor ^ (attempts - 1), at most max, and up to the
--- share jitter longer (at random, so that jobs that failed together do not come back together).
+-- The next attempt is due after retry_in. If that is null, the delay is the smaller of max and base * factor ^ (attempts - 1),
+-- times a random factor from 1 to 1 + jitter, so that jobs that failed together do not come back together.
 -- Returns: id and status of the jobs that the caller held.
 -- Index: jobs_pkey, two probes a job. job_failures_pkey.
 -- Locks: the jobs, in the order of their ids.
@@ -291,11 +294,10 @@ failed_job AS (
         scheduled_at = CASE
             WHEN h.has_attempt THEN statement_timestamp() + coalesce(
                 extract(EPOCH FROM :retry_in::interval) * interval '1 second',
-                -- In seconds: an interval overflows where a double does not. The exponent's bound keeps the power a number;
-                -- the times it would matter are beyond any max.
+                -- Seconds as a double, because an interval could overflow. exp(300) is beyond any max, and no overflow.
                 least(
                     extract(EPOCH FROM :backoff_base::interval)::double precision
-                    * power(:backoff_factor::double precision, least(j.attempts - 1, 100)),
+                    * exp(least(ln(:backoff_factor::double precision) * (j.attempts - 1), 300)),
                     extract(EPOCH FROM :backoff_max::interval)::double precision
                 ) * (1 + :backoff_jitter::double precision * random()) * '1 second'::interval
             )
@@ -342,7 +344,7 @@ FROM failed_job AS f;
 
 
 -- name: release_jobs(ids, tokens)
--- Gives running jobs back untried, as at a shutdown: they wait as before, and the attempt does not count.
+-- Gives running jobs back untried, as at a shutdown: pending again, without the attempt. scheduled_at is unchanged.
 -- Returns: the ids of the jobs that the caller held; they are pending.
 -- Index: jobs_pkey, two probes a job.
 -- Locks: the jobs, in the order of their ids.
@@ -371,8 +373,8 @@ RETURNING j.id;
 
 
 -- name: rescue_jobs(job_limit)
--- Ends attempts whose lease has expired: their holders were not heard of in time. A job is due for its next attempt at once; it
--- is dead when none is left.
+-- Ends attempts whose lease has expired: the holder sent no heartbeat in time. The job is due for its next attempt at once, or
+-- dead when none is left.
 -- Returns: id and status of the jobs rescued; nothing when no lease has expired.
 -- Index: jobs_status_idx for the running jobs, which are as many as the workers hold; jobs_pkey. job_failures_pkey.
 -- Locks: the jobs rescued. A job that another session has locked is skipped.
@@ -398,7 +400,7 @@ rescued_job AS (
         locked_by = NULL,
         locked_at = NULL,
         lease_expires_at = NULL,
-        -- Now, and not its old time: a claim that resumes must find it.
+        -- Now: a claim that resumes after its old time would miss it.
         scheduled_at = CASE WHEN j.attempts < j.max_attempts THEN statement_timestamp() ELSE j.scheduled_at END,
         updated_at = statement_timestamp(),
         completed_at = CASE WHEN j.attempts >= j.max_attempts THEN statement_timestamp() END
@@ -458,17 +460,17 @@ ORDER BY f.lease_token;
 
 -- name: next_job_at(queues)$
 -- Finds when the next job of the queues is due, for a worker that wants to sleep until then.
--- Returns: a time, which is past when a job is due already; null when no job is pending.
--- Index: jobs_claim_idx, one probe a lane.
+-- Returns: the earliest scheduled_at, in the past if a job is due already; null when no job is pending.
+-- Index: jobs_claim_idx, one probe a lane and one a queue.
 -- Locks: none.
 -- Notes: It scans each lane from the start, over the dead index entries that claims have left.
 SELECT min(l.scheduled_at)
 FROM goqueue.pending_lanes(:queues::text[]) AS l;
 
 
--- name: count_dead_rows()$
--- Counts the rows of goqueue.jobs that vacuum has not removed yet: whether claims had better resume than scan from the start.
--- Returns: the server's estimate, some seconds old.
+-- name: estimate_dead_rows()$
+-- Estimates how many dead rows of goqueue.jobs vacuum has not removed yet, for the store to decide whether claims resume.
+-- Returns: a number, some seconds old; 0 where track_counts is off.
 -- Index: none; it reads the statistics that autovacuum goes by.
 -- Locks: none.
 SELECT pg_stat_get_dead_tuples('goqueue.jobs'::regclass);

@@ -47,7 +47,7 @@ MUTANTS = [
     *_of_each(
         "update_job",
         ("row lock", "FOR NO KEY UPDATE", "", f"{_GUARDS} -k update"),
-        ("status", "OR j.status IN ('pending', 'running')", "OR TRUE", f"{_CONTRACT} -k Update"),
+        ("status", "OR c.status_before IN ('pending', 'running')", "OR TRUE", f"{_CONTRACT} -k Update"),
         ("key", "other.id <> c.id", "FALSE", f"{_CONTRACT} -k Update"),
         ("clock", "statement_timestamp()", "now()", f"{_GUARDS} -k clock"),
     ),

@@ -28,7 +28,7 @@ SHIPPED = shipped_folder("sql")
 # Each with the reason why there is nothing to compare.
 WITHOUT_CASES = dict.fromkeys(
     ("listen", "listen_cancelled"), "LISTEN gives no rows and changes none: a folder's must be the shipped statement"
-) | {"count_dead_rows": "what it gives decides how fast claims are, and not what they take"}
+) | {"estimate_dead_rows": "what it gives decides how fast claims are, and not what they take"}
 STORES = sorted(name for name, one in load_statements().items() if one.file.name not in APART)
 
 FENCE = "j.lease_token = l.token"
@@ -128,8 +128,8 @@ BROKEN = [
     Broken("update_job", "    FOR NO KEY UPDATE\n", "", "it holds the locks"),
     Broken(
         "update_job",
-        "OR j.status IN ('pending', 'running')",
-        "OR j.status <> 'dead'",
+        "OR c.status_before IN ('pending', 'running')",
+        "OR c.status_before <> 'dead'",
         "while another session cancels the same jobs",
     ),
     Broken("update_job", NEXT_TOKEN, "j.lease_token + 1", "the highest token to running"),

@@ -79,6 +79,19 @@ class TestRowLocks:
         )
         assert (after.status, after.priority) == (JobStatus.CANCELLED, 7)
 
+    def test_an_update_is_allowed_by_the_status_that_the_job_has_by_then(
+        self, goqueue_store: PostgresStorage, goqueue_database: str, open_transaction: Any, theirs: PostgresStorage
+    ) -> None:
+        [job] = dead(goqueue_store)
+        assert theirs.retry_jobs(job.id) == 1
+        after = self.after_waiting(
+            goqueue_database,
+            open_transaction,
+            "update_job",
+            lambda: goqueue_store.update_job(job.id, JobUpdate(status=JobStatus.CANCELLED)),
+        )
+        assert after.status == JobStatus.CANCELLED
+
     def test_an_operator_does_not_cancel_a_job_that_was_completed_meanwhile(
         self, goqueue_store: PostgresStorage, goqueue_database: str, open_transaction: Any, theirs: PostgresStorage
     ) -> None:

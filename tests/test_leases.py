@@ -525,6 +525,15 @@ class TestFail:
         assert store.get_job(job.id) == job
         assert store.list_failures(job.id) == []
 
+    def test_a_factor_near_one_grows_to_the_maximum_all_the_same(self, store: Storage) -> None:
+        slow = Backoff(base=SECOND, factor=1.01, maximum=HOUR, jitter=0)
+        for attempts, seconds in ((800, 1.01**799), (5000, 3600)):
+            [job_id] = fill(store, 1, max_attempts=10_000, queue=f"q{attempts}")
+            store.update_job(job_id, JobUpdate(attempts=attempts - 1))
+            store.fail_job(store.claim_jobs(f"q{attempts}", "w1")[0], "e", backoff=slow)
+            job = store.get_job(job_id)
+            assert (job.scheduled_at - job.updated_at).total_seconds() == pytest.approx(seconds, abs=0.001)
+
     @pytest.mark.parametrize(
         "fields",
         [{"base": -SECOND}, {"base": 1}, {"maximum": -SECOND}, {"factor": 0.5}, {"factor": 101},

@@ -66,7 +66,7 @@ def test_each_query_is_run_by_the_store(name: str) -> None:
     if not name.startswith(
         (
             "find_",
-            "count_dead_rows",
+            "estimate_dead_rows",
             "announce_",
             "get_session",
             "delete_failures",

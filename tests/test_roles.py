@@ -205,7 +205,7 @@ LISTEN = ("listen", "listen_cancelled")
 # These tell nothing of jobs.
 SILENT = (
     "ping",
-    "count_dead_rows",
+    "estimate_dead_rows",
     "get_session",
     "get_transaction_status",
     *LISTEN,

@@ -601,8 +601,8 @@ class AsyncPostgresStorage:
 
         While the table has many dead rows (an old snapshot keeps them, or vacuum has not come yet), a job that becomes
         due out of order can be overlooked for ``claim_resume_time`` (GOQUEUE_DATABASE_CLAIM_RESUME_TIME).
-        Queries: claim_jobs; count_dead_rows once per ``claim_resume_time``; fail_jobs and wake_listeners for unreadable
-        jobs.
+        Queries: claim_jobs; estimate_dead_rows once per ``claim_resume_time``; for unreadable jobs fail_jobs and
+        wake_listeners.
 
         Repeating: takes other jobs; those of a lost reply are held until their leases expire.
         """
@@ -637,7 +637,7 @@ class AsyncPostgresStorage:
         positions = positions_of(self._positions, values["queues"], self.config.claim_resume_time.total_seconds())
         while True:
             if positions.count_is_due:
-                positions.counted(await self._queries.count_dead_rows(connection))
+                positions.counted(await self._queries.estimate_dead_rows(connection))
             lanes, start = positions.parameters(), monotonic()
             claimed = Claimed([row async for row in self._queries.claim_jobs(connection, **values, **lanes)])
             if claimed.lost:
