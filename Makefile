@@ -49,6 +49,7 @@ lint: $(STAMP) ## Check style: Python (ruff), queries (sqlfluff), migrations (sq
 	$(BIN)/squawk --assume-in-transaction --exclude=$(SQUAWK_OFF) $(filter-out $(APART),$(wildcard migrations/V*.sql))
 	$(if $(APART),$(BIN)/squawk --exclude=$(SQUAWK_OFF) $(APART))
 	$(BIN)/squawk --assume-in-transaction --exclude=$(SQUAWK_OFF),$(SQUAWK_OFF_UNDO) migrations/undo/U*.sql
+	$(BIN)/squawk --exclude=$(SQUAWK_OFF),require-concurrent-index-deletion migrations/online/C*.sql
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m goqueue.catalogue --check
 

@@ -171,9 +171,6 @@ _FILTERS: dict[str, Callable[[Stage], JobFilter | None]] = {
     "created in a range": lambda stage: JobFilter(
         created_from=stage.jobs["urgent"].created_at, created_before=stage.jobs["held 3"].created_at
     ),
-    "scheduled in a range": lambda stage: JobFilter(
-        scheduled_from=stage.jobs["twin 1"].scheduled_at, scheduled_before=stage.jobs["urgent"].scheduled_at
-    ),
 }
 _LEASES: dict[str, Callable[[Stage], list[Held]]] = {
     "one job that it holds": lambda stage: stage.held("held 1"),
@@ -383,9 +380,8 @@ def _changing() -> Iterator[Case]:
 
 
 def _pruning() -> Iterator[Case]:
-    def prune(stage: Stage, query: str, values: dict[str, Any]) -> Any:
-        rows = stage.run(query, **{"statuses": finished, "job_limit": 100, "kept_ids": [], **values})
-        return len(rows) if query == "prune_jobs" else rows
+    def prune(stage: Stage, values: dict[str, Any]) -> Any:
+        return stage.run("prune_jobs", **{"statuses": finished, "job_limit": 100, "kept_ids": [], **values})
 
     finished = ["completed", "dead", "cancelled"]
     pruned: dict[str, dict[str, Any]] = {
@@ -397,14 +393,12 @@ def _pruning() -> Iterator[Case]:
         # The method lets no such call through.
         "of pending and running jobs": {"older_than": timedelta(), "statuses": list(JobStatus)},
     }
-    # By themselves, because the method takes the second one in every transaction.
-    for query in ("prune_jobs", "prune_unreferenced_jobs"):
-        for title, values in pruned.items():
-            yield Case(f"{query} {title}", (query,), prune, query, values)
+    for title, values in pruned.items():
+        yield Case(f"prune_jobs {title}", ("prune_jobs",), prune, values)
     for limit in (1, 100):
         yield Case(
-            f"prune_unreferenced_jobs by the method, of at most {limit}",
-            ("prune_unreferenced_jobs",),
+            f"prune_jobs by the method, of at most {limit}",
+            ("prune_jobs",),
             lambda stage, limit: stage.store.prune_jobs(timedelta(), limit=limit),
             limit,
         )

@@ -457,7 +457,7 @@ def _migrated() -> frozenset[str]:
     things = json.loads((shipped_folder("migrations") / "schema.json").read_text(encoding="utf-8"))
     # An argument stands there with its name: delete_unreferenced_jobs(ids uuid[]).
     return frozenset(
-        "goqueue." + re.sub(r"([(,] ?)\w+ ", r"\1", name)
+        "goqueue." + re.sub(r"([(,]) ?\w+ ", r"\1", name)
         for kind, name, *_ in things
         if kind in ("table", "function", "type")
     )

@@ -54,7 +54,7 @@ def check_schema(connection: Connection[Any], database: str, *, has_roles: bool)
     if foreign := _another_schema(expected, found):
         return ended("schema", summary, [_wrong_schema(database, foreign)])
     causes, consequences = _sorted_out(changed)
-    causes.sort(key=lambda one: _ORDER.index(_noun(_either(one))))
+    causes.sort(key=lambda one: _place(_either(one)))
     findings = [_difference(one, consequences[_either(one)], found) for one in causes]
     added = [one.found for one in differences if one.expected is None and one.found is not None]
     tables = {thing.name for thing in added if thing.kind == "table"}
@@ -221,7 +221,7 @@ def _repair(expected: SchemaObject, found: SchemaObject | None, things: list[Sch
         case "setting":
             return f"ALTER TABLE goqueue.{table} SET ({name} = {definition});"
         case "function":
-            return _from_migration("FUNCTION", name.partition("(")[0], replace=found is not None)
+            return _from_migration("FUNCTION", expected.name.partition("(")[0], replace=found is not None)
         case "table" if found and found.definition == f"unlogged {definition}":
             return f"ALTER TABLE goqueue.{name} SET LOGGED;"
         case "table" if definition == "view":
@@ -287,6 +287,13 @@ class _Source(NamedTuple):
     file: str
     first: int
     last: int
+
+
+def _place(thing: SchemaObject) -> tuple[int, str, int]:
+    """Where it comes in the findings: what others are made of first, and a view after those that it reads."""
+    noun = _noun(thing)
+    file, line, _ = _source("VIEW", thing.name) if noun == "view" else ("", 0, 0)
+    return _ORDER.index(noun), file, line
 
 
 def _from_migration(kind: str, name: str, *, replace: bool = False) -> str:

@@ -9,7 +9,7 @@ table, schema_version, and to the lock.
 import hashlib
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic, sleep
@@ -55,6 +55,8 @@ _APPLIED: LiteralString = """
     FROM {table} ORDER BY version
 """
 _SCHEMA: LiteralString = "SELECT FROM pg_namespace WHERE nspname = %s"
+_HAS_TABLE: LiteralString = "SELECT to_regclass('goqueue.jobs') IS NOT NULL"
+_HAS_JOBS: LiteralString = "SELECT EXISTS (SELECT FROM goqueue.jobs)"
 # As pgmigrate makes them.
 _INITIALIZE: tuple[LiteralString, ...] = (
     "CREATE SCHEMA {schema}",
@@ -141,8 +143,9 @@ def migrate(
     ``conninfo`` is a libpq connection string or URL; what it leaves out comes from the PG* environment variables, as in
     libpq. One run waits for another, a minute at most. Pending files are applied in one transaction. A file named
     ``validate_…`` begins another one, so that it reads a table without the locks of the files before it. A file with
-    NONTRANSACTIONAL in its name is applied between two transactions, statement by statement. ``dry_run`` applies and
-    then rolls back. ``on_version`` is called with each version when its turn comes.
+    NONTRANSACTIONAL in its name is applied between two transactions, statement by statement. So is the file of a
+    version in migrations/online, before the version itself, if there are jobs. ``dry_run`` applies and then rolls back,
+    without the files in migrations/online. ``on_version`` is called with each version when its turn comes.
     """
     conninfo = Secret(conninfo)
     plan = _Plan(base_dir)
@@ -152,8 +155,12 @@ def migrate(
         apart = [file.path.name for file in pending if not file.transactional]
         if dry_run and apart:
             raise MigrationError(f"a dry run can't roll {apart[0]} back; give a lower --target to try what precedes it")
-        groups = _groups(pending, as_one=dry_run)
+        online: dict[int, Path] = {} if dry_run or not _has_jobs(connection) else plan.online_files()
+        groups = _groups(pending, as_one=dry_run, online=online)
         for number, group in enumerate(groups, 1):
+            if group[0].version in online:
+                plan.begin(connection)
+                plan.run(connection, online[group[0].version], transactional=False)
             if group[0].transactional:
                 with connection.transaction(force_rollback=dry_run):
                     plan.begin(connection)
@@ -209,12 +216,13 @@ class _File(NamedTuple):
         return self.description.startswith("validate ")
 
 
-def _groups(files: list[_File], *, as_one: bool) -> list[list[_File]]:
-    """The files that are applied in one transaction each, or by themselves without one. ``as_one``: in one."""
+def _groups(files: list[_File], *, as_one: bool, online: Container[int]) -> list[list[_File]]:
+    """The files that are applied in one transaction each, or by themselves without one. ``as_one``: in one. ``online``:
+    the versions that something else precedes."""
     groups: list[list[_File]] = []
     for file in files:
         begins = not groups or file.transactional != groups[-1][0].transactional
-        if begins or (file.validates and not as_one):
+        if begins or file.version in online or (file.validates and not as_one):
             groups.append([])
         groups[-1].append(file)
     return groups
@@ -280,6 +288,11 @@ class _Plan:
             if newest < version and (target is None or version <= target)
         ]  # fmt: skip
 
+    def online_files(self) -> dict[int, Path]:
+        """Return the files that build indexes while programs write, by the version that they go before."""
+        files = (self._folder / "migrations" / "online").glob("C*__*.sql")
+        return {int(file.name[1:].partition("__")[0]): file for file in files}
+
     def begin(self, connection: Connection[Any]) -> None:
         """Run the statements of ``session``."""
         with _failing("the lock on the migrations was not had"):
@@ -296,14 +309,14 @@ class _Plan:
                 there = connection.execute(_SCHEMA, [self._schema]).rowcount
                 for statement in _INITIALIZE[there:]:
                     connection.execute(self._sql(statement))
-        self._run(connection, file.path, transactional=file.transactional)
+        self.run(connection, file.path, transactional=file.transactional)
         with _failing(f"{file.path.name} was applied, but not recorded", self._who_migrates):
             connection.execute(self._sql(_RECORD), [file.version, file.description])
 
     def call_back(self, connection: Connection[Any]) -> None:
         """Run the callbacks that pgmigrate runs after the last version."""
         for path in self._callbacks:
-            self._run(connection, path)
+            self.run(connection, path)
 
     def undo_file(self, version: int) -> Path:
         folder = self._folder / "migrations" / "undo"
@@ -339,7 +352,8 @@ class _Plan:
             )
         return "Drop these objects first, or change them not to need it."
 
-    def _run(self, connection: Connection[Any], file: Path, *, transactional: bool = True) -> None:
+    def run(self, connection: Connection[Any], file: Path, *, transactional: bool = True) -> None:
+        """Run a file: in the caller's transaction as a whole, or outside of one statement by statement."""
         text = _text(file)
         # Outside of a transaction each statement has to be sent by itself.
         statements = [text] if transactional else split(text)
@@ -390,6 +404,10 @@ def _connected(conninfo: Secret) -> Iterator[Connection[Any]]:
             # The lock ends with the session; but a pooler's session goes on.
             with suppress(psycopg.Error):
                 connection.execute(_UNLOCK)
+
+
+def _has_jobs(connection: Connection[Any]) -> bool:
+    return connection.execute(_HAS_TABLE).fetchone() == (True,) and connection.execute(_HAS_JOBS).fetchone() == (True,)
 
 
 def _wait_for_turn(connection: Connection[Any]) -> None:

@@ -291,10 +291,10 @@ class JobUpdate(
 
 
 class JobFilter(Struct, metaclass=HelpfulMeta, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which jobs to list or count: all conditions together; a condition not given doesn't filter.
+    """The jobs to list, count or change: those that match every condition given.
 
-    ``status``, ``queue`` and ``job_type`` take one value or several. The ranges of aware datetimes include their start
-    (``…_from``) and exclude their end (``…_before``). Raises `InvalidFilterError`.
+    ``status``, ``queue`` and ``job_type`` take one value or several. The range of creation, two aware datetimes,
+    includes ``created_from`` and excludes ``created_before``. Raises `InvalidFilterError`.
     """
 
     status: JobStatus | str | Collection[JobStatus | str] | None = None
@@ -302,14 +302,12 @@ class JobFilter(Struct, metaclass=HelpfulMeta, frozen=True, kw_only=True, forbid
     job_type: str | Collection[str] | None = None
     created_from: datetime | None = None
     created_before: datetime | None = None
-    scheduled_from: datetime | None = None
-    scheduled_before: datetime | None = None
 
     def __post_init__(self) -> None:
         self.parameters()
 
     def parameters(self) -> dict[str, Any]:
-        """The filter as the parameters of list_jobs and count_jobs: sorted lists without repetition, times, or None."""
+        """Return the parameters of list_jobs and count_jobs: sorted lists without repetition, times, or None."""
         try:
             times = {
                 name: None if (time := getattr(self, name)) is None else check_time(name, time)
@@ -330,9 +328,8 @@ class JobFilter(Struct, metaclass=HelpfulMeta, frozen=True, kw_only=True, forbid
 class Page(Struct, frozen=True):
     """A page of a list. ``next_cursor`` goes to `list_jobs` for the next page; it is None on the last one.
 
-    A page can hold fewer jobs than the limit and not be the last one: only a None cursor says so. ``unreadable`` names
-    the jobs of the page that can't be read, and says why: a payload that Python can't hold, or a status that a later
-    release has added.
+    ``unreadable`` names the jobs of the page that can't be read, and says why: a payload that Python can't hold, or a
+    status that a later release has added. With them, every page but the last holds as many jobs as the limit.
     """
 
     jobs: list[Job]
@@ -679,7 +676,7 @@ def full_name(kind: type) -> str:
 _FIRST, _LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 _ENDLESS: Final[dict[datetime, datetime | str]] = {_FIRST: "-infinity", _LAST: "infinity"}
 
-_RANGE_FIELDS: Final = ("created_from", "created_before", "scheduled_from", "scheduled_before")
+_RANGE_FIELDS: Final = ("created_from", "created_before")
 
 
 class _Position(Struct, frozen=True, array_like=True):

@@ -342,7 +342,7 @@ class Claimed:
 
 
 def refused(rows: Iterable[tuple[UUID, str | None]]) -> dict[UUID, str]:
-    """Of the rows of prune_unreferenced_jobs those that were not deleted: the reason by id. They are logged."""
+    """Return the reason by id for those rows of prune_jobs that were not deleted, and log them."""
     reasons = {job_id: reason for job_id, reason in rows if reason is not None}
     if reasons:
         job_id, reason = next(iter(reasons.items()))

@@ -8,7 +8,8 @@
 --   * Each parameter is cast where it stands, so that the statement means the same whoever sends it.
 --   * An interval is taken for its seconds: a day added to a time can be 23 hours where the session's time zone has
 --     daylight saving time.
---   * Statuses are literals wherever a partial index has to match: a generic plan can't prove `status = $1`.
+--   * Statuses are literals wherever a partial index has to match: a generic plan can't prove `status = $1`. So a statement
+--     on jobs_list_idx says `status <> 'running'` beside `status = l.status`.
 --   * What is read in the order of an index that starts with the status is sorted by it too, though it is one status: under
 --     row level security (migrations/roles) the planner can't tell, because comparing enums isn't leakproof.
 --   * Comments stand on lines of their own. A percent sign is written twice.
@@ -274,262 +275,95 @@ FROM goqueue.jobs AS j
 WHERE j.idempotency_key = :idempotency_key::text;
 
 
--- name: list_jobs(statuses, queues, job_types, created_from, created_before, scheduled_from, scheduled_before, cursor_created_at, cursor_id, page_limit)
--- One page of jobs, newest first (created_at, then id), after the cursor's position.
--- A null filter doesn't filter; ranges include their start and exclude their end.
--- Returns: the page's jobs, each with the position that the next page starts after (null on the last page); for an empty
--- page one row of nulls but for that position.
--- A page can be short, even empty, and not be the last: see the notes.
--- Index: jobs_status_idx; with a queue or a job type jobs_queue_idx. jobs_pkey for the rows.
+-- name: list_jobs(statuses, queues, job_types, created_from, created_before, cursor_created_at, cursor_id, page_limit)
+-- Lists jobs, newest first (created_at, then id), from the cursor's position on.
+-- A null filter matches every job. The range of created_at includes its start and excludes its end.
+-- Returns: at most page_limit jobs. The position is that of the last job listed before, which is not listed again.
+-- Index: jobs_list_idx; jobs_running_idx for running jobs; jobs_pkey for the rows.
 -- Locks: none.
--- Notes: Each combination of status, queue and job type is a lane: one contiguous range of one index, read newest first. So a
--- rare combination costs no more than a common one, and page 1000 no more than page 1. Of each lane a page's worth is read:
--- a queue's page costs as much more as the queue has job types, and no status given is five lanes. No index serves
--- scheduled_at: with such a range about 3000 index entries are read (over all lanes), and the page ends where the reading
--- ended.
-WITH RECURSIVE wanted_status AS (
-    SELECT DISTINCT s.status
-    FROM unnest(
-        coalesce(:statuses::text[]::goqueue.job_status[], enum_range(NULL::goqueue.job_status))
-    ) AS s (status)
+-- Notes: A lane is a status, a job type and a queue: one contiguous range of jobs_list_idx. goqueue.list_lanes finds the
+-- lanes. Of each lane a page's worth is read from the position on, so that a rare combination costs no more than a common
+-- one, and page 1000 no more than page 1. The work grows with the number of lanes. Running jobs are all read: there are as
+-- many as workers hold.
+WITH page_start AS MATERIALIZED (
+    SELECT
+        coalesce(:cursor_created_at::timestamptz, :created_before::timestamptz, 'infinity') AS created_at,
+        coalesce(:cursor_id::uuid, '00000000-0000-0000-0000-000000000000') AS id
 ),
 
--- Every queue, by a loose index scan (one probe a queue). Run only for a job type asked for without a queue.
-every_queue (queue) AS (
-    (
-        SELECT j.queue
-        FROM goqueue.jobs AS j
-        WHERE :queues::text[] IS NULL AND :job_types::text[] IS NOT NULL
-        ORDER BY j.queue
-        LIMIT 1
-    )
-    UNION ALL
-    SELECT following.queue
-    FROM every_queue AS e
-    CROSS JOIN LATERAL (
-        SELECT j.queue
-        FROM goqueue.jobs AS j
-        WHERE j.queue > e.queue
-        ORDER BY j.queue
-        LIMIT 1
-    ) AS following
-),
-
-wanted_queue AS (
-    SELECT DISTINCT q.queue
-    FROM unnest(:queues::text[]) AS q (queue)
-    UNION ALL
-    SELECT e.queue
-    FROM every_queue AS e
-),
-
--- The job types of each wanted queue, likewise. Run only for a queue asked for without a job type.
-every_type (queue, job_type) AS (
-    SELECT
-        w.queue,
-        first_type.job_type
-    FROM wanted_queue AS w
-    CROSS JOIN LATERAL (
-        SELECT j.job_type
-        FROM goqueue.jobs AS j
-        WHERE j.queue = w.queue AND :job_types::text[] IS NULL
-        ORDER BY j.job_type
-        LIMIT 1
-    ) AS first_type
-    UNION ALL
-    SELECT
-        e.queue,
-        following.job_type
-    FROM every_type AS e
-    CROSS JOIN LATERAL (
-        SELECT j.job_type
-        FROM goqueue.jobs AS j
-        WHERE j.queue = e.queue AND j.job_type > e.job_type
-        ORDER BY j.job_type
-        LIMIT 1
-    ) AS following
-),
-
-every_lane AS (
-    SELECT
-        NULL::text AS queue,
-        NULL::text AS job_type
-    WHERE :queues::text[] IS NULL AND :job_types::text[] IS NULL
-    UNION ALL
-    SELECT
-        w.queue,
-        t.job_type
-    FROM wanted_queue AS w
-    CROSS JOIN (SELECT DISTINCT u.job_type FROM unnest(:job_types::text[]) AS u (job_type)) AS t
-    CROSS JOIN LATERAL (
-        SELECT
-        FROM goqueue.jobs AS j
-        WHERE j.queue = w.queue AND j.job_type = t.job_type
-        -- The index's order: without one the planner takes any row for near, and reads the table whole when there is none.
-        ORDER BY j.status
-        LIMIT 1
-    ) AS there_is_one
-    UNION ALL
-    SELECT
-        e.queue,
-        e.job_type
-    FROM every_type AS e
-),
-
--- Through arrays, because the planner takes an array for ten rows: its own guess for the recursions above is a hundred
--- thousand, and a plan that looks so dear is compiled (jit) for far longer than it runs.
+-- The lanes that the page's jobs are in, each with the newest job before the start. Only where the newest job of all is
+-- not before it does that take a second probe.
 lane AS MATERIALIZED (
     SELECT
-        row_number() OVER () AS lane_no,
-        s.status,
-        u.queue,
-        u.job_type
-    FROM (
-        SELECT
-            array_agg(e.queue) AS queues,
-            array_agg(e.job_type) AS job_types
-        FROM every_lane AS e
-    ) AS a
-    CROSS JOIN LATERAL unnest(a.queues, a.job_types) AS u (queue, job_type)
-    CROSS JOIN wanted_status AS s
-),
-
--- How many rows of a lane may be read: one more than a page holds is enough, unless scheduled_at has to be looked at.
-lane_limit AS MATERIALIZED (
-    SELECT
-        CASE
-            WHEN :scheduled_from::timestamptz IS NULL AND :scheduled_before::timestamptz IS NULL
-                THEN :page_limit::bigint + 1
-            ELSE greatest(:page_limit::bigint + 1, 3000 / greatest(count(*), 1))
-        END AS row_count
-    FROM lane AS l
-),
-
-read_row AS MATERIALIZED (
-    SELECT
-        l.lane_no,
-        r.id,
-        r.created_at,
-        r.scheduled_at
-    FROM lane AS l
+        l.status,
+        l.job_type,
+        l.queue,
+        newest_job.created_at,
+        newest_job.id
+    FROM goqueue.list_lanes(:statuses::text[]::goqueue.job_status[], :queues::text[], :job_types::text[]) AS l
+    CROSS JOIN page_start AS p
     CROSS JOIN LATERAL (
         SELECT
-            few.id,
-            few.created_at,
-            few.scheduled_at
-        FROM (
+            l.created_at,
+            l.id
+        WHERE (l.created_at, l.id) < (p.created_at, p.id)
+        UNION ALL
+        (
             SELECT
-                j.id,
                 j.created_at,
-                j.scheduled_at
+                j.id
             FROM goqueue.jobs AS j
             WHERE
-                j.status = l.status
-                AND j.created_at >= coalesce(:created_from::timestamptz, '-infinity')
-                AND (j.created_at, j.id) < (
-                    coalesce(:cursor_created_at::timestamptz, :created_before::timestamptz, 'infinity'),
-                    coalesce(:cursor_id::uuid, '00000000-0000-0000-0000-000000000000')
-                )
-            ORDER BY j.status DESC, j.created_at DESC, j.id DESC
-            LIMIT (SELECT m.row_count FROM lane_limit AS m)
-        ) AS few
-        -- Never reached; it tells the planner that the limit above is a small one.
-        LIMIT 100000
-    ) AS r
-    WHERE l.queue IS NULL
-    UNION ALL
-    SELECT
-        l.lane_no,
-        r.id,
-        r.created_at,
-        r.scheduled_at
-    FROM lane AS l
-    CROSS JOIN LATERAL (
-        SELECT
-            few.id,
-            few.created_at,
-            few.scheduled_at
-        FROM (
-            SELECT
-                j.id,
-                j.created_at,
-                j.scheduled_at
-            FROM goqueue.jobs AS j
-            WHERE
-                j.queue = l.queue
-                AND j.job_type = l.job_type
+                (l.created_at, l.id) >= (p.created_at, p.id)
+                AND j.status <> 'running'
                 AND j.status = l.status
-                AND j.created_at >= coalesce(:created_from::timestamptz, '-infinity')
-                AND (j.created_at, j.id) < (
-                    coalesce(:cursor_created_at::timestamptz, :created_before::timestamptz, 'infinity'),
-                    coalesce(:cursor_id::uuid, '00000000-0000-0000-0000-000000000000')
-                )
+                AND j.job_type = l.job_type
+                AND j.queue = l.queue
+                AND (j.created_at, j.id) < (p.created_at, p.id)
             ORDER BY j.status DESC, j.created_at DESC, j.id DESC
-            LIMIT (SELECT m.row_count FROM lane_limit AS m)
-        ) AS few
-        -- Never reached; it tells the planner that the limit above is a small one.
-        LIMIT 100000
-    ) AS r
-    WHERE l.queue IS NOT NULL
-),
-
--- With a range of scheduled_at, the newest position at which a lane's reading was cut off: of what is older some may not
--- have been read, what is newer is all there. Without, each lane holds a whole page and nothing is missing.
-cut_off AS MATERIALIZED (
-    SELECT
-        r.created_at,
-        r.id
-    FROM (
-        SELECT
-            inner_row.created_at,
-            inner_row.id,
-            row_number() OVER (
-                PARTITION BY inner_row.lane_no ORDER BY inner_row.created_at DESC, inner_row.id DESC
-            ) AS place
-        FROM read_row AS inner_row
-        WHERE :scheduled_from::timestamptz IS NOT NULL OR :scheduled_before::timestamptz IS NOT NULL
-    ) AS r
-    WHERE r.place = (SELECT m.row_count FROM lane_limit AS m)
-    ORDER BY r.created_at DESC, r.id DESC
-    LIMIT 1
-),
-
--- One row more than the page, to know whether there is a next one.
-found_row AS MATERIALIZED (
-    SELECT
-        r.id,
-        r.created_at,
-        row_number() OVER (ORDER BY r.created_at DESC, r.id DESC) AS place
-    FROM read_row AS r
-    WHERE
-        r.scheduled_at >= coalesce(:scheduled_from::timestamptz, '-infinity')
-        AND (:scheduled_before::timestamptz IS NULL OR r.scheduled_at < :scheduled_before::timestamptz)
-        AND (
-            NOT EXISTS (SELECT FROM cut_off)
-            OR (r.created_at, r.id) >= (
-                SELECT
-                    c.created_at,
-                    c.id
-                FROM cut_off AS c
-            )
+            LIMIT 1
         )
-    ORDER BY r.created_at DESC, r.id DESC
-    LIMIT :page_limit::bigint + 1
+    ) AS newest_job
+    WHERE l.created_at >= coalesce(:created_from::timestamptz, '-infinity')
+    ORDER BY newest_job.created_at DESC, newest_job.id DESC
+    LIMIT :page_limit::bigint
 ),
 
--- Where the next page starts: after this page's last row or, on a page cut short, after the last row that was read.
-next_page AS MATERIALIZED (
+found_job AS (
     SELECT
-        f.created_at,
-        f.id
-    FROM found_row AS f
-    WHERE f.place = :page_limit::bigint AND (SELECT count(*) FROM found_row) > :page_limit::bigint
+        lane_job.created_at,
+        lane_job.id
+    FROM lane AS l
+    CROSS JOIN LATERAL (
+        SELECT
+            j.created_at,
+            j.id
+        FROM goqueue.jobs AS j
+        WHERE
+            j.status <> 'running'
+            AND j.status = l.status
+            AND j.job_type = l.job_type
+            AND j.queue = l.queue
+            AND j.created_at >= coalesce(:created_from::timestamptz, '-infinity')
+            AND (j.created_at, j.id) <= (l.created_at, l.id)
+        ORDER BY j.status DESC, j.created_at DESC, j.id DESC
+        LIMIT :page_limit::bigint
+    ) AS lane_job
     UNION ALL
     SELECT
-        c.created_at,
-        c.id
-    FROM cut_off AS c
-    WHERE (SELECT count(*) FROM found_row) <= :page_limit::bigint
+        j.created_at,
+        j.id
+    FROM goqueue.jobs AS j
+    CROSS JOIN page_start AS p
+    WHERE
+        j.status = 'running'
+        AND (:statuses::text[] IS NULL OR 'running' = ANY(:statuses::text[]))
+        AND (:queues::text[] IS NULL OR j.queue = ANY(:queues::text[]))
+        AND (:job_types::text[] IS NULL OR j.job_type = ANY(:job_types::text[]))
+        AND j.created_at >= coalesce(:created_from::timestamptz, '-infinity')
+        AND (j.created_at, j.id) < (p.created_at, p.id)
+    ORDER BY created_at DESC, id DESC
+    LIMIT :page_limit::bigint
 )
 
 SELECT
@@ -551,236 +385,82 @@ SELECT
     j.created_at,
     j.updated_at,
     j.started_at,
-    j.completed_at,
-    n.created_at AS next_created_at,
-    n.id AS next_id
-FROM (VALUES (TRUE)) AS always_one (row)
-LEFT JOIN next_page AS n ON TRUE
-LEFT JOIN found_row AS f ON f.place <= :page_limit::bigint
-LEFT JOIN LATERAL (
-    SELECT
-        by_id.id,
-        by_id.queue,
-        by_id.job_type,
-        by_id.payload,
-        by_id.status,
-        by_id.priority,
-        by_id.attempts,
-        by_id.max_attempts,
-        by_id.last_error,
-        by_id.idempotency_key,
-        by_id.locked_by,
-        by_id.locked_at,
-        by_id.lease_token,
-        by_id.lease_expires_at,
-        by_id.scheduled_at,
-        by_id.created_at,
-        by_id.updated_at,
-        by_id.started_at,
-        by_id.completed_at
-    FROM goqueue.jobs AS by_id
-    WHERE by_id.id = f.id
-    -- A fence: one probe of jobs_pkey a row, whatever the estimates say.
-    OFFSET 0
-) AS j ON TRUE
-ORDER BY f.place;
+    j.completed_at
+FROM goqueue.jobs AS j
+WHERE j.id = ANY(ARRAY(SELECT f.id FROM found_job AS f))
+ORDER BY j.created_at DESC, j.id DESC;
 
 
--- name: count_jobs(statuses, queues, job_types, created_from, created_before, scheduled_from, scheduled_before)^
--- How many jobs a filter matches; the filter's parameters are those of list_jobs.
--- Returns: the count, and whether it is exact. It is as long as at most 10000 index entries have to be read for
--- it; beyond that it is an estimate from the rows of some 500 randomly chosen pages of the table.
--- Index: jobs_status_idx; with a queue or a job type jobs_queue_idx.
+-- name: count_jobs(statuses, queues, job_types, created_from, created_before)^
+-- Counts the jobs that a filter of list_jobs matches.
+-- Returns: the count, and whether it is exact. It is exact up to 10000; beyond, it is an estimate from the rows of some 500
+-- randomly chosen pages of the table.
+-- Index: jobs_list_idx, at most 10001 entries; jobs_running_idx for running jobs.
 -- Locks: none.
 -- Notes: The lanes are those of list_jobs.
-WITH RECURSIVE wanted_status AS (
-    SELECT DISTINCT s.status
-    FROM unnest(
-        coalesce(:statuses::text[]::goqueue.job_status[], enum_range(NULL::goqueue.job_status))
-    ) AS s (status)
-),
-
--- Every queue, by a loose index scan (one probe a queue). Run only for a job type asked for without a queue.
-every_queue (queue) AS (
-    (
-        SELECT j.queue
-        FROM goqueue.jobs AS j
-        WHERE :queues::text[] IS NULL AND :job_types::text[] IS NOT NULL
-        ORDER BY j.queue
-        LIMIT 1
-    )
-    UNION ALL
-    SELECT following.queue
-    FROM every_queue AS e
-    CROSS JOIN LATERAL (
-        SELECT j.queue
-        FROM goqueue.jobs AS j
-        WHERE j.queue > e.queue
-        ORDER BY j.queue
-        LIMIT 1
-    ) AS following
-),
-
-wanted_queue AS (
-    SELECT DISTINCT q.queue
-    FROM unnest(:queues::text[]) AS q (queue)
-    UNION ALL
-    SELECT e.queue
-    FROM every_queue AS e
-),
-
--- The job types of each wanted queue, likewise. Run only for a queue asked for without a job type.
-every_type (queue, job_type) AS (
-    SELECT
-        w.queue,
-        first_type.job_type
-    FROM wanted_queue AS w
-    CROSS JOIN LATERAL (
-        SELECT j.job_type
-        FROM goqueue.jobs AS j
-        WHERE j.queue = w.queue AND :job_types::text[] IS NULL
-        ORDER BY j.job_type
-        LIMIT 1
-    ) AS first_type
-    UNION ALL
-    SELECT
-        e.queue,
-        following.job_type
-    FROM every_type AS e
-    CROSS JOIN LATERAL (
-        SELECT j.job_type
-        FROM goqueue.jobs AS j
-        WHERE j.queue = e.queue AND j.job_type > e.job_type
-        ORDER BY j.job_type
-        LIMIT 1
-    ) AS following
-),
-
-every_lane AS (
-    SELECT
-        NULL::text AS queue,
-        NULL::text AS job_type
-    WHERE :queues::text[] IS NULL AND :job_types::text[] IS NULL
-    UNION ALL
-    SELECT
-        w.queue,
-        t.job_type
-    FROM wanted_queue AS w
-    CROSS JOIN (SELECT DISTINCT u.job_type FROM unnest(:job_types::text[]) AS u (job_type)) AS t
-    CROSS JOIN LATERAL (
-        SELECT
-        FROM goqueue.jobs AS j
-        WHERE j.queue = w.queue AND j.job_type = t.job_type
-        -- The index's order: without one the planner takes any row for near, and reads the table whole when there is none.
-        ORDER BY j.status
-        LIMIT 1
-    ) AS there_is_one
-    UNION ALL
-    SELECT
-        e.queue,
-        e.job_type
-    FROM every_type AS e
-),
-
--- Through arrays, because the planner takes an array for ten rows: its own guess for the recursions above is a hundred
--- thousand, and a plan that looks so dear is compiled (jit) for far longer than it runs.
-lane AS MATERIALIZED (
-    SELECT
-        s.status,
-        u.queue,
-        u.job_type
+WITH counted AS MATERIALIZED (
+    SELECT count(*) AS jobs
     FROM (
         SELECT
-            array_agg(e.queue) AS queues,
-            array_agg(e.job_type) AS job_types
-        FROM every_lane AS e
-    ) AS a
-    CROSS JOIN LATERAL unnest(a.queues, a.job_types) AS u (queue, job_type)
-    CROSS JOIN wanted_status AS s
-),
-
-read_row AS MATERIALIZED (
-    SELECT every_row.scheduled_at
-    FROM (
-        SELECT r.scheduled_at
-        FROM lane AS l
+        FROM goqueue.list_lanes(:statuses::text[]::goqueue.job_status[], :queues::text[], :job_types::text[]) AS l
         CROSS JOIN LATERAL (
-            SELECT j.scheduled_at
+            SELECT
             FROM goqueue.jobs AS j
             WHERE
-                j.status = l.status
-                AND j.created_at >= coalesce(:created_from::timestamptz, '-infinity')
-                AND j.created_at < coalesce(:created_before::timestamptz, 'infinity')
-            -- The index's order, as above.
-            ORDER BY j.status DESC, j.created_at DESC, j.id DESC
-            LIMIT 10001
-        ) AS r
-        WHERE l.queue IS NULL
-        UNION ALL
-        SELECT r.scheduled_at
-        FROM lane AS l
-        CROSS JOIN LATERAL (
-            SELECT j.scheduled_at
-            FROM goqueue.jobs AS j
-            WHERE
-                j.queue = l.queue
-                AND j.job_type = l.job_type
+                j.status <> 'running'
                 AND j.status = l.status
+                AND j.job_type = l.job_type
+                AND j.queue = l.queue
                 AND j.created_at >= coalesce(:created_from::timestamptz, '-infinity')
                 AND j.created_at < coalesce(:created_before::timestamptz, 'infinity')
-            -- The index's order, as above.
-            ORDER BY j.status DESC, j.created_at DESC, j.id DESC
+            ORDER BY j.status, j.created_at, j.id
             LIMIT 10001
-        ) AS r
-        WHERE l.queue IS NOT NULL
-    ) AS every_row
-    LIMIT 10001
-),
-
-exact AS MATERIALIZED (
-    SELECT
-        count(*) <= 10000 AS is_exact,
-        count(*) FILTER (
-            WHERE
-            r.scheduled_at >= coalesce(:scheduled_from::timestamptz, '-infinity')
-            AND (:scheduled_before::timestamptz IS NULL OR r.scheduled_at < :scheduled_before::timestamptz)
-        ) AS job_count
-    FROM read_row AS r
+        ) AS lane_job
+        WHERE l.created_at >= coalesce(:created_from::timestamptz, '-infinity')
+        UNION ALL
+        SELECT
+        FROM goqueue.jobs AS j
+        WHERE
+            j.status = 'running'
+            AND (:statuses::text[] IS NULL OR 'running' = ANY(:statuses::text[]))
+            AND (:queues::text[] IS NULL OR j.queue = ANY(:queues::text[]))
+            AND (:job_types::text[] IS NULL OR j.job_type = ANY(:job_types::text[]))
+            AND j.created_at >= coalesce(:created_from::timestamptz, '-infinity')
+            AND j.created_at < coalesce(:created_before::timestamptz, 'infinity')
+        LIMIT 10001
+    ) AS few
 ),
 
 sample_size AS MATERIALIZED (
     SELECT least(100, 100 * 500 / greatest(pg_relation_size('goqueue.jobs') / 8192, 1)::real)::real AS percent
 ),
 
-estimate AS (
-    SELECT (count(*) * 100 / (SELECT z.percent FROM sample_size AS z))::bigint AS job_count
+sampled AS (
+    SELECT (count(*) * 100 / (SELECT z.percent FROM sample_size AS z))::bigint AS jobs
     FROM (
         SELECT
-            r.status,
-            r.queue,
-            r.job_type,
-            r.created_at,
-            r.scheduled_at
-        FROM goqueue.jobs AS r TABLESAMPLE SYSTEM ((SELECT z.percent FROM sample_size AS z)) -- noqa: PRS
-        WHERE (SELECT NOT e.is_exact FROM exact AS e)
-        -- Never reached; without it the planner takes the sample for a tenth of the table.
+            s.status,
+            s.queue,
+            s.job_type,
+            s.created_at
+        FROM goqueue.jobs AS s TABLESAMPLE SYSTEM ((SELECT z.percent FROM sample_size AS z)) -- noqa: PRS
+        WHERE (SELECT c.jobs FROM counted AS c) > 10000
+        -- Never reached: it bounds the planner's estimate.
         LIMIT 100000
     ) AS j
     WHERE
-        j.status IN (SELECT s.status FROM wanted_status AS s)
+        (:statuses::text[] IS NULL OR j.status = ANY(:statuses::text[]::goqueue.job_status[]))
         AND (:queues::text[] IS NULL OR j.queue = ANY(:queues::text[]))
         AND (:job_types::text[] IS NULL OR j.job_type = ANY(:job_types::text[]))
         AND j.created_at >= coalesce(:created_from::timestamptz, '-infinity')
         AND j.created_at < coalesce(:created_before::timestamptz, 'infinity')
-        AND j.scheduled_at >= coalesce(:scheduled_from::timestamptz, '-infinity')
-        AND (:scheduled_before::timestamptz IS NULL OR j.scheduled_at < :scheduled_before::timestamptz)
 )
 
 SELECT
-    CASE WHEN e.is_exact THEN e.job_count ELSE greatest(e.job_count, g.job_count) END AS job_count,
-    e.is_exact
-FROM exact AS e
-CROSS JOIN estimate AS g;
+    CASE WHEN c.jobs > 10000 THEN greatest(c.jobs, s.jobs) ELSE c.jobs END AS job_count,
+    c.jobs <= 10000 AS is_exact
+FROM counted AS c
+CROSS JOIN sampled AS s;
 
 
 -- name: update_job(id, changes)^
@@ -949,10 +629,11 @@ RETURNING
 -- Index: jobs_pkey, two probes a job.
 -- Locks: the jobs' rows, in the order of their ids.
 WITH locked_job AS MATERIALIZED (
-    SELECT j.id
+    SELECT
+        j.id,
+        j.status
     FROM goqueue.jobs AS j
-    -- By id alone: see leases.sql for the array and for IS TRUE.
-    WHERE j.id = ANY(ARRAY(SELECT unnest(:ids::uuid[]))) AND (j.status IN ('pending', 'running')) IS TRUE
+    WHERE j.id = ANY(:ids::uuid[])
     ORDER BY j.id
     FOR NO KEY UPDATE
 )
@@ -965,7 +646,13 @@ SET
     lease_expires_at = NULL,
     updated_at = statement_timestamp(),
     completed_at = statement_timestamp()
-WHERE j.id = ANY(ARRAY(SELECT l.id FROM locked_job AS l))
+WHERE
+    j.id = ANY(
+        ARRAY(
+            SELECT l.id FROM locked_job AS l
+            WHERE l.status IN ('pending', 'running')
+        )
+    )
 RETURNING j.id;
 
 
@@ -975,10 +662,11 @@ RETURNING j.id;
 -- Index: jobs_pkey, two probes a job.
 -- Locks: the jobs' rows, in the order of their ids.
 WITH locked_job AS MATERIALIZED (
-    SELECT j.id
+    SELECT
+        j.id,
+        j.status
     FROM goqueue.jobs AS j
-    -- By id alone: see leases.sql for the array and for IS TRUE.
-    WHERE j.id = ANY(ARRAY(SELECT unnest(:ids::uuid[]))) AND (j.status IN ('dead', 'cancelled')) IS TRUE
+    WHERE j.id = ANY(:ids::uuid[])
     ORDER BY j.id
     FOR NO KEY UPDATE
 )
@@ -990,7 +678,13 @@ SET
     scheduled_at = statement_timestamp(),
     updated_at = statement_timestamp(),
     completed_at = NULL
-WHERE j.id = ANY(ARRAY(SELECT l.id FROM locked_job AS l))
+WHERE
+    j.id = ANY(
+        ARRAY(
+            SELECT l.id FROM locked_job AS l
+            WHERE l.status IN ('dead', 'cancelled')
+        )
+    )
 RETURNING j.id;
 
 
@@ -1000,10 +694,11 @@ RETURNING j.id;
 -- Index: jobs_pkey, two probes a job.
 -- Locks: the jobs' rows, in the order of their ids.
 WITH locked_job AS MATERIALIZED (
-    SELECT j.id
+    SELECT
+        j.id,
+        j.status
     FROM goqueue.jobs AS j
-    -- By id alone: see leases.sql for the array and for IS TRUE.
-    WHERE j.id = ANY(ARRAY(SELECT unnest(:ids::uuid[]))) AND (j.status = 'pending') IS TRUE
+    WHERE j.id = ANY(:ids::uuid[])
     ORDER BY j.id
     FOR NO KEY UPDATE
 )
@@ -1012,7 +707,13 @@ UPDATE goqueue.jobs AS j
 SET
     scheduled_at = coalesce(:scheduled_at::timestamptz, statement_timestamp() + coalesce(extract(EPOCH FROM :delay::interval) * interval '1 second', '0')),
     updated_at = statement_timestamp()
-WHERE j.id = ANY(ARRAY(SELECT l.id FROM locked_job AS l))
+WHERE
+    j.id = ANY(
+        ARRAY(
+            SELECT l.id FROM locked_job AS l
+            WHERE l.status = 'pending'
+        )
+    )
 RETURNING j.id;
 
 
@@ -1039,74 +740,35 @@ RETURNING f.lease_token;
 
 
 -- name: prune_jobs(older_than, statuses, job_limit, kept_ids)
--- Deletes one batch of jobs that finished longer than older_than ago, and the history of their failures: status by status,
--- of each those first that were created first. A job that another table refers to fails the batch (prune_unreferenced_jobs).
--- Returns: the ids of the jobs deleted; fewer than job_limit when no more are due. Those in kept_ids are passed over.
--- Index: jobs_status_idx (a job can't have finished before it was created), jobs_pkey, job_failures_pkey.
--- Locks: the batch's rows; those that others have locked are passed over.
--- Notes: Jobs that were created long before they finished are read and left, at every call until they are due: their
--- number is what a batch costs beyond its own rows. An index by completed_at would spare that, and cost every completion.
+-- Deletes one batch of jobs that finished longer than older_than ago, and the history of their failures: lane by lane, in each
+-- the jobs that were created first. Jobs with an id in kept_ids are skipped.
+-- Returns: the id of each job of the batch, and why it was not deleted (null: it was). The batch has fewer jobs than
+-- job_limit when no more are due.
+-- Index: jobs_list_idx (a job can't have finished before it was created), jobs_pkey, job_failures_pkey.
+-- Locks: the batch's rows. A job that another session has locked is skipped.
+-- Notes: goqueue.delete_unreferenced_jobs deletes the batch in a savepoint. Where a foreign key of another table, or a
+-- trigger, keeps a job, it deletes the others. Jobs that were created long before they finished are read and left, at every
+-- call until they are due. An index by completed_at would spare that, and cost every completion.
 WITH due_job AS MATERIALIZED (
-    SELECT due.id
-    FROM (
-        SELECT DISTINCT s.status
-        FROM unnest(:statuses::text[]::goqueue.job_status[]) AS s (status)
-        -- Only what is finished can be pruned, whatever is asked for.
-        WHERE s.status IN ('completed', 'dead', 'cancelled')
-    ) AS wanted
+    SELECT lane_job.id
+    FROM goqueue.list_lanes(:statuses::text[]::goqueue.job_status[], NULL, NULL) AS l
     CROSS JOIN LATERAL (
         SELECT j.id
         FROM goqueue.jobs AS j
         WHERE
-            j.status = wanted.status
+            j.status <> 'running'
+            AND j.status = l.status
+            AND j.job_type = l.job_type
+            AND j.queue = l.queue
             AND j.created_at < statement_timestamp() - extract(EPOCH FROM :older_than::interval) * interval '1 second'
             AND j.completed_at < statement_timestamp() - extract(EPOCH FROM :older_than::interval) * interval '1 second'
             AND j.id <> ALL(:kept_ids::uuid[])
         ORDER BY j.status, j.created_at, j.id
         LIMIT :job_limit::bigint
         FOR UPDATE SKIP LOCKED
-    ) AS due
-    LIMIT :job_limit::bigint
-),
-
-deleted_failure AS (
-    DELETE FROM goqueue.job_failures AS f
-    WHERE f.job_id = ANY(ARRAY(SELECT d.id FROM due_job AS d))
-)
-
-DELETE FROM goqueue.jobs AS j
-WHERE j.id = ANY(ARRAY(SELECT d.id FROM due_job AS d))
-RETURNING j.id;
-
-
--- name: prune_unreferenced_jobs(older_than, statuses, job_limit, kept_ids)
--- prune_jobs where a foreign key of another table, or a trigger, keeps some of the jobs: the others are deleted. Run where
--- prune_jobs has failed by one, and in a transaction, which such a failure would end.
--- Returns: the id of each job of the batch, and why it was not deleted (null: it was).
--- Index: jobs_status_idx, jobs_pkey, job_failures_pkey.
--- Locks: the batch's rows; those that others have locked are passed over.
--- Notes: goqueue.delete_unreferenced_jobs deletes in savepoints, the batch first and then halves of it. due_job is that of
--- prune_jobs.
-WITH due_job AS MATERIALIZED (
-    SELECT due.id
-    FROM (
-        SELECT DISTINCT s.status
-        FROM unnest(:statuses::text[]::goqueue.job_status[]) AS s (status)
-        -- Only what is finished can be pruned, whatever is asked for.
-        WHERE s.status IN ('completed', 'dead', 'cancelled')
-    ) AS wanted
-    CROSS JOIN LATERAL (
-        SELECT j.id
-        FROM goqueue.jobs AS j
-        WHERE
-            j.status = wanted.status
-            AND j.created_at < statement_timestamp() - extract(EPOCH FROM :older_than::interval) * interval '1 second'
-            AND j.completed_at < statement_timestamp() - extract(EPOCH FROM :older_than::interval) * interval '1 second'
-            AND j.id <> ALL(:kept_ids::uuid[])
-        ORDER BY j.status, j.created_at, j.id
-        LIMIT :job_limit::bigint
-        FOR UPDATE SKIP LOCKED
-    ) AS due
+    ) AS lane_job
+    -- Only what is finished can be pruned, whatever the caller wants.
+    WHERE l.status IN ('completed', 'dead', 'cancelled')
     LIMIT :job_limit::bigint
 )
 

@@ -376,18 +376,18 @@ RETURNING j.id;
 -- Ends attempts whose lease has expired: the holder sent no heartbeat in time. The job is due for its next attempt at once, or
 -- dead when none is left.
 -- Returns: id and status of the jobs rescued; nothing when no lease has expired.
--- Index: jobs_status_idx for the running jobs, which are as many as the workers hold; jobs_pkey. job_failures_pkey.
+-- Index: jobs_running_idx, jobs_pkey, job_failures_pkey.
 -- Locks: the jobs rescued. A job that another session has locked is skipped.
--- Notes: To be called by the clock, and not before every claim: the index entries of jobs that ran are read too until vacuum
--- has removed them, which a transaction left open elsewhere prevents (20 ms for 150,000). An index by lease_expires_at would
--- make every heartbeat add an entry.
+-- Notes: All running jobs are read: there are as many as workers hold. Call it by the clock, and not before every claim: the
+-- index entries of jobs that ran are read too until vacuum has removed them, which a transaction left open elsewhere
+-- prevents (20 ms for 150,000). An index by lease_expires_at would make every heartbeat add an entry.
 WITH expired_job AS MATERIALIZED (
     SELECT
         j.id,
         j.locked_by
     FROM goqueue.jobs AS j
     WHERE j.status = 'running' AND j.lease_expires_at <= statement_timestamp()
-    ORDER BY j.status, j.created_at, j.id
+    ORDER BY j.id
     LIMIT :job_limit::bigint
     FOR NO KEY UPDATE SKIP LOCKED
 ),

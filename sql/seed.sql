@@ -223,7 +223,7 @@ VACUUM (ANALYZE) goqueue.job_failures;
 -- The values that `goqueue explain` gives to the parameters of a query, taken from the seeded jobs.
 -- Returns: one row a value: "parameter" for every query that has it, or "query.parameter" for that one; and the value as
 -- text. A parameter without a row is given null.
--- Index: jobs_status_idx, jobs_idempotency_key_idx.
+-- Index: jobs_running_idx, jobs_list_idx, jobs_idempotency_key_idx.
 -- Locks: none.
 WITH running_job AS MATERIALIZED (
     SELECT
@@ -236,7 +236,7 @@ WITH running_job AS MATERIALIZED (
             j.lease_token
         FROM goqueue.jobs AS j
         WHERE j.status = 'running'
-        ORDER BY j.created_at DESC, j.id DESC
+        ORDER BY j.id DESC
         LIMIT 10
     ) AS few
 ),
@@ -248,8 +248,8 @@ pending_job AS MATERIALIZED (
     FROM (
         SELECT j.id
         FROM goqueue.jobs AS j
-        WHERE j.status = 'pending'
-        ORDER BY j.created_at DESC, j.id DESC
+        WHERE j.status <> 'running' AND j.status = 'pending'
+        ORDER BY j.job_type DESC, j.queue DESC, j.created_at DESC, j.id DESC
         LIMIT 10
     ) AS few
 ),
@@ -261,8 +261,8 @@ dead_job AS MATERIALIZED (
     FROM (
         SELECT j.id
         FROM goqueue.jobs AS j
-        WHERE j.status = 'dead'
-        ORDER BY j.created_at DESC, j.id DESC
+        WHERE j.status <> 'running' AND j.status = 'dead'
+        ORDER BY j.job_type DESC, j.queue DESC, j.created_at DESC, j.id DESC
         LIMIT 10
     ) AS few
 ),
@@ -274,8 +274,8 @@ completed_job AS MATERIALIZED (
     FROM (
         SELECT j.id
         FROM goqueue.jobs AS j
-        WHERE j.status = 'completed'
-        ORDER BY j.created_at DESC, j.id DESC
+        WHERE j.status <> 'running' AND j.status = 'completed'
+        ORDER BY j.job_type DESC, j.queue DESC, j.created_at DESC, j.id DESC
         LIMIT 10
     ) AS few
 ),
@@ -344,7 +344,6 @@ CROSS JOIN LATERAL (
     ('delay', '1 minute'),
     ('statuses', '{pending,dead}'),
     ('prune_jobs.statuses', '{completed,dead,cancelled}'),
-    ('prune_unreferenced_jobs.statuses', '{completed,dead,cancelled}'),
     ('kept_ids', '{}'),
     ('older_than', '7 days'),
     ('page_limit', '50'),

@@ -43,7 +43,7 @@ MUTANTS = [
     *_of_each("create_job create_jobs", ("duplicates", "ON CONFLICT DO NOTHING", "", f"{_CONTRACT} -k Create")),
     *_of_each("replace_pending_job", ("status", "WHERE j.status = 'pending'", "", f"{_LEASES} -k ReplacePending")),
     *_of_each("get_jobs", ("order", "ORDER BY wanted.place", "ORDER BY wanted.place DESC", f"{_CONTRACT} -k Get")),
-    *_of_each("list_jobs", ("order", "ORDER BY f.place", "ORDER BY f.place DESC", f"{_CONTRACT} -k List")),
+    *_of_each("list_jobs", ("order", "ORDER BY j.created_at DESC, j.id DESC", "ORDER BY j.id", f"{_CONTRACT} -k List")),
     *_of_each(
         "update_job",
         ("row lock", "FOR NO KEY UPDATE", "", f"{_GUARDS} -k update"),
@@ -53,12 +53,10 @@ MUTANTS = [
     ),
     *_of_each(
         "cancel_jobs",
-        ("status", "(j.status IN ('pending', 'running')) IS TRUE", "TRUE", f"{_LEASES} -k Operators"),
+        ("status", "WHERE l.status IN ('pending', 'running')", "", f"{_LEASES} -k Operators"),
     ),
-    *_of_each(
-        "retry_jobs", ("status", "(j.status IN ('dead', 'cancelled')) IS TRUE", "TRUE", f"{_LEASES} -k Operators")
-    ),
-    *_of_each("reschedule_jobs", ("status", "(j.status = 'pending') IS TRUE", "TRUE", f"{_LEASES} -k Operators")),
+    *_of_each("retry_jobs", ("status", "WHERE l.status IN ('dead', 'cancelled')", "", f"{_LEASES} -k Operators")),
+    *_of_each("reschedule_jobs", ("status", "WHERE l.status = 'pending'", "", f"{_LEASES} -k Operators")),
     *_of_each(
         "cancel_jobs retry_jobs reschedule_jobs",
         ("row lock", "    FOR NO KEY UPDATE\n", "", f"{_GUARDS} -k operator"),
@@ -89,10 +87,9 @@ MUTANTS = [
             "AND now() < 'infinity'::timestamptz",
             f"{_LEASES} -k Prune",
         ),
-        ("history", "WHERE f.job_id = ANY(ARRAY(SELECT d.id FROM due_job AS d))", "WHERE FALSE", f"{_LEASES} -k Prune"),
+        # In a transaction, where the clocks differ.
+        ("clock", "statement_timestamp()", "now()", f"{_GUARDS} -k Clock"),
     ),
-    # In a transaction, where the clocks differ, and where a job is to be kept.
-    *_of_each("prune_unreferenced_jobs", ("clock", "statement_timestamp()", "now()", f"{_GUARDS} -k Clock")),
     *_of_each(
         "claim_jobs",
         ("SKIP LOCKED", "FOR NO KEY UPDATE SKIP LOCKED", "FOR NO KEY UPDATE", f"{_GUARDS} -k claim"),

@@ -87,6 +87,13 @@ class Explainer(explain.Explainer):
         ).fetchall()
         return int(count)
 
+    def table_scans(self) -> int:
+        """How often the transaction has read a table whole: what a function does is in no plan."""
+        [(count,)] = self.connection.execute(
+            "SELECT sum(seq_scan) FROM pg_stat_xact_user_tables WHERE schemaname = 'goqueue'"
+        ).fetchall()
+        return int(count)
+
     def generic_plan(self, name: str) -> Plan:
         """The plan for no values in particular, not run."""
         note = NOTES[name]

@@ -92,8 +92,8 @@ def test_a_quick_run_measures_every_line(tmp_path: Path) -> None:
         assert isinstance(line["ratio"], expected), name
         assert name in run.stdout
     plans = output.with_name("plans.txt").read_text(encoding="utf-8")
-    assert plans.count("=== ") == 14
-    assert "jobs_status_idx" in plans
+    assert plans.count("=== ") == 12
+    assert "jobs_list_idx" in plans
     picture = output.with_suffix(".svg").read_text(encoding="utf-8")
     assert picture.startswith("<?xml")
     assert str(Path.cwd()) not in picture

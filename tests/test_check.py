@@ -148,14 +148,14 @@ UNVALIDATED = (
     "ALTER TABLE goqueue.jobs DROP CONSTRAINT jobs_queue_length, "
     "ADD CONSTRAINT jobs_queue_length CHECK (char_length(queue) BETWEEN 1 AND 255) NOT VALID"
 )
-INVALID = "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'goqueue.jobs_queue_idx'::regclass"
+INVALID = "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'goqueue.jobs_list_idx'::regclass"
 
 
 @pytest.mark.parametrize(
     ("statement", "level", "found"),
     [
-        ("DROP INDEX goqueue.jobs_status_idx", "failed", "the index jobs_status_idx is missing; expected CREATE INDEX"),
-        (INVALID, "failed", "the index jobs_queue_idx is invalid"),
+        ("DROP INDEX goqueue.jobs_list_idx", "failed", "the index jobs_list_idx is missing; expected CREATE INDEX"),
+        (INVALID, "failed", "the index jobs_list_idx is invalid"),
         ("DROP INDEX goqueue.jobs_claim_idx; CREATE INDEX jobs_claim_idx ON goqueue.jobs (queue)", "failed",
          "the index jobs_claim_idx is CREATE INDEX jobs_claim_idx ON goqueue.jobs USING btree (queue); expected C"),
         ("ALTER TABLE goqueue.job_failures DROP CONSTRAINT job_failures_pkey", "failed",
@@ -221,16 +221,18 @@ def follow(connection: Connection, advice: str) -> None:
     [
         ("DROP TABLE goqueue.job_failures", ["table job_failures"]),
         ("DROP VIEW goqueue.queue_metrics", ["view queue_metrics"]),
-        ("DROP TABLE goqueue.jobs CASCADE", ["table jobs", "view queue_metrics", "view queue_status_metrics"]),
+        ("DROP TABLE goqueue.jobs CASCADE",
+         ["table jobs", "view pending_metrics", "view queue_status_metrics", "view queue_metrics"]),
         ("DROP FUNCTION goqueue.notify_ready_jobs() CASCADE", ["function notify_ready_jobs()",
                                                                "trigger jobs.jobs_notify_ready"]),
         ("DROP FUNCTION goqueue.uuid_v7() CASCADE", ["function uuid_v7()", "default jobs.id"]),
         ("ALTER TABLE goqueue.jobs DROP COLUMN lease_expires_at CASCADE",
-         ["column jobs.lease_expires_at", "view queue_metrics"]),
+         ["column jobs.lease_expires_at", "view queue_status_metrics", "view queue_metrics"]),
         ("ALTER TABLE goqueue.jobs DROP COLUMN idempotency_key", ["column jobs.idempotency_key"]),
         ("ALTER TABLE goqueue.jobs RENAME TO jobs_old", ["table jobs"]),
         ("DROP TYPE goqueue.job_status CASCADE",
-         ["type job_status", "view queue_metrics", "view queue_status_metrics"]),
+         ["type job_status", "function list_lanes(statuses goqueue.job_status[], queues text[], job_types text[])",
+          "view pending_metrics", "view queue_status_metrics", "view queue_metrics"]),
     ],
 )  # fmt: skip
 def test_what_is_missing_is_told_once_without_what_went_with_it(
@@ -251,7 +253,8 @@ def test_what_is_missing_is_told_once_without_what_went_with_it(
     "statement",
     [
         "DROP VIEW goqueue.queue_metrics",
-        "DROP VIEW goqueue.queue_status_metrics",
+        "DROP VIEW goqueue.queue_status_metrics CASCADE",
+        "DROP VIEW goqueue.pending_metrics CASCADE",
         "DROP VIEW goqueue.queue_metrics; CREATE VIEW goqueue.queue_metrics AS SELECT 1 AS queue",
         "DROP FUNCTION goqueue.notify_ready_jobs() CASCADE",
         "DROP FUNCTION goqueue.uuid_v7() CASCADE",
@@ -457,7 +460,7 @@ def test_statements_that_fail_alike_are_one_finding_with_what_to_do(goqueue_conn
     goqueue_connection.execute("DROP TABLE goqueue.job_failures")
     found = finding(goqueue_connection, "grants")
     assert found.found == (
-        "delete_failures, prune_jobs, fail_jobs, rescue_jobs, list_failures can't be run: "
+        "delete_failures, fail_jobs, rescue_jobs, list_failures can't be run: "
         'relation "goqueue.job_failures" does not exist'
     )
     assert found.do == "mend what the checks schema and queries find"
@@ -622,7 +625,7 @@ def test_a_large_table_read_whole_is_a_warning(
     goqueue_connection.execute("ANALYZE goqueue.jobs")
     assert check(goqueue_connection, "plans").level == Level.OK  # small: whatever the plan is
     monkeypatch.setattr(health, "_LARGE_PAGES", 10)
-    goqueue_connection.execute("DROP INDEX goqueue.jobs_status_idx, goqueue.jobs_queue_idx, goqueue.jobs_claim_idx")
+    goqueue_connection.execute("DROP INDEX goqueue.jobs_list_idx, goqueue.jobs_running_idx, goqueue.jobs_claim_idx")
     goqueue_connection.execute("ALTER TABLE goqueue.jobs DROP CONSTRAINT jobs_pkey")
     done = check(goqueue_connection, "plans")
     assert done.level == Level.WARNING
@@ -993,12 +996,12 @@ def test_the_command_prints_a_line_a_check_and_ends_well(run: Run) -> None:
 
 
 def test_a_failure_has_status_3_and_is_explained(run: Run, goqueue_connection: Connection) -> None:
-    goqueue_connection.execute("DROP INDEX goqueue.jobs_status_idx")
+    goqueue_connection.execute("DROP INDEX goqueue.jobs_list_idx")
     result = run("check")
     assert (result.code, result.err) == (3, "goqueue: failed: schema\n")
-    assert "    failed: the index jobs_status_idx is missing; expected CREATE INDEX" in result.out
+    assert "    failed: the index jobs_list_idx is missing; expected CREATE INDEX" in result.out
     assert "        why: the statements that rely on it read the whole table instead" in result.out
-    assert "        do:  CREATE INDEX CONCURRENTLY jobs_status_idx ON goqueue.jobs" in result.out
+    assert "        do:  CREATE INDEX CONCURRENTLY jobs_list_idx ON goqueue.jobs" in result.out
 
 
 def test_warnings_count_when_asked(run: Run, goqueue_connection: Connection) -> None:
@@ -1010,7 +1013,7 @@ def test_warnings_count_when_asked(run: Run, goqueue_connection: Connection) -> 
 
 
 def test_programs_get_json(run: Run, goqueue_connection: Connection) -> None:
-    goqueue_connection.execute("DROP INDEX goqueue.jobs_status_idx")
+    goqueue_connection.execute("DROP INDEX goqueue.jobs_list_idx")
     result = run("check", "--json")
     document = json.loads(result.out)
     assert (result.code, document["ok"]) == (3, False)

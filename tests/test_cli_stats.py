@@ -211,7 +211,7 @@ def test_a_server_that_does_not_answer_makes_no_figures_look_new(
 def test_an_error_that_stays_ends_the_watch(goqueue: Commands, goqueue_connection: psycopg.Connection) -> None:
     with goqueue.terminal("stats", "--watch", "--interval", "200ms") as terminal:
         terminal.wait_for("Ctrl-C ends it")
-        goqueue_connection.execute("DROP VIEW goqueue.queue_status_metrics")
+        goqueue_connection.execute("DROP VIEW goqueue.queue_status_metrics CASCADE")
         code, seen = terminal.end()
     assert code == 1
     assert "goqueue: " in seen

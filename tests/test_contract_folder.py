@@ -382,7 +382,8 @@ def test_another_order_in_the_plan_is_not_proved(goqueue_connection: psycopg.Con
 def test_a_plan_that_is_far_dearer_on_the_present_table_is_told(
     goqueue_connection: psycopg.Connection[Any], folder: Folder
 ) -> None:
-    new = FOUND_BY_ID.replace("WHERE j.id = :id::uuid;", "WHERE j.queue = 'default' AND j.id::text = :id::uuid::text;")
+    condition = "j.status = 'pending' AND j.queue = 'default' AND j.id::text = :id::uuid::text"
+    new = FOUND_BY_ID.replace("WHERE j.id = :id::uuid;", f"WHERE {condition};")
     given = folder(FOUND_BY_ID, new)
     assert proved(goqueue_connection, given) == ([], [])  # on an empty one it makes no difference
     goqueue_connection.execute(
@@ -425,7 +426,7 @@ def reader(goqueue_connection: psycopg.Connection[Any]) -> Iterator[psycopg.Conn
 
 
 def test_what_a_role_has_no_right_to_find_out_is_not_proved(reader: psycopg.Connection[Any], folder: Folder) -> None:
-    given = folder("WHERE j.id = ANY(ARRAY(SELECT d.id FROM", "WHERE TRUE AND j.id = ANY(ARRAY(SELECT d.id FROM")
+    given = folder("DELETE FROM goqueue.jobs AS j\nWHERE j.id", "DELETE FROM goqueue.jobs AS j\nWHERE TRUE AND j.id")
     assert check_contract(reader, given) == []
     problems, unproved = proved(reader, given)
     assert problems == []
@@ -446,7 +447,7 @@ def test_no_shipped_statement_leaves_the_schema(goqueue_connection: psycopg.Conn
         (tmp_path / file).write_text(re.sub(r"\bj\b", "jj", text))
     proof = prove_contract(goqueue_connection, tmp_path)
     assert (proof.problems, proof.unproved) == ([], [])
-    assert len(proof.changed) > 20
+    assert len(proof.changed) == 20
 
 
 def test_every_statement_has_a_plan(goqueue_connection: psycopg.Connection[Any]) -> None:

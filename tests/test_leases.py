@@ -997,13 +997,24 @@ class TestQueueStats:
         fill(store, 1000, queue="full")
         fill(store, 3600, queue="over")
         store.create_jobs(NewJob(job_type="another", queue="over") for _ in range(401))
-        fill(store, 3, queue="over", delay=HOUR, priority=1)
-        store.cancel_jobs(JobFilter(queue="over", scheduled_from=datetime.now(UTC) + HOUR / 2))
+        later = fill(store, 3, queue="over", delay=HOUR, priority=1)
+        store.cancel_jobs(later)
         full, over = store.queue_stats()
         assert (full.counts[PENDING], full.counts[PENDING].exact) == (1000, True)
         assert not over.counts[PENDING].exact
         assert 3000 < over.counts[PENDING] < 6000
         assert (over.counts[CANCELLED], over.counts[CANCELLED].exact) == (3, True)
+
+    def test_the_age_of_the_oldest_due_job_behind_a_thousand_of_a_better_priority(self, store: Storage) -> None:
+        now = datetime.now(UTC)
+        fill(store, 1001, queue="full", priority=-1)
+        fill(store, 1, queue="full", priority=3, scheduled_at=now - 5 * HOUR)
+        fill(store, 1, queue="full", priority=7, scheduled_at=now - HOUR)
+        fill(store, 1001, queue="later", priority=-1, delay=HOUR)
+        full, later = store.queue_stats()
+        assert full.oldest_ready_age is not None
+        assert 5 * HOUR <= full.oldest_ready_age < 6 * HOUR
+        assert later.oldest_ready_age is None
 
     def test_the_age_of_the_oldest_due_job(self, store: Storage) -> None:
         now = datetime.now(UTC)

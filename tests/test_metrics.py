@@ -154,9 +154,11 @@ def test_a_role_that_may_read_nothing_else_can_read_them(
 def test_a_dump_can_be_restored(goqueue_connection: psycopg.Connection[Any], goqueue_store: PostgresStorage) -> None:
     goqueue_store.create_job(NewJob(job_type="t"))
     before = by_status(goqueue_connection)
-    for view in ("queue_status_metrics", "queue_metrics"):
-        [(text,)] = goqueue_connection.execute(f"SELECT pg_get_viewdef('goqueue.{view}'::regclass)").fetchall()
+    texts = {}
+    for view in ("queue_metrics", "queue_status_metrics", "pending_metrics"):
+        [(texts[view],)] = goqueue_connection.execute(f"SELECT pg_get_viewdef('goqueue.{view}'::regclass)").fetchall()
         goqueue_connection.execute(f"DROP VIEW goqueue.{view}")
+    for view, text in reversed(texts.items()):
         goqueue_connection.execute(f"CREATE VIEW goqueue.{view} AS {text}")
     assert by_status(goqueue_connection) == before
     assert by_queue(goqueue_connection)["default"][0] == 1

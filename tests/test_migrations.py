@@ -14,6 +14,7 @@ import psycopg
 import pytest
 
 from goqueue.migrate import migrate, migrations_dir, undo
+from goqueue.sqlfiles import split
 
 BASE = migrations_dir()
 FILES = sorted((BASE / "migrations").glob("V*.sql"))
@@ -81,7 +82,80 @@ def test_files_are_numbered_without_gaps_and_each_has_its_way_back() -> None:
     undo_names = sorted(file.name for file in (BASE / "migrations" / "undo").iterdir())
     assert undo_names == ["U" + name[1:] for name in names]
     strangers = {path.name for path in (BASE / "migrations").iterdir()} - set(names)
-    assert strangers == {"README.md", "callbacks", "roles", "schema.json", "undo"}
+    assert strangers == {"README.md", "callbacks", "online", "roles", "schema.json", "undo"}
+    # pgmigrate would take a second file V0015 for a version of its own.
+    online_names = {file.name for file in (BASE / "migrations" / "online").iterdir()}
+    assert online_names <= {"C" + name[1:] for name in names}
+
+
+INDEXES = """
+    SELECT c.relname, i.indisvalid, pg_get_indexdef(c.oid) FROM pg_class AS c JOIN pg_index AS i ON i.indexrelid = c.oid
+    WHERE i.indrelid = 'goqueue.jobs'::regclass ORDER BY 1
+"""
+
+
+@pytest.fixture
+def in_use(empty: str) -> str:
+    """A database with a job, from before the list indexes were rebuilt."""
+    migrate(empty, target=14)
+    with psycopg.connect(empty) as connection:
+        connection.execute("INSERT INTO goqueue.jobs (job_type) VALUES ('t')")
+    return empty
+
+
+def indexes(url: str) -> list[Any]:
+    with psycopg.connect(url) as connection:
+        return connection.execute(INDEXES).fetchall()
+
+
+def test_indexes_of_a_table_in_use_are_built_while_programs_write(in_use: str, goqueue_database: str) -> None:
+    with psycopg.connect(in_use) as older, psycopg.connect(in_use, autocommit=True) as writer:
+        older.execute("INSERT INTO goqueue.jobs (job_type) VALUES ('uncommitted')")
+        writer.execute("SET lock_timeout = '5s'")
+        with ThreadPoolExecutor(1) as pool:
+            run = pool.submit(migrate, in_use)
+            # It waits for the older transaction, and nobody waits for it.
+            while not writer.execute("SELECT FROM pg_stat_progress_create_index WHERE phase ~ 'waiting'").rowcount:
+                assert not run.done(), run.result()
+            writer.execute("INSERT INTO goqueue.jobs (job_type) VALUES ('meanwhile')")
+            writer.execute("UPDATE goqueue.jobs SET priority = 1 WHERE job_type IN ('t', 'meanwhile')")
+            older.commit()
+            run.result()
+    assert indexes(in_use) == indexes(goqueue_database)
+    assert catalog(in_use) == catalog(goqueue_database)
+
+
+def test_what_an_interrupted_index_build_left_behind_is_built_again(in_use: str, goqueue_database: str) -> None:
+    with psycopg.connect(in_use) as connection:
+        connection.execute("CREATE INDEX jobs_list_idx ON goqueue.jobs (status)")
+        connection.execute(
+            "UPDATE pg_index SET indisvalid = FALSE WHERE indexrelid = 'goqueue.jobs_list_idx'::regclass"
+        )
+    migrate(in_use)
+    assert indexes(in_use) == indexes(goqueue_database)
+
+
+def test_a_dry_run_on_a_table_in_use_leaves_no_index(in_use: str) -> None:
+    before = indexes(in_use)
+    migrate(in_use, dry_run=True)
+    assert indexes(in_use) == before
+
+
+def test_bare_pgmigrate_works_on_a_table_in_use_with_and_without_the_online_file(
+    in_use: str, goqueue_database: str
+) -> None:
+    [online] = (BASE / "migrations" / "online").glob("C0015__*.sql")
+    with psycopg.connect(in_use, autocommit=True) as connection:
+        for statement in split(online.read_text()):
+            connection.execute(statement.encode())
+    built = {name for name, _, _ in indexes(in_use)}
+    assert {"jobs_list_idx", "jobs_running_idx", "jobs_status_idx"} <= built
+    for _ in range(2):
+        done = bare_pgmigrate(in_use)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert indexes(in_use) == indexes(goqueue_database)
+        undo(in_use, to=14)
+        assert {"jobs_status_idx", "jobs_queue_idx"} <= {name for name, _, _ in indexes(in_use)}
 
 
 def test_what_is_not_transactional_is_followed_by_what_is() -> None:

@@ -97,7 +97,7 @@ def test_an_update_says_what_is_wrong(fields: dict[str, Any], said: str) -> None
         ({"queue": ["a", ""]}, "queue is empty"),
         ({"queue": 5}, "queue must be a string"),
         ({"created_from": NAIVE}, "created_from"),
-        ({"scheduled_before": "tomorrow"}, "scheduled_before must be a datetime"),
+        ({"created_before": "tomorrow"}, "created_before must be a datetime"),
     ],
 )
 def test_a_filter_says_what_is_wrong(fields: dict[str, Any], said: str) -> None:

@@ -191,7 +191,7 @@ def test_the_server_s_log_numbers_parameters_as_the_file_declares_them(watching:
                 [(log,)] = connection.execute("SELECT pg_read_file('server.log')").fetchall()
             for name, values in {
                 "claim_jobs": {"ids": f"{{{job.id}}}", "queues": f"{{{queue}}}", "worker_id": worker, "job_limit": "1"},
-                "list_jobs": {"queues": f"{{{queue}}}", "page_limit": "9"},
+                "list_jobs": {"queues": f"{{{queue}}}", "page_limit": "10"},
                 "update_job": {"id": str(job.id)},
                 "prune_jobs": {"job_limit": "17"},
             }.items():

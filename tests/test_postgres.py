@@ -706,4 +706,4 @@ def test_statements_carry_their_name_to_the_server(goqueue_database: str, goqueu
         [(query,)] = goqueue_connection.execute(
             "SELECT query FROM pg_stat_activity WHERE application_name = 'goqueue' AND datname = current_database()"
         ).fetchall()
-    assert query.startswith("WITH /* goqueue:count_jobs */ RECURSIVE")
+    assert query.startswith("WITH /* goqueue:count_jobs */ counted")

@@ -378,12 +378,11 @@ class AsyncPostgresStorage:
         return found(row, f"no job has the idempotency key {key!r}")
 
     async def list_jobs(self, job_filter: JobFilter | None = None, limit: int = 50, cursor: str | None = None) -> Page:
-        """A page of at most ``limit`` (1 to 1000) jobs, newest first, going on from the ``next_cursor`` of a page of
-        the same filter. Query: list_jobs.
+        """Return a page of ``limit`` (1 to 1000) jobs, newest first; the last page can be shorter.
 
-        A page can be short and not be the last: with a range of ``scheduled_at`` it ends after some 3,000 index
-        entries. Jobs that can't be read are named beside the others: those whose payload Python can't hold, and those
-        with a status that a later release has added.
+        ``cursor`` is the ``next_cursor`` of a page of the same filter. Jobs that can't be read are named beside the
+        others: those whose payload Python can't hold, and those with a status that a later release has added.
+        Query: list_jobs.
 
         Repeating: changes nothing.
         """
@@ -392,15 +391,17 @@ class AsyncPostgresStorage:
         return Page(jobs, next_cursor, {error.job_id: str(error) for error in corrupt})
 
     async def _list(self, job_filter: JobFilter | None, limit: int, cursor: str | None) -> tuple[list[Any], str | None]:
-        """The rows of a page, and the cursor of the next."""
+        """Return the rows of a page, and the cursor of the next one."""
         wanted = filter_values(job_filter)
         created_at, job_id = read_cursor(wanted, cursor)
-        page = {"page_limit": check_limit(limit), "cursor_created_at": created_at, "cursor_id": job_id}
+        # One row more than the page, to know whether another one follows.
+        page = {"page_limit": check_limit(limit) + 1, "cursor_created_at": created_at, "cursor_id": job_id}
         async with self._connection() as connection:
             rows = [row async for row in self._queries.list_jobs(connection, **wanted, **page)]
-        *_, next_created_at, next_id = rows[0]
-        following = None if next_id is None else make_cursor(wanted, next_created_at, next_id)
-        return [row for row in rows if row[0] is not None], following
+        if len(rows) <= limit:
+            return rows, None
+        last = rows[limit - 1]
+        return rows[:limit], make_cursor(wanted, last.created_at, last.id)
 
     async def count_jobs(self, job_filter: JobFilter | None = None) -> JobCount:
         """How many jobs match: exact as far as 10,000 rows have to be looked at, beyond that an estimate that says so.
@@ -554,7 +555,7 @@ class AsyncPostgresStorage:
         Call it until it returns fewer than ``limit``; each call is a short transaction. Jobs that another table refers
         to (a foreign key without CASCADE or SET NULL) are passed over, up to 10,000 of them until a call has returned
         fewer: they are logged, and ``kept`` of the result names them.
-        Queries: prune_jobs; prune_unreferenced_jobs after it has failed, and in a transaction of the caller's.
+        Query: prune_jobs.
 
         Repeating: deletes the next batch.
         """
@@ -567,8 +568,9 @@ class AsyncPostgresStorage:
         async with self._connection() as connection:
             while deleted < limit and len(self._kept) < _MOST_KEPT:
                 batch = {**values, "job_limit": limit - deleted, "kept_ids": list(self._kept)}
-                count, reasons = await self._prune(connection, batch)
-                deleted += count
+                rows = [row async for row in self._queries.prune_jobs(connection, **batch)]
+                reasons = refused(rows)
+                deleted += len(rows) - len(reasons)
                 self._kept.update(reasons)
                 if not reasons:
                     break
@@ -576,16 +578,6 @@ class AsyncPostgresStorage:
         if deleted < limit:  # The next call is that of another round, and looks at all again.
             self._kept.clear()
         return pruned
-
-    async def _prune(self, connection: AsyncConnection[Any], batch: dict[str, Any]) -> tuple[int, dict[UUID, str]]:
-        """How many of a batch were deleted, and why the others were not."""
-        # A failure would end the caller's transaction, or come at its end, where a foreign key is checked only then.
-        if connection.autocommit and connection.info.transaction_status == pq.TransactionStatus.IDLE:
-            with suppress(psycopg.IntegrityError, psycopg.errors.RaiseException):
-                return len([row async for row in self._queries.prune_jobs(connection, **batch)]), {}
-        rows = [row async for row in self._queries.prune_unreferenced_jobs(connection, **batch)]
-        reasons = refused(rows)
-        return len(rows) - len(reasons), reasons
 
     # --- work -------------------------------------------------------------------------------------------------------
 

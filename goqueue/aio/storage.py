@@ -109,8 +109,9 @@ class AsyncStorage(Protocol):
         """
 
     async def list_jobs(self, job_filter: JobFilter | None = None, limit: int = 50, cursor: str | None = None) -> Page:
-        """A page of at most ``limit`` (1 to 1000) jobs, newest first, going on from the ``next_cursor`` of a page of
-        the same filter. A page can be short and not be the last: only ``next_cursor`` None says so.
+        """Return a page of ``limit`` (1 to 1000) jobs, newest first; the last page can be shorter.
+
+        ``cursor`` is the ``next_cursor`` of a page of the same filter.
 
         Repeating: changes nothing.
         """

@@ -69,8 +69,6 @@ _FILTER = {
     "job_type": Types,
     "created_from": _time("Created then or later: ISO 8601 with a zone, such as 2026-01-31T08:00Z."),
     "created_before": _time("Created before then."),
-    "scheduled_from": _time("Due then or later."),
-    "scheduled_before": _time("Due before then."),
 }
 
 

@@ -42,8 +42,6 @@ def _choices() -> dict[str, dict[str, dict[str, Any]]]:
         "queue": several("queue", "queue_00", "queue_99", ("queue_00", "queue_10", "queue_60")),
         "type": several("job_type", "type_0", "type_rare", ("type_0", "type_7", "type_39")),
         "created": spans("created", (now - 3 * week, now), (now - 2 * week, now - 2 * week + hour)),
-        # An hour that few of the newest jobs are scheduled for: the reading goes as far as it ever goes.
-        "scheduled": spans("scheduled", (now - 3 * week, now), (now + week, now + week + hour)),
     }
 
 
@@ -164,7 +162,6 @@ def _plans(url: str) -> str:
         "a queue": JobFilter(queue="queue_00"),
         "a rare queue, its job type, one status": JobFilter(queue="queue_99", job_type="type_rare", status="completed"),
         "a job type alone": JobFilter(job_type="type_0"),
-        "a range of scheduled_at": JobFilter(**_choices()["scheduled"]["narrow"]),
     }
     statement = load_queries().list_jobs.sql
     with PostgresStorage.open(url) as store, psycopg.connect(url, autocommit=True) as connection:
