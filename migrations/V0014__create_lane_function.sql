@@ -51,5 +51,8 @@ AS $$
     FROM lane AS l
 $$;
 
+-- Granted here, because roles.sql may have taken the default right from new functions, and claims must go on until it runs again.
+GRANT EXECUTE ON FUNCTION goqueue.pending_lanes(text[]) TO PUBLIC;
+
 COMMENT ON FUNCTION goqueue.pending_lanes(text[]) IS
     'Each queue and priority that has pending jobs, with the first of them. One probe of jobs_claim_idx each.';

@@ -25,10 +25,11 @@ BEGIN
             (11, 'V0011__validate_lease_tokens.sql', '9247a5b63325d69101be6fa106d03ccf51db4cde0cead320619f64ba5c16894b'),
             (12, 'V0012__require_attempt_left.sql', '5a836870ebc4fa0721655ead2bb8c4e3aba71cd9d13c3c4dba438e4e197c9214'),
             (13, 'V0013__validate_attempt_left.sql', '7ca9087b66e979a38f508263050821112f55876346c2e6fa48e91f0c92572554'),
-            (14, 'V0014__create_lane_function.sql', 'f451e7b070c909b43ce3d7765d19ea9a450249a92b0d2e26056bec23aa2ef3d2'),
+            (14, 'V0014__create_lane_function.sql', 'f8b45b39bc5879d2b47e29a709ee03c986472c446d2cf7ee5c62a3dafaecd7c5'),
             (15, 'V0015__rebuild_list_indexes.sql', 'f2ecefed3e1b6019d61e540564c55b65499fb3e2f10bd8aee561f3a56f6a10d7'),
             (16, 'V0016__create_lane_function.sql', '3ccc2606f9f00b27f9472ffbeef462ffc0522759c890d5744c8847a47842eec8'),
-            (17, 'V0017__shorten_metrics_views.sql', 'd988014142be0c28e5d521723645353cd82c992c07b843aacceb4f1816ec6493')
+            (17, 'V0017__shorten_metrics_views.sql', 'd988014142be0c28e5d521723645353cd82c992c07b843aacceb4f1816ec6493'),
+            (18, 'V0018__analyze_sooner.sql', '2a66ab23b6a03dc0272a201573d630b5ce259bf17a364b31e84a5d0c5593268f')
         ) AS f (version, file_name, sha256)
         INNER JOIN goqueue.schema_version AS applied ON applied.version = f.version
         ON CONFLICT (version) DO NOTHING;

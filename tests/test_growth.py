@@ -1,0 +1,94 @@
+"""Plans that are kept while the table grows: autovacuum's ANALYZE renews them, without a planner switch."""
+
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+import pytest
+
+from goqueue import JobFilter, NewJob, PostgresStorage
+from goqueue.embedded import EmbeddedServer
+from goqueue.migrate import migrate
+
+ADD = """
+INSERT INTO goqueue.jobs (queue, job_type, payload, status, completed_at)
+SELECT
+    'q' || g %% 4, 't' || g %% 3, '{}',
+    (CASE WHEN g %% 2 = 0 THEN 'pending' ELSE 'completed' END)::goqueue.job_status,
+    CASE WHEN g %% 2 <> 0 THEN now() END
+FROM generate_series(1, %s - (SELECT count(*) FROM goqueue.jobs)) AS g
+"""
+
+
+@pytest.fixture(scope="module")
+def admin() -> Iterator[psycopg.Connection[Any]]:
+    """Of a server whose autovacuum looks every second; elsewhere it is every minute."""
+    with EmbeddedServer(settings={"autovacuum_naptime": "1s", "max_wal_size": "4GB"}, durable=False) as server:
+        migrate(server.url())
+        with psycopg.connect(server.url(), autocommit=True) as connection:
+            connection.execute("SET session_replication_role = replica")  # without triggers it adds a million sooner
+            yield connection
+
+
+def use(store: PostgresStorage) -> None:
+    """Runs the statements of a job's life."""
+    store.create_job(NewJob(job_type="t"))
+    one, two, three, four, five = store.claim_jobs(["q0", "q1"], "w", 5)
+    store.heartbeat_jobs([one, two])
+    store.complete_jobs([one])
+    store.complete_and_claim([two], "none", "w")
+    store.fail_job(three, "e", retry_in=timedelta(0))
+    store.release_jobs([four, five])
+    store.get_job(one.id)
+    store.get_jobs([one.id, two.id])
+    store.list_jobs(JobFilter(queue="q1"), limit=20)
+    store.list_jobs(JobFilter(status="completed"), limit=20)
+    store.list_jobs(limit=20)
+    store.cancel_jobs([four.id])
+    store.retry_jobs([four.id])
+    store.next_job_at(["q0"])
+    store.rescue_jobs()
+    store.prune_jobs(timedelta(days=1))
+
+
+def test_cached_plans_follow_a_table_from_sixty_jobs_to_a_million(admin: psycopg.Connection[Any]) -> None:
+    with psycopg.connect(admin.info.dsn, autocommit=True, prepare_threshold=0) as connection:
+        # A caller's connection: no switch holds the planner back. As a pool's, it plans once.
+        connection.execute("SET plan_cache_mode = force_generic_plan")
+        store = PostgresStorage.bound_to(connection)
+        for size in (60, 30_000, 1_000_000):
+            admin.execute(ADD, [size])
+            use(store)
+            until_analyzed(admin, size)
+            use(store)
+            if size > 60:
+                assert whole_scans(connection) == []
+        runs = "SELECT max(generic_plans) FROM pg_prepared_statements WHERE statement LIKE '%/* goqueue:claim_jobs */%'"
+        assert connection.execute(runs).fetchone()[0] >= 6, "the statement was prepared again"  # type: ignore[index]
+
+
+def until_analyzed(admin: psycopg.Connection[Any], size: int) -> None:
+    """Waits until autovacuum has analyzed the table at about this size."""
+    deadline = time.monotonic() + 60
+    known = "SELECT reltuples FROM pg_class WHERE oid = 'goqueue.jobs'::regclass"
+    while size > 60 and admin.execute(known).fetchone()[0] < size * 0.9:  # type: ignore[index]
+        assert time.monotonic() < deadline, "autovacuum has not analyzed the table"
+        time.sleep(0.2)
+
+
+def whole_scans(connection: psycopg.Connection[Any]) -> list[str]:
+    """The statements that the connection has prepared and whose plans read the table whole."""
+    prepared = connection.execute(
+        "SELECT name, cardinality(parameter_types), statement FROM pg_prepared_statements"
+        " WHERE statement LIKE '%goqueue.jobs%' AND statement LIKE '%/* goqueue:%'"
+    ).fetchall()
+    assert len(prepared) > 12
+    found = []
+    for name, count, statement in prepared:
+        nulls = f"({', '.join(['NULL'] * count)})" if count else ""
+        plan = "\n".join(line for (line,) in connection.execute(f"EXPLAIN (COSTS off) EXECUTE {name}{nulls}".encode()))
+        if "Seq Scan on jobs" in plan:
+            found.append(f"{statement[:60]}\n{plan}")
+    return found
