@@ -10,7 +10,7 @@ import msgspec
 
 from goqueue.cli.common import note, open_store, print_json, print_line, progress, saying, utf8
 from goqueue.errors import GoQueueError, InvalidJobError, OutcomeUnknownError
-from goqueue.models import NewJob, counted
+from goqueue.models import NewJob, check_payload, counted
 
 #: How a value is written that JSON has no form for, by the place that msgspec's message ends with.
 _FORMS = {
@@ -38,6 +38,7 @@ class _Lines:
                 except (ValueError, RecursionError) as error:  # of msgspec, and of text that is not UTF-8
                     form = next((form for place, form in _FORMS.items() if str(error).endswith(place)), "")
                     raise InvalidJobError(f"{error}{form}") from None
+                check_payload(job.payload)  # the store checks a whole batch at once, when later lines have been read
                 self._waiting.append(self.read)
                 yield job
 
