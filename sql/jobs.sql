@@ -1,8 +1,8 @@
 -- The statements on goqueue.jobs, in the order of a job's life: create, get, list, count, update, delete.
 --
 -- How to read and change this file:
---   * A statement's name is the name of the storage method that runs it and the name in the server's log. A few serve a
---     method of another name; their comments say so.
+--   * A statement's name is the name of the storage method that runs it and the name in the server's log. A few are used by
+--     a method of another name, such as find_duplicate_job.
 --   * The comment under a name gives its purpose, what it returns, the index it relies on and the locks it takes.
 --     sql/README.md is made from these comments (`make catalogue`).
 --   * Each parameter is cast where it stands, so that the statement means the same whoever sends it.
@@ -10,8 +10,8 @@
 --     daylight saving time.
 --   * Statuses are literals wherever a partial index has to match: a generic plan can't prove `status = $1`. So a statement
 --     on jobs_list_idx says `status <> 'running'` beside `status = l.status`.
---   * What is read in the order of an index that starts with the status is sorted by it too, though it is one status: under
---     row level security (migrations/roles) the planner can't tell, because comparing enums isn't leakproof.
+--   * ORDER BY names the status first, where the index does, though the status is fixed: under row level security
+--     (migrations/roles) the planner doesn't see that, because comparing enums isn't leakproof, and would sort.
 --   * Comments stand on lines of their own. A percent sign is written twice.
 --   * The columns of a job come in one order everywhere; it is the order of goqueue.models.Job, and a test compares them.
 
@@ -20,7 +20,7 @@
 -- Adds one pending job.
 -- Returns: what the server makes of the job: the payload as jsonb has it, and its times. Nothing when its id or its
 -- idempotency key is taken (find_duplicate_job tells by whom).
--- Index: jobs_pkey and jobs_idempotency_key_idx arbitrate.
+-- Index: jobs_pkey and jobs_idempotency_key_idx decide conflicts.
 -- Locks: the new row; waits for a transaction that is adding the same id or key.
 -- Notes: DO NOTHING leaves no dead row for a duplicate, and does not abort the caller's transaction.
 INSERT INTO goqueue.jobs (
@@ -98,9 +98,9 @@ WHERE j.id = (
 -- The parameter is a JSON array of objects with the columns' names, and delay (an interval) beside scheduled_at. A column
 -- that is left out takes its default.
 -- Returns: the id of each job that was added. A job whose id or key is taken, in the table or by an earlier job of the
--- same array, has no row; find_duplicate_jobs tells by whom. Beside the array's first job, if it was added, stands the
--- transaction's id.
--- Index: jobs_pkey and jobs_idempotency_key_idx arbitrate.
+-- same array, has no row; find_duplicate_jobs tells by whom. transaction_id is set in the
+-- row of the array's first job alone.
+-- Index: jobs_pkey and jobs_idempotency_key_idx decide conflicts.
 -- Locks: the new rows; waits for a transaction that is adding one of the ids or keys.
 -- Notes: One jsonb parameter, because arrays of text are slow to send. Rows are added in the array's order.
 INSERT INTO goqueue.jobs (
@@ -117,7 +117,7 @@ SELECT
     n.id,
     coalesce(n.queue, 'default') AS queue,
     n.job_type,
-    -- A recordset reads a JSON null as SQL's; as a payload it is a value.
+    -- jsonb_to_recordset turns a JSON null into an SQL null; as a payload it is a value.
     coalesce(n.payload, 'null'::jsonb) AS payload,
     coalesce(n.priority, 0::smallint) AS priority,
     coalesce(n.max_attempts, 25) AS max_attempts,
@@ -137,7 +137,7 @@ FROM jsonb_to_recordset(:jobs::jsonb) AS n (
 ON CONFLICT DO NOTHING
 RETURNING
     id,
-    -- In one row of a thousand, since reading it takes as long as reading the id.
+    -- In one row of the batch: in each, it would double what the client reads.
     CASE
         WHEN id = (SELECT (:jobs::jsonb -> 0 ->> 'id')::uuid) THEN pg_current_xact_id()::text
     END AS transaction_id;
@@ -291,8 +291,8 @@ WITH page_start AS MATERIALIZED (
         coalesce(:cursor_id::uuid, '00000000-0000-0000-0000-000000000000') AS id
 ),
 
--- The lanes that the page's jobs are in, each with the newest job before the start. Only where the newest job of all is
--- not before it does that take a second probe.
+-- The lanes that the page's jobs are in, each with its newest job before the start: the newest job of all, if that is
+-- before the start; else a second probe finds it.
 lane AS MATERIALIZED (
     SELECT
         l.status,
@@ -445,7 +445,7 @@ sampled AS (
             s.created_at
         FROM goqueue.jobs AS s TABLESAMPLE SYSTEM ((SELECT z.percent FROM sample_size AS z)) -- noqa: PRS
         WHERE (SELECT c.jobs FROM counted AS c) > 10000
-        -- Never reached: it bounds the planner's estimate.
+        -- Never reached: it keeps the planner's estimate low.
         LIMIT 100000
     ) AS j
     WHERE
@@ -568,7 +568,7 @@ RETURNING
 -- name: replace_pending_job(id, queue, job_type, payload, priority, max_attempts, scheduled_at, delay, idempotency_key)^
 -- Adds a job, or puts it in the place of the pending one that has its idempotency key (which keeps its id).
 -- Returns: the job; nothing when the key's job is not pending any more.
--- Index: jobs_idempotency_key_idx arbitrates.
+-- Index: jobs_idempotency_key_idx decides conflicts.
 -- Locks: the job's row; waits for a transaction that is adding the same key.
 INSERT INTO goqueue.jobs AS j (
     id,
@@ -624,7 +624,7 @@ RETURNING
 
 
 -- name: cancel_jobs(ids)
--- Withdraws waiting and running jobs. Who runs one learns it from the next heartbeat or from completing it.
+-- Withdraws waiting and running jobs. A worker that runs one finds out at its next heartbeat or completion.
 -- Returns: the ids of the jobs cancelled; finished ones and those that do not exist are left out.
 -- Index: jobs_pkey, two probes a job.
 -- Locks: the jobs' rows, in the order of their ids.
@@ -747,8 +747,8 @@ RETURNING f.lease_token;
 -- Index: jobs_list_idx (a job can't have finished before it was created), jobs_pkey, job_failures_pkey.
 -- Locks: the batch's rows. A job that another session has locked is skipped.
 -- Notes: goqueue.delete_unreferenced_jobs deletes the batch in a savepoint. Where a foreign key of another table, or a
--- trigger, keeps a job, it deletes the others. Jobs that were created long before they finished are read and left, at every
--- call until they are due. An index by completed_at would spare that, and cost every completion.
+-- trigger, keeps a job, it deletes the others. Jobs that were created long before they finished are read and skipped by
+-- every call until they are due. An index by completed_at would spare that, and cost every completion.
 WITH due_job AS MATERIALIZED (
     SELECT lane_job.id
     FROM goqueue.list_lanes(:statuses::text[]::goqueue.job_status[], NULL, NULL) AS l
