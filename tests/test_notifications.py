@@ -104,6 +104,25 @@ def test_a_job_set_back_by_hand_wakes_too(
     assert notes(ear) == [("goqueue", "mail")]
 
 
+@pytest.mark.parametrize("search_path", ["''", "pg_temp", "app, pg_catalog"])
+def test_an_insert_wakes_whatever_the_search_path_of_its_session(
+    search_path: str, goqueue_connection: psycopg.Connection[Any], goqueue_store: PostgresStorage
+) -> None:
+    with goqueue_store.listen("default") as listener:
+        goqueue_connection.execute(f"""
+            CREATE SCHEMA app;
+            CREATE TABLE app.new_job (queue text, status text, scheduled_at timestamptz);
+            CREATE TEMPORARY TABLE new_job (queue text, status text, scheduled_at timestamptz);
+            CREATE FUNCTION app.lower(text) RETURNS text LANGUAGE sql AS $$ SELECT 'off' $$;
+            CREATE FUNCTION app.pg_try_advisory_lock(bigint) RETURNS boolean LANGUAGE sql AS $$ SELECT TRUE $$;
+            CREATE FUNCTION app.pg_advisory_unlock(bigint) RETURNS boolean LANGUAGE sql AS $$ SELECT TRUE $$;
+            CREATE FUNCTION app.pg_notify(text, text) RETURNS void LANGUAGE sql AS $$ SELECT $$;
+            SET search_path = {search_path};
+            INSERT INTO goqueue.jobs (job_type) VALUES ('x');
+        """)
+        assert listener.wait(10 * SECOND) == {"default"}
+
+
 @pytest.mark.parametrize("method", ["fail_jobs", "reschedule_jobs", "complete_jobs", "heartbeat_jobs"])
 def test_what_is_not_due_wakes_nobody(
     method: str, goqueue_store: PostgresStorage, ear: psycopg.Connection[Any], listened: None

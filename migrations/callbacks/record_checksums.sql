@@ -29,7 +29,8 @@ BEGIN
             (15, 'V0015__rebuild_list_indexes.sql', 'f2ecefed3e1b6019d61e540564c55b65499fb3e2f10bd8aee561f3a56f6a10d7'),
             (16, 'V0016__create_lane_function.sql', '3ccc2606f9f00b27f9472ffbeef462ffc0522759c890d5744c8847a47842eec8'),
             (17, 'V0017__shorten_metrics_views.sql', 'd988014142be0c28e5d521723645353cd82c992c07b843aacceb4f1816ec6493'),
-            (18, 'V0018__analyze_sooner.sql', '2a66ab23b6a03dc0272a201573d630b5ce259bf17a364b31e84a5d0c5593268f')
+            (18, 'V0018__analyze_sooner.sql', '2a66ab23b6a03dc0272a201573d630b5ce259bf17a364b31e84a5d0c5593268f'),
+            (19, 'V0019__notify_at_lower_cost.sql', '78b181b774e34646b6412ce5a13477d4f8b86b53f2c81f8861bc1cecf468a2d4')
         ) AS f (version, file_name, sha256)
         INNER JOIN goqueue.schema_version AS applied ON applied.version = f.version
         ON CONFLICT (version) DO NOTHING;
