@@ -632,7 +632,8 @@ def test_a_forked_child_that_closes_the_store_leaves_the_parents_connections(
         os._exit(0)
     os.waitpid(child, 0)
     goqueue_store.ping()
-    assert [pid for pid, *_ in server.sessions()] == [pid for pid, *_ in before]
+    # On a busy machine the pool has meanwhile opened another.
+    assert {pid for pid, *_ in before} <= {pid for pid, *_ in server.sessions()}
 
 
 # --- both halves are one ----------------------------------------------------------------------------------------------
