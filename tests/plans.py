@@ -88,9 +88,9 @@ class Explainer(explain.Explainer):
         return int(count)
 
     def table_scans(self) -> int:
-        """How often the transaction has read a table whole: what a function does is in no plan."""
+        """How often the transaction has read the jobs whole: what a function does is in no plan."""
         [(count,)] = self.connection.execute(
-            "SELECT sum(seq_scan) FROM pg_stat_xact_user_tables WHERE schemaname = 'goqueue'"
+            "SELECT seq_scan FROM pg_stat_xact_user_tables WHERE relid = 'goqueue.jobs'::regclass"
         ).fetchall()
         return int(count)
 
