@@ -51,8 +51,10 @@ def tag_of(statement: str) -> str:
     return statement.split(maxsplit=3)[2]
 
 
-# Not the UPDATE of a locking clause.
-_WRITES = re.compile(r"(?<!FOR )(?<!KEY )\b(?:INSERT|UPDATE|DELETE|MERGE)\b", re.IGNORECASE)
+# What changes rows: not the UPDATE of a locking clause, but the function by which prune_jobs deletes.
+_WRITES = re.compile(
+    r"(?<!FOR )(?<!KEY )\b(?:INSERT|UPDATE|DELETE|MERGE)\b|\bgoqueue\.delete_unreferenced_jobs\(", re.IGNORECASE
+)
 
 
 class Rendered(str):

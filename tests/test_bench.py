@@ -11,8 +11,8 @@ PARTS = [
     "primary key alone",
     "+ claim index",
     "+ idempotency_key index",
-    "+ status index",
-    "+ queue index",
+    "+ running index",
+    "+ list index",
     "+ CHECKs",
 ]
 STEPS = ["no trigger", "+ trigger", "+ a listener"]
