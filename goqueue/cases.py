@@ -204,8 +204,8 @@ _SETTLING: dict[str, Callable[[Stage, list[Held]], Any]] = {
         **FINAL,
     ),
 }
-#: The query of a method that runs that of another one.
-_QUERY = {"complete_and_claim": "claim_jobs"}
+#: The query of those of them that are not named for it.
+_QUERY = {"complete_and_claim": "claim_jobs", "fail_jobs, finally,": "fail_jobs"}
 _EVERY_KIND = (
     "twin 2", "twin 1", "due 1", "held 3", "held 1", "completed", "dead", "cancelled", "failed twice", "future",
     "absent",
@@ -424,7 +424,7 @@ def _working() -> Iterator[Case]:
         for title, leases in _LEASES.items():
             yield Case(
                 f"{method} with {title}",
-                (_QUERY.get(method, method.partition(",")[0]),),
+                (_QUERY.get(method, method),),
                 lambda stage, settle, leases: settle(stage, leases(stage)),
                 settle,
                 leases,

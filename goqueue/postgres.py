@@ -387,16 +387,16 @@ class PostgresStorage:
 
     def _list(self, job_filter: JobFilter | None, limit: int, cursor: str | None) -> tuple[list[Any], str | None]:
         """Return the rows of a page, and the cursor of the next one."""
-        wanted = filter_values(job_filter)
+        wanted, size = filter_values(job_filter), check_limit(limit)
         created_at, job_id = read_cursor(wanted, cursor)
         # One row more than the page, to know whether another one follows.
-        page = {"page_limit": check_limit(limit) + 1, "cursor_created_at": created_at, "cursor_id": job_id}
+        page = {"page_limit": size + 1, "cursor_created_at": created_at, "cursor_id": job_id}
         with self._connection() as connection:
             rows = list(self._queries.list_jobs(connection, **wanted, **page))
-        if len(rows) <= limit:
+        if len(rows) <= size:
             return rows, None
-        last = rows[limit - 1]
-        return rows[:limit], make_cursor(wanted, last.created_at, last.id)
+        last = rows[size - 1]
+        return rows[:size], make_cursor(wanted, last.created_at, last.id)
 
     def count_jobs(self, job_filter: JobFilter | None = None) -> JobCount:
         """How many jobs match: exact as far as 10,000 rows have to be looked at, beyond that an estimate that says so.

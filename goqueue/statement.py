@@ -51,10 +51,8 @@ def tag_of(statement: str) -> str:
     return statement.split(maxsplit=3)[2]
 
 
-# What changes rows: not the UPDATE of a locking clause, but the function by which prune_jobs deletes.
-_WRITES = re.compile(
-    r"(?<!FOR )(?<!KEY )\b(?:INSERT|UPDATE|DELETE|MERGE)\b|\bgoqueue\.delete_unreferenced_jobs\(", re.IGNORECASE
-)
+# What changes rows: a command, or the call of a function that is named for one. Not the UPDATE of a locking clause.
+_WRITES = re.compile(r"(?<!FOR )(?<!KEY )\b(?:INSERT|UPDATE|DELETE|MERGE)(?:\b|_\w+\()", re.IGNORECASE)
 
 
 class Rendered(str):

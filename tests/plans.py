@@ -14,7 +14,7 @@ from goqueue.catalogue import QueryNote, read_notes
 from goqueue.explain import MODES, Plan, add_jobs, filling
 from goqueue.sqlfiles import APART
 
-__all__ = ["JIT_ABOVE_COST", "MODES", "NOTES", "Explainer", "Plan", "seed"]
+__all__ = ["JIT_ABOVE_COST", "MODES", "NOTES", "Explainer", "Plan", "kept_plans", "seed"]
 
 # What explains and seeds is not itself explained: seed.sql fills scratch databases, statements.sql reads an extension,
 # checks.sql the server's catalogue.
@@ -39,6 +39,20 @@ def seed(connection: psycopg.Connection[Any], name: str, rows: int) -> None:
             add(rows // 20, finished=0.8, later=0.5, priorities=3, running_every=max(rows // 10000, 1))
             add(rows, queue="future", later=1.0, priority=-5)
             add(1000, queue="future")
+
+
+def kept_plans(connection: psycopg.Connection[Any]) -> list[tuple[str, str]]:
+    """The statements on the jobs that a connection has prepared, each with its plan."""
+    prepared = connection.execute(
+        "SELECT name, cardinality(parameter_types), statement FROM pg_prepared_statements"
+        " WHERE statement LIKE '%goqueue.jobs%' AND statement LIKE '%/* goqueue:%'"
+    ).fetchall()
+    plans = []
+    for name, count, statement in prepared:
+        nulls = f"({', '.join(['NULL'] * count)})" if count else ""
+        plan = connection.execute(f"EXPLAIN (COSTS off) EXECUTE {name}{nulls}".encode()).fetchall()
+        plans.append((statement, "\n".join(line for (line,) in plan)))
+    return plans
 
 
 class Explainer(explain.Explainer):

@@ -40,6 +40,7 @@ from goqueue import (
 )
 from goqueue.embedded import EmbeddedServer
 from goqueue.migrate import migrate
+from tests.plans import kept_plans
 
 SECOND = timedelta(seconds=1)
 
@@ -53,6 +54,13 @@ def wait_until(done: Callable[[], bool], seconds: float = 20) -> None:
     while not done():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.02)
+
+
+def read_as_they_lie(*connections: psycopg.Connection[Any]) -> None:
+    """Has the rows read in their order on the disk."""
+    for connection in connections:
+        for scan in ("indexscan", "indexonlyscan", "bitmapscan"):
+            connection.execute(f"SET enable_{scan} = off")
 
 
 def until_waiting(url: str, query: str) -> None:
@@ -216,15 +224,9 @@ class TestOpening:
             store.rescue_jobs()
             store.queue_stats()
             with store._connection() as connection:
-                prepared = connection.execute(
-                    "SELECT name, cardinality(parameter_types), statement FROM pg_prepared_statements"
-                    " WHERE statement LIKE '%goqueue.jobs%' AND statement LIKE '%/* goqueue:%'"
-                ).fetchall()
-                assert len(prepared) > 8
-                for name, count, statement in prepared:
-                    nulls = f"({', '.join(['NULL'] * count)})" if count else ""
-                    plan = connection.execute(f"EXPLAIN (COSTS off) EXECUTE {name}{nulls}".encode()).fetchall()
-                    text = "\n".join(line for (line,) in plan)
+                plans = kept_plans(connection)
+                assert len(plans) > 8
+                for statement, text in plans:
                     assert "Seq Scan on jobs" not in text, f"{statement[:60]}\n{text}"
                     # A bitmap marks no dead entry of the index, which all claims after it would read again.
                     assert "Bitmap Index Scan on jobs_claim_idx" not in text, f"{statement[:60]}\n{text}"
@@ -582,9 +584,7 @@ class TestRaces:
             psycopg.connect(goqueue_database, autocommit=True) as other,
             ThreadPoolExecutor(1) as thread,
         ):
-            for own in (connection, other):
-                for scan in ("indexscan", "indexonlyscan", "bitmapscan"):  # the rows are read as they lie: high, low
-                    own.execute(f"SET enable_{scan} = off")
+            read_as_they_lie(connection, other)  # high, low
             mine = getattr(PostgresStorage.bound_to(connection), method)
             theirs = getattr(PostgresStorage.bound_to(other), method)
             assert mine(low, **values) == 1
@@ -615,9 +615,7 @@ class TestRaces:
                 given = [(job, "e") for job in held] if method == "fail_jobs" else held
                 getattr(PostgresStorage.bound_to(own), method)(given, *values)
 
-            for own in (connection, other):
-                for scan in ("indexscan", "indexonlyscan", "bitmapscan"):  # the rows are read as they lie: high, low
-                    own.execute(f"SET enable_{scan} = off")
+            read_as_they_lie(connection, other)  # high, low
             settle(connection, low)
             both = thread.submit(settle, other, low, high)
             until_waiting(goqueue_database, "claim_jobs" if values else method)
