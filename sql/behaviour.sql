@@ -1,17 +1,17 @@
--- What `goqueue check` looks at when it runs a folder's statements on a scratch database and compares what they do with
--- what the shipped ones do: rows, locks, settings. Sent to scratch databases and to no other.
+-- `goqueue check` runs a folder's statements and the shipped ones on a scratch database, and compares the effects with
+-- these statements: rows, locks, settings. They run on scratch databases only.
 
 
 -- name: empty_tables()!
--- Empties the tables before the next comparison.
+-- Empty the tables before the next comparison.
 -- Returns: nothing.
 -- Index: none.
--- Locks: both tables, against everybody.
+-- Locks: ACCESS EXCLUSIVE on both tables.
 TRUNCATE goqueue.jobs, goqueue.job_failures;
 
 
 -- name: list_rows()
--- Everything in the tables, the columns that no Struct has included.
+-- Return every row of both tables, with the columns that no Struct has.
 -- Returns: the table's name and the row as JSON, ordered.
 -- Index: none; both tables are read whole.
 -- Locks: none.
@@ -28,8 +28,8 @@ ORDER BY table_name, fields;
 
 
 -- name: restore_rows(restored_jobs, restored_failures)
--- Fills the empty tables with rows that list_rows has read before. The last ids come first, so that no query finds the
--- jobs in order by chance.
+-- Fill the empty tables with rows that list_rows has returned. The last ids come first, so that no query finds the jobs
+-- in order by chance.
 -- Returns: the ids of the jobs, in no order.
 -- Index: none.
 -- Locks: the new rows.
@@ -109,7 +109,7 @@ FROM restored_job AS d;
 
 
 -- name: lock_jobs(ids)
--- Locks jobs as an update of them does that changes no key.
+-- Lock jobs as an update does that changes no key.
 -- Returns: the ids, ordered.
 -- Index: jobs_pkey.
 -- Locks: the jobs' rows.
@@ -121,7 +121,7 @@ FOR NO KEY UPDATE;
 
 
 -- name: list_unlocked_jobs()
--- The jobs that nobody has locked, a job deleted meanwhile left out.
+-- Return the jobs that no session has locked. A job deleted meanwhile is left out.
 -- Returns: the ids, in no order.
 -- Index: none; the table is read whole.
 -- Locks: each row, until the statement's transaction ends.
@@ -131,7 +131,7 @@ FOR UPDATE SKIP LOCKED;
 
 
 -- name: list_referable_jobs()
--- The jobs that a foreign key can refer to now: nobody has locked them FOR UPDATE, or deletes them.
+-- Return the jobs that a foreign key check can lock now: no session holds them FOR UPDATE or deletes them.
 -- Returns: the ids, in no order.
 -- Index: none; the table is read whole.
 -- Locks: each row, shared, until the statement's transaction ends.
@@ -141,7 +141,7 @@ FOR KEY SHARE SKIP LOCKED;
 
 
 -- name: list_held_locks(backend_pid)
--- The locks of a session that others can wait for, rows apart: on goqueue's tables, and advisory ones.
+-- Return a session's locks on goqueue's tables and its advisory locks. Row locks are left out.
 -- Returns: each lock as text, ordered.
 -- Index: none.
 -- Locks: none.
@@ -163,7 +163,7 @@ ORDER BY held;
 
 
 -- name: is_waiting(backend_pid)$
--- Whether a session's statement waits for another session's lock.
+-- Return whether a session's statement waits for another session's lock.
 -- Returns: true or false.
 -- Index: none.
 -- Locks: none.
@@ -173,7 +173,7 @@ WHERE l.pid = :backend_pid::integer AND NOT l.granted;
 
 
 -- name: list_session_settings()
--- The settings that the session has changed since it began.
+-- Return the settings that the session has changed since it began.
 -- Returns: each as "name = value", ordered.
 -- Index: none.
 -- Locks: none.
@@ -184,7 +184,7 @@ ORDER BY setting;
 
 
 -- name: release_advisory_locks()$
--- Gives back the advisory locks that the session still holds after a rollback.
+-- Release the advisory locks that the session still holds after a rollback.
 -- Returns: nothing.
 -- Index: none.
 -- Locks: none.
@@ -192,7 +192,7 @@ SELECT pg_advisory_unlock_all();
 
 
 -- name: tell_time()$
--- The server's clock, which every time in a job comes from.
+-- Return the server's time, the source of every time in a job.
 -- Returns: the time now.
 -- Index: none.
 -- Locks: none.
@@ -200,7 +200,7 @@ SELECT clock_timestamp() AS now;
 
 
 -- name: backdate_jobs(ids, age)
--- Makes jobs older than they are: only when they were created changes.
+-- Move jobs' created_at back by an interval.
 -- Returns: the ids, in no order.
 -- Index: jobs_pkey.
 -- Locks: the jobs' rows.
@@ -211,7 +211,7 @@ RETURNING j.id;
 
 
 -- name: wear_out_tokens(ids)
--- Gives jobs the highest lease token, after which a claim begins again at 1.
+-- Set jobs' lease tokens to the highest value. The next claim starts at 1 again.
 -- Returns: the ids, in no order.
 -- Index: jobs_pkey.
 -- Locks: the jobs' rows.

@@ -1,9 +1,9 @@
--- The statements of `goqueue check`: what the server and the schema are like. None is part of a job's life, and none
--- writes. Unlike the other files this one reads the server's own catalogue and statistics. The rules are in jobs.sql.
+-- The statements of `goqueue check`: the state of the server and the schema. None is part of a job's life, and none
+-- writes. They read the server's catalogs and statistics. The rules of this folder are in jobs.sql.
 
 
 -- name: set_local(name, value)$
--- Changes a setting until the transaction ends, for the checks that need another search path or planner.
+-- Change a setting until the transaction ends, for checks that need another search path or planner setting.
 -- Returns: the new value.
 -- Index: none; no row is read.
 -- Locks: none.
@@ -11,12 +11,12 @@ SELECT set_config(:name::text, :value::text, TRUE);
 
 
 -- name: server_state()^
--- What server, database and role the connection has, and whether pgmigrate has been here.
--- Returns: one row. sees_all_sessions: the role may see what others' transactions hold. sees_schema: it may name what is
--- in the schema goqueue. has_roles: migrations/roles/roles.sql has been run in this database, since one of its roles owns
--- something of the schema or has a grant on it. roles: those of its roles that this one is a member of. inherited: those
--- of them whose rights it has without SET ROLE.
--- Index: none of ours.
+-- Return the connection's server, database and role, and whether pgmigrate has run here.
+-- Returns: one row. sees_all_sessions: the role can read other roles' transactions. sees_schema: it has USAGE on the
+-- schema goqueue. has_roles: migrations/roles/roles.sql has run in this database; one of its roles owns an object of
+-- the schema or has a grant on it. roles: those of its roles that this role is a member of. inherited: those whose
+-- rights it has without SET ROLE.
+-- Index: none; the server's catalogs are read.
 -- Locks: none.
 SELECT
     current_setting('server_version_num')::integer AS version_number,
@@ -73,10 +73,10 @@ WHERE d.datname = current_database();
 
 
 -- name: list_settings(names)
--- The server's settings of these names, as this session has them.
--- Returns: name and value of each that the server knows, and where the value comes from: what to put before RESET, the
--- word client where the connection's own options set it, or null where that is the server's configuration.
--- Index: none of ours.
+-- Return the values of these settings in this session.
+-- Returns: name and value of each setting that the server knows, and the source of the value: the text to put before
+-- RESET, the word client for the connection's own options, or null for the server's configuration.
+-- Index: none; the server's catalogs are read.
 -- Locks: none.
 SELECT
     s.name,
@@ -93,11 +93,11 @@ WHERE s.name = ANY(:names::text[]);
 
 
 -- name: list_default_settings(names)
--- The defaults of these names that the database has, that all roles have, and that logins of ours have: this session's
--- own role, and the members of the roles of migrations/roles/roles.sql.
--- Returns: one row a default: name, value as it was given, what to put before RESET, and those of our roles that the
--- default's role is a member of (empty for defaults of all).
--- Index: none of ours.
+-- Return the defaults of these settings for the database, for all roles, and for this session's role and the members of
+-- the roles of migrations/roles/roles.sql.
+-- Returns: one row for each default: name, value as given, the text to put before RESET, and those of our roles that
+-- the default's role is a member of (empty for defaults of all).
+-- Index: none; the server's catalogs are read.
 -- Locks: none.
 -- Notes: A session's own options hide them from list_settings.
 SELECT
@@ -134,11 +134,11 @@ ORDER BY set_by, name;
 
 
 -- name: list_lock_holders()
--- The sessions that hold the lock by which the insert trigger learns whether somebody listens. The trigger has it for
--- microseconds, within a statement; a session that keeps it keeps every listener from opening.
--- Returns: process id, role, application and state of each (null where the role may not see that), and how many sessions
--- wait for the lock.
--- Index: none of ours.
+-- Return the sessions that hold the advisory lock by which the insert trigger detects listeners. The trigger holds it
+-- for microseconds within a statement. A session that keeps it blocks every new listener.
+-- Returns: process id, role, application and state of each (null where the role has no right to see them), and the
+-- number of sessions that wait for the lock.
+-- Index: none; the server's catalogs are read.
 -- Locks: none.
 -- Notes: The key is that of migrations/V0007__notify_ready_jobs.sql.
 SELECT
@@ -170,17 +170,17 @@ ORDER BY h.pid;
 
 
 -- name: count_applied_migrations()$
--- How many migrations are recorded, before goqueue.migration_checksums is there.
+-- Count the recorded migrations, while goqueue.migration_checksums does not exist yet.
 -- Returns: the number.
--- Index: none; the table has a row a migration.
+-- Index: none; the table has one row for each migration.
 -- Locks: none.
 SELECT count(*) FROM goqueue.schema_version AS a;
 
 
 -- name: list_applied_migrations()
--- The migrations that pgmigrate has applied, with the checksum of the file as it was then.
--- Returns: one row a version, in their order; no file and no checksum where none was recorded.
--- Index: none; the tables have a row a migration.
+-- Return the migrations that pgmigrate has applied, with the checksum of each file at that time.
+-- Returns: one row for each version, in their order; no file and no checksum where none was recorded.
+-- Index: none; the tables have one row for each migration.
 -- Locks: none.
 SELECT
     a.version::bigint AS version,
@@ -192,12 +192,12 @@ ORDER BY a.version;
 
 
 -- name: list_schema_objects()
--- What is in the schema goqueue, one row for each thing that can be changed by itself: tables and views, columns,
--- defaults, constraints, indexes, triggers, functions, types, storage settings, policies. migrations/schema.json is made
--- from it, and `goqueue check` compares both.
--- Returns: kind, name, definition, and state: empty, or what keeps it from working (invalid, disabled, not validated);
--- in no order.
--- Index: none of ours.
+-- Return the objects of the schema goqueue, one row for each part that can change by itself: tables and views, columns,
+-- defaults, constraints, indexes, triggers, functions, types, storage settings, policies. migrations/schema.json is
+-- generated from it, and `goqueue check` compares both.
+-- Returns: kind, name, definition, and state: empty, or the reason why it does not work (invalid, disabled, not
+-- validated); in no order.
+-- Index: none; the server's catalogs are read.
 -- Locks: none.
 -- Notes: Run it with pg_catalog alone in the search path, so that every definition names its schema. A view is compared
 -- by its columns, because the server writes its text differently from version to version; likewise NOT NULL counts as
@@ -336,19 +336,19 @@ INNER JOIN pg_policy AS p ON r.oid = p.polrelid;
 
 
 -- name: list_rights()
--- Who may do what in the schema goqueue: owners, grants, default privileges, row level security, policies, and what the
--- roles of migrations/roles/roles.sql are and are members of. migrations/roles/rights.json is made from it, and
--- `goqueue check` compares both.
--- Returns: kind, object, role and detail, one row a fact; in no order. owner: the object's owner. grant: the privilege,
--- with its column in parentheses; grant option: likewise. default grant: what later objects get. row level security:
--- ENABLE or FORCE. policy: its name in place of a role, and the rest of the statement that creates it. role: one of ours
--- that exists; attribute: what it has beyond a group's. member: one of ours that is in another role, or a role that can
--- give membership in ours away. exempt: a member of ours to which its limits do not apply, and why. blind: a role that
--- has a grant of its own on the table and sees none of its rows.
--- Index: none of ours.
+-- Return the rights in the schema goqueue: owners, grants, default privileges, row level security, policies, and the
+-- attributes and memberships of the roles of migrations/roles/roles.sql. migrations/roles/rights.json is generated from
+-- it, and `goqueue check` compares both.
+-- Returns: kind, object, role and detail, one row for each fact; in no order. owner: the object's owner. grant: the
+-- privilege, with its column in parentheses; grant option: likewise. default grant: what later objects get. row level
+-- security: ENABLE or FORCE. policy: its name in place of a role, and the rest of the statement that creates it. role:
+-- one of ours that exists; attribute: what it has beyond a group's. member: one of ours that is in another role, or a
+-- role that can give membership in ours away. exempt: a member of ours to which its limits do not apply, and why.
+-- blind: a role that has a grant of its own on the table and sees none of its rows.
+-- Index: none; the server's catalogs are read.
 -- Locks: none.
--- Notes: Run it with pg_catalog alone in the search path, so that every expression names its schema. OWNER stands for the
--- object's owner, PUBLIC for everyone. MAINTAIN (PostgreSQL 17) is left out of the owner's grants.
+-- Notes: Run it with pg_catalog alone in the search path, so that every expression names its schema. OWNER stands for
+-- the object's owner, PUBLIC for everyone. MAINTAIN (PostgreSQL 17) is left out of the owner's grants.
 WITH our_role AS (
     SELECT
         r.oid,
@@ -626,11 +626,11 @@ WHERE
 
 
 -- name: list_horizon_holders(least_age)
--- What keeps dead rows of this database from being removed, and has done so for least_age: transactions left open,
--- prepared transactions, standbys with hot_standby_feedback, replication slots.
--- Returns: kind, name (a session's process id), role, application, state, since when (null for standbys and slots, which
--- tell no time: they are always given), and the age in transactions; the oldest first.
--- Index: none of ours.
+-- Return what has held the snapshot horizon (xmin) of this database back for least_age: open transactions, prepared
+-- transactions, standbys with hot_standby_feedback, replication slots.
+-- Returns: kind, name (a session's process id), role, application, state, since when (null for standbys and slots,
+-- which have no time and are always returned), and the age in transactions; the oldest first.
+-- Index: none; the server's catalogs are read.
 -- Locks: none.
 -- Notes: Of other roles' sessions only members of pg_read_all_stats see the age; server_state tells.
 SELECT
@@ -687,13 +687,13 @@ ORDER BY transactions DESC NULLS LAST;
 
 
 -- name: list_table_states()
--- How autovacuum keeps up with the tables.
--- Returns: one row a table of goqueue's that programs write to: rows live and dead, pages, when it was last vacuumed and
--- analyzed (by whomever), the age of its oldest transaction id and the age at which the server forces a vacuum, and
--- whether autovacuum is on for it.
--- Index: none of ours.
+-- Return how far autovacuum is behind on the tables.
+-- Returns: one row for each table of goqueue's that programs write to: live and dead tuples, pages, the times of the
+-- last vacuum and analyze (manual or automatic), the age of its oldest transaction id, the age at which the server
+-- forces a vacuum, and whether autovacuum is on for it.
+-- Index: none; the server's catalogs are read.
 -- Locks: none.
--- Notes: The numbers are the statistics' own, which can be some seconds old, and are lost in a crash.
+-- Notes: The figures are the statistics' own. They can be some seconds old, and a crash loses them.
 SELECT
     c.relname::text AS name,
     c.relpages,
@@ -719,10 +719,10 @@ ORDER BY c.relname DESC;
 
 
 -- name: claim_index_state()^
--- How large the claim index is, and what an entry of it takes by the statistics.
--- Returns: its bytes now, its entries when it was last vacuumed or analyzed (-1: never), the average bytes of an entry
--- (null before the table was analyzed, or where the role may not see that), and the schema of the extension pgstattuple,
--- if it is here; nothing without the index.
+-- Return the size of the claim index and, from the statistics, the average size of an entry.
+-- Returns: its bytes now, its entries at the last vacuum or analyze (-1: never), the average bytes of an entry (null
+-- before the first analyze or without the right to read it), and the schema of the extension pgstattuple if it is
+-- installed; nothing without the index.
 -- Index: jobs_claim_idx, its size alone.
 -- Locks: none.
 SELECT
@@ -741,8 +741,8 @@ WHERE n.nspname = 'goqueue' AND c.relname = 'jobs_claim_idx';
 
 
 -- name: count_pending_jobs(most)$
--- How many jobs wait, as far as most.
--- Returns: the number, at most most.
+-- Count waiting jobs, up to most.
+-- Returns: the number, at most the parameter most.
 -- Index: jobs_claim_idx, at most that many live entries.
 -- Locks: none.
 SELECT count(*)
@@ -755,8 +755,9 @@ FROM (
 
 
 -- name: measure_claim_index()$
--- How full the claim index's pages are, read by the extension pgstattuple, whose schema has to be in the search path.
--- Returns: per cent of the leaf pages' space that holds entries, dead ones included; NaN for an empty index.
+-- Measure how full the claim index's pages are, with the extension pgstattuple. Its schema has to be in the search
+-- path.
+-- Returns: the percentage of the leaf pages' space that holds entries, dead ones included; NaN for an empty index.
 -- Index: jobs_claim_idx, all of it.
 -- Locks: none that writers wait for.
 SELECT m.avg_leaf_density
@@ -764,10 +765,10 @@ FROM pgstatindex('goqueue.jobs_claim_idx') AS m;
 
 
 -- name: list_references(function_name)
--- What the statement in a function refers to, whatever the planner makes of it; the function is one of the session's own
--- temporary ones, made by the check of a folder of SQL files and rolled back.
--- Returns: kind and name of each thing that is not the server's own.
--- Index: none of ours.
+-- Return the objects that a function's statement refers to, including those that the planner removes. The function is
+-- temporary: the check of a folder of SQL files creates it and rolls it back.
+-- Returns: kind and name of each object that is not built into the server.
+-- Index: none; the server's catalogs are read.
 -- Locks: none.
 SELECT DISTINCT
     i.type AS kind,
@@ -785,9 +786,9 @@ ORDER BY kind, name;
 
 
 -- name: list_volatile_functions(names)
--- Which of these functions the server takes to be volatile: they may change something, or return something else each time.
--- Returns: the name of each, with brackets, ordered; functions of the schema goqueue left out.
--- Index: none of ours.
+-- Return which of these functions are volatile: they can change something, or return another result each time.
+-- Returns: the name of each, with parentheses, ordered; functions of the schema goqueue are left out.
+-- Index: none; the server's catalogs are read.
 -- Locks: none.
 SELECT DISTINCT p.proname || '()' AS name
 FROM pg_proc AS p
@@ -797,9 +798,9 @@ ORDER BY name;
 
 
 -- name: describe_types(ids)
--- The names of types, for messages.
+-- Return the names of types, for messages.
 -- Returns: id and name of each type that exists.
--- Index: none of ours.
+-- Index: none; the server's catalogs are read.
 -- Locks: none.
 SELECT
     t.oid::bigint AS id,
@@ -809,9 +810,9 @@ WHERE t.oid = ANY(:ids::oid[]);
 
 
 -- name: describe_columns(table_ids)
--- The columns of tables, for comparing where a statement's result comes from.
+-- Return the columns of tables, to compare the origin of a statement's result.
 -- Returns: table id and column number, the column's name with schema and table, and whether it can be null.
--- Index: none of ours.
+-- Index: none; the server's catalogs are read.
 -- Locks: none.
 SELECT
     a.attrelid::bigint AS table_id,

@@ -1,28 +1,28 @@
 -- The statements on goqueue.jobs, in the order of a job's life: create, get, list, count, update, delete.
 --
--- How to read and change this file:
---   * A statement's name is the name of the storage method that runs it and the name in the server's log. A few are used by
---     a method of another name, such as find_duplicate_job.
---   * The comment under a name gives its purpose, what it returns, the index it relies on and the locks it takes.
---     sql/README.md is made from these comments (`make catalogue`).
---   * Each parameter is cast where it stands, so that the statement means the same whoever sends it.
---   * An interval is taken for its seconds: a day added to a time can be 23 hours where the session's time zone has
+-- Rules of this folder:
+--   * A statement has the name of the storage method that runs it, and of its entry in the server's log. A few serve a
+--     method of another name, such as find_duplicate_job.
+--   * The comment under a name gives its purpose, result, index and locks. `make catalogue` writes the index in
+--     sql/README.md from these comments.
+--   * Each parameter is cast where it stands, so that the statement means the same for every client.
+--   * An interval counts as seconds. A day added to a time can be 23 hours long in a session whose time zone has
 --     daylight saving time.
---   * Statuses are literals wherever a partial index has to match: a generic plan can't prove `status = $1`. So a statement
---     on jobs_list_idx says `status <> 'running'` beside `status = l.status`.
---   * ORDER BY names the status first, where the index does, though the status is fixed: under row level security
---     (migrations/roles) the planner doesn't see that, because comparing enums isn't leakproof, and would sort.
---   * Comments stand on lines of their own. A percent sign is written twice.
---   * The columns of a job come in one order everywhere; it is the order of goqueue.models.Job, and a test compares them.
+--   * A status is a literal wherever a partial index has to match: a generic plan can't prove `status = $1`. So a
+--     statement on jobs_list_idx has `status <> 'running'` beside `status = l.status`.
+--   * ORDER BY starts with the status where the index does, although the status is fixed. Comparing enums is not
+--     leakproof, so under row level security the planner does not know that it is fixed, and would sort.
+--   * Comments have lines of their own. A percent sign is written twice.
+--   * The columns of a job have one order everywhere: that of goqueue.Job. A test compares them.
 
 
 -- name: create_job(id, queue, job_type, payload, priority, max_attempts, scheduled_at, delay, idempotency_key)^
--- Adds one pending job.
--- Returns: what the server makes of the job: the payload as jsonb has it, and its times. Nothing when its id or its
--- idempotency key is taken (find_duplicate_job tells by whom).
+-- Add one pending job.
+-- Returns: the values that the server sets: the payload as jsonb stores it, and the times. Nothing when the id or the
+-- idempotency key is taken (find_duplicate_job returns the job that has it).
 -- Index: jobs_pkey and jobs_idempotency_key_idx decide conflicts.
 -- Locks: the new row; waits for a transaction that is adding the same id or key.
--- Notes: DO NOTHING leaves no dead row for a duplicate, and does not abort the caller's transaction.
+-- Notes: DO NOTHING leaves no dead tuple for a duplicate, and does not abort the caller's transaction.
 INSERT INTO goqueue.jobs (
     id,
     queue,
@@ -51,11 +51,11 @@ RETURNING
 
 
 -- name: find_duplicate_job(id, idempotency_key)^
--- The job that stands in the way of a new one: the one with its id, else the one with its idempotency key.
--- Returns: the job; nothing when it was deleted in the meantime.
+-- Return the job that conflicts with a new one: the one with its id, else the one with its idempotency key.
+-- Returns: the job; nothing when it was deleted meanwhile.
 -- Index: jobs_pkey, jobs_idempotency_key_idx.
 -- Locks: none.
--- Notes: A statement of its own, because only a new snapshot sees a job that another transaction committed while
+-- Notes: This is a statement of its own: only a new snapshot sees a job that another transaction committed while
 -- create_job waited for it.
 SELECT
     j.id,
@@ -94,15 +94,14 @@ WHERE j.id = (
 
 
 -- name: create_jobs(jobs)
--- Adds many pending jobs in one statement: all of them, or on an error none.
--- The parameter is a JSON array of objects with the columns' names, and delay (an interval) beside scheduled_at. A column
--- that is left out takes its default.
+-- Add many pending jobs in one statement: all of them, or none after an error. The parameter is a JSON array of objects
+-- with the columns' names, and delay (an interval) beside scheduled_at. A missing column takes its default.
 -- Returns: the id of each job that was added. A job whose id or key is taken, in the table or by an earlier job of the
--- same array, has no row; find_duplicate_jobs tells by whom. transaction_id is set in the
--- row of the array's first job alone.
+-- same array, has no row; find_duplicate_jobs returns the job that has it. transaction_id is set only in the row of the
+-- array's first job.
 -- Index: jobs_pkey and jobs_idempotency_key_idx decide conflicts.
 -- Locks: the new rows; waits for a transaction that is adding one of the ids or keys.
--- Notes: One jsonb parameter, because arrays of text are slow to send. Rows are added in the array's order.
+-- Notes: One jsonb parameter is used because arrays of text are slow to send. Rows are added in the array's order.
 INSERT INTO goqueue.jobs (
     id,
     queue,
@@ -144,11 +143,11 @@ RETURNING
 
 
 -- name: find_duplicate_jobs(ids, idempotency_keys)
--- The jobs that stand in the way of new ones: those with one of the ids or one of the idempotency keys.
--- Returns: id and idempotency key of each, in no order; nothing for those deleted in the meantime.
+-- Return the jobs that conflict with new ones: those with one of the ids or one of the idempotency keys.
+-- Returns: id and idempotency key of each, in no order; nothing for those deleted meanwhile.
 -- Index: jobs_pkey, jobs_idempotency_key_idx.
 -- Locks: none.
--- Notes: A union of two index scans: an OR over both columns would leave the choice of plan to the estimates.
+-- Notes: A union of two index scans. An OR over both columns would leave the choice of plan to the estimates.
 SELECT
     j.id,
     j.idempotency_key
@@ -163,7 +162,7 @@ WHERE j.idempotency_key = ANY(:idempotency_keys::text[]);
 
 
 -- name: get_job(id)^
--- One job by its id.
+-- Return one job by its id.
 -- Returns: the job; nothing when there is none.
 -- Index: jobs_pkey.
 -- Locks: none.
@@ -192,9 +191,9 @@ WHERE j.id = :id::uuid;
 
 
 -- name: get_jobs(ids)
--- Many jobs by their ids.
--- Returns: the jobs in the order of the ids, an id given twice twice; those that do not exist are left out.
--- Index: jobs_pkey, one probe an id.
+-- Return many jobs by their ids.
+-- Returns: the jobs in the order of the ids; a repeated id is returned twice, a missing one not at all.
+-- Index: jobs_pkey, one probe for each id.
 -- Locks: none.
 SELECT
     j.id,
@@ -247,7 +246,7 @@ ORDER BY wanted.place;
 
 
 -- name: get_job_by_idempotency_key(idempotency_key)^
--- One job by its idempotency key.
+-- Return one job by its idempotency key.
 -- Returns: the job; nothing when there is none.
 -- Index: jobs_idempotency_key_idx.
 -- Locks: none.
@@ -276,15 +275,15 @@ WHERE j.idempotency_key = :idempotency_key::text;
 
 
 -- name: list_jobs(statuses, queues, job_types, created_from, created_before, cursor_created_at, cursor_id, page_limit)
--- Lists jobs, newest first (created_at, then id), from the cursor's position on.
--- A null filter matches every job. The range of created_at includes its start and excludes its end.
--- Returns: at most page_limit jobs. The position is that of the last job listed before, which is not listed again.
+-- Return a page of jobs, newest first (created_at, then id), from the cursor's position on. A null filter matches every
+-- job. The range of created_at includes its start and excludes its end.
+-- Returns: at most page_limit jobs. The cursor's position is the last job of the page before; it is not returned again.
 -- Index: jobs_list_idx; jobs_running_idx for running jobs; jobs_pkey for the rows.
 -- Locks: none.
--- Notes: A lane is a status, a job type and a queue: one contiguous range of jobs_list_idx. goqueue.list_lanes finds the
--- lanes. Of each lane a page's worth is read from the position on, so that a rare combination costs no more than a common
--- one, and page 1000 no more than page 1. The work grows with the number of lanes. Running jobs are all read: there are as
--- many as workers hold.
+-- Notes: A lane is a status, a job type and a queue: one contiguous range of jobs_list_idx. goqueue.list_lanes finds
+-- the lanes. From each lane one page is read from the position on. So a rare combination costs no more than a common
+-- one, and page 1000 no more than page 1. The cost grows with the number of lanes. All running jobs are read: workers
+-- hold few.
 WITH page_start AS MATERIALIZED (
     SELECT
         coalesce(:cursor_created_at::timestamptz, :created_before::timestamptz, 'infinity') AS created_at,
@@ -392,10 +391,10 @@ ORDER BY j.created_at DESC, j.id DESC;
 
 
 -- name: count_jobs(statuses, queues, job_types, created_from, created_before)^
--- Counts the jobs that a filter of list_jobs matches.
--- Returns: the count, and whether it is exact. It is exact up to 10000; beyond, it is an estimate from the rows of some 500
--- randomly chosen pages of the table.
--- Index: jobs_list_idx, at most 10001 entries; jobs_running_idx for running jobs.
+-- Count the jobs that a filter of list_jobs matches.
+-- Returns: the count, and whether it is exact. It is exact up to 10,000. Beyond, it is an estimate from some 500 random
+-- pages of the table.
+-- Index: jobs_list_idx, at most 10,001 entries; jobs_running_idx for running jobs.
 -- Locks: none.
 -- Notes: The lanes are those of list_jobs.
 WITH counted AS MATERIALIZED (
@@ -464,11 +463,11 @@ CROSS JOIN sampled AS s;
 
 
 -- name: update_job(id, changes)^
--- Changes the given fields of one job; what follows from a new status (times, the holder) is set here.
--- The changes are a JSON object with the columns' names; a field that is not in it stays, null clears.
--- Returns: the job as it is now; nothing when there is none, or when the change is refused: a finished job does not
--- start, and does not finish otherwise (dead and cancelled may go back to pending, completed is final), and an
--- idempotency key that another job has is not taken over.
+-- Change the given fields of one job, and the times and the holder that follow from a new status. The changes are a
+-- JSON object with the columns' names. A missing field stays as it is; null clears it.
+-- Returns: the job after the change. Nothing when there is no such job or the change is rejected: a finished job does
+-- not start or finish again (dead and cancelled can become pending, completed is final), and another job's idempotency
+-- key is not taken over.
 -- Index: jobs_pkey, jobs_idempotency_key_idx.
 -- Locks: the job's row.
 WITH locked_job AS MATERIALIZED (
@@ -566,8 +565,8 @@ RETURNING
 
 
 -- name: replace_pending_job(id, queue, job_type, payload, priority, max_attempts, scheduled_at, delay, idempotency_key)^
--- Adds a job, or puts it in the place of the pending one that has its idempotency key (which keeps its id).
--- Returns: the job; nothing when the key's job is not pending any more.
+-- Add a job, or replace the pending job that has its idempotency key. The replaced job keeps its id.
+-- Returns: the job; nothing when the key's job is no longer pending.
 -- Index: jobs_idempotency_key_idx decides conflicts.
 -- Locks: the job's row; waits for a transaction that is adding the same key.
 INSERT INTO goqueue.jobs AS j (
@@ -624,9 +623,9 @@ RETURNING
 
 
 -- name: cancel_jobs(ids)
--- Withdraws waiting and running jobs. A worker that runs one finds out at its next heartbeat or completion.
+-- Cancel pending and running jobs. The worker of a running job learns of it at its next heartbeat or completion.
 -- Returns: the ids of the jobs cancelled; finished ones and those that do not exist are left out.
--- Index: jobs_pkey, two probes a job.
+-- Index: jobs_pkey, two probes for each job.
 -- Locks: the jobs' rows, in the order of their ids.
 WITH locked_job AS MATERIALIZED (
     SELECT
@@ -657,9 +656,9 @@ RETURNING j.id;
 
 
 -- name: retry_jobs(ids)
--- Makes dead and cancelled jobs pending again, due at once and with all their attempts.
--- Returns: the ids of the jobs that wait again; others are left out.
--- Index: jobs_pkey, two probes a job.
+-- Make dead and cancelled jobs pending again, due at once and with all their attempts.
+-- Returns: the ids of the jobs that are pending again; others are left out.
+-- Index: jobs_pkey, two probes for each job.
 -- Locks: the jobs' rows, in the order of their ids.
 WITH locked_job AS MATERIALIZED (
     SELECT
@@ -689,9 +688,9 @@ RETURNING j.id;
 
 
 -- name: reschedule_jobs(ids, scheduled_at, delay)
--- Gives waiting jobs another time: scheduled_at, or delay from now.
--- Returns: the ids of the jobs moved; those that do not wait are left out.
--- Index: jobs_pkey, two probes a job.
+-- Set another time for pending jobs: scheduled_at, or delay from now.
+-- Returns: the ids of the jobs changed; jobs that are not pending are left out.
+-- Index: jobs_pkey, two probes for each job.
 -- Locks: the jobs' rows, in the order of their ids.
 WITH locked_job AS MATERIALIZED (
     SELECT
@@ -718,7 +717,7 @@ RETURNING j.id;
 
 
 -- name: delete_job(id)$
--- Deletes one job, whatever its status.
+-- Delete one job, whatever its status.
 -- Returns: the transaction's id; nothing when there is no such job.
 -- Index: jobs_pkey.
 -- Locks: the job's row.
@@ -728,11 +727,11 @@ RETURNING pg_current_xact_id()::text AS transaction_id;
 
 
 -- name: delete_failures(job_id)
--- Deletes the history of a job's failures, after delete_job and in its transaction.
--- Returns: the tokens of the attempts that failed; nothing when there was none.
+-- Delete the history of a job's failures, after delete_job and in its transaction.
+-- Returns: the tokens of the attempts that failed; no row when there was none.
 -- Index: job_failures_pkey.
 -- Locks: the failures' rows.
--- Notes: A statement of its own, because only a new snapshot sees the failure that another transaction recorded while
+-- Notes: This is a statement of its own: only a new snapshot sees a failure that another transaction recorded while
 -- delete_job waited for it.
 DELETE FROM goqueue.job_failures AS f
 WHERE f.job_id = :job_id::uuid
@@ -740,15 +739,15 @@ RETURNING f.lease_token;
 
 
 -- name: prune_jobs(older_than, statuses, job_limit, kept_ids)
--- Deletes one batch of jobs that finished longer than older_than ago, and the history of their failures: lane by lane, in each
--- the jobs that were created first. Jobs with an id in kept_ids are skipped.
--- Returns: the id of each job of the batch, and why it was not deleted (null: it was). The batch has fewer jobs than
--- job_limit when no more are due.
+-- Delete one batch of jobs that finished longer than older_than ago, and the history of their failures. It works lane
+-- by lane, in each the first created jobs first. Jobs with an id in kept_ids are skipped.
+-- Returns: the id of each job of the batch, and the reason why it was not deleted (null: it was). A batch smaller than
+-- job_limit is the last one.
 -- Index: jobs_list_idx (a job can't have finished before it was created), jobs_pkey, job_failures_pkey.
 -- Locks: the batch's rows. A job that another session has locked is skipped.
--- Notes: goqueue.delete_unreferenced_jobs deletes the batch in a savepoint. Where a foreign key of another table, or a
--- trigger, keeps a job, it deletes the others. Jobs that were created long before they finished are read and skipped by
--- every call until they are due. An index by completed_at would spare that, and cost every completion.
+-- Notes: goqueue.delete_unreferenced_jobs deletes the batch in a savepoint. Where a foreign key of another table or a
+-- trigger keeps a job, it deletes the others. Every call reads and skips jobs that were created long before they
+-- finished, until they are due. An index on completed_at would avoid that, and would cost every completion.
 WITH due_job AS MATERIALIZED (
     SELECT lane_job.id
     FROM goqueue.list_lanes(:statuses::text[]::goqueue.job_status[], NULL, NULL) AS l

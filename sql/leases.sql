@@ -1,28 +1,30 @@
--- The statements of a running job: claim, heartbeat, complete, fail, release, rescue; and what a worker asks besides. The rules
--- of this folder are in jobs.sql.
+-- The statements of a running job: claim, heartbeat, complete, fail, release, rescue; and a worker's other queries. The
+-- rules of this folder are in jobs.sql.
 --
--- A holder names each job by its id and the token of its claim (a fencing token). Such a statement has three steps: lock the
--- named rows in the order of their ids, so that no two of these statements deadlock; keep the jobs that the token still holds;
--- change those. The lock step searches by id alone and the status is tested afterwards, so that the planner can't choose an index
--- by status.
+-- A holder names each job by its id and the token of its claim (a fencing token). Such a statement has three steps:
+-- lock the named rows in the order of their ids, so that no two of these statements deadlock; keep the jobs that the token
+-- still holds; change those. The lock step searches by id alone, and the status is tested afterwards. So the planner
+-- can't choose an index by status.
 --
 -- Due means scheduled_at <= statement_timestamp(). now() would be the start of the transaction.
 --
--- Rows are locked FOR NO KEY UPDATE, which is all that the updates need: FOR UPDATE would also conflict with a foreign key check
--- of a row that refers to the job.
+-- Rows are locked FOR NO KEY UPDATE, which is enough for the updates. FOR UPDATE would also conflict with the foreign
+-- key check of a row that refers to the job.
 
 
 -- name: claim_jobs(ids, tokens, queues, worker_id, job_limit, lease, lane_queues, lane_priorities, lane_times, lane_ids)
--- Completes the jobs of the given leases, then takes due jobs: by priority; between lanes of one priority, the lane that has
--- waited longest first; within a lane by scheduled_at, then id.
--- Returns: the jobs taken, in the order of priority, scheduled_at, id. If any lease is lost, the other jobs are still completed,
--- none is taken, and the rows are the lost leases: id, lease_token and nulls.
+-- Complete the jobs of the given leases, then claim due jobs: by priority; among lanes of one priority, the lane that
+-- has waited longest first; within a lane by scheduled_at, then id.
+-- Returns: the jobs claimed, ordered by priority, scheduled_at, id. If any lease is lost, the other jobs are still
+-- completed, none is claimed, and the rows are the lost leases: id, lease_token and nulls.
 -- Index: jobs_claim_idx, jobs_pkey.
--- Locks: the jobs named, in the order of their ids, waiting for each; the jobs taken, skipping those that others have locked.
--- Notes: A lane is a queue and a priority. Each is one index scan with scheduled_at as a range, so future jobs of a better
--- priority are never read. The lane_ parameters name the lanes and where the last claim stopped in each: the scan starts there and
--- reads no dead entries again. Jobs before that point and in other lanes are not seen; so now and then the store passes nulls, and
--- every lane is scanned from its first job. 4611686018427387903 is the largest token, 2^62 - 1; after it comes 1.
+-- Locks: the jobs to complete, in the order of their ids, waiting for each; the jobs claimed, skipping those that other
+-- sessions have locked.
+-- Notes: A lane is a queue and a priority: one index scan with scheduled_at as a range, so that future jobs of a better
+-- priority are never read. The lane_ parameters name the lanes and where the last claim stopped in each. The scan
+-- starts there, and reads no dead index entries again. It misses jobs before that point and jobs of other lanes. So
+-- from time to time the store passes nulls, and every lane is scanned from its first job. 4611686018427387903 is the
+-- largest token, 2^62 - 1; after it comes 1.
 WITH locked_job AS MATERIALIZED (
     SELECT
         j.id,
@@ -185,9 +187,9 @@ ORDER BY priority, scheduled_at, id;
 
 
 -- name: heartbeat_jobs(ids, tokens, lease)
--- Renews the leases of running jobs.
+-- Renew the leases of running jobs.
 -- Returns: the ids of the jobs that the caller still holds; their leases are renewed.
--- Index: jobs_pkey, two probes a job. No indexed column changes, so no index entry is added (HOT).
+-- Index: jobs_pkey, two probes for each job. No indexed column changes, so no index entry is added (HOT).
 -- Locks: the jobs, in the order of their ids.
 WITH locked_job AS MATERIALIZED (
     SELECT
@@ -210,9 +212,10 @@ RETURNING j.id;
 
 
 -- name: complete_jobs(ids, tokens)
--- Completes running jobs. A job that the same lease has completed already counts as completed: repeating the call is safe.
+-- Complete running jobs. A job that the same lease has completed already counts as completed, so that the call can be
+-- repeated.
 -- Returns: the ids of the jobs that the caller held; they are completed.
--- Index: jobs_pkey, two probes a job.
+-- Index: jobs_pkey, two probes for each job.
 -- Locks: the jobs, in the order of their ids.
 WITH locked_job AS MATERIALIZED (
     SELECT
@@ -251,11 +254,12 @@ FROM held_job AS h;
 
 
 -- name: fail_jobs(ids, tokens, errors, is_final, retry_in, backoff_base, backoff_factor, backoff_max, backoff_jitter)
--- Ends attempts of running jobs with an error. A job waits for its next attempt; it is dead when none is left or is_final.
--- The next attempt is due after retry_in. If that is null, the delay is the smaller of max and base * factor ^ (attempts - 1),
--- times a random factor from 1 to 1 + jitter, so that jobs that failed together do not come back together.
+-- End attempts of running jobs with an error. A job waits for its next attempt; without an attempt left, or with
+-- is_final, it is dead. The next attempt is due after retry_in. If that is null, the delay is the smaller of max and
+-- base * factor ^ (attempts - 1), times a random factor from 1 to 1 + jitter. The factor spreads jobs that failed
+-- together.
 -- Returns: id and status of the jobs that the caller held.
--- Index: jobs_pkey, two probes a job. job_failures_pkey.
+-- Index: jobs_pkey, two probes for each job. job_failures_pkey.
 -- Locks: the jobs, in the order of their ids.
 WITH locked_job AS MATERIALIZED (
     SELECT
@@ -344,9 +348,9 @@ FROM failed_job AS f;
 
 
 -- name: release_jobs(ids, tokens)
--- Gives running jobs back untried, as at a shutdown: pending again, without the attempt. scheduled_at is unchanged.
+-- Return running jobs to pending without counting the attempt, as at a shutdown. scheduled_at is unchanged.
 -- Returns: the ids of the jobs that the caller held; they are pending.
--- Index: jobs_pkey, two probes a job.
+-- Index: jobs_pkey, two probes for each job.
 -- Locks: the jobs, in the order of their ids.
 WITH locked_job AS MATERIALIZED (
     SELECT
@@ -373,14 +377,14 @@ RETURNING j.id;
 
 
 -- name: rescue_jobs(job_limit)
--- Ends attempts whose lease has expired: the holder sent no heartbeat in time. The job is due for its next attempt at once, or
--- dead when none is left.
--- Returns: id and status of the jobs rescued; nothing when no lease has expired.
+-- End attempts whose lease has expired without a heartbeat. The job is due for its next attempt at once, or dead
+-- without an attempt left.
+-- Returns: id and status of the jobs rescued; no row when no lease has expired.
 -- Index: jobs_running_idx, jobs_pkey, job_failures_pkey.
 -- Locks: the jobs rescued. A job that another session has locked is skipped.
--- Notes: All running jobs are read: there are as many as workers hold. Call it by the clock, and not before every claim: the
--- index entries of jobs that ran are read too until vacuum has removed them, which a transaction left open elsewhere
--- prevents (20 ms for 150,000). An index by lease_expires_at would make every heartbeat add an entry.
+-- Notes: All running jobs are read: workers hold few. Call it at intervals, not before every claim. Index entries of
+-- finished runs are read too until vacuum removes them (20 ms for 150,000); a transaction left open elsewhere prevents
+-- that. An index on lease_expires_at would make every heartbeat add an entry.
 WITH expired_job AS MATERIALIZED (
     SELECT
         j.id,
@@ -442,8 +446,8 @@ FROM rescued_job AS r;
 
 
 -- name: list_failures(job_id)
--- The failed attempts of one job.
--- Returns: the attempts in their order, none when there are none.
+-- Return the failed attempts of one job.
+-- Returns: the attempts in their order; no row when there are none.
 -- Index: job_failures_pkey.
 -- Locks: none.
 SELECT
@@ -459,9 +463,9 @@ ORDER BY f.lease_token;
 
 
 -- name: next_job_at(queues)$
--- Finds when the next job of the queues is due, for a worker that wants to sleep until then.
+-- Return when the next job of the queues is due, for a worker that sleeps until then.
 -- Returns: the earliest scheduled_at, in the past if a job is due already; null when no job is pending.
--- Index: jobs_claim_idx, one probe a lane and one a queue.
+-- Index: jobs_claim_idx, one probe for each lane and one for each queue.
 -- Locks: none.
 -- Notes: It scans each lane from the start, over the dead index entries that claims have left.
 SELECT min(l.scheduled_at)
@@ -469,8 +473,8 @@ FROM goqueue.pending_lanes(:queues::text[]) AS l;
 
 
 -- name: estimate_dead_rows()$
--- Estimates how many dead rows of goqueue.jobs vacuum has not removed yet, for the store to decide whether claims resume.
+-- Estimate the dead tuples of goqueue.jobs. The store decides by it whether claims resume.
 -- Returns: a number, some seconds old; 0 where track_counts is off.
--- Index: none; it reads the statistics that autovacuum goes by.
+-- Index: none; it reads autovacuum's statistics.
 -- Locks: none.
 SELECT pg_stat_get_dead_tuples('goqueue.jobs'::regclass);

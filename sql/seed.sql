@@ -1,12 +1,13 @@
--- A table of jobs as a busy year leaves it, for `goqueue explain`: sent to a scratch database and to no other.
--- hold_database and list_abandoned_databases alone are sent to the database from which scratch databases are made.
+-- A table of jobs as after a busy year, for `goqueue explain`. These statements run on scratch databases only. The
+-- exceptions are hold_database and list_abandoned_databases: they run on the database from which scratch databases are
+-- created.
 --
--- In this order: seed_session, seed_jobs_table, seed_failures_table, index_statements (the indexes are dropped, and made again after the rows),
--- seed_jobs, seed_failures, vacuum_jobs, vacuum_failures; then example_values. Everything is made by the server.
+-- Order: seed_session, seed_jobs_table, seed_failures_table, index_statements (the indexes are dropped, and recreated
+-- after the rows), seed_jobs, seed_failures, vacuum_jobs, vacuum_failures; then example_values.
 
 
 -- name: hold_database(name)$
--- Marks a scratch database as in use, before it is made: until the session ends, however it ends.
+-- Mark a scratch database as in use, before it is created and until the session ends.
 -- Returns: nothing of use.
 -- Index: none.
 -- Locks: an advisory lock of the session.
@@ -14,9 +15,9 @@ SELECT pg_advisory_lock(hashtextextended(:name::text, 0))::text AS held;
 
 
 -- name: list_abandoned_databases(pattern)
--- The scratch databases whose session has ended without dropping them, as a kill -9 makes it end.
--- Returns: the name of each that the current role owns, that matches the pattern, that no session in any database of the
--- server holds, and that has no comment. The pytest plugin writes a comment on what is to be kept.
+-- Return the scratch databases whose session ended without dropping them, after a kill -9 for example.
+-- Returns: the name of each database that the current role owns, that matches the pattern, that no session of the
+-- server holds, and that has no comment. The pytest plugin comments a database that it keeps.
 -- Index: none; the catalog is read.
 -- Locks: none.
 SELECT d.datname::text AS name
@@ -38,11 +39,11 @@ ORDER BY d.datname;
 
 
 -- name: seed_session()^
--- Sets the session up for seeding: the same random numbers at every run, memory to build indexes, durable commits.
--- Returns: one row: whether goqueue.jobs has no row, without which nothing may be seeded, and what was set.
+-- Prepare the session for seeding: repeatable random numbers, memory to build indexes, durable commits.
+-- Returns: one row: whether goqueue.jobs is empty (nothing is seeded otherwise), and the settings.
 -- Index: none; at most one row is read.
 -- Locks: none.
--- Notes: With synchronous_commit on, because VACUUM can't mark pages all visible before the rows' commit is on the disk.
+-- Notes: synchronous_commit is on because VACUUM can mark pages all-visible only after the rows' commit is on disk.
 SELECT
     NOT EXISTS (SELECT FROM goqueue.jobs) AS is_empty,
     set_config('maintenance_work_mem', '256MB', FALSE) AS maintenance_work_mem,
@@ -51,7 +52,8 @@ SELECT
 
 
 -- name: seed_jobs_table()!
--- Spares the write-ahead log, and keeps autovacuum from changing a plan between two looks at it.
+-- Make goqueue.jobs unlogged and turn its autovacuum off, so that seeding is fast and plans do not change between two
+-- looks.
 -- Returns: nothing.
 -- Index: none.
 -- Locks: ACCESS EXCLUSIVE on goqueue.jobs.
@@ -59,7 +61,7 @@ ALTER TABLE goqueue.jobs SET UNLOGGED, SET (autovacuum_enabled = FALSE);
 
 
 -- name: seed_failures_table()!
--- The same as seed_jobs_table for the history of failures.
+-- Make goqueue.job_failures unlogged and turn its autovacuum off.
 -- Returns: nothing.
 -- Index: none.
 -- Locks: ACCESS EXCLUSIVE on goqueue.job_failures.
@@ -67,8 +69,8 @@ ALTER TABLE goqueue.job_failures SET UNLOGGED, SET (autovacuum_enabled = FALSE);
 
 
 -- name: index_statements()
--- The statements that drop the indexes of goqueue.jobs, and those that make them again.
--- Returns: one row an index: the statement that drops it and the one that makes it.
+-- Return the statements that drop the indexes of goqueue.jobs and those that recreate them.
+-- Returns: one row for each index: the statement that drops it and the one that creates it.
 -- Index: none; the catalog is read.
 -- Locks: none.
 SELECT
@@ -87,15 +89,15 @@ ORDER BY i.indexrelid;
 
 
 -- name: seed_jobs(first_number, last_number, job_rows, queue, queue_count, finished, later, priority, priorities, running_every)!
--- Adds the jobs from first_number to last_number of job_rows: the share finished of them is, one in running_every runs,
--- the others wait, and of these the share later is not due yet.
+-- Add the jobs from first_number to last_number of job_rows. The share finished of them is finished, one in
+-- running_every runs, and the others wait. The share later of those is not due yet.
 -- Returns: the number of rows added.
--- Index: none; there should be none while it runs.
+-- Index: none; the indexes are dropped while it runs.
 -- Locks: the new rows.
 -- Notes: Without a queue of its own, a job's queue is one of queue_count: of a hundred queue_00 has two fifths of the
--- jobs, queue_98 0.2 of a hundred, queue_99 (with the type type_rare) one in 50,000. A queue has some four of 40 job types.
--- Ages: 28 days, evenly. One in 50 finished ten days after it was created. A tenth of the leases has expired. A tenth of
--- the jobs has an idempotency key. Ids are UUIDv7 in the order of creation.
+-- jobs, queue_98 0.2 of a hundred, queue_99 (with the type type_rare) one in 50,000. A queue has some four of 40 job
+-- types. Ages: 28 days, evenly. One in 50 finished ten days after it was created. A tenth of the leases has expired. A
+-- tenth of the jobs has an idempotency key. Ids are UUIDv7 in the order of creation.
 INSERT INTO goqueue.jobs (
     id,
     queue,
@@ -186,7 +188,7 @@ FROM (
 
 
 -- name: seed_failures()!
--- Adds a failure for each dead job and for each that was tried again.
+-- Add a failure for each dead job and for each job that was retried.
 -- Returns: the number of rows added.
 -- Index: none; all jobs are read.
 -- Locks: the new rows.
@@ -204,7 +206,7 @@ WHERE j.status = 'dead' OR j.attempts > 1;
 
 
 -- name: vacuum_jobs()!
--- Brings the statistics and the visibility map of goqueue.jobs up to date.
+-- Update the statistics and the visibility map of goqueue.jobs.
 -- Returns: nothing.
 -- Index: all of them.
 -- Locks: SHARE UPDATE EXCLUSIVE on goqueue.jobs.
@@ -212,7 +214,7 @@ VACUUM (ANALYZE) goqueue.jobs;
 
 
 -- name: vacuum_failures()!
--- The same for goqueue.job_failures.
+-- Update the statistics and the visibility map of goqueue.job_failures.
 -- Returns: nothing.
 -- Index: all of them.
 -- Locks: SHARE UPDATE EXCLUSIVE on goqueue.job_failures.
@@ -220,9 +222,9 @@ VACUUM (ANALYZE) goqueue.job_failures;
 
 
 -- name: example_values()
--- The values that `goqueue explain` gives to the parameters of a query, taken from the seeded jobs.
--- Returns: one row a value: "parameter" for every query that has it, or "query.parameter" for that one; and the value as
--- text. A parameter without a row is given null.
+-- Return the values that `goqueue explain` uses for the parameters of a query, taken from the seeded jobs.
+-- Returns: one row for each value: "parameter" for every query that has it, or "query.parameter" for that one; and the
+-- value as text. A parameter without a row is null.
 -- Index: jobs_running_idx, jobs_list_idx, jobs_idempotency_key_idx.
 -- Locks: none.
 WITH running_job AS MATERIALIZED (

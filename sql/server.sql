@@ -1,27 +1,27 @@
--- Statements about the server and the schema, not about jobs.
+-- Statements about the server and the session, not about jobs.
 
 
 -- name: ping()$
--- Whether the server answers and the table can be read.
+-- Return true if the server answers and the table can be read.
 -- Returns: one row, true.
 -- Index: jobs_pkey, one probe that finds nothing.
 -- Locks: none.
--- Notes: Not WHERE FALSE: under row level security servers before 18 start parallel workers for it, which takes 5 ms.
+-- Notes: Not WHERE FALSE: under row level security servers before 18 start parallel workers for that, which takes 5 ms.
 SELECT count(*) >= 0
 FROM goqueue.jobs AS j
 WHERE j.id = '00000000-0000-0000-0000-000000000000';
 
 
 -- name: get_session(backend_pid)^
--- Which session the connection has got: one of its own or one that a pooler lends it, and what holds in it. In one of
--- its own, sets what the client's environment outranks (PGTZ, PGDATESTYLE) or what not every server accepts.
--- Returns: one row: whether a pooler stands between, since the server process is not the one whose number the client was
--- given when it connected; the names of the timeouts that are off; the statement_timeout; the isolation; the time zone
--- and date style that were set; the client_connection_check_interval that was set. The last three are null otherwise.
+-- Return whether the session is the connection's own or lent by a pooler, and its settings. In a session of its own,
+-- set what the client's environment overrides (PGTZ, PGDATESTYLE) and what only some servers accept.
+-- Returns: one row: whether a pooler stands between (the server process differs from the one that the client connected
+-- to); the names of the timeouts that are off; the statement_timeout; the isolation level; the time zone and date style
+-- that were set; the client_connection_check_interval that was set. The last three are null otherwise.
 -- Index: none; no row is read.
 -- Locks: none.
--- Notes: client_connection_check_interval ends the statement of a client that has vanished. Servers on Linux alone are
--- sure to accept it. One that the role, the database or the URL sets is left as it is.
+-- Notes: client_connection_check_interval ends the statement of a client that has vanished. Only servers on Linux are
+-- sure to accept it. A value that the role, the database or the URL sets stays.
 SELECT
     s.is_pooled,
     array_remove(
@@ -52,15 +52,16 @@ FROM (SELECT pg_backend_pid() <> :backend_pid::integer AS is_pooled) AS s;
 
 
 -- name: get_transaction_status(transaction_id)$
--- What became of a transaction of this server, for a caller who has lost the reply to its COMMIT.
--- Returns: committed, aborted or in progress; null when it is too old to be known. An error for an id not given out yet.
+-- Return the outcome of a transaction of this server, for a caller who has lost the reply to its COMMIT.
+-- Returns: committed, aborted or in progress; null for an id too old to be known. An id that does not exist yet is an
+-- error.
 -- Index: none; no row is read.
 -- Locks: none.
 SELECT pg_xact_status(:transaction_id::xid8);
 
 
 -- name: listen()!
--- Subscribes the connection to the channel on which goqueue.notify_ready_jobs sends the queues of new due jobs.
+-- Subscribe to the channel on which goqueue.notify_ready_jobs sends the queues of new due jobs.
 -- Returns: nothing.
 -- Index: none; no row is read.
 -- Locks: none.
@@ -68,8 +69,8 @@ LISTEN goqueue;
 
 
 -- name: listen_cancelled()!
--- Subscribes the connection to the channel on which goqueue.follow_changed_job sends running jobs that were cancelled or
--- deleted: id, lease_token and queue.
+-- Subscribe to the channel on which goqueue.follow_changed_job sends running jobs that were cancelled or deleted: id,
+-- lease_token and queue.
 -- Returns: nothing.
 -- Index: none; no row is read.
 -- Locks: none.
@@ -77,16 +78,16 @@ LISTEN goqueue_cancelled;
 
 
 -- name: announce_listener()$
--- Tells the triggers that somebody listens, for as long as the connection lives: without that it sends nothing.
+-- Make the triggers send notifications, for as long as the connection lives. Without a listener they send none.
 -- Returns: nothing.
 -- Index: none; no row is read.
--- Locks: a shared advisory lock of the session; the triggers try for the exclusive one and give it back at once.
+-- Locks: a shared advisory lock of the session; the triggers try for the exclusive one and release it at once.
 SELECT pg_advisory_lock_shared(7453300657348765004);
 
 
 -- name: find_listener_blockers()
--- The sessions that hold the lock of announce_listener exclusively. A trigger holds it for a moment; before V0010 a cancelled
--- insert could leave it with its session.
+-- Return the sessions that hold the lock of announce_listener exclusively. A trigger holds it for a moment; before
+-- V0010 a cancelled insert could leave it with its session.
 -- Returns: each session's process, role and application.
 -- Index: none; the lock table and the sessions are in memory.
 -- Locks: none.
@@ -107,10 +108,10 @@ ORDER BY l.pid;
 
 
 -- name: wake_listeners(queues)
--- Wakes those who listen to the queues, when a claim ended before it had looked at all due jobs.
--- Returns: for each queue true; false when nobody listens, or goqueue.notify is off.
+-- Wake the listeners of the queues, when a claim ended before it had read all due jobs.
+-- Returns: true for each queue; false when nobody listens, or goqueue.notify is off.
 -- Index: none; no row is read.
--- Locks: the exclusive form of announce_listener's lock, tried for and given back at once.
+-- Locks: the exclusive form of announce_listener's lock, tried for and released at once.
 SELECT
     CASE
         WHEN

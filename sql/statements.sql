@@ -1,15 +1,16 @@
--- What the server has counted of the statements of this folder. For a DBA, in psql and through `goqueue queries --times`.
+-- What the server has counted for the statements of this folder. For psql and `goqueue queries --times`.
 
 
 -- name: statement_times()
--- How often each query of goqueue ran in this database, and how long it took, by pg_stat_statements; the dearest first.
--- Returns: one row a query: calls, times in milliseconds (planning is not in them), rows given or changed, pages looked
--- at, and its share of the time of all of goqueue's queries, from 0 to 1.
+-- Return the calls and times of each query of goqueue in this database, from pg_stat_statements; the most expensive
+-- first.
+-- Returns: one row for each query: calls, times in milliseconds (planning excluded), rows returned or changed, pages
+-- read, and its share of the time of all goqueue queries, from 0 to 1.
 -- Index: none; the extension keeps its figures in memory.
 -- Locks: none.
--- Notes: Needs pg_stat_statements in shared_preload_libraries (a restart), CREATE EXTENSION pg_stat_statements in this
--- database, and membership in pg_read_all_stats to see what other roles sent. A query is one entry for each role that
--- sends it, prepared or not; here they are one row. The figures count from pg_stat_statements_reset() on.
+-- Notes: It needs pg_stat_statements in shared_preload_libraries (a restart), CREATE EXTENSION pg_stat_statements in
+-- this database, and membership in pg_read_all_stats to see other roles' statements. pg_stat_statements has one entry
+-- for each role; here they are one row. The figures count from pg_stat_statements_reset() on.
 SELECT
     t.name,
     t.calls,

@@ -1,19 +1,19 @@
 -- Statistics of all queues at once.
 --
--- The counting is in the views that exporters of metrics read as well (migrations/V0017__shorten_metrics_views.sql), so that
--- a dashboard and the program show the same figures. They can be tuned in place, by CREATE OR REPLACE VIEW.
+-- The views that metrics exporters read do the counting (migrations/V0017__shorten_metrics_views.sql). So a dashboard
+-- and the program show the same figures. CREATE OR REPLACE VIEW tunes them in place.
 
 
 -- name: queue_stats()
--- Counts each queue's jobs by status, and tells how long the oldest due job waits and how many leases have expired.
--- Returns: one row a queue, by name. A count is exact up to 1000; above that it is an estimate from some 500 randomly
--- chosen pages of the table, and at least 1001. exact_statuses names the statuses whose count is exact.
--- Index: jobs_list_idx for finished jobs and jobs_claim_idx for pending ones, at most 1001 entries a queue and status;
--- jobs_running_idx for all running jobs.
+-- Count each queue's jobs by status, and return the age of its oldest due job and the number of its expired leases.
+-- Returns: one row for each queue, by name. A count is exact up to 1,000. Above, it is an estimate from some 500 random
+-- pages of the table, and at least 1001. exact_statuses names the statuses whose count is exact.
+-- Index: jobs_list_idx for finished jobs and jobs_claim_idx for pending ones, at most 1,001 entries for each queue and
+-- status; jobs_running_idx for all running jobs.
 -- Locks: none.
--- Notes: The work grows with the number of queues, job types and priorities, not with the number of jobs; but with that of
--- the dead index entries, where vacuum is late or a transaction left open elsewhere keeps them. The view reads with the
--- rights of its owner: the role needs SELECT on the view.
+-- Notes: The cost grows with the number of queues, job types and priorities, not with the number of jobs. Dead index
+-- entries cost too, until vacuum removes them. The view reads with the rights of its owner: the role needs SELECT on
+-- the view.
 SELECT
     s.queue,
     max(s.jobs) FILTER (WHERE s.status = 'pending') AS pending,
