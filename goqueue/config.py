@@ -318,8 +318,8 @@ class DatabaseConfig(_Section, frozen=True, kw_only=True):
     section = "database"
     ordered = (("pool_min_size", "pool_max_size", True),)
 
-    url: Annotated[str, _conninfo("Where the database is; when empty, libpq's PG* variables say.")] = ""
-    listen_url: Annotated[str, _conninfo("The server itself, to listen there; when empty, as url.")] = ""
+    url: Annotated[str, _conninfo("The database; if empty, libpq's PG* variables decide.")] = ""
+    listen_url: Annotated[str, _conninfo("The server itself, to listen past a pooler; if empty, url.")] = ""
     pool_min_size: Annotated[int, _integer("Connections kept open.", 0, 1000)] = 1
     pool_max_size: Annotated[int, _integer("Most connections open at once.", 1, 1000)] = 10
     pool_timeout: Annotated[timedelta, _duration("Longest wait for a connection.")] = timedelta(seconds=10)
@@ -349,7 +349,8 @@ class DatabaseConfig(_Section, frozen=True, kw_only=True):
         ),
     ] = "auto"
     claim_resume_time: Annotated[
-        timedelta, _duration("Longest that claims resume where others ended, while many rows are dead.", or_off=True)
+        timedelta,
+        _duration("How long claims may resume from their last position instead of rescanning bloat.", or_off=True),
     ] = timedelta(seconds=1)
     slow_query_time: Annotated[
         timedelta, _duration("Logs a statement that takes this long, as a warning.", or_off=True)

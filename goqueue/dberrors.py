@@ -66,7 +66,7 @@ _REJECTIONS = {
     ),
     r"unsupported startup parameter": (
         "set the session's settings on the server, and put the line `ignore_startup_parameters = options` into "
-        "pgbouncer.ini, or `?options=` at the URL's end to send none (see the README, Behind pgbouncer)"
+        "pgbouncer.ini, or `?options=` at the URL's end to send none (see docs/pgbouncer.md)"
     ),
     r"unrecognized configuration parameter|invalid value for parameter|invalid command-line argument|requires a value|"
     r"permission denied to set parameter": "correct `options` in the URL, the libpq service or PGOPTIONS",

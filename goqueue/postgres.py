@@ -130,13 +130,17 @@ class _BoundTo:
 
     def __get__(self, store: "PostgresStorage | None", owner: "type[PostgresStorage]") -> Bind:
         def bound_to(connection: Connection[Any]) -> PostgresStorage:
-            """The same methods on a psycopg connection of the caller's, inside the caller's transaction.
+            """Return a store with the same methods on the caller's psycopg connection, in the caller's transaction.
 
-            It never commits, rolls back or closes; after an error from the server the transaction is the caller's to
-            roll back, as always with psycopg. Its row factory doesn't matter. Queries: those of the methods.
+            The store never commits, rolls back or closes. After an error from the server, the caller rolls back. Any
+            row factory works. SQLAlchemy's psycopg connection is `connection.connection.driver_connection`, Django's
+            is `connection.connection`.
 
-            While somebody listens, a transaction that adds due jobs sends notifications, and `PREPARE TRANSACTION`
-            fails after one. Run `SET LOCAL goqueue.notify = off` at the start of a two-phase commit: it sends none.
+            While somebody listens, a transaction that adds due jobs sends a notification, and `PREPARE TRANSACTION`
+            fails after one. Start a two-phase commit with `SET LOCAL goqueue.notify = off`. Workers find its jobs when
+            they poll.
+
+            Queries: those of the methods.
             """
             check_connection(connection, Connection)
             if store is not None:

@@ -177,7 +177,7 @@ def warn_of(session: Session, config: DatabaseConfig) -> None:
             _log,
             logging.WARNING,
             "a pooler stands between, and these limits do not hold behind it: %s; set them for the store's "
-            "own login (ALTER ROLE ... SET; see the README, Behind pgbouncer)",
+            "own login (ALTER ROLE ... SET; see docs/pgbouncer.md)",
             ", ".join(missing),
         )
     if session.isolation != "read committed":
@@ -186,7 +186,7 @@ def warn_of(session: Session, config: DatabaseConfig) -> None:
             logging.WARNING,
             "statements run as %s transactions, and fail for each other's changes; set the isolation for the store's "
             "own login: ALTER ROLE ... SET default_transaction_isolation = 'read committed' "
-            "(see the README, Behind pgbouncer)",
+            "(see docs/pgbouncer.md)",
             session.isolation,
         )
 

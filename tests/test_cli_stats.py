@@ -91,7 +91,7 @@ def test_metrics_are_those_of_the_collector_in_the_readme_but_one(goqueue: Comma
     documented = {
         metric["metric_name"]: (metric["help"], tuple(metric["key_labels"])) for metric in SQL_EXPORTER["metrics"]
     }
-    del documented["goqueue_ready_jobs"]  # as README.md says
+    del documented["goqueue_ready_jobs"]  # as docs/metrics.md says
     assert written == documented
 
 

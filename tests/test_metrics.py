@@ -14,9 +14,9 @@ from psycopg import sql
 from goqueue import JobFilter, JobStatus, JobUpdate, NewJob, PostgresStorage
 from goqueue.migrate import migrations_dir
 
-README = (migrations_dir() / "migrations" / "README.md").read_text("utf-8")
-SQL_EXPORTER, POSTGRES_EXPORTER = map(yaml.safe_load, re.findall(r"```yaml\n(.*?)```", README, re.DOTALL))
-[GRANTS] = re.findall(r"```sql\n(.*?)```", README, re.DOTALL)
+PAGE = (migrations_dir() / "docs" / "metrics.md").read_text("utf-8")
+SQL_EXPORTER, POSTGRES_EXPORTER = map(yaml.safe_load, re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL))
+[GRANTS] = re.findall(r"```sql\n(.*?)```", PAGE, re.DOTALL)
 HOUR = timedelta(hours=1)
 
 
@@ -37,7 +37,7 @@ def by_queue(connection: psycopg.Connection[Any]) -> dict[str, tuple[Any, ...]]:
 
 @pytest.fixture
 def monitor(goqueue_connection: psycopg.Connection[Any]) -> Iterator[str]:
-    """A role made as the README says, for the time of a test."""
+    """A role made as docs/metrics.md says, for the time of a test."""
     name = f"goqueue_monitor_{secrets.token_hex(6)}"
     goqueue_connection.execute(GRANTS.replace("goqueue_monitor", name))
     yield name

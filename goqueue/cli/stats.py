@@ -137,7 +137,7 @@ def _plain(stats: QueueStats) -> dict[str, Any]:
 
 
 def _metrics(stats: list[QueueStats]) -> str:
-    """Prometheus's text exposition format; names, labels and words as in migrations/README.md, Metrics."""
+    """Prometheus's text exposition format; names, labels and words as in docs/metrics.md."""
     counts = [((each.queue, status), count) for each in stats for status, count in each.counts.items()]
     jobs = [(labels, int(count)) for labels, count in counts]
     exact = [(labels, int(count.exact)) for labels, count in counts]
