@@ -52,6 +52,7 @@ lint: $(STAMP) ## Check style: Python (ruff), queries (sqlfluff), migrations (sq
 	$(BIN)/squawk --exclude=$(SQUAWK_OFF),require-concurrent-index-deletion migrations/online/C*.sql
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m goqueue.catalogue --check
+	$(BIN)/python -m tools.api --check
 
 format: $(STAMP) ## Put Python and the queries into the house's style
 	$(BIN)/ruff check --fix .
@@ -70,8 +71,9 @@ migrate: $(STAMP) ## Run `pgmigrate migrate` on the database that the PG* variab
 bench: $(STAMP) ## Measure against pgbench running the same SQL; writes .bench/results.json and a picture of it
 	$(BIN)/python -m tests.bench $(ARGS)
 
-catalogue: $(STAMP) ## Write sql/README.md, the migrations' checksums and migrations/schema.json from what they describe
+catalogue: $(STAMP) ## Generate the documents' tables, the API reference, checksums, schema.json and the synchronous modules
 	$(BIN)/python -m goqueue.catalogue
+	$(BIN)/python -m tools.api
 	$(BIN)/python -m goqueue.schema
 
 clean: ## Remove what the other targets made

@@ -288,9 +288,9 @@ class _Section(msgspec.Struct, metaclass=HelpfulMeta, frozen=True, kw_only=True)
 
 
 class ServerConfig(_Section, frozen=True, kw_only=True):
-    """Where the HTTP server listens, and how long it waits. Raises ConfigError for values that can't be used.
+    """The address and the timeouts of an HTTP server. Raises ConfigError for invalid values.
 
-    For the server to be built on this layer: goqueue checks and shows these settings, and reads none of them.
+    They are for a server built on this layer. goqueue checks and shows these settings, and does not use them.
     """
 
     section = "server"
@@ -307,12 +307,12 @@ class ServerConfig(_Section, frozen=True, kw_only=True):
 
 
 class DatabaseConfig(_Section, frozen=True, kw_only=True):
-    """How to reach PostgreSQL, and the bounds on what is sent to it. Raises ConfigError for values that can't be used.
+    """The connection to PostgreSQL and its limits. Raises ConfigError for invalid values.
 
-    An empty ``url`` leaves the choice of server to libpq's own PG* variables. ``prepare_threshold`` is None to prepare
-    no statement, and "auto" to do so where a pooler (pgbouncer) stands between; ``listen_url`` leads past it.
-    ``application_name``, ``connect_timeout`` and the limits count before a libpq service and PG* variables where they
-    differ from their defaults, and after them where not. ``repr`` shows no password.
+    With an empty ``url``, libpq's PG* variables decide. With a ``prepare_threshold`` of None no statement is prepared,
+    with "auto" none behind a pooler (pgbouncer). ``listen_url`` is the server itself, past a pooler. A libpq service
+    and the PG* variables override ``application_name``, ``connect_timeout`` and the limits, unless these differ from
+    their defaults. ``repr`` shows no password.
     """
 
     section = "database"
@@ -367,9 +367,9 @@ class DatabaseConfig(_Section, frozen=True, kw_only=True):
 
 
 class WorkerConfig(_Section, frozen=True, kw_only=True):
-    """What a worker takes, and for how long it may hold it. Raises ConfigError for values that can't be used.
+    """The queues, the leases and the timeouts of a worker. Raises ConfigError for invalid values.
 
-    For the worker to be built on this layer: goqueue checks and shows these settings, and reads none of them.
+    They are for a worker built on this layer. goqueue checks and shows these settings, and does not use them.
     """
 
     section = "worker"
@@ -388,7 +388,7 @@ class WorkerConfig(_Section, frozen=True, kw_only=True):
 
 
 class LoggingConfig(_Section, frozen=True, kw_only=True):
-    """What is logged, and in which form. Raises ConfigError for values that can't be used."""
+    """The level and the format of the log. Raises ConfigError for invalid values."""
 
     section = "logging"
 
@@ -535,11 +535,12 @@ class EffectiveSetting(NamedTuple):
 def load_config(path: str | os.PathLike[str] | None = None, environ: Mapping[str, str] | None = None) -> Config:
     """Return the settings: `GOQUEUE_<SECTION>_<NAME>` of the environment, else the file's, else the default.
 
-    The file is ``path``, or the one that `GOQUEUE_CONFIG` names, or `goqueue.yaml` in the working directory if there
-    is one. ``environ`` is used in place of ``os.environ``, which is never changed. A variable set to nothing counts as
-    not set. A secret may lie in a file of its own, which `GOQUEUE_DATABASE_URL_FILE` names. A relative path belongs to
-    the working directory, but in the file to the file's own folder; ``~`` is the home folder. Raises ConfigError with
-    every problem found.
+    The file is ``path``, or the one that `GOQUEUE_CONFIG` names, or `goqueue.yaml` in the working directory if it
+    exists. ``environ`` replaces ``os.environ``, which is never changed. An empty variable counts as not set.
+    `GOQUEUE_DATABASE_URL_FILE` names a file that holds the URL. A relative path starts at the working directory, in the
+    file at the file's own folder; `~` is the home folder.
+
+    Raises: `ConfigError` with every problem found.
     """
     config, _, problems = _load(path, environ)
     if config is None:

@@ -1,4 +1,4 @@
-"""Every error goqueue raises, under one base. Imports nothing of goqueue.
+"""Errors that goqueue raises, under one base. Imports nothing of goqueue.
 
 Each message says what was wrong, what was expected and what to do. The driver's own exception,
 where there was one, is the ``__cause__``; passwords never appear.
@@ -10,9 +10,9 @@ from uuid import UUID
 
 
 class GoQueueError(Exception):
-    """The base of every error that goqueue raises. All can be pickled, to cross processes."""
+    """The base of all errors that goqueue raises. They can be pickled."""
 
-    #: Whether to make the same call again, after a pause: nothing was changed, and the cause may pass by itself.
+    #: True if the same call can succeed after a pause, and the failed one changed nothing.
     can_retry: ClassVar[bool] = False
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -26,7 +26,7 @@ def _rebuild(kind: type[GoQueueError], args: tuple[Any, ...], state: dict[str, A
 
 
 class ConfigError(GoQueueError):
-    """The configuration can't be used. ``problems`` lists all that is wrong, one sentence each."""
+    """The configuration is invalid. ``problems`` lists every fault, one sentence each."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems: tuple[str, ...] = tuple(problems)
@@ -36,7 +36,7 @@ class ConfigError(GoQueueError):
 
 
 class InvalidJobError(GoQueueError, ValueError):
-    """A value given for a job can't be stored or looked for. ``constraint``: the database's rule, if it was one."""
+    """A value is invalid for a job. ``constraint`` names the database's constraint, if one was violated."""
 
     def __init__(self, message: str, *, constraint: str | None = None) -> None:
         super().__init__(message)
@@ -44,16 +44,20 @@ class InvalidJobError(GoQueueError, ValueError):
 
 
 class InvalidFilterError(InvalidJobError):
-    """A filter, a limit or a range given to a list or a count can't be used."""
+    """A filter, a limit or a range for a list or a count is invalid."""
 
 
 class InvalidCursorError(InvalidFilterError):
-    """A cursor that no page of this very filter has handed out."""
+    """The cursor does not come from a page of the same filter."""
 
 
 class CorruptJobError(GoQueueError):
-    """A stored row can't be read as a job; ``job_id`` names it. A claim sets it aside as dead, a page names it in
-    ``unreadable``: neither raises this, and the jobs beside it are not affected."""
+    """A stored row can't be read as a job; ``job_id`` names it. Its payload can't be read, or a later release has added
+    its status.
+
+    Claims and pages do not raise it: a claim makes a job with an unreadable payload dead, a page names the job in
+    ``unreadable``.
+    """
 
     def __init__(self, message: str, *, job_id: UUID) -> None:
         super().__init__(message)
@@ -61,10 +65,10 @@ class CorruptJobError(GoQueueError):
 
 
 class DuplicateJobError(GoQueueError):
-    """A job with this idempotency key (or id) exists already; ``job_id`` is the existing job's id.
+    """A job with this idempotency key or id exists already; ``job_id`` is its id.
 
-    ``job_id`` is None when this login may not see that job (it is another producer's), and where only the constraint
-    tells: an update that lost a race for the key, and `replace_pending_job` with the id of another job.
+    ``job_id`` is None if this login has no right to see that job (another producer's). It is also None for an update
+    that lost a race for the key, and for `replace_pending_job` with the id of another job.
     """
 
     def __init__(self, message: str, *, job_id: UUID | None, idempotency_key: str | None = None) -> None:
@@ -78,15 +82,14 @@ class JobNotFoundError(GoQueueError, LookupError):
 
 
 class JobStateError(GoQueueError):
-    """The job's present status, or a row of another table that refers to it, doesn't allow the change; nothing was
-    changed."""
+    """The job's status, or a row of another table that refers to it, does not allow the change. Nothing was changed."""
 
 
 class LeaseLostError(GoQueueError):
-    """The caller doesn't hold these jobs any more (``job_ids``): a lease expired, or the job was cancelled or deleted.
+    """The caller no longer holds these jobs (``job_ids``): a lease expired, or the job was cancelled or deleted.
 
-    Stop working on them. Nothing was changed in them; the other jobs of the same call were changed as asked. A second
-    try of a call whose first one was committed raises it too, but for completions: those succeed again.
+    Stop working on them. They were not changed; the other jobs of the call were. A repeated call raises it too if the
+    first one was committed. Completions are the exception: they succeed again.
     """
 
     def __init__(self, message: str, *, job_ids: Sequence[UUID]) -> None:
@@ -95,37 +98,37 @@ class LeaseLostError(GoQueueError):
 
 
 class StorageError(GoQueueError):
-    """The database refused a statement, or the store can't be used in this way; the driver's error is the cause."""
+    """The database rejected a statement, or the store can't be used this way. The driver's error is the cause."""
 
 
 class ConnectionRejectedError(StorageError):
     """The server, its pooler or the driver rejects the connection: a wrong password, a missing database, refused TLS.
 
-    Trying again does not help until the settings, or the server's, are corrected.
+    Another attempt fails too, until the settings or the server's are corrected.
     """
 
 
 class StorageUnavailableError(StorageError):
-    """The database can't be reached, did not answer in time, is read only, or was changed under a prepared statement.
+    """The database is unreachable, slow, full, out of connections or read only, or its schema has just changed.
 
     The statement changed nothing: make the same call again, after a pause. Earlier batches of the call stay. In a
-    transaction of the caller's own, run the whole transaction again. `OutcomeUnknownError`, a kind of it, differs.
+    transaction of the caller's own, run the whole transaction again. The subclass `OutcomeUnknownError` differs.
     """
 
     can_retry = True
 
 
 class OutcomeUnknownError(StorageUnavailableError):
-    """A statement was sent, and may have been committed: its reply was lost, or a standby did not confirm the commit.
+    """A statement was sent and perhaps committed: its reply was lost, or a standby did not confirm the commit.
 
-    ``operation`` is the query's name, as in sql/. ``job_ids`` names the call's jobs, as far as they are known:
-    those given, and those that a reply named. ``worker_id`` is the one given, or None. ``transaction_id`` is for
-    `get_transaction_status`; None where only the lost reply would have named it.
+    ``operation`` is the query's name, as in sql/. ``job_ids`` are the call's jobs, if they are known: those given, and
+    those of a reply. ``worker_id`` is the one given, or None. ``transaction_id`` is for `get_transaction_status`; it is
+    None if only the lost reply had it.
 
-    ``is_committed`` is True where the server has committed, and stopped waiting for its synchronous standby: the
-    change is in force now, and a failover can lose it. It is False where nothing is known.
+    ``is_committed`` is True if the server has committed and no longer waits for its synchronous standby: the change is
+    in force, and a failover can lose it. It is False if nothing is known.
 
-    The docstring of each method says, under "Repeating:", what a second call does.
+    "Repeating" in each method's docstring is the effect of a second call.
     """
 
     can_retry = False  # It depends on the method.
@@ -155,4 +158,4 @@ class TransactionConflictError(StorageError):
 
 
 class SchemaError(StorageError):
-    """The database lacks goqueue's tables, has another version of them, or the role may not use them."""
+    """The database lacks goqueue's tables, has another version of them, or the role has no right to use them."""

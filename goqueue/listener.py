@@ -1,5 +1,5 @@
 # Made by `make catalogue` from goqueue/aio/listener.py; change that.
-"""Waits for the server to say that jobs are ready or were cancelled. Imports psycopg, goqueue.connection,
+"""The listener: it waits for notifications of ready and cancelled jobs. Imports psycopg, goqueue.connection,
 goqueue.dberrors, goqueue.errors, goqueue.models, goqueue.safelog and goqueue.session."""
 
 import logging
@@ -31,7 +31,7 @@ _CANCELLED = "goqueue_cancelled"
 
 
 class Listener:
-    """Wakes an idle worker early, when jobs are due. It holds a connection of its own; use it in a ``with``::
+    """An early wake-up for an idle worker, with a connection of its own. Use it in a ``with``::
 
         with store.listen(["mail"]) as listener:
             while True:
@@ -40,16 +40,16 @@ class Listener:
                 listener.wait(timedelta(seconds=5))
 
     Jobs that are due at once send a notification when they are added, retried, rescheduled, released, rescued or
-    failed. It is a hint: it can be late, doubled or lost, and a job whose time comes later sends none. So poll as if
-    there were none; `wait` merely returns before its time when there is something to find.
+    failed. It is a hint: it can be late, repeated or lost, and a job that is due later sends none. So poll as well;
+    `wait` only returns early if there is a job to claim.
 
-    A running job that is cancelled or deleted ends `wait` too: ``cancelled`` has its lease.
+    A running job that is cancelled or deleted ends `wait` too. Its lease is in ``cancelled``.
 
-    A listener belongs to the process that opened it. In a forked one `wait` raises `StorageError`, and `close`
-    leaves the connection to the other.
+    A listener belongs to the process that opened it. In a forked process `wait` raises `StorageError`, and `close`
+    leaves the parent's connection open.
 
-    Through a pooler (pgbouncer) no notification would come, and what listens would be a session that others use: there
-    `wait` is a pause, and a warning says so once. GOQUEUE_DATABASE_LISTEN_URL leads past the pooler.
+    No notification arrives through a pooler (pgbouncer). There `wait` is a pause, and a warning says so once. Set
+    GOQUEUE_DATABASE_LISTEN_URL to the server itself.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Listener:
         self._process = os.getpid()
         self._is_open = False
         self._is_pooled = False
-        #: The leases of running jobs of the queues that were cancelled or deleted, as far as the last `wait` was told.
+        #: The leases of running jobs of the queues that were cancelled or deleted, as reported by the last `wait`.
         self.cancelled: frozenset[Lease] = frozenset()
 
     def __enter__(self) -> Self:
@@ -79,7 +79,7 @@ class Listener:
         self.close()
 
     def close(self) -> None:
-        """Stops listening. Calling it again does nothing."""
+        """Stop listening. A second call does nothing."""
         self._is_open = False
         connection, self._connection = self._connection, None
         if connection is None:
@@ -90,14 +90,16 @@ class Listener:
             abandon(connection.fileno())
 
     def wait(self, timeout: timedelta) -> frozenset[str]:
-        """Return the queues in which jobs became ready, as soon as there are some; none when ``timeout`` has passed, or
+        """Return the queues in which jobs became ready, as soon as there are some. Return none after ``timeout``, or
         when a running job was cancelled (``cancelled``).
 
-        A lost connection is no error: it is opened again, and all queues are returned, since a hint may have been
-        missed. While that fails, it is tried once a second; `ConnectionRejectedError` when trying again does not help.
-        One attempt ends with ``timeout``, but lasts a second at least: a server that takes longer to accept needs a
-        longer wait. `StorageError` when the listener is closed, or was opened in the process this one was forked from.
-        Queries: get_session, listen, listen_cancelled, announce_listener; find_listener_blockers when that fails.
+        A lost connection is opened again, and all queues are returned, because a hint was perhaps missed. Failed
+        attempts are repeated once a second. An attempt ends with ``timeout``, but lasts a second at least: a server
+        that takes longer to accept needs a longer wait.
+
+        Raises: `ConnectionRejectedError` if another attempt can't succeed; `StorageError` if the listener is closed, or
+        was opened in the parent process.
+        Queries: get_session, listen, listen_cancelled, announce_listener; find_listener_blockers if that fails.
         """
         check_kind("timeout", timeout, timedelta)
         self._check_open()

@@ -34,10 +34,10 @@ class _Handler(logging.StreamHandler[TextIO]):
 
 
 def configure_logging(config: LoggingConfig, stream: TextIO | None = None) -> None:
-    """Write what goqueue and psycopg log to ``stream`` (standard error when None), one record to a line.
+    """Write goqueue's and psycopg's records to ``stream`` (None: standard error), one to a line.
 
-    It sets up the loggers `goqueue` and `psycopg`, and leaves the root alone: that one belongs to the program that
-    imports goqueue. Their records no longer reach the root's handlers, so none is written twice. A later call
+    It configures the loggers `goqueue` and `psycopg`, and not the root logger, which belongs to the program. Their
+    records no longer reach the root's handlers, so none is written twice. A later call
     replaces an earlier one.
     """
     handler = _Handler(stream)

@@ -45,7 +45,7 @@ __all__ = [
     "QueueStats",
 ]
 
-#: What a payload may be: None, bool, int, float, str, and lists and str-keyed dicts of these.
+#: A payload: None, bool, int, float, str, and lists and str-keyed dicts of these.
 JsonValue = Any
 
 # The table's own limits (its CHECK constraints), told before a statement is sent.
@@ -73,13 +73,13 @@ class JobStatus(StrEnum):
 
 
 class TransactionStatus(StrEnum):
-    """What became of a transaction; the values are those of pg_xact_status()."""
+    """The outcome of a transaction; the values are those of pg_xact_status()."""
 
     COMMITTED = "committed"
     #: Rolled back, by the client, an error or a crash of the server.
     ABORTED = "aborted"
     IN_PROGRESS = "in progress"
-    #: Too old for the server to know, or not one of this server's.
+    #: Too old for the server, or another server's.
     UNKNOWN = "unknown"
 
 
@@ -101,9 +101,9 @@ class Job(Struct, frozen=True, kw_only=False):
     #: The worker that holds the job; None unless running.
     locked_by: str | None
     locked_at: datetime | None
-    #: Counts the claims; the present holder's proof that it is the holder.
+    #: Counts the claims: the holder's fencing token.
     lease_token: int
-    #: When the holder is taken for lost; None unless claimed.
+    #: The end of the lease; None unless claimed.
     lease_expires_at: datetime | None
     scheduled_at: datetime
     created_at: datetime
@@ -155,15 +155,15 @@ class Job(Struct, frozen=True, kw_only=False):
 
 
 class Lease(Struct, metaclass=HelpfulMeta, frozen=True):
-    """What a holder names a job by: its id, and the token of its claim. A claimed `Job` serves as well."""
+    """A held job: its id, and the token of its claim. A claimed `Job` serves as well."""
 
     id: UUID
     lease_token: int
 
 
 class Backoff(Struct, metaclass=HelpfulMeta, frozen=True, kw_only=True):
-    """How long a failed job waits: ``base * factor ** (attempts - 1)``, at most ``maximum``, and up to the share
-    ``jitter`` longer, at random. Raises `InvalidJobError`."""
+    """The wait of a failed job: ``base * factor ** (attempts - 1)``, at most ``maximum``, and at random up to the share
+    ``jitter`` longer. Raises `InvalidJobError`."""
 
     base: timedelta = timedelta(seconds=15)
     factor: float = 2.0
@@ -199,16 +199,16 @@ def _no_payload() -> JsonValue:
 
 
 class NewJob(Struct, metaclass=HelpfulMeta, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """A job to be created.
+    """A job to create.
 
-    Its id is made here, so that creating the same `NewJob` again (after a lost connection, say) makes no second job.
+    Its id is made here. So creating the same `NewJob` again, after a lost connection for example, adds no second job.
 
-    ``priority``: the lower number runs first, -32,767 to 32,767. ``scheduled_at``: an aware datetime, not before which
-    the job runs; or ``delay``: the same as a timedelta from the server's now. Neither: at once. ``payload``: any JSON
-    value; it is checked when it is sent. Raises `InvalidJobError`.
+    ``priority`` is from -32,767 to 32,767; the lower number runs first. The job is due at ``scheduled_at`` (aware), or
+    ``delay`` after the server's now, or at once. ``payload`` is any JSON value; it is checked when it is sent. Raises
+    `InvalidJobError`.
 
-    Values of derived types (a StrEnum's or IntEnum's member, pendulum's times) are kept as the plain type. In a payload
-    these are stored as what they are derived from; a datetime, UUID, Decimal or dataclass in it is refused.
+    Values of derived types (a StrEnum's member, pendulum's times) become the plain type, also in a payload. A datetime,
+    UUID, Decimal or dataclass in a payload is rejected.
     """
 
     # A bulk leaves out what has its default; create_jobs has the same ones. It leaves out no payload: with `dict` for
@@ -248,11 +248,11 @@ class NewJob(Struct, metaclass=HelpfulMeta, frozen=True, kw_only=True, omit_defa
 class JobUpdate(
     Struct, metaclass=HelpfulMeta, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
 ):
-    """The changes to one job: only the fields given change. None clears a field that can be empty, and makes a job's
-    ``scheduled_at`` now.
+    """The changes to one job. Only the given fields change. None clears a field that can be empty, and sets
+    ``scheduled_at`` to now.
 
-    Times and the holder follow from ``status``: a job set running is locked (by ``locked_by``, else by the session),
-    one set completed, dead or cancelled gets its finish time. Raises `InvalidJobError`.
+    Times and the holder follow from ``status``. A job set running is held by ``locked_by``, or else by the session's
+    application_name. A job set completed, dead or cancelled gets its finish time. Raises `InvalidJobError`.
     """
 
     queue: str | UnsetType = UNSET
@@ -291,10 +291,10 @@ class JobUpdate(
 
 
 class JobFilter(Struct, metaclass=HelpfulMeta, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The jobs to list, count or change: those that match every condition given.
+    """The jobs to list, count or change: those that match every given condition.
 
-    ``status``, ``queue`` and ``job_type`` take one value or several. The range of creation, two aware datetimes,
-    includes ``created_from`` and excludes ``created_before``. Raises `InvalidFilterError`.
+    ``status``, ``queue`` and ``job_type`` are one value or several. The range of creation (aware datetimes) includes
+    ``created_from`` and excludes ``created_before``. Raises `InvalidFilterError`.
     """
 
     status: JobStatus | str | Collection[JobStatus | str] | None = None
@@ -326,10 +326,10 @@ class JobFilter(Struct, metaclass=HelpfulMeta, frozen=True, kw_only=True, forbid
 
 
 class Page(Struct, frozen=True):
-    """A page of a list. ``next_cursor`` goes to `list_jobs` for the next page; it is None on the last one.
+    """A page of a list. Pass ``next_cursor`` to `list_jobs` for the next page; it is None on the last one.
 
-    ``unreadable`` names the jobs of the page that can't be read, and says why: a payload that Python can't hold, or a
-    status that a later release has added. With them, every page but the last holds as many jobs as the limit.
+    ``unreadable`` has the jobs that can't be read, each with the reason: a payload that Python can't hold, or a status
+    that a later release has added. Together with them, every page but the last has as many jobs as the limit.
     """
 
     jobs: list[Job]
@@ -338,8 +338,8 @@ class Page(Struct, frozen=True):
 
 
 class JobCount(int):
-    """A number of jobs. ``exact`` is False for an estimate: of `count_jobs` where more than 10,000 rows would have to
-    be looked at, of `queue_stats` above 1000 jobs."""
+    """A number of jobs. ``exact`` is False for an estimate: above 10,000 jobs for `count_jobs`, above 1,000 for
+    `queue_stats`."""
 
     exact: bool
 
@@ -359,8 +359,8 @@ class JobCount(int):
 
 
 class Pruned(int):
-    """A number of deleted jobs. ``kept``: the finished jobs that were passed over, because another table refers to them
-    by a foreign key; by id, each with the server's reason."""
+    """A number of deleted jobs. ``kept`` has the jobs that were skipped because a foreign key refers to them: the
+    server's reason by id."""
 
     kept: Mapping[UUID, str]
 
@@ -382,7 +382,7 @@ def counted(count: int, noun: str = "job") -> str:
 
 
 class QueueStats(Struct, frozen=True):
-    """One queue: its jobs by status, the age of its oldest due job (None when none is due), its expired leases."""
+    """One queue: its jobs by status, the age of its oldest due job (None if none is due), its expired leases."""
 
     queue: str
     counts: dict[JobStatus, JobCount]

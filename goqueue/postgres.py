@@ -105,13 +105,13 @@ from goqueue.structs import in_field_order
 DEFAULT_LEASE = timedelta(minutes=5)
 DEFAULT_BACKOFF = Backoff()
 
-# How many seconds a claim goes on that finds nothing but jobs to set aside.
+# Longest time in seconds for a claim that finds only unreadable jobs.
 _SET_ASIDE_SECONDS = 1.0
 
-# How many jobs that can't be deleted are passed over, from the first call of prune_jobs to the last.
+# Most jobs that one round of prune_jobs skips because they can't be deleted.
 _MOST_KEPT = 10_000
 
-# How often an insert that added nothing is tried again while the job in its way is not to be found.
+# Attempts at an insert that added nothing, while the conflicting job is not found.
 _TRIES = 10
 
 
@@ -120,13 +120,13 @@ def _queries(config: DatabaseConfig, sql_dir: str) -> Any:
 
 
 class Bind(Protocol):
-    """What `bound_to` is: a function of a connection."""
+    """The type of `bound_to`: a function of a connection."""
 
     def __call__(self, connection: Connection[Any]) -> "PostgresStorage": ...
 
 
 class _BoundTo:
-    """Makes `bound_to` work on an opened store, with its settings, and on the class, with the default ones."""
+    """A descriptor: `bound_to` of an open store has its settings, that of the class the defaults."""
 
     def __get__(self, store: "PostgresStorage | None", owner: "type[PostgresStorage]") -> Bind:
         def bound_to(connection: Connection[Any]) -> PostgresStorage:
@@ -163,7 +163,7 @@ class PostgresStorage:
         with PostgresStorage.open("postgresql://app@db/app") as store:
             job = store.create_job(NewJob(job_type="send_email", payload={"to": "a@example.com"}))
 
-    Inside a transaction of the caller's own, on the caller's connection::
+    In the caller's own transaction, on the caller's connection::
 
         with psycopg.connect(...) as connection:
             connection.execute("INSERT INTO orders ...")
@@ -194,13 +194,15 @@ class PostgresStorage:
 
     @classmethod
     def open(cls, config: DatabaseConfig | Config | str = "") -> Self:
-        """A store over a connection pool. ``config``: a `DatabaseConfig` (or the `Config` with it), or a URL alone
-        (empty: the PG* variables). Not to be used across a fork: open one in each process.
+        """Open a store with a connection pool.
 
-        Raises `ConfigError` for unusable settings and for SQL files of ``sql_dir`` that break the contract,
-        `StorageUnavailableError` when the server can't be reached, `ConnectionRejectedError` when it rejects the
-        connection (a wrong password, a missing database), and `SchemaError` when the database has not been migrated.
-        Close it, or use it in a ``with`` statement.
+        ``config`` is a `DatabaseConfig`, the `Config` that holds it, or a URL (empty: the PG* variables). Close the
+        store, or use it in a ``with`` statement. A store does not survive a fork: open one in each process.
+
+        Raises: `ConfigError` for invalid settings and for SQL files in ``sql_dir`` that break the contract;
+        `StorageUnavailableError` if the server is unreachable; `ConnectionRejectedError` if it rejects the connection
+        (a wrong password, a missing database); `SchemaError` if the database has not been migrated.
+        Queries: ping, get_session.
         """
         if isinstance(config, str):
             config = Secret(config)
@@ -224,7 +226,7 @@ class PostgresStorage:
         return store
 
     def close(self) -> None:
-        """Closes the pool; a caller's own connection stays open. Calling it again does nothing."""
+        """Close the pool. A caller's own connection stays open. A second call does nothing."""
         if self._pool is not None and self._process == os.getpid():  # else they are the parent's to close
             self._pool.close()
 
@@ -237,11 +239,11 @@ class PostgresStorage:
     # --- create -----------------------------------------------------------------------------------------------------
 
     def create_job(self, job: NewJob) -> Job:
-        """Adds a job. `DuplicateJobError` (with the existing job's id) when its idempotency key or its id is taken.
+        """Add a job, and return it. Creating the very same `NewJob` again returns the job of the first call.
 
-        Creating the very same `NewJob` again is no error: it gives the job that the first call made. Query: create_job.
-
-        Repeating: gives the job that the first call made.
+        Raises: `DuplicateJobError`, with the existing job's id, if the idempotency key or the id is taken.
+        Queries: create_job; find_duplicate_job if that added nothing.
+        Repeating: returns the job of the first call.
         """
         existing, created = self.get_or_create_job(job)
         if created or is_same(existing, job):
@@ -249,11 +251,10 @@ class PostgresStorage:
         raise duplicate_of(existing.id, None if existing.id == job.id else job.idempotency_key)
 
     def get_or_create_job(self, job: NewJob) -> tuple[Job, bool]:
-        """The job with the idempotency key (or the id) of ``job``, and whether this call created it.
+        """Return the job that has the idempotency key or the id of ``job``, and whether this call created it.
 
-        Queries: create_job, and find_duplicate_job when that added nothing.
-
-        Repeating: gives the same job; whether it was created is then False.
+        Queries: create_job; find_duplicate_job if that added nothing.
+        Repeating: returns the same job; created is then False.
         """
         values = job_values(job, self.config)
         same = {"id": job.id, "idempotency_key": job.idempotency_key}
@@ -263,18 +264,18 @@ class PostgresStorage:
                     return Job.from_new(job, row), True
                 if row := self._queries.find_duplicate_job(connection, **same):
                     return Job.from_row(row), False
-                # The job in the way was deleted between the two statements: the way is free.
+                # The conflicting job was deleted between the two statements.
         raise duplicate_unseen()
 
     def create_jobs(self, jobs: Iterable[NewJob]) -> list[tuple[UUID, bool]]:
-        """Adds many jobs, all of them or on an error none. In the order given: (id, created).
+        """Add many jobs: all of them, or none after an error. Return (id, created) of each, in the order given.
 
-        ``jobs`` is read to its end before the transaction begins. A job whose idempotency key is taken, by a stored job
-        or by an earlier one of ``jobs``, is not created; the id is that of the job which has the key. They are added in
-        the order of their keys and ids, so that bulks with jobs in common wait for each other, and never in a circle.
-        Query: create_jobs, for every ``batch_size`` jobs.
+        ``jobs`` is read to its end before the transaction begins. A job is not created if a stored job or an earlier
+        one of ``jobs`` has its idempotency key; the id is then that job's. Jobs are added in the order of their keys
+        and ids, so that concurrent bulks with the same jobs wait for each other and do not deadlock.
 
-        Repeating: with the same `NewJob` objects adds none twice; those that are there are not created.
+        Queries: create_jobs, once for each ``batch_size`` jobs; find_duplicate_jobs for those not added.
+        Repeating: adds no `NewJob` twice; jobs that exist are not created.
         """
         batches = list(self._batches(jobs))
         order, batches = by_key(batches, self.config)
@@ -286,10 +287,13 @@ class PostgresStorage:
         return as_given(order, results)
 
     def create_jobs_in_batches(self, jobs: Iterable[NewJob]) -> Generator[list[tuple[UUID, bool]]]:
-        """`create_jobs` for an iterable of any length, in constant memory: one batch is read, added and committed each
-        time the next result is asked for. What was given out stays, also when a later batch fails. Query: create_jobs.
+        """Add the jobs of an iterable of any length, in constant memory. Yield (id, created) of each job, batch by
+        batch.
 
-        Repeating: with the same `NewJob` objects adds none twice; those that are there are not created.
+        Each step reads, adds and commits one batch. Batches that were yielded stay, also if a later one fails.
+
+        Queries: create_jobs, once for each ``batch_size`` jobs; find_duplicate_jobs for those not added.
+        Repeating: adds no `NewJob` twice; jobs that exist are not created.
         """
         with closing(self._batches(jobs)) as batches:
             for batch in batches:
@@ -324,7 +328,7 @@ class PostgresStorage:
         for _ in range(_TRIES):
             missing = [(job, encoded) for job, encoded in missing if job.id not in created]
             taken.update(self._taken(connection, [job for job, _ in missing]))
-            # Neither added nor in the table: what was in the way has been deleted since, and the way is free.
+            # Neither added nor in the table: the conflicting jobs have been deleted since.
             missing = [item for item in missing if item[0].id not in taken and item[0].idempotency_key not in taken]
             if not missing:
                 break
@@ -346,8 +350,10 @@ class PostgresStorage:
     # --- read -------------------------------------------------------------------------------------------------------
 
     def get_job(self, job_id: JobId) -> Job:
-        """The job with this id; `JobNotFoundError` when there is none. Query: get_job.
+        """Return the job with this id.
 
+        Raises: `JobNotFoundError` if there is none; `CorruptJobError` if it can't be read.
+        Query: get_job.
         Repeating: changes nothing.
         """
         wanted = as_job_id(job_id)
@@ -356,10 +362,10 @@ class PostgresStorage:
         return found(row, f"no job has the id {wanted}")
 
     def get_jobs(self, job_ids: Iterable[JobId]) -> list[Job]:
-        """The jobs with these ids, in their order; those that do not exist are left out. Query: get_jobs.
+        """Return the jobs with these ids, in their order. Missing jobs are left out.
 
-        `CorruptJobError` when the payload of one can't be read.
-
+        Raises: `CorruptJobError` if one of them can't be read.
+        Query: get_jobs.
         Repeating: changes nothing.
         """
         wanted = as_job_ids(job_ids)
@@ -367,8 +373,10 @@ class PostgresStorage:
             return [Job.from_row(row) for row in self._queries.get_jobs(connection, ids=wanted)]
 
     def get_job_by_idempotency_key(self, idempotency_key: str) -> Job:
-        """The job with this key; `JobNotFoundError` when there is none. Query: get_job_by_idempotency_key.
+        """Return the job with this idempotency key.
 
+        Raises: `JobNotFoundError` if there is none; `CorruptJobError` if it can't be read.
+        Query: get_job_by_idempotency_key.
         Repeating: changes nothing.
         """
         key = check_name("idempotency_key", idempotency_key)
@@ -377,12 +385,13 @@ class PostgresStorage:
         return found(row, f"no job has the idempotency key {key!r}")
 
     def list_jobs(self, job_filter: JobFilter | None = None, limit: int = 50, cursor: str | None = None) -> Page:
-        """Return a page of ``limit`` (1 to 1000) jobs, newest first; the last page can be shorter.
+        """Return a page of ``limit`` (1 to 1000) jobs, newest first. Only the last page can be shorter.
 
-        ``cursor`` is the ``next_cursor`` of a page of the same filter. Jobs that can't be read are named beside the
-        others: those whose payload Python can't hold, and those with a status that a later release has added.
+        ``cursor`` is the ``next_cursor`` of the page before, with the same filter. ``unreadable`` of the page names the
+        jobs whose payload Python can't hold, or whose status a later release has added.
+
+        Raises: `InvalidCursorError` for a cursor of another filter.
         Query: list_jobs.
-
         Repeating: changes nothing.
         """
         rows, next_cursor = self._list(job_filter, limit, cursor)
@@ -403,10 +412,10 @@ class PostgresStorage:
         return rows[:size], make_cursor(wanted, last.created_at, last.id)
 
     def count_jobs(self, job_filter: JobFilter | None = None) -> JobCount:
-        """How many jobs match: exact as far as 10,000 rows have to be looked at, beyond that an estimate that says so.
+        """Count the jobs that match. The count is exact up to 10,000 jobs; beyond, it is an estimate, and ``exact`` is
+        False.
 
         Query: count_jobs.
-
         Repeating: changes nothing.
         """
         wanted = filter_values(job_filter)
@@ -417,13 +426,13 @@ class PostgresStorage:
     # --- change -----------------------------------------------------------------------------------------------------
 
     def update_job(self, job_id: JobId, update: JobUpdate) -> Job:
-        """Changes the given fields, and returns the job as it is then. Query: update_job.
+        """Change the given fields of a job, and return the changed job.
 
-        `JobNotFoundError`; `JobStateError` for a status that doesn't follow from the present one; `DuplicateJobError`
-        for an idempotency key that another job has; `CorruptJobError`, after the change, for a payload that can't be
-        read.
-
-        Repeating: sets the same values again, over what others have set in between.
+        Raises: `JobNotFoundError` if there is no such job; `JobStateError` if its status does not allow the new one;
+        `DuplicateJobError` if another job has the idempotency key; `TransactionConflictError` if another session
+        changed the job at the same time; `CorruptJobError`, after the change, if the payload can't be read.
+        Queries: update_job; get_job and get_job_by_idempotency_key if that changed nothing.
+        Repeating: sets the same values again, over later changes of others.
         """
         wanted = as_job_id(job_id)
         check_kind("update", update, JobUpdate)
@@ -441,12 +450,12 @@ class PostgresStorage:
         raise JobStateError(f"job {wanted} is {current.status} and can't become {update.status}; nothing was changed")
 
     def replace_pending_job(self, job: NewJob) -> Job:
-        """Adds a job, or puts it in the place of the pending one that has its idempotency key (and keeps its id).
+        """Add a job, or replace the pending job that has its idempotency key. The replaced job keeps its id.
 
-        `DuplicateJobError` when the key's job is not pending any more, or another has the id; `InvalidJobError` for a
-        job without a key. Query: replace_pending_job.
-
-        Repeating: replaces the job again, over what others have put there in between.
+        Raises: `DuplicateJobError` if the key's job is no longer pending, or another job has the id; `InvalidJobError`
+        for a job without a key.
+        Queries: replace_pending_job; get_job_by_idempotency_key if that changed nothing.
+        Repeating: replaces the job again, over later changes of others.
         """
         values = job_values(job, self.config)
         if job.idempotency_key is None:
@@ -461,34 +470,31 @@ class PostgresStorage:
         raise duplicate_unseen()
 
     def cancel_jobs(self, jobs: Jobs) -> int:
-        """Withdraws waiting and running jobs, by ids or by filter; how many. Others are left as they are.
+        """Cancel pending and running jobs, given by ids or by filter, and return how many. Others stay as they are.
 
-        Who runs one gets `LeaseLostError` at its next call, and hears of it before if it listens
-        (`Listener.cancelled`). Query: cancel_jobs, once for up to 1000 jobs.
+        The worker of a running job gets `LeaseLostError` at its next call. If it listens, it learns of it before
+        (`Listener.cancelled`).
 
-        Repeating: leaves cancelled jobs as they are and does not count them; it cancels what others retried in between.
+        Queries: cancel_jobs, once for each 1000 jobs; list_jobs for a filter.
+        Repeating: does not count cancelled jobs; it cancels those that others retried meanwhile.
         """
         return self._for_each(jobs, self._queries.cancel_jobs, (JobStatus.PENDING, JobStatus.RUNNING))
 
     def retry_jobs(self, jobs: Jobs) -> int:
-        """Makes dead and cancelled jobs pending again, due at once and with all their attempts; how many.
+        """Make dead and cancelled jobs pending again, due at once and with all their attempts, and return how many.
 
-        Query: retry_jobs, once for up to 1000 jobs.
-
-        Repeating: leaves jobs that wait as they are; it retries again those that ended in between, with all their
-        attempts.
+        Queries: retry_jobs, once for each 1000 jobs; list_jobs for a filter.
+        Repeating: leaves pending jobs as they are; it retries those that ended meanwhile.
         """
         return self._for_each(jobs, self._queries.retry_jobs, (JobStatus.DEAD, JobStatus.CANCELLED))
 
     def reschedule_jobs(
         self, jobs: Jobs, *, scheduled_at: datetime | None = None, delay: timedelta | None = None
     ) -> int:
-        """Gives waiting jobs another time: ``scheduled_at`` (aware), or ``delay`` from now; how many.
+        """Set another time for pending jobs, and return how many: ``scheduled_at`` (aware), or ``delay`` from now.
 
-        Query: reschedule_jobs, once for up to 1000 jobs.
-
-        Repeating: sets the same ``scheduled_at`` again; a ``delay`` counts anew, and both undo what others set in
-        between.
+        Queries: reschedule_jobs, once for each 1000 jobs; list_jobs for a filter.
+        Repeating: sets the same ``scheduled_at`` again, or a new one after ``delay``, over later changes of others.
         """
         if (scheduled_at is None) == (delay is None):
             raise InvalidJobError("give either scheduled_at or delay")
@@ -531,10 +537,11 @@ class PostgresStorage:
             found_ids.clear()
 
     def delete_job(self, job_id: JobId) -> None:
-        """Deletes the job for good, whatever its status, and the history of its failures; `JobNotFoundError` when there
-        is none, `JobStateError` when another table refers to it. Queries: delete_job, delete_failures.
+        """Delete a job, whatever its status, and the history of its failures.
 
-        Repeating: `JobNotFoundError`.
+        Raises: `JobNotFoundError` if there is none; `JobStateError` if another table refers to it.
+        Queries: delete_job, delete_failures.
+        Repeating: raises `JobNotFoundError`.
         """
         wanted = as_job_id(job_id)
         with self._connection() as connection, self._transaction(connection, "delete_job", [wanted]) as known:
@@ -549,13 +556,14 @@ class PostgresStorage:
         statuses: Collection[JobStatus] = (JobStatus.COMPLETED, JobStatus.DEAD, JobStatus.CANCELLED),
         limit: int = 1000,
     ) -> Pruned:
-        """Delete one batch of at most ``limit`` (1 to 1000) jobs finished longer than ``older_than`` ago; how many.
+        """Delete one batch of at most ``limit`` (1 to 1000) jobs that finished longer than ``older_than`` ago. Return
+        how many.
 
-        Call it until it returns fewer than ``limit``; each call is a short transaction. Jobs that another table refers
-        to (a foreign key without CASCADE or SET NULL) are passed over, up to 10,000 of them until a call has returned
-        fewer: they are logged, and ``kept`` of the result names them.
+        Call it until it returns fewer than ``limit``; each call is a short transaction. It skips and logs jobs that
+        another table refers to (by a foreign key without CASCADE or SET NULL), and ``kept`` of the result names them.
+        Such a round skips 10,000 jobs at most.
+
         Query: prune_jobs.
-
         Repeating: deletes the next batch.
         """
         wanted = as_statuses(statuses)
@@ -583,19 +591,21 @@ class PostgresStorage:
     def claim_jobs(
         self, queues: str | Collection[str], worker_id: str, limit: int = 1, lease: timedelta = DEFAULT_LEASE
     ) -> list[Job]:
-        """Takes at most ``limit`` (1 to 1000) due jobs of the queues for ``worker_id``, which holds each for ``lease``.
+        """Claim at most ``limit`` (1 to 1000) due jobs of the queues. ``worker_id`` holds each for ``lease``.
 
-        By priority (the lower number first), then by scheduled_at, then by id. An empty list means that none is due. A
-        job whose payload can't be read is set aside as dead, with the reason as its error, and logged; the others are
-        given. A claim that meets nothing but such jobs ends after a second: then the list is empty although jobs may be
-        due, and those who listen to the queues are woken, the caller too.
+        The order is by priority (the lower number first); among queues of one priority, the queue that has waited
+        longest first; then by scheduled_at and id. An empty list means that no job is due.
 
-        While the table has many dead rows (an old snapshot keeps them, or vacuum has not come yet), a job that becomes
-        due out of order can be overlooked for ``claim_resume_time`` (GOQUEUE_DATABASE_CLAIM_RESUME_TIME).
-        Queries: claim_jobs; estimate_dead_rows once per ``claim_resume_time``; for unreadable jobs fail_jobs and
-        wake_listeners.
+        A job whose payload can't be read becomes dead, with the reason as its error, and is logged; the readable jobs
+        are returned. A claim that finds only such jobs ends after a second. Then the list is empty although jobs can be
+        due, and the queues' listeners are woken, the caller's too.
 
-        Repeating: takes other jobs; those of a lost reply are held until their leases expire.
+        While the table has many dead tuples (an old snapshot or a late vacuum), a claim can miss a job that becomes due
+        out of order, for at most ``claim_resume_time`` (GOQUEUE_DATABASE_CLAIM_RESUME_TIME).
+
+        Queries: claim_jobs; estimate_dead_rows once in each ``claim_resume_time``; fail_jobs and wake_listeners for
+        unreadable jobs.
+        Repeating: claims other jobs; those of a lost reply stay held until their leases expire.
         """
         values = claim_values(queues, worker_id, limit, lease)
         with self._connection() as connection:
@@ -609,10 +619,11 @@ class PostgresStorage:
         limit: int = 1,
         lease: timedelta = DEFAULT_LEASE,
     ) -> list[Job]:
-        """`complete_jobs` and `claim_jobs` in one statement, with one commit. When a lease was lost (`LeaseLostError`)
-        the other jobs are completed, and none is claimed. Queries: those of `claim_jobs`.
+        """Run `complete_jobs` and `claim_jobs` in one statement, with one commit.
 
-        Repeating: completes nothing twice and claims other jobs; those of a lost reply are held until their leases
+        Raises: `LeaseLostError` names the jobs whose lease was lost; the others are completed, and none is claimed.
+        Queries: those of `claim_jobs`.
+        Repeating: completes nothing twice and claims other jobs; those of a lost reply stay held until their leases
         expire.
         """
         values = claim_values(queues, worker_id, limit, lease)
@@ -657,24 +668,30 @@ class PostgresStorage:
             claimed.not_buried(translate(exc) if isinstance(exc, psycopg.Error) else exc)
 
     def heartbeat_jobs(self, leases: Iterable[Held], lease: timedelta = DEFAULT_LEASE) -> None:
-        """Holds on to running jobs for ``lease`` from now. `LeaseLostError` names those lost. Query: heartbeat_jobs.
+        """Renew the leases of running jobs, for ``lease`` from now.
 
+        Raises: `LeaseLostError` names the jobs lost; the others are renewed.
+        Query: heartbeat_jobs.
         Repeating: renews the leases again.
         """
         run = partial(self._queries.heartbeat_jobs, lease=check_interval("lease", lease))
         self._settle(run, Leases(leases))
 
     def complete_jobs(self, leases: Iterable[Held]) -> None:
-        """The jobs are done. `LeaseLostError` names those lost; the others are completed. Query: complete_jobs.
+        """Complete jobs.
 
-        Repeating: succeeds under the same leases, while the jobs are stored, and changes nothing.
+        Raises: `LeaseLostError` names the jobs lost; the others are completed.
+        Query: complete_jobs.
+        Repeating: succeeds under the same leases while the jobs are stored, and changes nothing.
         """
         self._settle(self._queries.complete_jobs, Leases(leases))
 
     def complete_job(self, lease: Held) -> None:
-        """`complete_jobs` for one. Query: complete_jobs.
+        """Complete one job, as `complete_jobs` does.
 
-        Repeating: succeeds under the same lease, while the job is stored, and changes nothing.
+        Raises: `LeaseLostError` if the lease was lost.
+        Query: complete_jobs.
+        Repeating: succeeds under the same lease while the job is stored, and changes nothing.
         """
         self.complete_jobs([lease])
 
@@ -685,12 +702,14 @@ class PostgresStorage:
         retry_in: timedelta | None = None,
         backoff: Backoff = DEFAULT_BACKOFF,
     ) -> dict[UUID, JobStatus]:
-        """Attempts have failed: (lease, error) each. A job waits for its next attempt, for ``retry_in`` or else as
-        ``backoff`` says; without an attempt left it is dead. The status by id; the errors are kept (`list_failures`).
+        """End attempts with an error: (lease, error) of each. Return the new status by id.
 
-        `LeaseLostError` names the jobs lost; the others are failed. Query: fail_jobs.
+        A job waits for its next attempt, for ``retry_in`` or else by ``backoff``. Without an attempt left it is dead.
+        The errors are kept (`list_failures`).
 
-        Repeating: `LeaseLostError` for the jobs that have failed under these leases; no attempt fails twice.
+        Raises: `LeaseLostError` names the jobs lost; the others fail.
+        Query: fail_jobs.
+        Repeating: raises `LeaseLostError` for the jobs that failed under these leases; no attempt fails twice.
         """
         check_kind("backoff", backoff, Backoff)
         run = partial(
@@ -708,19 +727,21 @@ class PostgresStorage:
     def fail_job(
         self, lease: Held, error: str, *, retry_in: timedelta | None = None, backoff: Backoff = DEFAULT_BACKOFF
     ) -> JobStatus:
-        """`fail_jobs` for one; pending or dead. Query: fail_jobs.
+        """End one attempt, as `fail_jobs` does. Return the new status: pending or dead.
 
-        Repeating: `LeaseLostError` when it has failed under this lease; no attempt fails twice.
+        Raises: `LeaseLostError` if the lease was lost.
+        Query: fail_jobs.
+        Repeating: raises `LeaseLostError` if the job failed under this lease; no attempt fails twice.
         """
         [status] = (self.fail_jobs([(lease, error)], retry_in=retry_in, backoff=backoff)).values()
         return status
 
     def release_jobs(self, leases: Iterable[Held]) -> None:
-        """Gives jobs back untried, as at a shutdown: they wait as before, and the attempt doesn't count.
+        """Return running jobs to pending without counting the attempt, as at a shutdown.
 
-        `LeaseLostError` names the jobs lost; the others are released. Query: release_jobs.
-
-        Repeating: `LeaseLostError` for the jobs that are released; no attempt is given back twice.
+        Raises: `LeaseLostError` names the jobs lost; the others are released.
+        Query: release_jobs.
+        Repeating: raises `LeaseLostError` for the released jobs; no attempt is given back twice.
         """
         self._settle(self._queries.release_jobs, Leases(leases))
 
@@ -734,9 +755,10 @@ class PostgresStorage:
         return rows
 
     def rescue_jobs(self, limit: int = 1000) -> dict[UUID, JobStatus]:
-        """At most ``limit`` (1 to 1000) jobs whose lease has expired wait again, due at once, or are dead when no
-        attempt is left. The status by id; each is logged. Query: rescue_jobs.
+        """Make at most ``limit`` (1 to 1000) jobs whose lease has expired pending again, due at once, or dead without
+        an attempt left. Return the status by id. Each rescued job is logged.
 
+        Query: rescue_jobs.
         Repeating: rescues the next ones.
         """
         job_limit = check_limit(limit)
@@ -744,10 +766,10 @@ class PostgresStorage:
             return rescued(list(self._queries.rescue_jobs(connection, job_limit=job_limit)))
 
     def next_job_at(self, queues: str | Collection[str]) -> datetime | None:
-        """When the next job of the queues is due (past, if one is due already); None when no job waits.
+        """Return when the next job of the queues is due; None if no job is pending. A time in the past means that one
+        is due.
 
         Query: next_job_at.
-
         Repeating: changes nothing.
         """
         names = queue_names(queues)
@@ -756,18 +778,21 @@ class PostgresStorage:
         return at
 
     def listen(self, queues: str | Collection[str]) -> Listener:
-        """A `Listener` that wakes an idle worker when jobs of the queues become ready; open it with ``with``.
+        """Return an `Listener`, which wakes an idle worker when jobs of the queues become ready. Open it in a
+        ``with``.
 
-        It has a connection of its own, also on a store that is bound to one: to ``listen_url``, if there is one. Behind
-        a pooler without it, the listener only pauses.
-        Queries: get_session, listen, listen_cancelled, announce_listener; find_listener_blockers when that fails.
+        It has a connection of its own, also on a bound store: to ``listen_url`` if that is set. Behind a pooler without
+        a ``listen_url``, the listener only pauses.
+
+        Queries: get_session, listen, listen_cancelled, announce_listener; find_listener_blockers if that fails.
         """
         config = replace(self.config, url=self.config.listen_url or self.config.url)
         return Listener(partial(open_connection, config, self._queries), self._queries, queue_names(queues))
 
     def list_failures(self, job_id: JobId) -> list[Failure]:
-        """The failed attempts of one job, the first one first. Query: list_failures.
+        """Return the failed attempts of one job, the first one first.
 
+        Query: list_failures.
         Repeating: changes nothing.
         """
         wanted = as_job_id(job_id)
@@ -777,20 +802,23 @@ class PostgresStorage:
             ]
 
     def queue_stats(self) -> list[QueueStats]:
-        """Each queue's jobs by status (exact up to 1000, then an estimate that says so), the age of its oldest due job,
-        and its expired leases; by name. Query: queue_stats.
+        """Return each queue's jobs by status, the age of its oldest due job, and its expired leases; ordered by queue.
 
+        A count is exact up to 1,000; beyond, it is an estimate, and ``exact`` is False.
+
+        Query: queue_stats.
         Repeating: changes nothing.
         """
         with self._connection() as connection:
             return [stats_of(row) for row in self._queries.queue_stats(connection)]
 
     def get_transaction_status(self, transaction_id: str) -> TransactionStatus:
-        """What became of the transaction that an `OutcomeUnknownError` names. Query: get_transaction_status.
+        """Return the outcome of the transaction that an `OutcomeUnknownError` names.
 
-        Ask the server that the error came from: after a failover another transaction can have the same id there. While
-        it is in progress, ask again: the server may not know yet that the connection is lost.
+        Use the server that the error came from: after a failover another transaction can have the same id. While the
+        status is in progress, call again: the server has perhaps not noticed the lost connection yet.
 
+        Query: get_transaction_status.
         Repeating: changes nothing.
         """
         wanted = check_transaction_id(transaction_id)
@@ -802,8 +830,9 @@ class PostgresStorage:
         return TransactionStatus(status or TransactionStatus.UNKNOWN)
 
     def ping(self) -> None:
-        """Returns when the server answers and the table can be read. Query: ping.
+        """Return if the server answers and the table can be read.
 
+        Query: ping.
         Repeating: changes nothing.
         """
         with self._connection() as connection:

@@ -1,4 +1,4 @@
-"""The contract that every storage backend fulfils; tests/test_contract.py checks it. Imports goqueue.models alone."""
+"""The contract of every storage backend; tests/test_contract.py checks it. Imports goqueue.models alone."""
 
 from collections.abc import AsyncIterable, AsyncIterator, Collection, Iterable
 from datetime import datetime, timedelta
@@ -27,20 +27,20 @@ from goqueue.models import (
 
 @runtime_checkable
 class AsyncJobListener(Protocol):
-    """Wakes an idle worker early. What `AsyncStorage.listen` returns; use it in a ``with``."""
+    """An early wake-up for an idle worker, as `AsyncStorage.listen` returns it. Use it in a ``with``."""
 
-    #: The leases of running jobs of the queues that were cancelled or deleted, as far as the last `wait` was told.
+    #: The leases of running jobs of the queues that were cancelled or deleted, as reported by the last `wait`.
     cancelled: frozenset[Lease]
 
     async def wait(self, timeout: timedelta) -> frozenset[str]:
-        """The queues in which jobs became ready, as soon as there are some; none when ``timeout`` has passed, or
+        """Return the queues in which jobs became ready, as soon as there are some. Return none after ``timeout``, or
         when a running job was cancelled (``cancelled``).
 
-        It is a hint, and can be late, doubled or missing: poll as if there were none.
+        It is a hint, and can be late, repeated or missing: poll as well.
         """
 
     async def close(self) -> None:
-        """Stops listening. Calling it again does nothing."""
+        """Stop listening. A second call does nothing."""
 
     async def __aenter__(self) -> Self: ...
 
@@ -49,131 +49,136 @@ class AsyncJobListener(Protocol):
 
 @runtime_checkable
 class AsyncStorage(Protocol):
-    """Where jobs are kept.
+    """The contract of a storage backend.
 
-    Every method raises `InvalidJobError` (or a subclass) for an argument that can't be used, before anything is
-    changed; `StorageUnavailableError` when the storage can't be reached in time, and nothing was changed;
-    `OutcomeUnknownError`, a kind of it, when something may have been; other `StorageError`s when it refuses.
-    "Repeating:" says what a second call with the same arguments does after a first one that was committed.
-    An id may be a UUID or its text.
+    Every method raises these errors: `InvalidJobError` (or a subclass) for an invalid argument, before anything is
+    changed; `StorageUnavailableError` if the storage can't be reached in time, and nothing was changed;
+    `OutcomeUnknownError`, a kind of it, if a change was perhaps made; another `StorageError` if the storage refuses.
+
+    "Repeating" is the effect of a second call with the same arguments, after a first one that was committed. An id is a
+    UUID or its text.
     """
 
     async def create_job(self, job: NewJob) -> Job:
-        """Adds a job. `DuplicateJobError` (with the existing job's id) when its idempotency key or its id is taken.
+        """Add a job, and return it. Creating the very same `NewJob` again returns the job of the first call.
 
-        Creating the very same `NewJob` again is no error: it gives the job that the first call made.
-
-        Repeating: gives the job that the first call made.
+        Raises: `DuplicateJobError`, with the existing job's id, if the idempotency key or the id is taken.
+        Repeating: returns the job of the first call.
         """
 
     async def get_or_create_job(self, job: NewJob) -> tuple[Job, bool]:
-        """The job with the idempotency key (or the id) of ``job``, and whether this call created it.
+        """Return the job that has the idempotency key or the id of ``job``, and whether this call created it.
 
-        Repeating: gives the same job; whether it was created is then False.
+        Repeating: returns the same job; created is then False.
         """
 
     async def create_jobs(self, jobs: Iterable[NewJob] | AsyncIterable[NewJob]) -> list[tuple[UUID, bool]]:
-        """Adds many jobs, all of them or on an error none. In the order given: (id, created).
+        """Add many jobs: all of them, or none after an error. Return (id, created) of each, in the order given.
 
-        A job whose idempotency key is taken, by a stored job or by an earlier one of ``jobs``, is not created; the id
-        is that of the job which has the key.
+        A job is not created if a stored job or an earlier one of ``jobs`` has its idempotency key; the id is then that
+        job's.
 
-        Repeating: with the same `NewJob` objects adds none twice; those that are there are not created.
+        Repeating: adds no `NewJob` twice; jobs that exist are not created.
         """
 
     def create_jobs_in_batches(
         self, jobs: Iterable[NewJob] | AsyncIterable[NewJob]
     ) -> AsyncIterator[list[tuple[UUID, bool]]]:
-        """`create_jobs` for an iterable of any length, in constant memory: one batch is read, added and committed each
-        time the next result is asked for. What was given out stays, also when a later batch fails.
+        """Add the jobs of an iterable of any length, in constant memory. Yield (id, created) of each job, batch by
+        batch.
 
-        Repeating: with the same `NewJob` objects adds none twice; those that are there are not created.
+        Each step reads, adds and commits one batch. Batches that were yielded stay, also if a later one fails.
+
+        Repeating: adds no `NewJob` twice; jobs that exist are not created.
         """
 
     async def get_job(self, job_id: JobId) -> Job:
-        """The job with this id; `JobNotFoundError` when there is none.
+        """Return the job with this id.
 
+        Raises: `JobNotFoundError` if there is none; `CorruptJobError` if it can't be read.
         Repeating: changes nothing.
         """
 
     async def get_jobs(self, job_ids: Iterable[JobId]) -> list[Job]:
-        """The jobs with these ids, in their order; those that do not exist are left out.
+        """Return the jobs with these ids, in their order. Missing jobs are left out.
 
+        Raises: `CorruptJobError` if one of them can't be read.
         Repeating: changes nothing.
         """
 
     async def get_job_by_idempotency_key(self, idempotency_key: str) -> Job:
-        """The job with this idempotency key; `JobNotFoundError` when there is none.
+        """Return the job with this idempotency key.
 
+        Raises: `JobNotFoundError` if there is none; `CorruptJobError` if it can't be read.
         Repeating: changes nothing.
         """
 
     async def list_jobs(self, job_filter: JobFilter | None = None, limit: int = 50, cursor: str | None = None) -> Page:
-        """Return a page of ``limit`` (1 to 1000) jobs, newest first; the last page can be shorter.
+        """Return a page of ``limit`` (1 to 1000) jobs, newest first. Only the last page can be shorter.
 
-        ``cursor`` is the ``next_cursor`` of a page of the same filter.
+        ``cursor`` is the ``next_cursor`` of the page before, with the same filter.
 
+        Raises: `InvalidCursorError` for a cursor of another filter.
         Repeating: changes nothing.
         """
 
     async def count_jobs(self, job_filter: JobFilter | None = None) -> JobCount:
-        """How many jobs match: exact as far as 10,000 rows have to be looked at, beyond that an estimate that says
-        so.
+        """Count the jobs that match. The count is exact up to 10,000 jobs; beyond, it is an estimate, and ``exact`` is
+        False.
 
         Repeating: changes nothing.
         """
 
     async def update_job(self, job_id: JobId, update: JobUpdate) -> Job:
-        """Changes the given fields, and returns the job as it is then.
+        """Change the given fields of a job, and return the changed job.
 
-        `JobNotFoundError`; `JobStateError` for a status that doesn't follow from the present one; `DuplicateJobError`
-        for an idempotency key that another job has.
-
-        Repeating: sets the same values again, over what others have set in between.
+        Raises: `JobNotFoundError` if there is no such job; `JobStateError` if its status does not allow the new one;
+        `DuplicateJobError` if another job has the idempotency key; `TransactionConflictError` if another session
+        changed the job at the same time; `CorruptJobError`, after the change, if the payload can't be read.
+        Repeating: sets the same values again, over later changes of others.
         """
 
     async def replace_pending_job(self, job: NewJob) -> Job:
-        """Adds a job, or puts it in the place of the pending one that has its idempotency key (and keeps its id).
+        """Add a job, or replace the pending job that has its idempotency key. The replaced job keeps its id.
 
-        `DuplicateJobError` when the key's job is not pending any more; `InvalidJobError` for a job without a key.
-
-        Repeating: replaces the job again, over what others have put there in between.
+        Raises: `DuplicateJobError` if the key's job is no longer pending, or another job has the id; `InvalidJobError`
+        for a job without a key.
+        Repeating: replaces the job again, over later changes of others.
         """
 
     async def cancel_jobs(self, jobs: Jobs) -> int:
-        """Withdraws waiting and running jobs, by ids or by filter; how many. Others are left as they are.
+        """Cancel pending and running jobs, given by ids or by filter, and return how many. Others stay as they are.
 
-        Repeating: leaves cancelled jobs as they are and does not count them; it cancels what others retried in between.
+        Repeating: does not count cancelled jobs; it cancels those that others retried meanwhile.
         """
 
     async def retry_jobs(self, jobs: Jobs) -> int:
-        """Makes dead and cancelled jobs pending again, due at once and with all their attempts; how many.
+        """Make dead and cancelled jobs pending again, due at once and with all their attempts, and return how many.
 
-        Repeating: leaves jobs that wait as they are; it retries again those that ended in between, with all their
-        attempts.
+        Repeating: leaves pending jobs as they are; it retries those that ended meanwhile.
         """
 
     async def reschedule_jobs(
         self, jobs: Jobs, *, scheduled_at: datetime | None = None, delay: timedelta | None = None
     ) -> int:
-        """Gives waiting jobs another time: ``scheduled_at`` (aware), or ``delay`` from now; how many.
+        """Set another time for pending jobs, and return how many: ``scheduled_at`` (aware), or ``delay`` from now.
 
-        Repeating: sets the same ``scheduled_at`` again; a ``delay`` counts anew, and both undo what others set in
-        between.
+        Repeating: sets the same ``scheduled_at`` again, or a new one after ``delay``, over later changes of others.
         """
 
     async def delete_job(self, job_id: JobId) -> None:
-        """Deletes the job for good, whatever its status; `JobNotFoundError` when there is none, `JobStateError` when
-        something outside the storage refers to it.
+        """Delete a job, whatever its status, and the history of its failures.
 
-        Repeating: `JobNotFoundError`.
+        Raises: `JobNotFoundError` if there is none; `JobStateError` if something outside the storage refers to it.
+        Repeating: raises `JobNotFoundError`.
         """
 
     async def prune_jobs(
         self, older_than: timedelta, statuses: Collection[JobStatus] = ..., limit: int = 1000
     ) -> Pruned:
-        """Delete one batch of at most ``limit`` jobs finished longer than ``older_than`` ago; how many. Jobs that
-        something outside the storage refers to are passed over; ``kept`` of the result names them.
+        """Delete one batch of at most ``limit`` jobs that finished longer than ``older_than`` ago. Return how many.
+
+        Jobs that something outside the storage refers to are skipped; ``kept`` of the result names them.
 
         Repeating: deletes the next batch.
         """
@@ -181,11 +186,13 @@ class AsyncStorage(Protocol):
     async def claim_jobs(
         self, queues: str | Collection[str], worker_id: str, limit: int = 1, lease: timedelta = ...
     ) -> list[Job]:
-        """Takes at most ``limit`` due jobs of the queues, by priority, then scheduled_at, then id; each is held by
-        ``worker_id`` for ``lease``. A job is held by one worker at a time. An empty list means that none is due, or
-        that a second was spent on setting aside jobs that can't be read.
+        """Claim at most ``limit`` due jobs of the queues. ``worker_id`` holds each for ``lease``; no other worker holds
+        it then.
 
-        Repeating: takes other jobs; those of a lost reply are held until their leases expire.
+        The order is by priority; among queues of one priority, the queue that has waited longest first; then by
+        scheduled_at and id. An empty list means that no job is due, or that a second went to unreadable jobs.
+
+        Repeating: claims other jobs; those of a lost reply stay held until their leases expire.
         """
 
     async def complete_and_claim(
@@ -196,95 +203,104 @@ class AsyncStorage(Protocol):
         limit: int = 1,
         lease: timedelta = ...,
     ) -> list[Job]:
-        """`complete_jobs` and `claim_jobs` with one commit. When a lease was lost, none is claimed.
+        """Run `complete_jobs` and `claim_jobs` with one commit.
 
-        Repeating: completes nothing twice and claims other jobs; those of a lost reply are held until their leases
+        Raises: `LeaseLostError` names the jobs whose lease was lost; the others are completed, and none is claimed.
+        Repeating: completes nothing twice and claims other jobs; those of a lost reply stay held until their leases
         expire.
         """
 
     async def heartbeat_jobs(self, leases: Iterable[Held], lease: timedelta = ...) -> None:
-        """Holds on to running jobs for ``lease`` from now. `LeaseLostError` names those lost.
+        """Renew the leases of running jobs, for ``lease`` from now.
 
+        Raises: `LeaseLostError` names the jobs lost; the others are renewed.
         Repeating: renews the leases again.
         """
 
     async def complete_jobs(self, leases: Iterable[Held]) -> None:
-        """The jobs are done. `LeaseLostError` names those lost; the others are completed.
+        """Complete jobs.
 
-        Repeating: succeeds under the same leases, while the jobs are stored, and changes nothing.
+        Raises: `LeaseLostError` names the jobs lost; the others are completed.
+        Repeating: succeeds under the same leases while the jobs are stored, and changes nothing.
         """
 
     async def complete_job(self, lease: Held) -> None:
-        """`complete_jobs` for one.
+        """Complete one job, as `complete_jobs` does.
 
-        Repeating: succeeds under the same lease, while the job is stored, and changes nothing.
+        Raises: `LeaseLostError` if the lease was lost.
+        Repeating: succeeds under the same lease while the job is stored, and changes nothing.
         """
 
     async def fail_jobs(
         self, failures: Iterable[tuple[Held, str]], *, retry_in: timedelta | None = None, backoff: Backoff = ...
     ) -> dict[UUID, JobStatus]:
-        """Attempts have failed: (lease, error) each. A job waits for its next attempt, or is dead without one left.
+        """End attempts with an error: (lease, error) of each. Return the new status by id.
 
-        The status by id. `LeaseLostError` names the jobs lost; the others are failed.
+        A job waits for its next attempt, for ``retry_in`` or else by ``backoff``. Without an attempt left it is dead.
 
-        Repeating: `LeaseLostError` for the jobs that have failed under these leases; no attempt fails twice.
+        Raises: `LeaseLostError` names the jobs lost; the others fail.
+        Repeating: raises `LeaseLostError` for the jobs that failed under these leases; no attempt fails twice.
         """
 
     async def fail_job(
         self, lease: Held, error: str, *, retry_in: timedelta | None = None, backoff: Backoff = ...
     ) -> JobStatus:
-        """`fail_jobs` for one; pending or dead.
+        """End one attempt, as `fail_jobs` does. Return the new status: pending or dead.
 
-        Repeating: `LeaseLostError` when it has failed under this lease; no attempt fails twice.
+        Raises: `LeaseLostError` if the lease was lost.
+        Repeating: raises `LeaseLostError` if the job failed under this lease; no attempt fails twice.
         """
 
     async def release_jobs(self, leases: Iterable[Held]) -> None:
-        """Gives jobs back untried: they wait as before, and the attempt doesn't count.
+        """Return running jobs to pending without counting the attempt, as at a shutdown.
 
-        Repeating: `LeaseLostError` for the jobs that are released; no attempt is given back twice.
+        Raises: `LeaseLostError` names the jobs lost; the others are released.
+        Repeating: raises `LeaseLostError` for the released jobs; no attempt is given back twice.
         """
 
     async def rescue_jobs(self, limit: int = 1000) -> dict[UUID, JobStatus]:
-        """Jobs whose lease has expired wait again, due at once, or are dead. The status by id.
+        """Make jobs whose lease has expired pending again, due at once, or dead without an attempt left. Return the
+        status by id.
 
         Repeating: rescues the next ones.
         """
 
     async def next_job_at(self, queues: str | Collection[str]) -> datetime | None:
-        """When the next job of the queues is due (past, if one is due already); None when no job waits.
+        """Return when the next job of the queues is due; None if no job is pending. A time in the past means that one
+        is due.
 
         Repeating: changes nothing.
         """
 
     def listen(self, queues: str | Collection[str]) -> AsyncJobListener:
-        """What wakes an idle worker when jobs of the queues become ready; open it with ``with``."""
+        """Return a listener, which wakes an idle worker when jobs of the queues become ready. Open it in a ``with``."""
 
     async def list_failures(self, job_id: JobId) -> list[Failure]:
-        """The failed attempts of one job, the first one first.
+        """Return the failed attempts of one job, the first one first.
 
         Repeating: changes nothing.
         """
 
     async def queue_stats(self) -> list[QueueStats]:
-        """Each queue's jobs by status, the age of its oldest due job, and its expired leases; by name.
+        """Return each queue's jobs by status, the age of its oldest due job, and its expired leases; ordered by queue.
 
         Repeating: changes nothing.
         """
 
     async def get_transaction_status(self, transaction_id: str) -> TransactionStatus:
-        """What became of the transaction that an `OutcomeUnknownError` names.
+        """Return the outcome of the transaction that an `OutcomeUnknownError` names.
 
         Repeating: changes nothing.
         """
 
     async def ping(self) -> None:
-        """Returns when the storage answers and can be used.
+        """Return if the storage answers and can be used.
 
         Repeating: changes nothing.
         """
 
     async def close(self) -> None:
-        """Gives up what the store holds open. Calling it again does nothing."""
+        """Release what the store holds open. A second call does nothing."""
 
     async def __aenter__(self) -> Self: ...
 

@@ -1,0 +1,1 @@
+"""Tools that build and check the repository. They are not in the wheel."""
