@@ -23,6 +23,7 @@ from goqueue import (
     JobStatus,
     JobUpdate,
     NewJob,
+    PostgresStorage,
     Storage,
 )
 
@@ -47,6 +48,12 @@ def all_pages(store: Storage, job_filter: JobFilter | None = None, limit: int = 
 
 def test_is_a_storage(store: Storage) -> None:
     assert isinstance(store, Storage)
+
+
+def test_the_contract_has_every_method_of_the_store() -> None:
+    ours, theirs = ({name for name in dir(kind) if not name.startswith("_")} for kind in (PostgresStorage, Storage))
+    assert ours - theirs == {"bound_to", "open"}
+    assert theirs <= ours
 
 
 class TestCreate:
