@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+import tarfile
 import textwrap
 from importlib import metadata
 from pathlib import Path
@@ -38,6 +40,25 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run(build, check=True, cwd=folder)
     [built] = folder.glob("*.whl")
     return built
+
+
+@pytest.mark.timeout(300)
+def test_the_source_archive_has_the_documents_the_examples_and_what_builds_them(tmp_path: Path) -> None:
+    uv = Path(sys.executable).with_name("uv")
+    build = [uv, "build", "--sdist", "--quiet", "--python", sys.executable, "--out-dir", tmp_path, migrations_dir()]
+    subprocess.run(build, check=True, cwd=tmp_path)
+    [built] = tmp_path.glob("*.tar.gz")
+    with tarfile.open(built) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+        [about] = [name for name in archive.getnames() if name.endswith("/PKG-INFO")]
+        file = archive.extractfile(about)
+        assert file is not None
+        metadata_text = file.read().decode()
+    assert {
+        "docs/api.md", "tests/examples/script.py", "tests/examples/fastapi_app.py", "tools/documents.py", "Makefile",
+        "sql/README.md", "CHANGELOG.md", "CONTRIBUTING.md",
+    } <= names  # fmt: skip
+    assert {"Repository", "Changelog"} <= set(re.findall(r"^Project-URL: (\w+), https://", metadata_text, re.MULTILINE))
 
 
 @pytest.mark.timeout(300)
