@@ -42,7 +42,7 @@ coverage: $(STAMP) ## Run the tests and show which lines of the package they rea
 mutants: $(STAMP) ## Take the guards of the statements away one at a time: each time a test must fail (half an hour)
 	$(BIN)/python -m tests.mutants $(ARGS)
 
-lint: $(STAMP) ## Check style: Python (ruff), queries (sqlfluff), migrations (squawk), imports, made files
+lint: $(STAMP) ## Check style: Python (ruff), queries (sqlfluff), migrations (squawk), imports, generated files, documents
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/sqlfluff lint --disable-progress-bar sql
@@ -53,6 +53,7 @@ lint: $(STAMP) ## Check style: Python (ruff), queries (sqlfluff), migrations (sq
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m goqueue.catalogue --check
 	$(BIN)/python -m tools.api --check
+	$(BIN)/python -m tools.documents
 
 format: $(STAMP) ## Put Python and the queries into the house's style
 	$(BIN)/ruff check --fix .

@@ -14,13 +14,10 @@ import typer
 from goqueue import JobFilter, NewJob, PostgresStorage, cli, load_config
 from goqueue.cli.common import EXIT_CODES
 from goqueue.migrate import migrations_dir
+from tools.documents import documents
 
 ROOT = migrations_dir()
-DOCUMENTS = {
-    file.relative_to(ROOT).as_posix(): file.read_text("utf-8")
-    for pattern in ("*.md", "docs/*.md", "migrations/*.md", "sql/*.md", "tests/bench/*.md")
-    for file in sorted(ROOT.glob(pattern))
-}
+DOCUMENTS = {file.relative_to(ROOT).as_posix(): file.read_text("utf-8") for file in documents()}
 README = DOCUMENTS["README.md"]
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 URL = '"postgresql://app@localhost/app"'
@@ -86,13 +83,6 @@ def test_every_make_target_named_exists() -> None:
     assert {"run", "test", "lint", "bench"} <= targets
     for target in targets:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
-
-
-def test_every_link_leads_somewhere() -> None:
-    for name, text in DOCUMENTS.items():
-        for link in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", text):
-            if not link.startswith("http"):
-                assert (ROOT / name).parent.joinpath(link).exists(), f"{name}: {link}"
 
 
 def commands_of(group: Any, *words: str) -> Iterator[tuple[str, Any]]:

@@ -1,0 +1,105 @@
+"""Checks the documents: their lengths, their links, and that migrations/README.md names every migration.
+
+``python -m tools.documents`` prints each fault and exits with 1 if there is one. Imports markdown_it, and nothing of
+goqueue.
+"""
+
+import re
+import sys
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+ROOT = Path(__file__).parent.parent
+#: The longest that each document for one reader and one purpose may be, in lines.
+LENGTHS = {"README.md": 150, "sql/README.md": 150, "migrations/README.md": 250, "CONTRIBUTING.md": 250}
+_FOLDERS = (".", "docs", "migrations", "sql", "tests/bench")
+# The published README is read outside of the repository, where only addresses work.
+_PUBLISHED = "README.md"
+_ADDRESS = re.compile(
+    r"https://(?:github\.com/goqueue/goqueue/blob|raw\.githubusercontent\.com/goqueue/goqueue)/main/(.+)"
+)
+
+_markdown = MarkdownIt("commonmark")
+
+
+def documents(root: Path = ROOT) -> list[Path]:
+    """Return the documents of the repository."""
+    return [file for folder in _FOLDERS for file in sorted((root / folder).glob("*.md"))]
+
+
+def faults(root: Path = ROOT) -> Iterator[str]:
+    """Yield what is wrong, one sentence each."""
+    for file in documents(root):
+        name, text = file.relative_to(root).as_posix(), file.read_text("utf-8")
+        lines = len(text.splitlines())
+        if lines > (most := LENGTHS.get(name, lines)):
+            yield f"{name} has {lines} lines, at most {most} are allowed: shorten it, or move a part beside its subject"
+        for target in _targets(text):
+            if fault := _fault(root, file, target):
+                yield f"{name} links to {target}: {fault}"
+    described = (root / "migrations" / "README.md").read_text("utf-8")
+    for migration in sorted((root / "migrations").glob("V*.sql")):
+        if f"`{migration.name}`" not in described:
+            yield f"migrations/README.md does not name {migration.name}: add it to the table"
+
+
+def _fault(root: Path, file: Path, target: str) -> str:
+    """Return what is wrong with a link; nothing for an address elsewhere."""
+    if own := _ADDRESS.fullmatch(target):
+        path, _, anchor = own[1].partition("#")
+        found = root / path
+    elif re.match(r"[a-z]+:", target):
+        return ""
+    else:
+        if file == root / _PUBLISHED:
+            return (
+                "the README is published, so its links need an address (https://github.com/goqueue/goqueue/blob/main/)"
+            )
+        path, _, anchor = target.partition("#")
+        found = file.parent / path if path else file
+    if not found.exists():
+        return "there is no such file"
+    if anchor and anchor not in anchors(found.read_text("utf-8")):
+        return f"that file has no heading #{anchor}"
+    return ""
+
+
+def _targets(text: str) -> Iterator[str]:
+    for token in _inline(text):
+        for attribute in ("href", "src"):
+            if isinstance(target := token.attrs.get(attribute), str):
+                yield target
+
+
+def _inline(text: str) -> Iterator[Token]:
+    for token in _markdown.parse(text):
+        yield from token.children or ()
+
+
+def anchors(text: str) -> set[str]:
+    """Return the anchors that GitHub gives to the headings of a document."""
+    found: set[str] = set()
+    tokens = _markdown.parse(text)
+    for heading, content in pairwise(tokens):
+        if heading.type == "heading_open":
+            words = "".join(token.content for token in content.children or ())
+            slug = re.sub(r"[^\w\- ]", "", words.lower()).replace(" ", "-")
+            number = 0
+            while (anchor := f"{slug}-{number}" if number else slug) in found:
+                number += 1
+            found.add(anchor)
+    return found
+
+
+def main() -> None:
+    found = list(faults())
+    sys.stderr.writelines(f"{fault}\n" for fault in found)
+    sys.exit(1 if found else 0)
+
+
+if __name__ == "__main__":
+    main()
