@@ -1,9 +1,8 @@
-"""Reads the SQL files as text, and writes what is made from files: the catalogue, the checksums, the result columns,
-the modules without async.
+"""The SQL files as notes, and the generated files: the index in sql/README.md, the table in docs/settings.md, the
+checksums, the result columns, the synchronous modules.
 
-``python -m goqueue.catalogue`` writes (an embedded server describes the columns), ``--check`` only says whether they
-are fresh. Imports goqueue.config, embedded, migrate, queries, sqlfiles, statement and
-unasync.
+``python -m goqueue.catalogue`` writes them (an embedded server describes the columns). With ``--check`` it exits with 1
+if one is stale. Imports goqueue.config, embedded, migrate, queries, sqlfiles, statement and unasync.
 """
 
 import argparse

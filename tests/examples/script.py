@@ -35,28 +35,28 @@ def ship(job: Job) -> None:
 
 
 def work(store: PostgresStorage, handle: Callable[[Job], None], stop: threading.Event) -> None:
-    """Runs one job after the other until ``stop`` is set."""
+    """Run one job after the other until ``stop`` is set."""
     with store.listen("default") as listener:
         while not stop.is_set():
-            store.rescue_jobs()  # those whose worker died wait again
             jobs = store.claim_jobs("default", worker_id="script", limit=10, lease=LEASE)
+            if not jobs and not stop.is_set():
+                store.rescue_jobs()  # jobs of dead workers become pending again
+                listener.wait(timedelta(seconds=1))
             while jobs and not stop.is_set():
-                with suppress(LeaseLostError):  # cancelled, or we were too slow: somebody else's now
+                with suppress(LeaseLostError):  # cancelled, or the lease has expired
                     store.heartbeat_jobs([jobs[0]], LEASE)
                     run(store, handle, jobs[0])
                 del jobs[0]
             if jobs:
                 with suppress(LeaseLostError):
                     store.release_jobs(jobs)  # untried: another worker takes them at once
-            elif not stop.is_set():
-                listener.wait(timedelta(seconds=1))
 
 
 def run(store: PostgresStorage, handle: Callable[[Job], None], job: Job) -> None:
     try:
         handle(job)
     except Exception as error:
-        store.fail_job(job, repr(error))  # again later; dead when no attempt is left
+        store.fail_job(job, repr(error))  # retried later; dead after its last attempt
     else:
         store.complete_job(job)
 
