@@ -8,8 +8,8 @@
 --   * Each parameter is cast where it stands, so that the statement means the same for every client.
 --   * An interval counts as seconds. A day added to a time can be 23 hours long in a session whose time zone has
 --     daylight saving time.
---   * A status is a literal wherever a partial index has to match: a generic plan can't prove `status = $1`. So a
---     statement on jobs_list_idx has `status <> 'running'` beside `status = l.status`.
+--   * The condition of a partial index is a literal: a generic plan can't prove it from `status = $1`. So a statement on
+--     finished jobs has `completed_at IS NOT NULL` beside `status = l.status`.
 --   * ORDER BY starts with the status where the index does, although the status is fixed. Comparing enums is not
 --     leakproof, so under row level security the planner does not know that it is fixed, and would sort.
 --   * Comments have lines of their own. A percent sign is written twice.
@@ -278,34 +278,42 @@ WHERE j.idempotency_key = :idempotency_key::text;
 -- Return a page of jobs, newest first (created_at, then id), from the cursor's position on. A null filter matches every
 -- job. The range of created_at includes its start and excludes its end.
 -- Returns: at most page_limit jobs. The cursor's position is the last job of the page before; it is not returned again.
--- Index: jobs_list_idx; jobs_running_idx for running jobs; jobs_pkey for the rows.
+-- Index: jobs_finished_type_idx, and jobs_finished_queue_idx if queues are given; jobs_pending_idx or jobs_claim_idx;
+-- jobs_running_idx; jobs_pkey for the rows.
 -- Locks: none.
--- Notes: A lane is a status, a job type and a queue: one contiguous range of jobs_list_idx. goqueue.list_lanes finds
--- the lanes. From each lane one page is read from the position on. So a rare combination costs no more than a common
--- one, and page 1000 no more than page 1. The cost grows with the number of lanes. All running jobs are read: workers
--- hold few.
+-- Notes: Finished jobs are read lane by lane. A lane is one contiguous range of an index: a job type and a status, of
+-- one queue or of all. goqueue.finished_lanes finds the lanes. From each lane one page is read from the position on, so
+-- page 1000 costs no more than page 1. Pending jobs are read newest first: if few of them match the filter, all their
+-- index entries are read. All running jobs are read: workers hold few. ANY(ARRAY[...]) keeps the planner from reading
+-- the index by job type where statistics know one queue only.
 WITH page_start AS MATERIALIZED (
     SELECT
         coalesce(:cursor_created_at::timestamptz, :created_before::timestamptz, 'infinity') AS created_at,
         coalesce(:cursor_id::uuid, '00000000-0000-0000-0000-000000000000') AS id
 ),
 
--- The lanes that the page's jobs are in, each with its newest job before the start: the newest job of all, if that is
--- before the start; else a second probe finds it.
-lane AS MATERIALIZED (
+found_job AS (
     SELECT
-        l.status,
-        l.job_type,
-        l.queue,
-        newest_job.created_at,
-        newest_job.id
-    FROM goqueue.list_lanes(:statuses::text[]::goqueue.job_status[], :queues::text[], :job_types::text[]) AS l
+        lane_job.created_at,
+        lane_job.id
+    FROM goqueue.finished_lanes(:statuses::text[]::goqueue.job_status[], :queues::text[], :job_types::text[]) AS l
     CROSS JOIN page_start AS p
     CROSS JOIN LATERAL (
-        SELECT
-            l.created_at,
-            l.id
-        WHERE (l.created_at, l.id) < (p.created_at, p.id)
+        (
+            SELECT
+                j.created_at,
+                j.id
+            FROM goqueue.jobs AS j
+            WHERE
+                l.queue IS NULL
+                AND j.completed_at IS NOT NULL
+                AND j.job_type = l.job_type
+                AND j.status = l.status
+                AND j.created_at >= coalesce(:created_from::timestamptz, '-infinity')
+                AND (j.created_at, j.id) < (p.created_at, p.id)
+            ORDER BY j.status DESC, j.created_at DESC, j.id DESC
+            LIMIT :page_limit::bigint
+        )
         UNION ALL
         (
             SELECT
@@ -313,41 +321,38 @@ lane AS MATERIALIZED (
                 j.id
             FROM goqueue.jobs AS j
             WHERE
-                (l.created_at, l.id) >= (p.created_at, p.id)
-                AND j.status <> 'running'
-                AND j.status = l.status
+                j.completed_at IS NOT NULL
+                AND j.queue = ANY(ARRAY[l.queue])
                 AND j.job_type = l.job_type
-                AND j.queue = l.queue
+                AND j.status = l.status
+                AND j.created_at >= coalesce(:created_from::timestamptz, '-infinity')
                 AND (j.created_at, j.id) < (p.created_at, p.id)
-            ORDER BY j.status DESC, j.created_at DESC, j.id DESC
-            LIMIT 1
+            ORDER BY j.queue DESC, j.status DESC, j.created_at DESC, j.id DESC
+            LIMIT :page_limit::bigint
         )
-    ) AS newest_job
-    WHERE l.created_at >= coalesce(:created_from::timestamptz, '-infinity')
-    ORDER BY newest_job.created_at DESC, newest_job.id DESC
-    LIMIT :page_limit::bigint
-),
-
-found_job AS (
+    ) AS lane_job
+    UNION ALL
     SELECT
-        lane_job.created_at,
-        lane_job.id
-    FROM lane AS l
+        pending_job.created_at,
+        pending_job.id
+    FROM page_start AS p
     CROSS JOIN LATERAL (
         SELECT
             j.created_at,
             j.id
         FROM goqueue.jobs AS j
         WHERE
-            j.status <> 'running'
-            AND j.status = l.status
-            AND j.job_type = l.job_type
-            AND j.queue = l.queue
+            j.completed_at IS NULL
+            AND j.status <> 'running'
+            AND (:statuses::text[] IS NULL OR 'pending' = ANY(:statuses::text[]))
+            AND (:statuses::text[] IS NULL OR j.status = 'pending')
+            AND (:queues::text[] IS NULL OR j.queue = ANY(:queues::text[]))
+            AND (:job_types::text[] IS NULL OR j.job_type = ANY(:job_types::text[]))
             AND j.created_at >= coalesce(:created_from::timestamptz, '-infinity')
-            AND (j.created_at, j.id) <= (l.created_at, l.id)
-        ORDER BY j.status DESC, j.created_at DESC, j.id DESC
+            AND (j.created_at, j.id) < (p.created_at, p.id)
+        ORDER BY j.created_at DESC, j.id DESC
         LIMIT :page_limit::bigint
-    ) AS lane_job
+    ) AS pending_job
     UNION ALL
     SELECT
         j.created_at,
@@ -392,30 +397,62 @@ ORDER BY j.created_at DESC, j.id DESC;
 
 -- name: count_jobs(statuses, queues, job_types, created_from, created_before)^
 -- Count the jobs that a filter of list_jobs matches.
--- Returns: the count, and whether it is exact. It is exact up to 10,000. Beyond, it is an estimate from some 500 random
--- pages of the table.
--- Index: jobs_list_idx, at most 10,001 entries; jobs_running_idx for running jobs.
+-- Returns: the count, and whether it is exact. A count is exact up to 10,000. Above, it is an estimate from the rows of
+-- some 500 random pages of the table.
+-- Index: jobs_finished_type_idx, and jobs_finished_queue_idx if queues are given; jobs_pending_idx or jobs_claim_idx;
+-- jobs_running_idx. At most 10,001 of the entries that match are read.
 -- Locks: none.
 -- Notes: The lanes are those of list_jobs.
 WITH counted AS MATERIALIZED (
     SELECT count(*) AS jobs
     FROM (
         SELECT
-        FROM goqueue.list_lanes(:statuses::text[]::goqueue.job_status[], :queues::text[], :job_types::text[]) AS l
+        FROM goqueue.finished_lanes(:statuses::text[]::goqueue.job_status[], :queues::text[], :job_types::text[]) AS l
         CROSS JOIN LATERAL (
+            (
+                SELECT
+                FROM goqueue.jobs AS j
+                WHERE
+                    l.queue IS NULL
+                    AND j.completed_at IS NOT NULL
+                    AND j.job_type = l.job_type
+                    AND j.status = l.status
+                    AND j.created_at >= coalesce(:created_from::timestamptz, '-infinity')
+                    AND j.created_at < coalesce(:created_before::timestamptz, 'infinity')
+                ORDER BY j.status, j.created_at, j.id
+                LIMIT 10001
+            )
+            UNION ALL
+            (
+                SELECT
+                FROM goqueue.jobs AS j
+                WHERE
+                    j.completed_at IS NOT NULL
+                    AND j.queue = ANY(ARRAY[l.queue])
+                    AND j.job_type = l.job_type
+                    AND j.status = l.status
+                    AND j.created_at >= coalesce(:created_from::timestamptz, '-infinity')
+                    AND j.created_at < coalesce(:created_before::timestamptz, 'infinity')
+                ORDER BY j.queue, j.status, j.created_at, j.id
+                LIMIT 10001
+            )
+        ) AS lane_job
+        UNION ALL
+        (
             SELECT
             FROM goqueue.jobs AS j
             WHERE
-                j.status <> 'running'
-                AND j.status = l.status
-                AND j.job_type = l.job_type
-                AND j.queue = l.queue
+                j.completed_at IS NULL
+                AND j.status <> 'running'
+                AND (:statuses::text[] IS NULL OR 'pending' = ANY(:statuses::text[]))
+            AND (:statuses::text[] IS NULL OR j.status = 'pending')
+                AND (:queues::text[] IS NULL OR j.queue = ANY(:queues::text[]))
+                AND (:job_types::text[] IS NULL OR j.job_type = ANY(:job_types::text[]))
                 AND j.created_at >= coalesce(:created_from::timestamptz, '-infinity')
                 AND j.created_at < coalesce(:created_before::timestamptz, 'infinity')
-            ORDER BY j.status, j.created_at, j.id
+            ORDER BY j.created_at, j.id
             LIMIT 10001
-        ) AS lane_job
-        WHERE l.created_at >= coalesce(:created_from::timestamptz, '-infinity')
+        )
         UNION ALL
         SELECT
         FROM goqueue.jobs AS j
@@ -743,22 +780,21 @@ RETURNING f.lease_token;
 -- by lane, in each the first created jobs first. Jobs with an id in kept_ids are skipped.
 -- Returns: the id of each job of the batch, and the reason why it was not deleted (null: it was). A batch smaller than
 -- job_limit is the last one.
--- Index: jobs_list_idx (a job can't have finished before it was created), jobs_pkey, job_failures_pkey.
+-- Index: jobs_finished_type_idx (a job can't have finished before it was created), jobs_pkey, job_failures_pkey.
 -- Locks: the batch's rows. A job that another session has locked is skipped.
 -- Notes: goqueue.delete_unreferenced_jobs deletes the batch in a savepoint. Where a foreign key of another table or a
 -- trigger keeps a job, it deletes the others. Every call reads and skips jobs that were created long before they
 -- finished, until they are due. An index on completed_at would avoid that, and would cost every completion.
 WITH due_job AS MATERIALIZED (
     SELECT lane_job.id
-    FROM goqueue.list_lanes(:statuses::text[]::goqueue.job_status[], NULL, NULL) AS l
+    FROM goqueue.finished_lanes(:statuses::text[]::goqueue.job_status[], NULL, NULL) AS l
     CROSS JOIN LATERAL (
         SELECT j.id
         FROM goqueue.jobs AS j
         WHERE
-            j.status <> 'running'
-            AND j.status = l.status
+            j.completed_at IS NOT NULL
             AND j.job_type = l.job_type
-            AND j.queue = l.queue
+            AND j.status = l.status
             AND j.created_at < statement_timestamp() - extract(EPOCH FROM :older_than::interval) * interval '1 second'
             AND j.completed_at < statement_timestamp() - extract(EPOCH FROM :older_than::interval) * interval '1 second'
             AND j.id <> ALL(:kept_ids::uuid[])
@@ -766,8 +802,6 @@ WITH due_job AS MATERIALIZED (
         LIMIT :job_limit::bigint
         FOR UPDATE SKIP LOCKED
     ) AS lane_job
-    -- Only what is finished can be pruned, whatever the caller wants.
-    WHERE l.status IN ('completed', 'dead', 'cancelled')
     LIMIT :job_limit::bigint
 )
 

@@ -225,7 +225,7 @@ VACUUM (ANALYZE) goqueue.job_failures;
 -- Return the values that `goqueue explain` uses for the parameters of a query, taken from the seeded jobs.
 -- Returns: one row for each value: "parameter" for every query that has it, or "query.parameter" for that one; and the
 -- value as text. A parameter without a row is null.
--- Index: jobs_running_idx, jobs_list_idx, jobs_idempotency_key_idx.
+-- Index: jobs_running_idx, jobs_pending_idx, jobs_finished_type_idx, jobs_idempotency_key_idx.
 -- Locks: none.
 WITH running_job AS MATERIALIZED (
     SELECT
@@ -250,8 +250,8 @@ pending_job AS MATERIALIZED (
     FROM (
         SELECT j.id
         FROM goqueue.jobs AS j
-        WHERE j.status <> 'running' AND j.status = 'pending'
-        ORDER BY j.job_type DESC, j.queue DESC, j.created_at DESC, j.id DESC
+        WHERE j.status = 'pending'
+        ORDER BY j.created_at DESC, j.id DESC
         LIMIT 10
     ) AS few
 ),
@@ -263,8 +263,8 @@ dead_job AS MATERIALIZED (
     FROM (
         SELECT j.id
         FROM goqueue.jobs AS j
-        WHERE j.status <> 'running' AND j.status = 'dead'
-        ORDER BY j.job_type DESC, j.queue DESC, j.created_at DESC, j.id DESC
+        WHERE j.completed_at IS NOT NULL AND j.status = 'dead'
+        ORDER BY j.job_type DESC, j.created_at DESC, j.id DESC
         LIMIT 10
     ) AS few
 ),
@@ -276,8 +276,8 @@ completed_job AS MATERIALIZED (
     FROM (
         SELECT j.id
         FROM goqueue.jobs AS j
-        WHERE j.status <> 'running' AND j.status = 'completed'
-        ORDER BY j.job_type DESC, j.queue DESC, j.created_at DESC, j.id DESC
+        WHERE j.completed_at IS NOT NULL AND j.status = 'completed'
+        ORDER BY j.job_type DESC, j.created_at DESC, j.id DESC
         LIMIT 10
     ) AS few
 ),

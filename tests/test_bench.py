@@ -12,7 +12,9 @@ PARTS = [
     "+ claim index",
     "+ idempotency_key index",
     "+ running index",
-    "+ list index",
+    "+ pending index",
+    "+ finished_type index",
+    "+ finished_queue index",
     "+ CHECKs",
 ]
 STEPS = ["no trigger", "+ trigger", "+ a listener"]
@@ -93,7 +95,7 @@ def test_a_quick_run_measures_every_line(tmp_path: Path) -> None:
         assert name in run.stdout
     plans = output.with_name("plans.txt").read_text(encoding="utf-8")
     assert plans.count("=== ") == 12
-    assert "jobs_list_idx" in plans
+    assert "jobs_finished_type_idx" in plans
     picture = output.with_suffix(".svg").read_text(encoding="utf-8")
     assert picture.startswith("<?xml")
     assert str(Path.cwd()) not in picture

@@ -148,14 +148,14 @@ UNVALIDATED = (
     "ALTER TABLE goqueue.jobs DROP CONSTRAINT jobs_queue_length, "
     "ADD CONSTRAINT jobs_queue_length CHECK (char_length(queue) BETWEEN 1 AND 255) NOT VALID"
 )
-INVALID = "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'goqueue.jobs_list_idx'::regclass"
+INVALID = "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'goqueue.jobs_finished_type_idx'::regclass"
 
 
 @pytest.mark.parametrize(
     ("statement", "level", "found"),
     [
-        ("DROP INDEX goqueue.jobs_list_idx", "failed", "the index jobs_list_idx is missing; expected CREATE INDEX"),
-        (INVALID, "failed", "the index jobs_list_idx is invalid"),
+        ("DROP INDEX goqueue.jobs_pending_idx", "failed", "the index jobs_pending_idx is missing; expected CREATE"),
+        (INVALID, "failed", "the index jobs_finished_type_idx is invalid"),
         ("DROP INDEX goqueue.jobs_claim_idx; CREATE INDEX jobs_claim_idx ON goqueue.jobs (queue)", "failed",
          "the index jobs_claim_idx is CREATE INDEX jobs_claim_idx ON goqueue.jobs USING btree (queue); expected C"),
         ("ALTER TABLE goqueue.job_failures DROP CONSTRAINT job_failures_pkey", "failed",
@@ -231,7 +231,7 @@ def follow(connection: Connection, advice: str) -> None:
         ("ALTER TABLE goqueue.jobs DROP COLUMN idempotency_key", ["column jobs.idempotency_key"]),
         ("ALTER TABLE goqueue.jobs RENAME TO jobs_old", ["table jobs"]),
         ("DROP TYPE goqueue.job_status CASCADE",
-         ["type job_status", "function list_lanes(statuses goqueue.job_status[], queues text[], job_types text[])",
+         ["type job_status", "function finished_lanes(statuses goqueue.job_status[], queues text[], job_types text[])",
           "view pending_metrics", "view queue_status_metrics", "view queue_metrics"]),
     ],
 )  # fmt: skip
@@ -625,7 +625,7 @@ def test_a_large_table_read_whole_is_a_warning(
     goqueue_connection.execute("ANALYZE goqueue.jobs")
     assert check(goqueue_connection, "plans").level == Level.OK  # small: whatever the plan is
     monkeypatch.setattr(health, "_LARGE_PAGES", 10)
-    goqueue_connection.execute("DROP INDEX goqueue.jobs_list_idx, goqueue.jobs_running_idx, goqueue.jobs_claim_idx")
+    goqueue_connection.execute("DROP INDEX goqueue.jobs_pending_idx, goqueue.jobs_running_idx, goqueue.jobs_claim_idx")
     goqueue_connection.execute("ALTER TABLE goqueue.jobs DROP CONSTRAINT jobs_pkey")
     done = check(goqueue_connection, "plans")
     assert done.level == Level.WARNING
@@ -996,12 +996,12 @@ def test_the_command_prints_a_line_a_check_and_ends_well(run: Run) -> None:
 
 
 def test_a_failure_has_status_3_and_is_explained(run: Run, goqueue_connection: Connection) -> None:
-    goqueue_connection.execute("DROP INDEX goqueue.jobs_list_idx")
+    goqueue_connection.execute("DROP INDEX goqueue.jobs_finished_type_idx")
     result = run("check")
     assert (result.code, result.err) == (3, "goqueue: failed: schema\n")
-    assert "    failed: the index jobs_list_idx is missing; expected CREATE INDEX" in result.out
+    assert "    failed: the index jobs_finished_type_idx is missing; expected CREATE INDEX" in result.out
     assert "        why: the statements that rely on it read the whole table instead" in result.out
-    assert "        do:  CREATE INDEX CONCURRENTLY jobs_list_idx ON goqueue.jobs" in result.out
+    assert "        do:  CREATE INDEX CONCURRENTLY jobs_finished_type_idx ON goqueue.jobs" in result.out
 
 
 def test_warnings_count_when_asked(run: Run, goqueue_connection: Connection) -> None:
@@ -1013,7 +1013,7 @@ def test_warnings_count_when_asked(run: Run, goqueue_connection: Connection) -> 
 
 
 def test_programs_get_json(run: Run, goqueue_connection: Connection) -> None:
-    goqueue_connection.execute("DROP INDEX goqueue.jobs_list_idx")
+    goqueue_connection.execute("DROP INDEX goqueue.jobs_finished_type_idx")
     result = run("check", "--json")
     document = json.loads(result.out)
     assert (result.code, document["ok"]) == (3, False)

@@ -170,11 +170,10 @@ class TestPlans:
     def test_rows_read_in_vain_are_a_failure_if_they_are_many(
         self, big: psycopg.Connection[Any], wanted: str, expected: bool | None
     ) -> None:
-        body = (
-            f"SELECT id FROM goqueue.jobs WHERE status <> 'running' AND {wanted} {'=' if expected else '<>'} 'nothing';"
-        )
+        test = "=" if expected else "<>"
+        body = f"SELECT id FROM goqueue.jobs WHERE completed_at IS NOT NULL AND {wanted} {test} 'nothing';"
         big.execute("SET enable_seqscan = off")
-        kinds = self.kinds(big, note("queue_stats", body=body, index="jobs_list_idx"), "queue_stats")
+        kinds = self.kinds(big, note("queue_stats", body=body, index="jobs_finished_queue_idx"), "queue_stats")
         big.execute("RESET enable_seqscan")
         assert kinds.get("filter") is expected
 

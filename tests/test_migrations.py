@@ -125,12 +125,13 @@ def test_indexes_of_a_table_in_use_are_built_while_programs_write(in_use: str, g
     assert catalog(in_use) == catalog(goqueue_database)
 
 
-def test_what_an_interrupted_index_build_left_behind_is_built_again(in_use: str, goqueue_database: str) -> None:
+@pytest.mark.parametrize("index", ["jobs_list_idx", "jobs_running_idx", "jobs_pending_idx", "jobs_finished_queue_idx"])
+def test_what_an_interrupted_index_build_left_behind_is_built_again(
+    in_use: str, index: str, goqueue_database: str
+) -> None:
     with psycopg.connect(in_use) as connection:
-        connection.execute("CREATE INDEX jobs_list_idx ON goqueue.jobs (status)")
-        connection.execute(
-            "UPDATE pg_index SET indisvalid = FALSE WHERE indexrelid = 'goqueue.jobs_list_idx'::regclass"
-        )
+        connection.execute(f"CREATE INDEX {index} ON goqueue.jobs (status)")
+        connection.execute(f"UPDATE pg_index SET indisvalid = FALSE WHERE indexrelid = 'goqueue.{index}'::regclass")
     migrate(in_use)
     assert indexes(in_use) == indexes(goqueue_database)
 
@@ -144,12 +145,18 @@ def test_a_dry_run_on_a_table_in_use_leaves_no_index(in_use: str) -> None:
 def test_bare_pgmigrate_works_on_a_table_in_use_with_and_without_the_online_file(
     in_use: str, goqueue_database: str
 ) -> None:
-    [online] = (BASE / "migrations" / "online").glob("C0015__*.sql")
     with psycopg.connect(in_use, autocommit=True) as connection:
-        for statement in split(online.read_text()):
-            connection.execute(statement.encode())
+        for online in sorted((BASE / "migrations" / "online").glob("C*__*.sql")):
+            for statement in split(online.read_text()):
+                connection.execute(statement.encode())
     built = {name for name, _, _ in indexes(in_use)}
-    assert {"jobs_list_idx", "jobs_running_idx", "jobs_status_idx"} <= built
+    assert {
+        "jobs_list_idx",
+        "jobs_running_idx",
+        "jobs_status_idx",
+        "jobs_pending_idx",
+        "jobs_finished_type_idx",
+    } <= built
     for _ in range(2):
         done = bare_pgmigrate(in_use)
         assert (done.returncode, done.stderr) == (0, "")

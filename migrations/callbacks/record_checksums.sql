@@ -30,7 +30,9 @@ BEGIN
             (16, 'V0016__create_lane_function.sql', '3ccc2606f9f00b27f9472ffbeef462ffc0522759c890d5744c8847a47842eec8'),
             (17, 'V0017__shorten_metrics_views.sql', 'd988014142be0c28e5d521723645353cd82c992c07b843aacceb4f1816ec6493'),
             (18, 'V0018__analyze_sooner.sql', '2a66ab23b6a03dc0272a201573d630b5ce259bf17a364b31e84a5d0c5593268f'),
-            (19, 'V0019__notify_at_lower_cost.sql', '78b181b774e34646b6412ce5a13477d4f8b86b53f2c81f8861bc1cecf468a2d4')
+            (19, 'V0019__notify_at_lower_cost.sql', '78b181b774e34646b6412ce5a13477d4f8b86b53f2c81f8861bc1cecf468a2d4'),
+            (20, 'V0020__index_finished_jobs.sql', '39b43fc48e401da0c13841214fb60ffa3446eab624c731a2c5a1d6b10bed8a4e'),
+            (21, 'V0021__read_finished_jobs.sql', '8d3dee607429c61f825db27ecf0665bc1bb1bc4e08a6e70bc9446b2f09a55c45')
         ) AS f (version, file_name, sha256)
         INNER JOIN goqueue.schema_version AS applied ON applied.version = f.version
         ON CONFLICT (version) DO NOTHING;

@@ -122,7 +122,7 @@ TO goqueue_producer, goqueue_operator;
 
 -- The loose index scans of claim_jobs and next_job_at, and of list_jobs, count_jobs and prune_jobs.
 GRANT EXECUTE ON FUNCTION
-goqueue.pending_lanes(text[]), goqueue.list_lanes(goqueue.job_status[], text[], text[])
+goqueue.pending_lanes(text[]), goqueue.finished_lanes(goqueue.job_status[], text[], text[])
 TO goqueue_producer, goqueue_worker, goqueue_reader, goqueue_operator;
 
 -- The columns that the statements of leases.sql change. What a job is (its type, its payload) is not among them.

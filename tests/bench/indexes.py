@@ -19,7 +19,7 @@ from tests.bench.harness import Bench, Line, bare_connection, seconds
 from tests.bench.seed import seed
 from tests.bench.work import QUEUE, Bare
 
-_INDEXES = ("claim", "idempotency_key", "running", "list")
+_INDEXES = ("claim", "idempotency_key", "running", "pending", "finished_type", "finished_queue")
 _BATCH = 1000
 _START = """
 UPDATE goqueue.jobs
