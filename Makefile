@@ -51,7 +51,7 @@ lint: $(STAMP) ## Check style: Python (ruff), queries (sqlfluff), migrations (sq
 	$(BIN)/squawk --assume-in-transaction --exclude=$(SQUAWK_OFF),$(SQUAWK_OFF_UNDO) migrations/undo/U*.sql
 	$(BIN)/squawk --exclude=$(SQUAWK_OFF),require-concurrent-index-deletion migrations/online/C*.sql
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/python -m goqueue.catalogue --check
+	$(BIN)/python -m tools.catalogue --check
 	$(BIN)/python -m tools.api --check
 	$(BIN)/python -m tools.documents
 
@@ -64,7 +64,7 @@ typecheck: $(STAMP) ## Check the types (mypy, strict)
 	$(BIN)/mypy
 
 run: $(STAMP) ## See it work: start a server (or use GOQUEUE_DATABASE_URL), migrate, drive real jobs through the store
-	@$(BIN)/python -m goqueue.demo
+	@$(BIN)/python -m goqueue.testing.demo
 
 migrate: $(STAMP) ## Run `pgmigrate migrate` on the database that the PG* variables name
 	$(BIN)/pgmigrate migrate --disable_schema_check --force_mixed -v
@@ -73,9 +73,9 @@ bench: $(STAMP) ## Measure against pgbench running the same SQL; writes .bench/r
 	$(BIN)/python -m tests.bench $(ARGS)
 
 catalogue: $(STAMP) ## Generate the documents' tables, the API reference, checksums, schema.json and the synchronous modules
-	$(BIN)/python -m goqueue.catalogue
+	$(BIN)/python -m tools.catalogue
 	$(BIN)/python -m tools.api
-	$(BIN)/python -m goqueue.schema
+	$(BIN)/python -m tools.recordings
 
 clean: ## Remove what the other targets made
 	rm -rf $(VENV) .bench .run dist .coverage .coverage.* htmlcov coverage.xml .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -2,10 +2,8 @@
 
 import logging
 
-from goqueue.aio.listener import AsyncListener
-from goqueue.aio.postgres import AsyncPostgresStorage
-from goqueue.aio.storage import AsyncJobListener, AsyncStorage
 from goqueue.config import Config, DatabaseConfig, LoggingConfig, ServerConfig, WorkerConfig, load_config
+from goqueue.counts import JobCount, Pruned
 from goqueue.errors import (
     ConfigError,
     ConnectionRejectedError,
@@ -24,13 +22,11 @@ from goqueue.errors import (
     StorageUnavailableError,
     TransactionConflictError,
 )
-from goqueue.listener import Listener
 from goqueue.logs import configure_logging
 from goqueue.models import (
     Backoff,
     Failure,
     Job,
-    JobCount,
     JobFilter,
     JobStatus,
     JobUpdate,
@@ -38,12 +34,15 @@ from goqueue.models import (
     Lease,
     NewJob,
     Page,
-    Pruned,
     QueueStats,
     TransactionStatus,
 )
-from goqueue.postgres import PostgresStorage
+from goqueue.postgres.listener import Listener
+from goqueue.postgres.listener_async import AsyncListener
+from goqueue.postgres.store import PostgresStorage
+from goqueue.postgres.store_async import AsyncPostgresStorage
 from goqueue.storage import JobListener, Storage
+from goqueue.storage_async import AsyncJobListener, AsyncStorage
 
 __all__ = [
     "AsyncJobListener",

@@ -1,8 +1,7 @@
 """goqueue's settings: their names, types, defaults and rules, read from the environment over `goqueue.yaml`.
 
-Imports nothing of goqueue but `errors`, `conninfo` and `structs`. Each setting is declared once, as a field of its
-section; the environment variable, the key in the file, the checks, the messages and the table of `goqueue config`
-follow from it.
+Each setting is declared once, as a field of its section; the environment variable, the key in the file, the checks, the
+messages and the table of `goqueue config` follow from it.
 """
 
 import os
@@ -22,7 +21,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from goqueue.conninfo import fault_of
 from goqueue.errors import ConfigError
-from goqueue.structs import HelpfulMeta
+from goqueue.validation import HelpfulMeta
 
 __all__ = [
     "SECTIONS",

@@ -1,15 +1,18 @@
-"""What is wrong with a connection string, in words that repeat none of it. Imports psycopg alone."""
+"""Connection strings: their faults, in words that repeat none of it, and values that no traceback shows.
+
+pytest (also without ``-l``), rich and the services that collect errors print the local variables of each frame of a
+traceback, and so the connection string that psycopg was called with, and its parts.
+"""
 
 import re
 from difflib import get_close_matches
 from functools import cache
+from typing import Any, TypeVar
 from urllib.parse import unquote_to_bytes
 
 import psycopg
 from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict
-
-__all__ = ["fault_of"]
 
 # Past the scheme: a user part that ends at the first @, then no bare @ or space before the query. libpq itself would
 # cut a password at an unescaped @ or / and take the rest for the host or the database, which are shown.
@@ -19,7 +22,6 @@ _WORD = re.compile(r"\s*(?P<name>\w+)\s*=\s*(?:'(?:[^'\\]|\\.)*'|(?P<bare>(?:[^\
 _UNREPLACED = re.compile(r"\$\{\w+[^\s{}]*\}|\$\(\w+\)|\{\{[^{}]*\}\}")
 _PORT = "its port is not a number from 1 to 65535"
 _VARIABLE = re.compile(r"\s*(?:\$\w+|%\w+%)\s*")
-
 # What is looked for, in this order, where libpq can't read the text.
 _SIGNS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"[\r\n]\s*\Z"), "it ends in a line break"),
@@ -136,3 +138,41 @@ def _unknown(names: list[str], kind: str) -> str:
 @cache
 def _keywords() -> tuple[str, ...]:
     return (*(option.keyword.decode() for option in pq.Conninfo.parse(b"")), "ssl")
+
+
+AnyError = TypeVar("AnyError", bound=BaseException)
+
+
+class Secret(str):
+    """A text whose repr, which is what a traceback shows of a variable, is ``***``."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'***'"
+
+    def __getitem__(self, index: Any) -> "Secret":  # rich cuts a long text before it takes the repr
+        return Secret(super().__getitem__(index))
+
+
+def without_frames(error: AnyError) -> AnyError:
+    """Return the error, and all those that it came from, without the frames that they have passed."""
+    links: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while links:
+        link = links.pop()
+        if link is not None and id(link) not in seen:
+            seen.add(id(link))
+            link.__traceback__ = None
+            links += [link.__cause__, link.__context__]
+    return error
+
+
+def connect(conninfo: str, **options: Any) -> psycopg.Connection[tuple[Any, ...]]:
+    """Open a connection in autocommit mode. Raises psycopg's own errors, without psycopg's frames."""
+    conninfo = Secret(conninfo)
+    try:
+        return psycopg.connect(conninfo, autocommit=True, **options)
+    except BaseException as exc:
+        without_frames(exc)
+        raise

@@ -1,7 +1,7 @@
-"""Errors that goqueue raises, under one base. Imports nothing of goqueue.
+"""Errors that goqueue raises, under one base.
 
-Each message says what was wrong, what was expected and what to do. The driver's own exception,
-where there was one, is the ``__cause__``; passwords never appear.
+Each message says what was wrong, what was expected and what to do. The driver's own exception, where there was one, is
+the ``__cause__``; passwords never appear.
 """
 
 from collections.abc import Iterable, Sequence

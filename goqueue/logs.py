@@ -1,4 +1,4 @@
-"""How goqueue's programs write their log. Imports of goqueue only `config`.
+"""How goqueue's programs write their log.
 
 The library itself only logs, to loggers below `goqueue`; a program that has a logging of its own needs nothing of this.
 """

@@ -1,5 +1,4 @@
-"""Applies the migrations by pgmigrate's rules, lists them, takes them back. Imports psycopg, yaml and
-goqueue.config, dberrors, errors, secret and sqlfiles.
+"""Applies the migrations by pgmigrate's rules, lists them, takes them back.
 
 `pgmigrate migrate` does the same with the same files, table and lock, and each continues what the other has begun. It
 isn't called from here, because it requires psycopg2, which pip has to compile. The SQL here is limited to pgmigrate's
@@ -20,16 +19,15 @@ import yaml
 from psycopg import Connection, sql
 
 from goqueue.config import DatabaseConfig
-from goqueue.dberrors import translate
+from goqueue.conninfo import Secret, connect
 from goqueue.errors import ConfigError, ConnectionRejectedError, GoQueueError
-from goqueue.secret import Secret, connect
-from goqueue.sqlfiles import split
+from goqueue.postgres.lexemes import split
+from goqueue.postgres.translate import translate
 
 #: Whoever changes the schema holds this advisory lock; migrations.yml and roles/*.sql take it too.
 LOCK = 29114455692768613
 #: How long a run waits for another one to end.
 WAIT_SECONDS = 60.0
-
 _FILE = re.compile(r"V(?P<version>\d+)__(?P<description>.+)\.sql")
 _TRY_LOCK = "SELECT pg_try_advisory_lock(%s)"
 _UNLOCK = "SELECT pg_advisory_unlock_all()"
@@ -195,9 +193,6 @@ def undo(conninfo: str = "", *, to: int, base_dir: Path | None = None) -> list[i
                 for version, file in zip(versions, files, strict=True):
                     plan.take_back(connection, version, file)
         return versions
-
-
-# --- the files --------------------------------------------------------------------------------------------------------
 
 
 class _File(NamedTuple):
@@ -380,9 +375,6 @@ def _text(file: Path) -> str:
         raise MigrationError(f"{file} can't be read: {error.strerror}") from error
 
 
-# --- the database -----------------------------------------------------------------------------------------------------
-
-
 @contextmanager
 def _connected(conninfo: Secret) -> Iterator[Connection[Any]]:
     """A connection that commits each statement by itself. Raises ConnectionRejectedError for one that no second attempt
@@ -441,3 +433,20 @@ def _migration_error(error: psycopg.Error, what: str, hint: str = "", end: str =
     if hint and isinstance(error, psycopg.errors.InsufficientPrivilege):
         text += f"\n{hint}"
     return MigrationError(text + end)
+
+
+class MigrationFile(NamedTuple):
+    """A migration as it is shipped."""
+
+    version: int
+    name: str
+    #: Of its bytes, in hexadecimal.
+    sha256: str
+
+
+def migration_files(folder: Path) -> list[MigrationFile]:
+    """The migrations of a folder, in their order."""
+    return [
+        MigrationFile(int(file.name[1:].partition("__")[0]), file.name, hashlib.sha256(file.read_bytes()).hexdigest())
+        for file in sorted(folder.glob("V*.sql"))
+    ]

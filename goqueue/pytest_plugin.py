@@ -1,7 +1,4 @@
 """pytest fixtures that give each test a migrated database of its own: ``pytest_plugins = ["goqueue.pytest_plugin"]``.
-
-Imports pytest, psycopg, goqueue.embedded and goqueue.migrate; the store, goqueue.explain, goqueue.queries and
-testcontainers when they are used.
 The SQL here is limited to making and dropping test databases.
 
 The server is the one of GOQUEUE_TEST_DATABASE_URL if set (its user needs CREATEDB), else a container where a Docker
@@ -25,10 +22,10 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 from goqueue.config import DatabaseConfig
-from goqueue.embedded import EmbeddedServer, EmbeddedServerError
+from goqueue.conninfo import Secret, connect, without_frames
 from goqueue.errors import ConfigError, GoQueueError
 from goqueue.migrate import migrate, migrations_hash
-from goqueue.secret import Secret, connect, without_frames
+from goqueue.testing.embedded import EmbeddedServer, EmbeddedServerError
 
 _FAST = {
     "fsync": "off",
@@ -267,7 +264,7 @@ def _template(goqueue_server: DatabaseServer) -> str:
         connection.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", [name])
         row = connection.execute("SELECT datistemplate FROM pg_database WHERE datname = %s", [name]).fetchone()
         if goqueue_server.lasting:
-            importlib.import_module("goqueue.explain").drop_abandoned(connection, _OF_TESTS)
+            importlib.import_module("goqueue.testing.scratch").drop_abandoned(connection, _OF_TESTS)
         if row == (True,):
             return name
         if row is not None:  # made by a run that ended before the template was whole
@@ -293,7 +290,7 @@ def goqueue_database(
     identifier = sql.Identifier(name)
     # This connection stays open: its session holds the name, so that no other run takes the database for abandoned.
     with connect(goqueue_server.url) as connection:
-        importlib.import_module("goqueue.queries").load_queries().hold_database(connection, name=name)
+        importlib.import_module("goqueue.postgres.queries").load_queries().hold_database(connection, name=name)
         # Without fsync two checkpoints take less than 8 MB of WAL. On other servers, the server's own choice.
         copies = not goqueue_server.lasting and connection.info.server_version >= 150000
         strategy = sql.SQL(" STRATEGY FILE_COPY" if copies else "")

@@ -1,17 +1,17 @@
-# Made by `make catalogue` from goqueue/aio/storage.py; change that.
-"""The contract of every storage backend; tests/test_contract.py checks it. Imports goqueue.models alone."""
+# Made by `make catalogue` from storage_async.py; change that.
+"""The contract of every storage backend; tests/test_contract.py checks it."""
 
 from collections.abc import Collection, Iterable, Iterator
 from datetime import datetime, timedelta
 from typing import Protocol, Self, runtime_checkable
 from uuid import UUID
 
+from goqueue.counts import JobCount, Pruned
 from goqueue.models import (
     Backoff,
     Failure,
     Held,
     Job,
-    JobCount,
     JobFilter,
     JobId,
     Jobs,
@@ -20,7 +20,6 @@ from goqueue.models import (
     Lease,
     NewJob,
     Page,
-    Pruned,
     QueueStats,
     TransactionStatus,
 )

@@ -64,14 +64,14 @@ MUTANTS = [
         ("clock", "statement_timestamp()", "now()", f"{_GUARDS} -k Clock"),
     ),
     Mutant(
-        "goqueue/aio/postgres.py",
+        "goqueue/postgres/store_async.py",
         "delete_job: transaction",
         'self._transaction(connection, "delete_job", [wanted])',
         '__import__("contextlib").nullcontext({})',
         f"{_GUARDS} -k Delete",
     ),
     Mutant(
-        "goqueue/aio/postgres.py",
+        "goqueue/postgres/store_async.py",
         "create_jobs: transaction",
         'self._transaction(connection, "create_jobs", ids)',
         '__import__("contextlib").nullcontext({})',
@@ -150,7 +150,7 @@ def mutate(root: Path, mutant: Mutant) -> None:
     """Take the guard away in a copy of the checkout."""
     file, before, text, after = located(root, mutant)
     file.write_text(before + text.replace(mutant.guard, mutant.without) + after, "utf-8")
-    subprocess.run([sys.executable, "-m", "goqueue.unasync"], cwd=root, check=True)
+    subprocess.run([sys.executable, "-m", "tools.unasync"], cwd=root, check=True)
 
 
 def run(mutant: Mutant) -> tuple[str, float]:

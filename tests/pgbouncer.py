@@ -1,6 +1,6 @@
 """A pgbouncer of the tests' own that pools transactions, in front of the test server.
 
-Imports goqueue.embedded, for what the two servers have in common: a private folder, and a user that is not root.
+Imports goqueue.testing.embedded, for what both servers have in common: a private folder, and a user that is not root.
 """
 
 import os
@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from goqueue.embedded import _make_base, _make_private, _server_identity, _spawn
+from goqueue.testing.embedded import _make_base, _make_private, _server_identity, _spawn
 
 PROGRAM = shutil.which("pgbouncer", path=os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin"]))
 MISSING = "pgbouncer is not installed, so nothing is tested through one (Debian: apt-get install pgbouncer)"

@@ -1,6 +1,6 @@
 """What the plan tests stand on: a database filled as a busy year fills it, and what EXPLAIN says of a statement there.
 
-Imports goqueue.catalogue and goqueue.explain, whose seed, plans and explainer they are, and psycopg.
+Imports goqueue.testing.scratch and goqueue.workbench, whose seed, plans and explainer they are, and psycopg.
 """
 
 import time
@@ -9,10 +9,12 @@ from typing import Any
 
 import psycopg
 
-from goqueue import explain
-from goqueue.catalogue import QueryNote, read_notes
-from goqueue.explain import MODES, Plan, add_jobs, filling
-from goqueue.sqlfiles import APART
+from goqueue.files import APART
+from goqueue.testing.scratch import add_jobs, filling
+from goqueue.workbench import explain
+from goqueue.workbench.explain import MODES
+from goqueue.workbench.notes import QueryNote, read_notes
+from goqueue.workbench.plans import Plan
 
 __all__ = ["JIT_ABOVE_COST", "MODES", "NOTES", "Explainer", "Plan", "kept_plans", "seed"]
 

@@ -39,8 +39,8 @@ from goqueue import (
     StorageError,
     StorageUnavailableError,
 )
-from goqueue.embedded import EmbeddedServer
 from goqueue.migrate import migrate
+from goqueue.testing.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.anyio
 
@@ -327,7 +327,7 @@ async def every_job(store: AsyncPostgresStorage) -> AsyncIterator[Job]:
 async def test_a_server_that_does_not_end_the_statement_costs_the_connection(
     store: AsyncPostgresStorage, server: Server, other: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("goqueue.aio.connection._PATIENCE", 0.1)
+    monkeypatch.setattr("goqueue.postgres.connection_async._PATIENCE", 0.1)
     async with store._connection() as connection:
 
         async def refuse(**_: Any) -> None:
@@ -651,7 +651,7 @@ def without_async(text: str) -> str:
     text = re.sub(r" \| (collections\.abc\.)?AsyncIterable\[[^]]*\]|, for asyncio", "", text)
     text = text.replace("per event loop", "per process").replace("between tasks", "between threads")
     text = re.sub(r"psycopg\.AsyncConnection\.connect|await |async (?=def|with|for)", "", text)
-    return re.sub(r"Async(?=[A-Z])|(?<=goqueue\.)aio\.", "", text).replace("psycopg.connect", "")
+    return re.sub(r"Async(?=[A-Z])|(?<=\w)_async(?=\.)", "", text).replace("psycopg.connect", "")
 
 
 @pytest.mark.parametrize(
@@ -684,15 +684,15 @@ def test_no_method_is_without_a_test_of_its_static_types(kind: type) -> None:
 def test_the_made_half_is_said_to_be_stale_when_its_source_has_changed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from goqueue import catalogue, unasync
+    from tools import catalogue, unasync
 
     made = unasync.made_modules()
-    assert sorted(path.name for path in made) == sorted(f"{name}.py" for name in unasync.MODULES)
+    assert sorted(path.stem for path in made) == ["connection", "cursor", "listener", "pool", "storage", "store"]
     assert all(path.read_text("utf-8").startswith("# Made by `make catalogue`") for path in made)
-    [postgres] = [path for path in made if path.name == "postgres.py"]
+    [postgres] = [path for path in made if path.name == "store.py"]
     monkeypatch.setattr(unasync, "synchronous", lambda source: made[postgres] + "# changed\n")
     monkeypatch.setattr(sys, "argv", ["catalogue", "--check"])
     with pytest.raises(SystemExit) as ended:
         catalogue.main()
     assert ended.value.code == 1
-    assert "postgres.py is stale: run `make catalogue`" in capsys.readouterr().err
+    assert "store.py is stale: run `make catalogue`" in capsys.readouterr().err

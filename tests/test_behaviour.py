@@ -14,12 +14,12 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from goqueue.behaviour import Proven, Shown, compare_behaviour
-from goqueue.cases import CASES, populate
-from goqueue.postgres import PostgresStorage
+from goqueue.files import APART, shipped_folder
+from goqueue.postgres.queries import load_queries, load_statements
+from goqueue.postgres.store import PostgresStorage
 from goqueue.pytest_plugin import DatabaseServer
-from goqueue.queries import load_queries, load_statements, shipped_folder
-from goqueue.sqlfiles import APART
+from goqueue.workbench.behaviour import Proven, Shown, compare_behaviour
+from goqueue.workbench.cases import CASES, populate
 from tests.commands import Commands
 
 Connection = psycopg.Connection[Any]

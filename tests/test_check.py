@@ -21,15 +21,17 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from goqueue import NewJob, PostgresStorage, cli, health
+from goqueue import NewJob, PostgresStorage, cli
 from goqueue.config import DatabaseConfig
-from goqueue.embedded import EmbeddedServer
-from goqueue.findings import Check, Finding, Level
-from goqueue.health import run_checks
+from goqueue.files import shipped_folder
 from goqueue.migrate import migrate
-from goqueue.pool import connect
-from goqueue.queries import shipped_folder
-from goqueue.schema import expected_schema, read_schema, schema_text
+from goqueue.postgres.pool import connect
+from goqueue.testing.embedded import EmbeddedServer
+from goqueue.workbench import health
+from goqueue.workbench.findings import Check, Finding, Level
+from goqueue.workbench.health import run_checks
+from goqueue.workbench.schema import expected_schema, read_schema
+from tools.recordings import schema_text
 
 Connection = psycopg.Connection[Any]
 NAMES = [

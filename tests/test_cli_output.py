@@ -17,7 +17,7 @@ from rich.progress import Progress
 from goqueue import NewJob, PostgresStorage
 from goqueue.cli import common
 from goqueue.cli.common import Column, aware_time, console, duration, error_console, progress, table, utf8, working
-from goqueue.models import JobCount, counted
+from goqueue.counts import JobCount, counted
 from tests.commands import COMMAND, SECONDS, Commands
 
 #: Taken for an emoji, for markup, for a command to the terminal, and for one to its order of characters.

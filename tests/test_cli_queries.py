@@ -13,10 +13,12 @@ import psycopg
 import pytest
 
 from goqueue import JobFilter, NewJob, PostgresStorage, cli
-from goqueue.catalogue import describe_columns, psql_text, read_columns, read_notes
-from goqueue.embedded import EmbeddedServer
+from goqueue.files import shipped_folder
 from goqueue.migrate import migrate
-from goqueue.queries import load_queries, shipped_folder
+from goqueue.postgres.queries import load_queries
+from goqueue.testing.embedded import EmbeddedServer
+from goqueue.workbench.notes import psql_text, read_columns, read_notes
+from tools.catalogue import describe_columns
 
 NOTES = {note.name: note for note in read_notes()}
 COLUMNS = read_columns()

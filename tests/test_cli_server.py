@@ -18,9 +18,9 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from goqueue.devserver import DevServer, Running
-from goqueue.embedded import EmbeddedServerError
 from goqueue.pytest_plugin import DatabaseServer, _database_url
+from goqueue.testing.devserver import DevServer, Running
+from goqueue.testing.embedded import EmbeddedServerError
 from tests.commands import COMMAND, SECONDS, Commands
 
 # --- migrate ----------------------------------------------------------------------------------------------------------
@@ -245,7 +245,7 @@ def test_when_whoever_started_it_is_gone_before_the_answer_the_server_stops(fold
     stops = log.read_text().count("system is shut down") if log.exists() else 0
     reading, writing = os.pipe()
     os.close(reading)
-    keeper = [sys.executable, "-m", "goqueue.devserver", str(folder), str(writing)]
+    keeper = [sys.executable, "-m", "goqueue.testing.devserver", str(folder), str(writing)]
     subprocess.run(keeper, pass_fds=[writing], stderr=subprocess.DEVNULL, check=True)
     os.close(writing)
     deadline = time.monotonic() + SECONDS
@@ -291,7 +291,7 @@ def test_a_path_too_long_for_a_socket_gets_a_url_all_the_same(folder: Path) -> N
 
 
 def test_windows_is_refused_kindly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("goqueue.devserver.os.name", "nt")
+    monkeypatch.setattr("goqueue.testing.devserver.os.name", "nt")
     with pytest.raises(EmbeddedServerError, match="use a PostgreSQL server of your own"):
         DevServer(tmp_path)
 

@@ -11,7 +11,8 @@ from psycopg import sql
 
 from goqueue import NewJob, PostgresStorage
 from goqueue.cli.stats import _label, _metrics
-from goqueue.models import JobCount, JobStatus, QueueStats
+from goqueue.counts import JobCount
+from goqueue.models import JobStatus, QueueStats
 from goqueue.pytest_plugin import DatabaseServer
 from tests.commands import Commands
 from tests.test_metrics import SQL_EXPORTER

@@ -24,11 +24,11 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from goqueue import DatabaseConfig, NewJob, PostgresStorage, StorageError
 from goqueue.cli.queries import _configured
-from goqueue.embedded import EmbeddedServer
 from goqueue.migrate import migrate
-from goqueue.pool import open_connection
-from goqueue.queries import load_queries
-from goqueue.session import conninfo, deadlines
+from goqueue.postgres.options import conninfo, deadlines
+from goqueue.postgres.pool import open_connection
+from goqueue.postgres.queries import load_queries
+from goqueue.testing.embedded import EmbeddedServer
 from tests.ways import opened
 
 SECOND = timedelta(seconds=1)

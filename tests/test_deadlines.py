@@ -21,11 +21,11 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from goqueue import AsyncPostgresStorage, DatabaseConfig, NewJob, PostgresStorage, StorageUnavailableError
-from goqueue.embedded import EmbeddedServer
-from goqueue.libpq import DeadlineExceededError
+from goqueue.files import shipped_folder
 from goqueue.migrate import migrate
-from goqueue.queries import shipped_folder
-from goqueue.session import deadlines
+from goqueue.postgres.libpq import DeadlineExceededError
+from goqueue.postgres.options import deadlines
+from goqueue.testing.embedded import EmbeddedServer
 from tests.tunnel import Tunnel
 from tests.ways import Way, opened
 

@@ -20,8 +20,8 @@ import psutil
 import psycopg
 import pytest
 
-from goqueue import embedded
-from goqueue.embedded import EmbeddedServer, EmbeddedServerError
+from goqueue.testing import embedded
+from goqueue.testing.embedded import EmbeddedServer, EmbeddedServerError
 
 pytestmark = pytest.mark.timeout(120)
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -217,7 +217,7 @@ def child_process(body: str, *, python: str = sys.executable, **popen: Any) -> s
     """Python code in a process of its own; ``told(server)`` prints the server's pid and its temporary folder."""
     code = """
         import os, signal, sys, time, psycopg
-        from goqueue.embedded import EmbeddedServer
+        from goqueue.testing.embedded import EmbeddedServer
         # A test run in the background, or by nohup, hands on signals that are ignored.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGHUP, signal.SIG_DFL)

@@ -15,23 +15,12 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from goqueue.catalogue import QueryNote, read_notes
-from goqueue.explain import (
-    SCENARIOS,
-    SCRATCH,
-    Explainer,
-    ExplainError,
-    drop_abandoned,
-    example_values,
-    explain_query,
-    explainable,
-    regressions,
-    scratch_database,
-    seed,
-)
+from goqueue.files import APART, shipped_folder
+from goqueue.postgres.queries import load_queries
 from goqueue.pytest_plugin import DatabaseServer
-from goqueue.queries import load_queries, shipped_folder
-from goqueue.sqlfiles import APART
+from goqueue.testing.scratch import SCENARIOS, SCRATCH, ExplainError, drop_abandoned, scratch_database, seed
+from goqueue.workbench.explain import Explainer, example_values, explain_query, explainable, regressions
+from goqueue.workbench.notes import QueryNote, read_notes
 from tests.commands import SECONDS, Commands, Result
 
 NOTES = {note.name: note for note in read_notes()}

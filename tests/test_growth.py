@@ -9,8 +9,8 @@ import psycopg
 import pytest
 
 from goqueue import JobFilter, NewJob, PostgresStorage
-from goqueue.embedded import EmbeddedServer
 from goqueue.migrate import migrate
+from goqueue.testing.embedded import EmbeddedServer
 from tests.plans import kept_plans
 
 ADD = """

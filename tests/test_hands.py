@@ -264,7 +264,7 @@ class TestManyUnreadableJobs:
         goqueue_connection: psycopg.Connection[Any],
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr("goqueue.postgres._SET_ASIDE_SECONDS", 0.0)
+        monkeypatch.setattr("goqueue.postgres.store._SET_ASIDE_SECONDS", 0.0)
         goqueue_connection.execute(
             "INSERT INTO goqueue.jobs (job_type, payload) SELECT 'bad', '1e5000' FROM generate_series(1, 3)"
         )

@@ -15,8 +15,8 @@ from goqueue.migrate import migrations_dir
 REPO = Path(__file__).resolve().parent.parent
 OPEN = "from goqueue import PostgresStorage\nPostgresStorage.open(sys.argv[1])"
 BOUND = "import psycopg\nfrom goqueue import PostgresStorage\nPostgresStorage.bound_to(psycopg.connect(sys.argv[1]))"
-COLUMNS = "from goqueue.catalogue import read_columns\nread_columns()"
-SCHEMA = "from goqueue.schema import expected_schema\nexpected_schema()"
+COLUMNS = "from goqueue.workbench.notes import read_columns\nread_columns()"
+SCHEMA = "from goqueue.workbench.schema import expected_schema\nexpected_schema()"
 MIGRATE = "from goqueue.migrate import migrate\nmigrate(sys.argv[1])"
 
 

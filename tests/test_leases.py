@@ -32,7 +32,7 @@ from goqueue import (
     PostgresStorage,
     Storage,
 )
-from goqueue.claim_positions import ClaimPositions, positions_of
+from goqueue.postgres.claim_positions import ClaimPositions, positions_of
 
 ZERO = timedelta(0)
 SECOND = timedelta(seconds=1)
@@ -1275,7 +1275,7 @@ class TestClaimPositions:
     @pytest.fixture
     def at(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
         def be(now: float) -> None:
-            monkeypatch.setattr("goqueue.claim_positions.monotonic", lambda: now)
+            monkeypatch.setattr("goqueue.postgres.claim_positions.monotonic", lambda: now)
 
         be(100)
         return be

@@ -191,7 +191,7 @@ class TestFields:
     ) -> None:
         goqueue_store.ping()
         [record] = [record for record in caplog.records if getattr(record, "query", "") == "ping"]
-        assert (record.filename, record.funcName) == ("statement.py", "report")
+        assert (record.filename, record.funcName) == ("safelog.py", "report")
 
 
 class TestReport:

@@ -11,8 +11,8 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from goqueue.embedded import EmbeddedServer
 from goqueue.migrate import MigrationError, list_migrations, migrate, migrations_dir, undo
+from goqueue.testing.embedded import EmbeddedServer
 
 BASE = migrations_dir()
 LATEST = len(list((BASE / "migrations").glob("V*.sql")))

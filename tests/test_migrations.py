@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from goqueue.migrate import migrate, migrations_dir, undo
-from goqueue.sqlfiles import split
+from goqueue.postgres.lexemes import split
 
 BASE = migrations_dir()
 FILES = sorted((BASE / "migrations").glob("V*.sql"))

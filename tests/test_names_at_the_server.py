@@ -14,12 +14,12 @@ import psycopg
 import pytest
 
 from goqueue import DatabaseConfig, JobFilter, JobUpdate, NewJob
-from goqueue.catalogue import psql_text, read_columns, read_notes
-from goqueue.contract import prove_contract
-from goqueue.embedded import EmbeddedServer
+from goqueue.files import APART, shipped_folder
 from goqueue.migrate import migrate
-from goqueue.queries import load_queries, load_statements, shipped_folder
-from goqueue.sqlfiles import APART
+from goqueue.postgres.queries import load_queries, load_statements
+from goqueue.testing.embedded import EmbeddedServer
+from goqueue.workbench.notes import psql_text, read_columns, read_notes
+from goqueue.workbench.proofs import prove_overrides
 from tests.ways import WAYS, Way, opened
 
 HOUR = timedelta(hours=1)
@@ -206,14 +206,14 @@ def test_the_server_s_log_numbers_parameters_as_the_file_declares_them(watching:
 def test_a_folder_that_declares_parameters_in_another_order_keeps_the_contract(
     goqueue_connection: psycopg.Connection[Any], turned_round: Path
 ) -> None:
-    proof = prove_contract(goqueue_connection, turned_round)
+    proof = prove_overrides(goqueue_connection, turned_round)
     assert (proof.problems, proof.unproved) == ([], [])
     assert "claim_jobs" in (proof.changed or [])
     other = turned_round / "other"  # files are read once in a process
     other.mkdir()
     text = (turned_round / "leases.sql").read_text()
     (other / "leases.sql").write_text(text.replace(":lease::interval", ":lease::text::interval"))
-    problems = prove_contract(goqueue_connection, other).problems
+    problems = prove_overrides(goqueue_connection, other).problems
     said = "query claim_jobs: the parameter lease is taken for text, expected interval"
     assert any(said in problem for problem in problems)
 

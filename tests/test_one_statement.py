@@ -11,13 +11,16 @@ import psycopg
 import pytest
 
 from goqueue import ConfigError, NewJob, PostgresStorage
-from goqueue.aio.adapter import AsyncAdapter
-from goqueue.catalogue import read_notes
 from goqueue.config import DatabaseConfig
-from goqueue.contract import check_contract, generic_plans, prove_contract
-from goqueue.explain import Explainer
-from goqueue.queries import load_queries, load_statements, shipped_folder
-from goqueue.sqlfiles import Statement, bare, is_single
+from goqueue.files import shipped_folder
+from goqueue.postgres.cursor_async import AsyncAdapter
+from goqueue.postgres.lexemes import bare, is_single
+from goqueue.postgres.overrides import check_overrides
+from goqueue.postgres.queries import Statement, load_queries, load_statements
+from goqueue.workbench.explain import Explainer
+from goqueue.workbench.notes import read_notes
+from goqueue.workbench.plans import generic_plans
+from goqueue.workbench.proofs import prove_overrides
 from tests.commands import Commands
 
 Connection = psycopg.Connection[Any]
@@ -213,7 +216,7 @@ def test_a_command_in_place_of_a_query_is_refused_and_not_run(
     start = text.index("SELECT count(*) >= 0")
     given = folder(text[start : text.index(";", start)], command, "server.sql")
     assert "query ping" in refused(goqueue_database, given)
-    assert "query ping" in str(prove_contract(goqueue_connection, given).problems)
+    assert "query ping" in str(prove_overrides(goqueue_connection, given).problems)
     assert jobs() == 2
     assert goqueue_connection.execute("SELECT to_regclass('goqueue.copy')").fetchone() == (None,)
 
@@ -244,8 +247,8 @@ def test_planning_runs_no_function_of_others(
         goqueue_connection.execute("CREATE VIEW goqueue.spies AS SELECT public.spy() AS spy")
         goqueue_connection.execute("SELECT pg_advisory_unlock_all()")
     given = folder(FOUND_BY_ID, FOUND_BY_ID.replace(";", f" AND {condition};"))
-    assert check_contract(goqueue_connection, given) == []
-    proof = prove_contract(goqueue_connection, given)
+    assert check_overrides(goqueue_connection, given) == []
+    proof = prove_overrides(goqueue_connection, given)
     assert proof.problems or "its plan is not made" in str(proof.unproved)
     assert goqueue_connection.execute(
         "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 77"
@@ -276,7 +279,7 @@ def test_a_file_replaced_after_it_was_loaded_is_not_what_is_checked(
     loaded = load_queries(given).get_job.sql
     os.replace(folder("", "", name="good") / "jobs.sql", given / "jobs.sql")
     assert load_queries(given, AsyncAdapter).get_job.sql == loaded
-    assert any("column 3 is 'foo text'" in problem for problem in check_contract(goqueue_connection, given))
+    assert any("column 3 is 'foo text'" in problem for problem in check_overrides(goqueue_connection, given))
 
 
 def test_what_is_checked_is_the_text_that_runs(folder: Folder) -> None:
@@ -288,7 +291,7 @@ def test_what_is_checked_is_the_text_that_runs(folder: Folder) -> None:
 
 def test_the_white_space_in_a_string_is_part_of_the_statement(goqueue_connection: Connection, folder: Folder) -> None:
     given = folder("'the lease expired: its", "'the lease expired:  its", "leases.sql")
-    assert prove_contract(goqueue_connection, given).changed == ["rescue_jobs"]
+    assert prove_overrides(goqueue_connection, given).changed == ["rescue_jobs"]
 
 
 def test_a_comment_that_swallows_the_rest_of_a_line_is_seen(folder: Folder) -> None:

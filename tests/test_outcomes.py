@@ -27,10 +27,10 @@ from goqueue import (
     StorageUnavailableError,
     TransactionStatus,
 )
-from goqueue.embedded import EmbeddedServer
 from goqueue.migrate import migrate
-from goqueue.queries import load_queries
-from goqueue.statement import Rendered
+from goqueue.postgres.queries import load_queries
+from goqueue.postgres.wire import Rendered
+from goqueue.testing.embedded import EmbeddedServer
 from tests import pgbouncer, proxy
 from tests.ways import WAYS, Way, opened
 

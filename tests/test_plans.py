@@ -16,8 +16,8 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from goqueue import explain
 from goqueue.pytest_plugin import DatabaseServer
+from goqueue.workbench import explain
 from tests.plans import JIT_ABOVE_COST, MODES, NOTES, Explainer, Plan, seed
 
 # Two databases, each seeded once for all tests of it:

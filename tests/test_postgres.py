@@ -38,8 +38,8 @@ from goqueue import (
     StorageUnavailableError,
     TransactionConflictError,
 )
-from goqueue.embedded import EmbeddedServer
 from goqueue.migrate import migrate
+from goqueue.testing.embedded import EmbeddedServer
 from tests.plans import kept_plans
 
 SECOND = timedelta(seconds=1)

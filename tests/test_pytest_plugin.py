@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from psycopg import sql
 
 from goqueue import PostgresStorage
-from goqueue.embedded import EmbeddedServer
 from goqueue.migrate import migrations_hash
 from goqueue.pytest_plugin import DatabaseServer, _database_url, _shown
+from goqueue.testing.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.timeout(120)
 REPO = Path(__file__).resolve().parent.parent

@@ -15,11 +15,15 @@ import pytest
 
 import goqueue
 import goqueue.cli.queries
-import goqueue.explain
-from goqueue import Job, Listener, PostgresStorage, behaviour, cases, contract, health, pool, schema
-from goqueue.catalogue import made_files, read_notes
-from goqueue.queries import load_queries, shipped_folder
-from goqueue.sqlfiles import APART
+from goqueue import Job, Listener, PostgresStorage, validation
+from goqueue.files import APART, shipped_folder
+from goqueue.postgres import overrides, pool
+from goqueue.postgres.queries import load_queries
+from goqueue.testing import scratch
+from goqueue.workbench import behaviour, cases, explain, health, plans, proofs, rights, schema
+from goqueue.workbench.notes import read_notes
+from tools import catalogue
+from tools.catalogue import made_files
 
 QUERIES = load_queries()
 NOTES = {note.name: note for note in read_notes()}
@@ -79,7 +83,20 @@ def test_each_query_is_run_by_the_store(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(NOTES.keys() - STORES.keys()))
 def test_each_other_query_is_run_by_a_command(name: str) -> None:
-    modules = (health, schema, contract, behaviour, cases, goqueue.explain, goqueue.cli.queries)
+    modules = (
+        health,
+        schema,
+        rights,
+        overrides,
+        proofs,
+        plans,
+        behaviour,
+        cases,
+        explain,
+        scratch,
+        catalogue,
+        goqueue.cli.queries,
+    )
     source = "".join(map(inspect.getsource, modules))
     assert f"queries.{name}(" in source or f"load_queries().{name}(" in source or f'"{name}"' in source
 
@@ -160,15 +177,15 @@ def test_the_tables_limits_are_those_told_beforehand(goqueue_connection: psycopg
             "SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = 'goqueue.jobs'::regclass"
         ).fetchall()
     )
-    assert f"<= {goqueue.models.MAX_ATTEMPTS}" in checks["jobs_max_attempts_range"]
+    assert f"<= {validation.MAX_ATTEMPTS}" in checks["jobs_max_attempts_range"]
     for column in ("queue", "job_type", "idempotency_key", "locked_by"):
-        assert f"<= {goqueue.models.MAX_NAME_CHARACTERS}" in checks[f"jobs_{column}_length"]
+        assert f"<= {validation.MAX_NAME_CHARACTERS}" in checks[f"jobs_{column}_length"]
     defaults = dict(
         goqueue_connection.execute(
             "SELECT column_name, column_default FROM information_schema.columns WHERE table_name = 'jobs'"
         ).fetchall()
     )
-    assert defaults["max_attempts"] == str(goqueue.models.DEFAULT_MAX_ATTEMPTS)
+    assert defaults["max_attempts"] == str(validation.DEFAULT_MAX_ATTEMPTS)
     statuses = goqueue_connection.execute("SELECT enum_range(NULL::goqueue.job_status)::text[]").fetchone()
     assert statuses == ([str(status) for status in goqueue.JobStatus],)
 
@@ -188,12 +205,14 @@ def texts(file: Path) -> list[str]:
 
 def test_no_sql_text_in_the_package() -> None:
     exempt = {
-        "catalogue.py": "writes the file of checksums; asks for types' names, adds extensions to a scratch database",
         "cli/queries.py": "advice, which is shown and never sent",
-        "contract.py": "wraps a folder's statement in a function and in EXPLAIN, to ask the server about it",
-        "drift.py": "advice, which is shown and never sent",
-        "explain.py": "makes scratch databases, and puts EXPLAIN in front of a statement",
-        "health.py": "advice, which is shown and never sent",
+        "testing/scratch.py": "makes scratch databases",
+        "workbench/explain.py": "puts EXPLAIN in front of a statement",
+        "workbench/health.py": "advice, which is shown and never sent",
+        "workbench/notes.py": "prints EXPLAIN for psql",
+        "workbench/plans.py": "puts EXPLAIN in front of a statement",
+        "workbench/proofs.py": "wraps a folder's statement in a function, to ask the server about it",
+        "workbench/schema.py": "advice, which is shown and never sent",
         "migrate.py": "pgmigrate's own table",
         "pytest_plugin.py": "makes databases for tests",
     }

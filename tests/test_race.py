@@ -45,7 +45,8 @@ CREATE TRIGGER record_change AFTER UPDATE ON goqueue.jobs FOR EACH ROW EXECUTE F
 WORKER = """
     import os, random, sys, time
     from datetime import timedelta
-    from goqueue import Backoff, DatabaseConfig, LeaseLostError, PostgresStorage, claim_positions
+    from goqueue import Backoff, DatabaseConfig, LeaseLostError, PostgresStorage
+    from goqueue.postgres import claim_positions
 
     claim_positions._MANY_DEAD_ROWS = 100
     url, name, batch, milliseconds = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])

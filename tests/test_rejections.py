@@ -27,9 +27,9 @@ from goqueue import (
     StorageError,
     StorageUnavailableError,
 )
-from goqueue.dberrors import translate
-from goqueue.embedded import EmbeddedServer
 from goqueue.migrate import migrate
+from goqueue.postgres.translate import translate
+from goqueue.testing.embedded import EmbeddedServer
 from tests import pgbouncer
 from tests.commands import Commands
 from tests.ways import opened

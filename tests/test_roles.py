@@ -22,13 +22,14 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from goqueue import DuplicateJobError, JobFilter, JobNotFoundError, JobStatus, NewJob, PostgresStorage, SchemaError
-from goqueue.embedded import EmbeddedServer
-from goqueue.findings import Check, Level
-from goqueue.health import run_checks
 from goqueue.migrate import MigrationError, migrate, migrations_dir, undo
 from goqueue.pytest_plugin import DatabaseServer
-from goqueue.schema import expected_rights, rights_text
+from goqueue.testing.embedded import EmbeddedServer
+from goqueue.workbench.findings import Check, Level
+from goqueue.workbench.health import run_checks
+from goqueue.workbench.rights import expected_rights
 from tests.plans import MODES, NOTES, Explainer, seed
+from tools.recordings import rights_text
 
 BASE = migrations_dir()
 SCRIPT = BASE / "migrations" / "roles" / "roles.sql"

@@ -22,10 +22,10 @@ from rich.traceback import Traceback
 
 from goqueue import AsyncPostgresStorage, DatabaseConfig, GoQueueError, PostgresStorage, load_config
 from goqueue.config import load_settings
-from goqueue.explain import scratch_database
+from goqueue.conninfo import Secret, connect
 from goqueue.migrate import list_migrations, migrate, undo
 from goqueue.pytest_plugin import DatabaseServer, DatabaseUrl
-from goqueue.secret import Secret, connect
+from goqueue.testing.scratch import scratch_database
 
 REPO = Path(__file__).resolve().parent.parent
 SECRET = "s3cret"

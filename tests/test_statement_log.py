@@ -236,7 +236,7 @@ def test_a_program_that_sets_up_no_logging_stays_silent_and_one_that_does_sees_w
 def test_a_bulk_is_cut_by_its_bytes_too(
     goqueue_store: PostgresStorage, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("goqueue.requests._MAX_BATCH_BYTES", 10_000)
+    monkeypatch.setattr("goqueue.postgres.new_jobs._MAX_BATCH_BYTES", 10_000)
     # The large one is beyond the limit by itself.
     jobs = [NewJob(job_type="t", payload="x" * size) for size in (4000, 4000, 4000, 4000, 4000, 20_000, 1)]
     assert goqueue_store.create_jobs(jobs) == [(job.id, True) for job in jobs]

@@ -19,7 +19,7 @@ PROGRAM = """
     from pathlib import Path
     import goqueue
     from goqueue.migrate import migrate, migrations_dir, undo
-    from goqueue.queries import shipped_folder
+    from goqueue.files import shipped_folder
     site = Path(sys.argv[2])
     assert Path(goqueue.__file__).is_relative_to(site), goqueue.__file__
     assert shipped_folder("sql").is_relative_to(site)
@@ -67,6 +67,7 @@ def test_an_installed_wheel_is_whole(goqueue_database: str, wheel: Path, tmp_pat
     site = tmp_path / "site"
     install = [uv, "pip", "install", "--quiet", "--no-deps", "--python", sys.executable, "--target", site, wheel]
     subprocess.run(install, check=True, cwd=tmp_path)
+    assert not [name for name in ("tools", "tests") if (site / name).exists()]
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(PROGRAM), goqueue_database, site],
         env=os.environ | {"PYTHONPATH": str(site)}, cwd=tmp_path, capture_output=True, text=True, check=False,

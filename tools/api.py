@@ -63,9 +63,11 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def definitions() -> dict[str, tuple[ast.stmt, list[str]]]:
-    """Return each public name that a module of the package defines, with the module's lines."""
+    """Return each public name that a synchronous module of the package defines, with the module's lines."""
     found: dict[str, tuple[ast.stmt, list[str]]] = {}
     for file in sorted((ROOT / "goqueue").rglob("*.py")):
+        if file.stem.endswith("_async"):
+            continue
         text = file.read_text("utf-8")
         for node in ast.parse(text).body:
             match node:

@@ -1,4 +1,4 @@
-"""The `goqueue` command. Imports the modules of its commands; nothing imports it."""
+"""The `goqueue` command."""
 
 import logging
 import sys

@@ -1,4 +1,4 @@
-"""`goqueue jobs create --from`: many jobs out of JSON lines. Imports goqueue.models, and goqueue.cli.common."""
+"""`goqueue jobs create --from`: many jobs out of JSON lines."""
 
 import os
 from collections import deque
@@ -9,8 +9,10 @@ from typing import BinaryIO
 import msgspec
 
 from goqueue.cli.common import note, open_store, print_json, print_line, progress, saying, utf8
+from goqueue.counts import counted
 from goqueue.errors import GoQueueError, InvalidJobError, OutcomeUnknownError
-from goqueue.models import NewJob, check_payload, counted
+from goqueue.models import NewJob
+from goqueue.payload import check_payload
 
 #: How a value is written that JSON has no form for, by the place that msgspec's message ends with.
 _FORMS = {

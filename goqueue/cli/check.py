@@ -1,4 +1,4 @@
-"""`goqueue check`: is all as goqueue needs it? Imports goqueue.behaviour, dberrors, explain, findings, health, pool."""
+"""`goqueue check`: is all as goqueue needs it?"""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -15,16 +15,16 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from goqueue.behaviour import NOT_COMPARED, compare_behaviour
 from goqueue.cli.common import AsJson, CheckFailedError, ConfigFile, console, note, print_json, read_config
 from goqueue.config import DatabaseConfig
-from goqueue.dberrors import translate
 from goqueue.errors import ConnectionRejectedError, GoQueueError, StorageUnavailableError
-from goqueue.explain import REFUSALS, scratch_database
-from goqueue.findings import Check, Finding, Level
-from goqueue.health import read_settings, run_checks
-from goqueue.pool import connect, open_connection
-from goqueue.queries import load_queries
+from goqueue.postgres.pool import connect, open_connection
+from goqueue.postgres.queries import load_queries
+from goqueue.postgres.translate import translate
+from goqueue.testing.scratch import REFUSALS, scratch_database
+from goqueue.workbench.behaviour import NOT_COMPARED, compare_behaviour
+from goqueue.workbench.findings import Check, Finding, Level
+from goqueue.workbench.health import read_settings, run_checks
 
 _STYLES = {
     Level.OK: "green",

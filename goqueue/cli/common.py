@@ -1,5 +1,4 @@
-"""What the commands share: options, output, the store. Imports goqueue.config, goqueue.dberrors, goqueue.errors and
-goqueue.postgres."""
+"""What the commands share: options, output, the store."""
 
 import codecs
 import errno
@@ -24,9 +23,9 @@ from rich.table import Table
 from rich.text import Text
 
 from goqueue.config import Config, format_duration, load_config, parse_duration
-from goqueue.dberrors import is_nobody_here
 from goqueue.errors import ConnectionRejectedError, GoQueueError, StorageUnavailableError
-from goqueue.postgres import PostgresStorage
+from goqueue.postgres.store import PostgresStorage
+from goqueue.postgres.translate import is_nobody_here
 
 EXIT_CODES = (
     "Exit status: 0 when all went well, 1 after an error, without a yes to a question, when some of the ids given "

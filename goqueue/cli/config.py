@@ -1,4 +1,4 @@
-"""`goqueue config`: the settings in force. Imports goqueue.config."""
+"""`goqueue config`: the settings in force."""
 
 import sys
 from itertools import groupby

@@ -1,4 +1,4 @@
-"""`goqueue jobs`: the operator's hand on jobs. Imports goqueue.models, and the store by way of goqueue.cli.common."""
+"""`goqueue jobs`: the operator's hand on jobs."""
 
 import functools
 import inspect
@@ -40,9 +40,11 @@ from goqueue.cli.common import (
     working,
     write_json,
 )
+from goqueue.counts import counted
 from goqueue.errors import GoQueueError, JobNotFoundError
-from goqueue.models import MAX_PAGE, Failure, Job, JobFilter, JobStatus, JobUpdate, NewJob, Page, counted
-from goqueue.postgres import PostgresStorage
+from goqueue.models import Failure, Job, JobFilter, JobStatus, JobUpdate, NewJob, Page
+from goqueue.postgres.store import PostgresStorage
+from goqueue.validation import MAX_PAGE
 
 jobs = typer.Typer(help="List, add, change and remove jobs.", no_args_is_help=True)
 

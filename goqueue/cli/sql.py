@@ -1,4 +1,4 @@
-"""`goqueue sql`: the SQL files for a DBA's hand. Imports goqueue.queries and goqueue.sqlfiles."""
+"""`goqueue sql`: the SQL files for a DBA's hand."""
 
 import shlex
 from difflib import unified_diff
@@ -8,10 +8,9 @@ from typing import Annotated
 import typer
 
 from goqueue.cli.common import EXIT_CODES, AsJson, ConfigFile, note, print_json, read_config, write
+from goqueue.counts import counted
 from goqueue.errors import ConfigError
-from goqueue.models import counted
-from goqueue.queries import shipped_folder
-from goqueue.sqlfiles import APART, exported, is_outdated, read_export, sql_files, without_stamp
+from goqueue.files import APART, exported, is_outdated, read_export, shipped_folder, sql_files, without_stamp
 
 sql_app = typer.Typer(help="Take the SQL files out, change them, and see what was changed.", no_args_is_help=True)
 

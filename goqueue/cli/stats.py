@@ -1,4 +1,4 @@
-"""`goqueue stats`: the queues at a glance, for people, programs and Prometheus. Imports goqueue.models."""
+"""`goqueue stats`: the queues at a glance, for people, programs and Prometheus."""
 
 import sys
 import threading
@@ -31,9 +31,10 @@ from goqueue.cli.common import (
     write,
     write_json,
 )
+from goqueue.counts import JobCount, counted
 from goqueue.errors import StorageUnavailableError, TransactionConflictError
-from goqueue.models import JobCount, JobStatus, QueueStats, counted
-from goqueue.postgres import PostgresStorage
+from goqueue.models import JobStatus, QueueStats
+from goqueue.postgres.store import PostgresStorage
 
 #: Jobs a second by queue; of a queue whose counts are estimates there is none.
 Rates = dict[str, float]

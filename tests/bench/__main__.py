@@ -1,6 +1,6 @@
 """`python -m tests.bench`: runs the measurements, prints their table, writes their JSON and draws it.
 
-Imports goqueue.embedded, rich and the modules beside it.
+Imports goqueue.testing.embedded, rich and the modules beside it.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from goqueue.embedded import EmbeddedServer
+from goqueue.testing.embedded import EmbeddedServer
 from tests.bench.harness import Bench, Line, checkout
 from tests.bench.indexes import measure_indexes
 from tests.bench.lists import measure_list_jobs

@@ -1,7 +1,6 @@
 """What the measurements share: scratch databases, pgbench, interleaved rounds, and lines of the result.
 
-Imports goqueue.config, goqueue.embedded, goqueue.migrate, goqueue.pool, goqueue.session, psycopg
-and rich.
+Imports goqueue.config, goqueue.migrate, goqueue.postgres, goqueue.testing.embedded, psycopg and rich.
 """
 
 import os
@@ -21,10 +20,10 @@ from psycopg import sql
 from rich.progress import Progress, TaskID
 
 from goqueue.config import DatabaseConfig
-from goqueue.embedded import EmbeddedServer
 from goqueue.migrate import migrate
-from goqueue.pool import connect
-from goqueue.session import PLANNING
+from goqueue.postgres.options import PLANNING
+from goqueue.postgres.pool import connect
+from goqueue.testing.embedded import EmbeddedServer
 
 
 def bare_connection(config: DatabaseConfig) -> psycopg.Connection[Any]:

@@ -13,8 +13,8 @@ import psycopg
 from psycopg import sql
 
 from goqueue import DatabaseConfig, NewJob
-from goqueue.models import encode_json
-from goqueue.queries import load_queries
+from goqueue.payload import encode_json
+from goqueue.postgres.queries import load_queries
 from tests.bench.harness import Bench, Line, bare_connection, seconds
 from tests.bench.seed import seed
 from tests.bench.work import QUEUE, Bare

@@ -13,8 +13,8 @@ from urllib.parse import quote
 import psycopg
 
 from goqueue import DatabaseConfig, JobFilter, PostgresStorage
-from goqueue.models import read_cursor
-from goqueue.queries import load_queries
+from goqueue.cursors import read_cursor
+from goqueue.postgres.queries import load_queries
 from tests.bench.harness import Bench, Line, Target, literals, rendered, seconds
 from tests.bench.seed import seed
 

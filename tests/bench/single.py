@@ -10,8 +10,8 @@ import sys
 import psycopg
 
 from goqueue import DatabaseConfig, NewJob, PostgresStorage
-from goqueue.models import encode_json
-from goqueue.queries import load_queries
+from goqueue.payload import encode_json
+from goqueue.postgres.queries import load_queries
 from tests.bench.harness import Bench, Line, Target, checkout, rendered, seconds
 
 _PAYLOAD = {"to": "user1@example.com", "template": "welcome", "tries": 3}

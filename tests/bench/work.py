@@ -18,8 +18,8 @@ from uuid import UUID
 import psycopg
 
 from goqueue import DatabaseConfig, Job, PostgresStorage
-from goqueue.claim_positions import ClaimPositions
-from goqueue.queries import load_queries
+from goqueue.postgres.claim_positions import ClaimPositions
+from goqueue.postgres.queries import load_queries
 from tests.bench.harness import Bench, Line, Target, bare_connection, checkout, rendered, seconds
 
 QUEUE = "mail"

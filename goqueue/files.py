@@ -1,0 +1,124 @@
+"""Shipped files, and a folder of SQL files in place of the shipped ones."""
+
+import hashlib
+import re
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+from goqueue.errors import ConfigError
+
+#: The files behind the DBA's commands: the store doesn't run their queries, and no folder replaces them.
+APART = frozenset({"behaviour.sql", "checks.sql", "seed.sql", "statements.sql"})
+_STAMP = re.compile(r"-- From goqueue (?P<version>\S+), sha256 (?P<sha256>[0-9a-f]{64})\.[^\n]*\n")
+
+
+def sql_files(folder: Path | str | None, shipped: Path) -> list[tuple[Path, Path]]:
+    """Each file to load, and the shipped one of its name: the same one, unless ``folder`` has a file in its place.
+
+    Raises `ConfigError` for a folder that is missing, has no SQL file, or has one that goqueue doesn't ship.
+    """
+    names = sorted(file.name for file in shipped.glob("*.sql"))
+    if folder is None:
+        return [(shipped / name, shipped / name) for name in names]
+    given = Path(folder)
+    if not given.is_dir():
+        raise ConfigError([f"the folder of SQL files {given} does not exist; `goqueue sql export {given}` makes one"])
+    own = {file.name for file in given.glob("*.sql")}
+    expected = ", ".join(name for name in names if name not in APART)
+    if not own:
+        raise ConfigError([f"the folder {given} has no SQL files; expected some of {expected}"])
+    if unknown := sorted(own.difference(names) | own & APART):
+        raise ConfigError(
+            [f"{given / name} is no SQL file of the store's and would never be read; expected the names {expected}"
+             for name in unknown]
+        )  # fmt: skip
+    return [((given if name in own else shipped) / name, shipped / name) for name in names]
+
+
+class Export(NamedTuple):
+    """Where an exported file came from, and whether it was changed since."""
+
+    version: str
+    #: Of the shipped file at the time.
+    sha256: str
+    changed: bool
+
+
+def exported(shipped: Path) -> str:
+    """The text of a shipped file with a first line that tells, later on, what has changed on which side."""
+    text = shipped.read_text(encoding="utf-8")
+    return (
+        f"-- From goqueue {version('goqueue')}, sha256 {_sha256(text)}. Keep this line for `goqueue sql diff`.\n{text}"
+    )
+
+
+def read_export(file: Path) -> Export | None:
+    """What the first line of an exported file says; None for a file without such a line."""
+    text = file.read_text(encoding="utf-8-sig")
+    if (match := _STAMP.match(text)) is None:
+        return None
+    return Export(match["version"], match["sha256"], _sha256(text[match.end() :]) != match["sha256"])
+
+
+def is_outdated(file: Path, shipped: Path) -> Export | None:
+    """The export that ``file`` is, when the shipped file has changed since; else None."""
+    export = None if file == shipped else read_export(file)
+    return export if export and export.sha256 != _sha256(shipped.read_text(encoding="utf-8")) else None
+
+
+def since_export(file: Path, shipped: Path) -> str:
+    """What to add to a message about ``file`` when the shipped file has changed since it was exported; else nothing."""
+    try:
+        export = is_outdated(file, shipped)
+    except (OSError, ValueError):
+        return ""
+    if export is None:
+        return ""
+    return f" (exported from goqueue {export.version}, and the shipped file has changed since: see `goqueue sql diff`)"
+
+
+def without_stamp(text: str) -> str:
+    """The text of a file without the line that `exported` puts first."""
+    match = _STAMP.match(text)
+    return text[match.end() :] if match else text
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+# The files that goqueue can't do without, by their folder: what an incomplete installation lacks has to be named.
+_NEEDED = {
+    "sql": (
+        *("checks.sql", "jobs.sql", "leases.sql", "seed.sql", "server.sql", "statements.sql", "stats.sql"),
+        "columns.json",
+    ),
+    "migrations": ("V0001__create_jobs.sql", "roles/rights.json", "roles/roles.sql", "schema.json"),
+}
+
+
+def shipped_folder(name: str) -> Path:
+    """The folder ``name`` ("sql", "migrations") that goqueue ships: beside the package in a checkout, else in it.
+
+    Raises `ConfigError` where the installation lacks the folder or a file of it.
+    """
+    package = Path(__file__).resolve().parent
+    beside = package.parent / name
+    folder = beside if (package.parent / "pyproject.toml").is_file() and beside.is_dir() else package / name
+    if not package.is_dir():
+        archive = f"goqueue was imported from an archive, {package.parent}, and its SQL must be files in a folder"
+        raise ConfigError([f"{archive}: install it unpacked, as pip does"])
+    if missing := [file for file in _NEEDED[name] if not (folder / file).is_file()]:
+        incomplete = f"this installation of goqueue is incomplete: {folder} has no {', '.join(missing)}"
+        raise ConfigError([f"{incomplete}; install it again (pip install --force-reinstall goqueue)"])
+    return folder
+
+
+def read_shipped(folder: str, name: str) -> str:
+    """The text of a file that goqueue ships. Raises `ConfigError` where it can't be read."""
+    file = shipped_folder(folder) / name
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as exc:
+        raise ConfigError([f"{file} can't be read: {exc}; install goqueue again"]) from exc

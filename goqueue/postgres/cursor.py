@@ -1,0 +1,161 @@
+# Made by `make catalogue` from cursor_async.py; change that.
+"""aiosql's adapter over psycopg, and its cursors."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from time import perf_counter
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from aiosql.adapters.pyformat import PyFormatAdapter
+from psycopg import Connection, Cursor, RawCursor
+from psycopg.adapt import AdaptersMap
+from psycopg.pq import TransactionStatus
+from psycopg.rows import namedtuple_row
+
+from goqueue.postgres.translate import StandbyWatch, is_unanswered, unanswered, unconfirmed
+from goqueue.postgres.wire import ADAPTERS, Rendered, as_parameter, check_session, tag_of, tagged, tolerant_rows
+from goqueue.safelog import record_lost, report
+
+_TRACED = "opentelemetry.instrumentation.psycopg"
+# ACTIVE is a caller's pipeline. A connection that is lost is none of them.
+_NO_TRANSACTION = (TransactionStatus.IDLE, TransactionStatus.ACTIVE)
+
+
+class _Cursor(RawCursor[Any]):
+    """Takes parameters as ``$1``, and writes and reads values as psycopg does by itself, whatever the application has
+    registered: a job's id is a UUID also where the caller wants ids as text."""
+
+    #: Whether the server has run the statement, whatever a tracer around it raises after that.
+    has_run = False
+
+    @property
+    def adapters(self) -> AdaptersMap:
+        return ADAPTERS
+
+    def forget(self) -> None:
+        """Lets go of a run's result and parameters, up to 16 MiB, which psycopg keeps until the next one."""
+        if self.pgresult is not None:
+            self.pgresult.clear()
+        self._reset()
+
+
+class _Named(_Cursor):
+    """What a traced cursor runs inside its span: gives it the query's name, which else is the statement's first word
+    only (https://github.com/open-telemetry/opentelemetry-python-contrib/issues/3714)."""
+
+    def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+        # There, since the connection is traced.
+        from opentelemetry.instrumentation.utils import is_instrumentation_enabled  # noqa: PLC0415
+        from opentelemetry.trace import get_current_span  # noqa: PLC0415
+
+        self.has_run = False
+        if is_instrumentation_enabled():  # Else the current span is the caller's.
+            with suppress(Exception):  # a tracer of the application's own
+                get_current_span().update_name(tag_of(query))
+        result = super().execute(query, *args, **kwargs)
+        self.has_run = True
+        return result
+
+
+def _cursor_type(connection: Connection[Any]) -> type[_Cursor]:
+    """A kind of cursor that takes our parameters; a traced one on a connection that OpenTelemetry has instrumented.
+
+    That has put a class of its own, derived from the connection's, in the place of ``cursor_factory``.
+    """
+    traced: Any = connection.cursor_factory
+    if traced.__module__ != _TRACED or traced.__base__ not in (Cursor, RawCursor):
+        return _Cursor
+    if "goqueue" not in vars(traced):  # Kept with it: one for each connection, not for each statement.
+        traced.goqueue = type(traced.__name__, (traced, _Named), {})
+    kind: type[_Cursor] = traced.goqueue
+    return kind
+
+
+class Adapter:
+    """Each statement carries its name to the server's log, pg_stat_activity and pg_stat_statements; rows are named
+    tuples whatever the connection's row factory; infinite times can be read; and what was run is logged."""
+
+    def __init__(self, slow: float = 0) -> None:
+        """``slow``: the seconds from which on a statement is logged as a warning; 0 for never."""
+        self._slow = slow
+
+    def process_sql(self, query_name: str, op_type: Any, sql: str) -> str:
+        """What aiosql keeps of a statement: its parameters as ``%(name)s``, its name in a comment."""
+        return tagged(query_name, PyFormatAdapter().process_sql(query_name, op_type, sql))  # type: ignore[no-untyped-call]
+
+    def select(
+        self, conn: Any, query_name: str, sql: Rendered, parameters: Any, record_class: Any = None
+    ) -> Iterator[tuple[Any, ...]]:
+        rows, _ = self._run(conn, query_name, sql, parameters)
+        yield from rows
+
+    def select_one(self, conn: Any, query_name: str, sql: Rendered, parameters: Any, record_class: Any = None) -> Any:
+        rows, _ = self._run(conn, query_name, sql, parameters)
+        return rows[0] if rows else None
+
+    def select_value(self, conn: Any, query_name: str, sql: Rendered, parameters: Any) -> Any:
+        rows, _ = self._run(conn, query_name, sql, parameters)
+        return rows[0][0] if rows else None
+
+    def insert_update_delete(self, conn: Any, query_name: str, sql: Rendered, parameters: Any) -> int:
+        _, count = self._run(conn, query_name, sql, parameters)
+        return count
+
+    def _run(
+        self, conn: Connection[Any], query_name: str, sql: Rendered, parameters: Mapping[str, Any]
+    ) -> tuple[list[tuple[Any, ...]], int]:
+        """The rows (none for a statement that gives none), and how many rows there are or were changed.
+
+        `OutcomeUnknownError` for a statement that commits what it writes, when its reply or a standby's was lost.
+        """
+        check_session(conn)
+        values = [as_parameter(parameters[name]) for name in sql.names]
+        kind = _cursor_type(conn)
+        statement = sql.encoded if kind is _Cursor else sql.text  # OpenTelemetry can't read bytes
+        kept: dict[str, _Cursor] = getattr(conn, "goqueue_cursors", {})
+        if (cursor := kept.get(sql)) is None:
+            cursor = kept[sql] = kind(conn, row_factory=namedtuple_row)
+        rows: list[tuple[Any, ...]] = []
+        commits = sql.writes and conn.autocommit and conn.pgconn.transaction_status in _NO_TRANSACTION
+        watch = StandbyWatch.of(conn)
+        before = watch.unconfirmed
+        start = perf_counter()
+        try:
+            try:
+                cursor.execute(statement, values, binary=True)
+            except Exception:
+                if not cursor.has_run:
+                    raise
+                record_lost("opentelemetry")
+            # In the caller's pipeline there is no result before it is asked for.
+            if cursor.pgresult is None or cursor.pgresult.nfields:
+                try:
+                    rows = cursor.fetchall()
+                except psycopg.DataError:
+                    if cursor.pgresult is None:  # It is the server's own error, in the caller's pipeline.
+                        raise
+                    rows = tolerant_rows(cursor)
+        except BaseException as exc:  # also of a caller who waits no longer
+            error = (isinstance(exc, psycopg.Error) and exc.sqlstate) or type(exc).__name__
+            report(query_name, parameters, perf_counter() - start, slow=self._slow, error=error)
+            cursor.forget()
+            if isinstance(exc, UnicodeEncodeError):
+                raise psycopg.DataError(f"the connection's client_encoding is not UTF8: {exc}") from exc
+            if commits and is_unanswered(exc):
+                lost = unconfirmed if watch.unconfirmed != before else unanswered
+                raise lost(query_name, _jobs(parameters), worker_id=parameters.get("worker_id"), cause=exc) from exc
+            raise
+        count = cursor.rowcount
+        cursor.forget()
+        report(query_name, parameters, perf_counter() - start, slow=self._slow, rows=count)
+        if watch.unconfirmed != before:
+            raise unconfirmed(query_name, _jobs(parameters, rows), worker_id=parameters.get("worker_id"))
+        return rows, count
+
+
+def _jobs(parameters: Mapping[str, Any], rows: Iterable[tuple[Any, ...]] = ()) -> Iterable[UUID]:
+    """The ids of a statement's jobs: of those given, and of those that its rows name."""
+    given = parameters.get("ids") or [parameters.get("id")]
+    return dict.fromkeys(found for found in (*given, *(row[0] for row in rows)) if isinstance(found, UUID))

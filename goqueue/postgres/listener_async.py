@@ -1,0 +1,206 @@
+"""The listener: it waits for notifications of ready and cancelled jobs."""
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import timedelta
+from time import monotonic
+from typing import Any, Self
+from uuid import UUID
+
+import psycopg
+from psycopg import AsyncConnection
+
+from goqueue.errors import ConnectionRejectedError, StorageError, StorageUnavailableError
+from goqueue.models import Lease
+from goqueue.postgres.connection_async import AsyncBoundedConnection
+from goqueue.postgres.libpq import abandon
+from goqueue.postgres.translate import translate
+from goqueue.safelog import log
+from goqueue.validation import check_kind
+
+_log = logging.getLogger("goqueue")
+
+# Seconds between two attempts to open a connection again.
+_PAUSE = 1.0
+
+_CANCELLED = "goqueue_cancelled"
+
+
+class AsyncListener:
+    """An early wake-up for an idle worker, with a connection of its own. Use it in a ``with``::
+
+        async with store.listen(["mail"]) as listener:
+            while True:
+                for job in await store.claim_jobs(["mail"], "worker-1", limit=10):
+                    ...
+                await listener.wait(timedelta(seconds=5))
+
+    Jobs that are due at once send a notification when they are added, retried, rescheduled, released, rescued or
+    failed. It is a hint: it can be late, repeated or lost, and a job that is due later sends none. So poll as well;
+    `wait` only returns early if there is a job to claim.
+
+    A running job that is cancelled or deleted ends `wait` too. Its lease is in ``cancelled``.
+
+    A listener belongs to the process that opened it. In a forked process `wait` raises `StorageError`, and `close`
+    leaves the parent's connection open.
+
+    No notification arrives through a pooler (pgbouncer). There `wait` is a pause, and a warning says so once. Set
+    GOQUEUE_DATABASE_LISTEN_URL to the server itself.
+    """
+
+    def __init__(
+        self, connect: Callable[[float | None], Awaitable[AsyncBoundedConnection[Any]]], queries: Any, queues: list[str]
+    ) -> None:
+        """For `AsyncPostgresStorage.listen`."""
+        self._connect = connect
+        self._queries = queries
+        self._queues = frozenset(queues)
+        self._connection: AsyncConnection[Any] | None = None
+        self._process = os.getpid()
+        self._is_open = False
+        self._is_pooled = False
+        #: The leases of running jobs of the queues that were cancelled or deleted, as reported by the last `wait`.
+        self.cancelled: frozenset[Lease] = frozenset()
+
+    async def __aenter__(self) -> Self:
+        self._process = os.getpid()
+        try:
+            await self._open()
+        except psycopg.Error as exc:
+            raise translate(exc) from exc
+        self._is_open = True
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Stop listening. A second call does nothing."""
+        self._is_open = False
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        if self._process == os.getpid():
+            await connection.close()
+        elif not connection.closed:
+            abandon(connection.fileno())
+
+    async def wait(self, timeout: timedelta) -> frozenset[str]:
+        """Return the queues in which jobs became ready, as soon as there are some. Return none after ``timeout``, or
+        when a running job was cancelled (``cancelled``).
+
+        A lost connection is opened again, and all queues are returned, because a hint was perhaps missed. Failed
+        attempts are repeated once a second. An attempt ends with ``timeout``, but lasts a second at least: a server
+        that takes longer to accept needs a longer wait.
+
+        Raises: `ConnectionRejectedError` if another attempt can't succeed; `StorageError` if the listener is closed, or
+        was opened in the parent process.
+        Queries: get_session, listen, listen_cancelled, announce_listener; find_listener_blockers if that fails.
+        """
+        check_kind("timeout", timeout, timedelta)
+        self._check_open()
+        self.cancelled = frozenset()
+        deadline = monotonic() + timeout.total_seconds()
+        while True:
+            if self._connection is not None:
+                ready = await self._ready(self._connection, max(0.0, deadline - monotonic()))
+                if ready is None:
+                    continue
+                if ready or self.cancelled:
+                    return ready
+            elif not self._is_pooled and await self._opened_again(max(_PAUSE, deadline - monotonic())):
+                return self._queues
+            if (left := deadline - monotonic()) <= 0:
+                return frozenset()
+            if self._connection is None:
+                await asyncio.sleep(min(left, _PAUSE))
+
+    def _check_open(self) -> None:
+        if self._process != os.getpid():
+            raise StorageError("this listener was opened in the process this one was forked from; open another")
+        if not self._is_open:
+            raise StorageError("the listener is closed: use it within `with store.listen(...) as listener`")
+
+    async def _opened_again(self, seconds: float) -> bool:
+        """Whether there is a connection again; `ConnectionRejectedError` when trying once more does not help."""
+        try:
+            await self._open(seconds)
+        except StorageUnavailableError:  # logged: another session keeps the lock
+            return False
+        except psycopg.Error as exc:
+            why = translate(exc, reconnecting=True)
+            if isinstance(why, ConnectionRejectedError):
+                raise why from exc
+            return False
+        return True
+
+    async def _ready(self, connection: AsyncConnection[Any], timeout: float) -> frozenset[str] | None:
+        """The queues that were notified of in that many seconds; None when the connection is lost.
+        Sets ``cancelled``."""
+        try:
+            notes = [note async for note in connection.notifies(timeout=timeout, stop_after=1)]
+            # What has come along with it.
+            notes += [note async for note in connection.notifies(timeout=0)]
+        except psycopg.Error as exc:
+            log(_log, logging.WARNING, "listening was interrupted: %s", translate(exc))
+            self._connection = None
+            with suppress(psycopg.Error):
+                await connection.close()
+            return None
+        gone = [_cancelled(note.payload) for note in notes if note.channel == _CANCELLED]
+        self.cancelled = frozenset(lease for queue, lease in gone if lease is not None and queue in self._queues)
+        return self._queues & {note.payload for note in notes if note.channel != _CANCELLED}
+
+    async def _open(self, seconds: float | None = None) -> None:
+        """Opens the connection, within that many seconds altogether."""
+        start = monotonic()
+        connection = await self._connect(seconds)
+        try:
+            self._is_pooled = connection.goqueue_session.is_pooled
+            if self._is_pooled:
+                await connection.close()
+                log(
+                    _log,
+                    logging.WARNING,
+                    "notifications do not come through a pooler, so idle workers poll alone; "
+                    "GOQUEUE_DATABASE_LISTEN_URL can name the server itself",
+                )
+                return
+            connection.goqueue_charge(monotonic() - start)
+            await self._queries.listen(connection)
+            await self._queries.listen_cancelled(connection)
+            connection.goqueue_charge(monotonic() - start)
+            await self._announce(connection)
+        except BaseException:
+            await connection.close()
+            raise
+        self._connection = connection
+
+    async def _announce(self, connection: AsyncConnection[Any]) -> None:
+        """Takes the listeners' lock; `StorageUnavailableError` names the sessions that keep it."""
+        try:
+            await self._queries.announce_listener(connection)
+        except (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled) as exc:
+            blockers = [row async for row in self._queries.find_listener_blockers(connection)]
+            if not blockers:
+                raise
+            sessions = "; ".join(f"pid {pid}, role {role}, application_name {name!r}" for pid, role, name in blockers)
+            error = StorageUnavailableError(
+                "the listener can't open: it waits for the advisory lock that the triggers on goqueue.jobs take for a "
+                f"moment, and that a session has kept since its statement was cancelled: {sessions}; end that session "
+                f"(pg_terminate_backend({blockers[0][0]})) and run `goqueue migrate`: from V0010 on none keeps the lock"
+            )
+            log(_log, logging.WARNING, "%s", error)
+            raise error from exc
+
+
+def _cancelled(payload: str) -> tuple[str, Lease | None]:
+    """The queue and the lease that goqueue.follow_changed_job has sent; no lease for what somebody else has."""
+    try:
+        job_id, token, queue = payload.split(" ", 2)
+        return queue, Lease(UUID(job_id), int(token))
+    except ValueError:
+        return "", None

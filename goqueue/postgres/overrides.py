@@ -1,0 +1,294 @@
+"""The check of a folder of SQL files at open: the server compares its statements with the shipped ones.
+
+Nothing here runs a statement of the folder. A statement goes to the server alone, as one Parse message, which takes one
+statement only. What the server rejects is not sent again. What it accepts is put into a statement of ours (`alone`).
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from difflib import SequenceMatcher
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psycopg
+from psycopg import generators, pq, waiting
+
+from goqueue.errors import ConfigError
+from goqueue.postgres.lexemes import bare
+from goqueue.postgres.libpq import DeadlineExceededError, Limits
+from goqueue.postgres.queries import Statement, load_statements
+
+_TAG = re.compile(r"/\* goqueue:\w+ \*/ ")
+#: What a statement that has a plan starts with. Only such ones give rows that depend on nothing but the tables.
+_WITH_A_PLAN = ("SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "VALUES", "TABLE", "WITH")
+
+
+def shipped_statements() -> dict[str, Statement]:
+    """The statements that goqueue ships, by name."""
+    return load_statements()
+
+
+def check_overrides(connection: Any, folder: Path | str) -> list[str]:
+    """What is wrong with the files of ``folder``, one sentence each; nothing when the store can run them.
+
+    ``connection`` is a psycopg connection of any kind in autocommit mode; it is asked directly (libpq), in some two
+    round trips for each changed statement and the shipped one. Raises `ConfigError` for files that can't even be
+    loaded, and psycopg's own error when the server can't answer. A reading of files and catalogue: takes no lock that
+    outlasts it, and runs nothing.
+    """
+    return compare_with_shipped(Libpq(connection), changed_statements(folder)).problems
+
+
+def require_sound_overrides(connection: Any, folder: Path | str) -> None:
+    """`check_overrides`, with a `ConfigError` that has all the problems."""
+    if problems := check_overrides(connection, folder):
+        raise ConfigError(problems)
+
+
+class Libpq:
+    """libpq's own calls on a connection of any kind. Each ends within the connection's limit, as its statements do."""
+
+    def __init__(self, connection: Any) -> None:
+        self._pgconn: Any = connection.pgconn
+        limits: Limits | None = getattr(connection, "goqueue_limits", None)
+        self._limit = None if limits is None else limits.answer
+
+    @property
+    def is_open(self) -> bool:
+        return bool(self._pgconn.status == pq.ConnStatus.OK)
+
+    def exec_(self, command: bytes) -> Any:
+        self._pgconn.send_query(command)
+        return self._result()
+
+    def exec_params(self, command: bytes, values: list[bytes]) -> Any:
+        self._pgconn.send_query_params(command, values)
+        return self._result()
+
+    def prepare(self, name: bytes, command: bytes) -> Any:
+        self._pgconn.send_prepare(name, command)
+        return self._result()
+
+    def describe_prepared(self, name: bytes) -> Any:
+        self._pgconn.send_describe_prepared(name)
+        return self._result()
+
+    def _result(self) -> Any:
+        sent = generators.execute(self._pgconn)
+        try:
+            [result] = waiting.wait(sent, self._pgconn.socket, interval=0.1, timeout=self._limit)
+        except psycopg.errors._WaitTimeout:  # noqa: SLF001 - as psycopg's documentation names it
+            self._pgconn.finish()
+            raise DeadlineExceededError.after(self._limit) from None
+        return result
+
+
+class _Comparison(NamedTuple):
+    problems: list[str]
+    #: What the server can't tell: result columns of which only a run would show whether they can be null.
+    unproved: list[str]
+    #: The changed statements that the server has taken, with the types of their parameters.
+    taken: list[tuple[Statement, tuple[int, ...]]]
+    #: The names of the others.
+    refused: list[str]
+
+
+class _Described(NamedTuple):
+    """A statement as the server describes it, types and tables by their ids; or why it doesn't."""
+
+    parameters: tuple[int, ...] = ()
+    #: Of each result column: name and type.
+    columns: tuple[tuple[str, int], ...] = ()
+    #: Of each result column: table and number of the column it is, (0, 0) for an expression.
+    origins: tuple[tuple[int, int], ...] = ()
+    error: str = ""
+
+
+def changed_statements(folder: Path | str) -> list[tuple[Statement, Statement]]:
+    """The folder's statements that are not the shipped ones, each with the shipped one."""
+    shipped = shipped_statements()
+    given = load_statements(folder)
+    return [(statement, shipped[name]) for name, statement in given.items() if not statement.same_as(shipped[name])]
+
+
+def compare_with_shipped(libpq: "Libpq", changed: Iterable[tuple[Statement, Statement]]) -> _Comparison:
+    pairs = list(changed)
+    with _transaction(libpq) as again:
+        described = [
+            (given, _describe(libpq, given, again), _describe(libpq, shipped, again), shipped)
+            for given, shipped in pairs
+        ]
+        names = _Names(libpq, [one for _, given, shipped, _ in described for one in (given, shipped)])
+    found = _Comparison([], [], [], [])
+    for given, got, expected, shipped in described:
+        where = f"{given.file}, query {given.name}"
+        problems = list(given.faults)
+        if expected.error:
+            problems.append(
+                f"it can't be compared, because the server refuses the shipped one as well: {expected.error}; run "
+                "`goqueue migrate` (or `pgmigrate migrate`) on this database, with this version's migrations"
+            )
+        elif got.error:
+            problems.append(f"the server refuses it: {got.error}")
+        else:
+            problems += _differences(given, shipped, got, expected, names)
+            command = bare(given.text).lstrip("( ").partition(" ")[0].upper()
+            if not got.columns:
+                problems.append(f"it gives no rows, so it must be the shipped statement ({bare(shipped.text)})")
+            elif not re.match(rf"({'|'.join(_WITH_A_PLAN)})\b", command):
+                problems.append(f"it is a command ({command}), expected one of {', '.join(_WITH_A_PLAN)}")
+            if not problems:
+                nullable, unproved = names.compare_origins(got, expected)
+                problems += nullable
+                found.unproved.extend(f"{where}: {text}" for text in unproved)
+        found.problems.extend(f"{where}: {problem}" for problem in problems)
+        if problems:
+            found.refused.append(given.name)
+        else:
+            found.taken.append((given, got.parameters))
+    return found
+
+
+def _differences(
+    statement: Statement, shipped: Statement, got: _Described, expected: _Described, names: "_Names"
+) -> list[str]:
+    """Where parameters and result columns differ in number, name or type."""
+    if len(got.parameters) != len(statement.parameters):
+        counts = f"the server counts {len(got.parameters)} parameters, and {len(statement.parameters)} would be sent"
+        return [f"{counts}; write each as :name, and none inside quotes"]
+    kinds = dict(zip(shipped.parameters, expected.parameters, strict=True))
+    problems = [
+        f"the parameter {name} is taken for {names.types[kind]}, expected {names.types[kinds[name]]}; cast it where it "
+        f"stands (:{name}::{names.types[kinds[name]]})"
+        for name, kind in zip(statement.parameters, got.parameters, strict=True)
+        if name in kinds and kind != kinds[name]
+    ]
+    mine, theirs = ([f"{name} {names.types[kind]}" for name, kind in one.columns] for one in (got, expected))
+    matcher = SequenceMatcher(a=theirs, b=mine, autojunk=False)
+    for kind, start, end, first, last in matcher.get_opcodes():
+        if kind == "replace" and end - start == last - first:
+            problems += [
+                f"column {place + 1} is '{mine[place]}', expected '{theirs[wanted]}'"
+                for place, wanted in zip(range(first, last), range(start, end), strict=True)
+            ]
+        elif kind != "equal":
+            problems += [
+                f"the column '{theirs[place]}' is missing, expected as column {place + 1}"
+                for place in range(start, end)
+            ]
+            problems += [
+                f"column {place + 1} is '{mine[place]}', which is not expected" for place in range(first, last)
+            ]
+    return problems
+
+
+class _Names:
+    """The names of the types and columns that some descriptions mention."""
+
+    def __init__(self, libpq: "Libpq", described: list[_Described]) -> None:
+        types = {kind for one in described for kind in (*one.parameters, *(kind for _, kind in one.columns))}
+        tables = {table for one in described for table, _ in one.origins if table}
+        self.types = {int(key): name for key, name in ask(libpq, "describe_types", types)}
+        self.columns = {
+            (int(table), int(number)): (name, nullable == "t")
+            for table, number, name, nullable in ask(libpq, "describe_columns", tables)
+        }
+
+    def compare_origins(self, got: _Described, expected: _Described) -> tuple[list[str], list[str]]:
+        """Columns that can be null and must not be, or are another column of the same table; and those of which the
+        server can't tell."""
+        problems, unproved = [], []
+        for place, (mine, theirs) in enumerate(zip(got.origins, expected.origins, strict=True)):
+            if mine == theirs or theirs not in self.columns:
+                continue
+            wanted, wanted_nullable = self.columns[theirs]
+            column = f"column {place + 1} ({got.columns[place][0]})"
+            if mine not in self.columns:
+                if not wanted_nullable:
+                    unproved.append(
+                        f"{column} is an expression here and {wanted} in the shipped file, which is never null"
+                    )
+                continue
+            name, nullable = self.columns[mine]
+            if mine[0] == theirs[0] or (nullable and not wanted_nullable):
+                null = " which can be null," if nullable and not wanted_nullable else ""
+                problems.append(f"{column} comes from {name},{null} expected {wanted}")
+        return problems, unproved
+
+
+@contextmanager
+def _transaction(libpq: "Libpq") -> Iterator[Any]:
+    """A transaction for several answers of one server (pgbouncer), rolled back; gives what begins another."""
+
+    def begin() -> None:
+        libpq.exec_(b"ROLLBACK")
+        _check(libpq.exec_(b"BEGIN READ ONLY"))
+
+    _check(libpq.exec_(b"BEGIN READ ONLY"))
+    try:
+        yield begin
+    finally:
+        if libpq.is_open:
+            libpq.exec_(b"ROLLBACK")
+
+
+def _describe(libpq: "Libpq", statement: Statement, again: Any) -> _Described:
+    described = libpq.prepare(b"", statement.text.encode())
+    if described.status == pq.ExecStatus.COMMAND_OK:
+        described = libpq.describe_prepared(b"")
+    if described.status != pq.ExecStatus.COMMAND_OK:
+        error = psycopg.errors.error_from_result(described)
+        # 42: the statement's own fault; 22: a literal's; 0A: what the server has not. All else is the server's.
+        if (error.sqlstate or "")[:2] not in ("42", "22", "0A"):
+            raise error
+        again()
+        return _Described(error=words_of(error) + _at(statement.text, error.diag.statement_position))
+    columns = range(described.nfields)
+    return _Described(
+        tuple(described.param_type(place) for place in range(described.nparams)),
+        tuple(((described.fname(place) or b"").decode(), described.ftype(place)) for place in columns),
+        tuple((described.ftable(place), described.ftablecol(place)) for place in columns),
+    )
+
+
+def _at(text: str, position: str | None) -> str:
+    """The line of a statement that an error's position lies in."""
+    if position is None:
+        return ""
+    place = int(position) - 1
+    line = _TAG.sub("", text[text.rfind("\n", 0, place) + 1 :].partition("\n")[0]).strip()
+    return f" (in the line `{line if len(line) <= 80 else line[:79] + '…'}`)"
+
+
+def ask(libpq: "Libpq", query: str, ids: Iterable[int | str]) -> list[tuple[str, ...]]:
+    """The rows of a query of checks.sql for ids or plain names, as text."""
+    array = "{" + ",".join(map(str, ids)) + "}"
+    result = libpq.exec_params(shipped_statements()[query].text.encode(), [array.encode()])
+    _check(result)
+    return [
+        tuple((result.get_value(row, column) or b"").decode() for column in range(result.nfields))
+        for row in range(result.ntuples)
+    ]
+
+
+def alone(connection: Any, text: str) -> None:
+    """Run one statement of ours that has a folder's text in it, by the extended protocol: the server refuses the whole
+    of it where that text holds more than one statement."""
+    _check(Libpq(connection).exec_params(text.encode(), []))
+
+
+def _check(result: Any) -> None:
+    if result.status not in (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK):
+        raise psycopg.errors.error_from_result(result)
+
+
+def refusal(connection: Any, statement: Statement) -> str:
+    """Why the server of this connection does not accept the statement; nothing when it does."""
+    libpq = Libpq(connection)
+    with _transaction(libpq) as again:
+        return _describe(libpq, statement, again).error
+
+
+def words_of(error: psycopg.Error) -> str:
+    return " ".join((error.diag.message_primary or str(error)).split())

@@ -1,0 +1,152 @@
+# Made by `make catalogue` from pool_async.py; change that.
+"""Opens connections and pools: the one place that does."""
+
+from contextlib import suppress
+from functools import partial
+from typing import Any, ClassVar, Self
+
+import psycopg
+from psycopg import Connection, Cursor, RawCursor
+from psycopg.pq import TransactionStatus
+from psycopg.pq.abc import PGconn
+from psycopg.rows import Row
+from psycopg_pool import ConnectionPool, PoolTimeout
+
+from goqueue.config import DatabaseConfig
+from goqueue.conninfo import without_frames
+from goqueue.postgres.connection import BoundedConnection
+from goqueue.postgres.libpq import readable
+from goqueue.postgres.options import Session, conninfo, deadlines, needs_get_session, prepare_threshold, warn_of
+from goqueue.postgres.translate import translate
+
+
+class PoolConnection(BoundedConnection[Row]):
+    """Serves one call at a time. So a statement's cursor is kept for the next call, with what psycopg has found out
+    about its parameters and columns: a tenth of the time that one job takes."""
+
+    #: Why the last attempt to connect failed; None when it did not. `open_pool` makes a class for each pool.
+    connect_error: ClassVar[psycopg.Error | None] = None
+
+    @classmethod
+    def connect(cls, *args: Any, **kwargs: Any) -> Self:
+        try:
+            connection = super().connect(*args, **kwargs)
+        except psycopg.Error as exc:
+            # A copy: the traceback would keep the connection string, and the password in it, in memory.
+            cls.connect_error = type(exc)(str(exc))
+            raise
+        cls.connect_error = None
+        return connection
+
+    def __init__(self, pgconn: PGconn) -> None:
+        super().__init__(pgconn)
+        #: By the statement's text.
+        self.goqueue_cursors: dict[str, Cursor[Any]] = {}
+
+
+Pool = ConnectionPool[PoolConnection[object]]
+
+
+def open_pool(config: DatabaseConfig, queries: Any) -> Pool:
+    """A pool of connections in autocommit mode. Raises StorageUnavailableError when the server can't be reached now,
+    and ConnectionRejectedError when it, a pooler or the driver rejects the connection.
+
+    The first connection is made here and not by the pool, because a pool tells only that it waited in vain, and to see
+    whether a pooler stands between. Query: get_session.
+    """
+    try:
+        with connect(config) as first:
+            _begin(first, config=config, queries=queries)
+    except psycopg.Error as exc:
+        raise translate(exc) from exc
+    session: Session = first.goqueue_session
+    warn_of(session, config)
+    pool: Pool = ConnectionPool(
+        conninfo(config, session),
+        connection_class=type("PoolConnection", (PoolConnection,), {}),
+        kwargs={**_options(config, pooled=session.is_pooled), "limits": deadlines(config, session)},
+        min_size=config.pool_min_size,
+        max_size=max(config.pool_max_size, config.pool_min_size),
+        timeout=config.pool_timeout.total_seconds(),
+        max_idle=config.pool_max_idle.total_seconds(),
+        max_lifetime=config.pool_max_lifetime.total_seconds(),
+        # As long as a caller waits. The pool's own default, five minutes, lets the pauses between its attempts grow
+        # until a server that is back goes unnoticed for a minute.
+        reconnect_timeout=config.pool_timeout.total_seconds(),
+        configure=partial(_begin, config=config, queries=queries) if needs_get_session(config, session) else None,
+        check=lambda connection: _check(pool, connection),
+        name=config.application_name,
+        open=False,
+    )
+    pool.open()
+    return pool
+
+
+def reason_of(error: psycopg.Error, pool: Pool) -> psycopg.Error:
+    """Why a call got no connection: a pool tells only that it waited in vain."""
+    kind: Any = pool.connection_class
+    return kind.connect_error or error if isinstance(error, PoolTimeout) else error
+
+
+def open_connection(
+    config: DatabaseConfig, queries: Any, seconds: float | None = None
+) -> BoundedConnection[tuple[Any, ...]]:
+    """A connection in autocommit mode that no pool has. Raises psycopg's own errors. Query: get_session.
+
+    With ``seconds`` neither connecting nor any of its statements takes longer.
+    """
+    connection = connect(config, seconds)
+    _begin(connection, config=config, queries=queries, seconds=seconds)
+    return connection
+
+
+def connect(config: DatabaseConfig, seconds: float | None = None) -> BoundedConnection[tuple[Any, ...]]:
+    """`open_connection` without the statement: the session is as the server and the options make it. Its errors come
+    without the frames below, which hold the password."""
+    limits = deadlines(config).within(seconds)
+    try:
+        return BoundedConnection.connect(conninfo(config), limits=limits, **_options(config, pooled=True))
+    except BaseException as exc:
+        without_frames(exc)
+        raise
+
+
+def _begin(connection: Any, *, config: DatabaseConfig, queries: Any, seconds: float | None = None) -> None:
+    """Makes the session as our statements need it, and looks what it is like. Closes the connection on an error."""
+    try:
+        if connection.goqueue_limits.answer is None:  # for the statements of callers
+            connection.goqueue_hurry()
+        pid = connection.info.backend_pid
+        session = Session(*queries.get_session(connection, backend_pid=pid))
+    except BaseException:
+        connection.close()
+        raise
+    connection.goqueue_session = session
+    connection.goqueue_limits = deadlines(config, session).within(seconds)
+
+
+def _options(config: DatabaseConfig, *, pooled: bool) -> dict[str, Any]:
+    threshold = prepare_threshold(config, pooled=pooled)
+    return {"autocommit": True, "prepare_threshold": threshold, "cursor_factory": RawCursor}
+
+
+def notice_loss(connection: Connection[Any]) -> None:
+    """Has an idle connection notice that the other side has closed it, so that nothing is sent and no reply is lost."""
+    if connection.pgconn.transaction_status == TransactionStatus.IDLE and readable(connection.fileno()):
+        with suppress(psycopg.Error):
+            connection.pgconn.consume_input()
+
+
+def _check(pool: Pool, connection: Any) -> None:
+    """Raises for a connection that the server has closed meanwhile, so that the pool hands out another.
+
+    A round trip for every call would be dear. An idle connection with something to read has been closed, or holds a
+    notice: only then is the server asked. Once one is found dead, all of the pool are replaced at once.
+    """
+    if readable(connection.fileno()):
+        connection.goqueue_hurry()
+        try:
+            ConnectionPool.check_connection(connection)
+        except psycopg.Error:
+            pool.drain()
+            raise

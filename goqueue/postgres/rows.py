@@ -1,0 +1,144 @@
+"""Rows of the queries as Structs: the one module that reads a row of the store's queries."""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import itemgetter
+from typing import Any, Final
+from uuid import UUID
+
+from msgspec import Struct
+
+from goqueue.counts import JobCount
+from goqueue.errors import CorruptJobError, GoQueueError, JobNotFoundError
+from goqueue.models import Failure, Held, Job, JobStatus, Lease, NewJob, QueueStats
+from goqueue.payload import read_payload
+from goqueue.safelog import log
+
+_picks: dict[tuple[type, type], Callable[[Any], tuple[Any, ...]]] = {}
+
+
+def in_field_order(kind: type[Struct], row: Any) -> tuple[Any, ...]:
+    """The values of a row, a named tuple, for the fields of a Struct: found by name, in whatever order they stand."""
+    key = (kind, type(row))
+    pick = _picks.get(key)
+    if pick is None:
+        pick = _picks[key] = itemgetter(*map(row._fields.index, kind.__struct_fields__))
+    return pick(row)
+
+
+_STATUSES: Final[Mapping[str, JobStatus]] = {str(status): status for status in JobStatus}
+_log = logging.getLogger("goqueue")
+
+
+def read_jobs(rows: Iterable[Any]) -> tuple[list[Job], list[CorruptJobError]]:
+    """The jobs in the rows; and why the others can't be read."""
+    jobs, corrupt = [], []
+    for row in rows:
+        try:
+            jobs.append(job_of(row))
+        except CorruptJobError as error:
+            corrupt.append(error)
+    return jobs, corrupt
+
+
+def found(row: Any, message: str) -> Job:
+    """The row's job; `JobNotFoundError` without one."""
+    if row is None:
+        raise JobNotFoundError(message)
+    return job_of(row)
+
+
+class Claimed:
+    """The rows of claim_jobs."""
+
+    def __init__(self, rows: Sequence[Any]) -> None:
+        self.count = len(rows)
+        #: The leases that the caller had lost, as id and token; then no job is claimed.
+        self.lost: set[tuple[UUID, int]] = {(row.id, row.lease_token) for row in rows if row.queue is None}
+        self.jobs: list[Job] = []
+        #: What can't be run at all, and why.
+        self.unreadable: list[tuple[Held, object]] = []
+        if self.lost:
+            return
+        self.jobs, corrupt = read_jobs(rows)
+        if corrupt:
+            tokens = {row.id: row.lease_token for row in rows}
+            for error in corrupt:
+                log(_log, logging.ERROR, "%s; it is set aside as dead", error, job_id=error.job_id)
+                self.unreadable.append((Lease(error.job_id, tokens[error.job_id]), error))
+
+    def not_buried(self, error: GoQueueError) -> None:
+        """Log that the unreadable jobs could not be set aside."""
+        ids = ", ".join(str(lease.id) for lease, _ in self.unreadable)
+        text = "jobs whose payload can't be read could not be set aside (%s); rescue_jobs finds them again: %s"
+        log(_log, logging.WARNING, text, error, ids, jobs=len(self.unreadable))
+
+
+def refused(rows: Iterable[tuple[UUID, str | None]]) -> dict[UUID, str]:
+    """Return the reason by id for those rows of prune_jobs that were not deleted, and log them."""
+    reasons = {job_id: reason for job_id, reason in rows if reason is not None}
+    if reasons:
+        job_id, reason = next(iter(reasons.items()))
+        text = "%d finished jobs can't be deleted and are passed over; the first is %s: %s"
+        log(_log, logging.WARNING, text, len(reasons), job_id, reason, jobs=len(reasons), job_id=job_id)
+    return reasons
+
+
+def rescued(rows: Iterable[tuple[UUID, str]]) -> dict[UUID, JobStatus]:
+    """The rows of rescue_jobs: the status by id. Each is logged, since it tells of a worker that died or hung."""
+    statuses = {job_id: JobStatus(status) for job_id, status in rows}
+    for job_id, status in statuses.items():
+        text = "job %s: its lease has expired; it is %s now"
+        log(_log, logging.WARNING, text, job_id, status, job_id=job_id, status=status)
+    return statuses
+
+
+def stats_of(row: Any) -> QueueStats:
+    """A row of queue_stats."""
+    counts = {status: JobCount(getattr(row, status), exact=status in row.exact_statuses) for status in JobStatus}
+    return QueueStats(row.queue, counts, row.oldest_ready_age, row.expired_leases)
+
+
+def job_of(row: Any) -> Job:
+    """Return the job of a row with a job's columns, in any order, its payload as JSON text.
+
+    `CorruptJobError` when the payload can't be read, or the status is one that a later release has added.
+    """
+    values = in_field_order(Job, row)
+    if (status := _STATUSES.get(values[4])) is None:
+        raise CorruptJobError(
+            f"job {row.id}: its status {row.status!r} is not known to this version of goqueue, only "
+            f"{', '.join(JobStatus)}; install the version that added it",
+            job_id=row.id,
+        )
+    return Job(values[0], values[1], values[2], read_payload(row.id, values[3]), status, *values[5:])
+
+
+def created_job(new: NewJob, row: Any) -> Job:
+    """Return the job that create_job made of ``new``, from its row. `CorruptJobError` as `job_of`."""
+    return Job(
+        id=new.id,
+        queue=new.queue,
+        job_type=new.job_type,
+        payload=read_payload(new.id, row.payload),
+        status=JobStatus.PENDING,
+        priority=new.priority,
+        attempts=0,
+        max_attempts=new.max_attempts,
+        last_error=None,
+        idempotency_key=new.idempotency_key,
+        locked_by=None,
+        locked_at=None,
+        lease_token=0,
+        lease_expires_at=None,
+        scheduled_at=row.scheduled_at,
+        created_at=row.created_at,
+        updated_at=row.created_at,
+        started_at=None,
+        completed_at=None,
+    )
+
+
+def failure_of(row: Any) -> Failure:
+    """Return a row of list_failures as a Struct."""
+    return Failure(*in_field_order(Failure, row))

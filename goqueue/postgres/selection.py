@@ -1,0 +1,41 @@
+"""Filters, ids and statuses as parameters of queries."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+from uuid import UUID
+
+from goqueue.models import JobFilter, JobId, JobStatus
+from goqueue.validation import MAX_PAGE, as_job_id, check_choice, check_kind
+
+_NO_FILTER = JobFilter()
+
+
+def filter_values(job_filter: JobFilter | None) -> dict[str, Any]:
+    """The parameters of list_jobs and count_jobs but for the page."""
+    if job_filter is None:
+        return _NO_FILTER.parameters()
+    check_kind("job_filter", job_filter, JobFilter)
+    return job_filter.parameters()
+
+
+def as_job_ids(jobs: JobId | Iterable[JobId]) -> list[UUID]:
+    """One id or many, as UUIDs."""
+    if isinstance(jobs, (UUID, str)):
+        return [as_job_id(jobs)]
+    check_kind("jobs", jobs, Iterable)
+    return [as_job_id(job_id) for job_id in jobs]
+
+
+def as_statuses(statuses: JobStatus | Iterable[JobStatus]) -> set[JobStatus]:
+    """One status or several."""
+    check_kind("statuses", statuses, str, Iterable)
+    return {
+        check_choice("status", status, JobStatus) for status in ([statuses] if isinstance(statuses, str) else statuses)
+    }
+
+
+def in_batches(ids: Iterable[UUID]) -> Iterator[list[UUID]]:
+    """Ids without repetition, in one order everywhere, so that callers never wait for each other in a circle."""
+    given = sorted(set(ids))
+    for start in range(0, len(given), MAX_PAGE):
+        yield given[start : start + MAX_PAGE]

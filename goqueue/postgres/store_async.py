@@ -1,0 +1,904 @@
+"""`AsyncPostgresStorage`: the storage contract over psycopg. Each method runs the query of its own name in sql/."""
+
+import asyncio  # async only
+import os
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Collection, Iterable
+from contextlib import aclosing, asynccontextmanager, suppress
+from datetime import datetime, timedelta
+from functools import partial
+from time import monotonic
+from typing import Any, Protocol, Self
+from uuid import UUID
+
+import psycopg
+from msgspec import UNSET
+from msgspec.structs import replace
+from psycopg import AsyncConnection, pq
+from psycopg.conninfo import make_conninfo
+
+from goqueue.config import Config, DatabaseConfig
+from goqueue.conninfo import Secret
+from goqueue.counts import JobCount, Pruned
+from goqueue.cursors import make_cursor, read_cursor
+from goqueue.errors import (
+    InvalidJobError,
+    JobNotFoundError,
+    JobStateError,
+    OutcomeUnknownError,
+    StorageError,
+    TransactionConflictError,
+)
+from goqueue.models import (
+    Backoff,
+    Failure,
+    Held,
+    Job,
+    JobFilter,
+    JobId,
+    Jobs,
+    JobStatus,
+    JobUpdate,
+    NewJob,
+    Page,
+    QueueStats,
+    TransactionStatus,
+)
+from goqueue.postgres.claim_positions import ClaimPositions, positions_of
+from goqueue.postgres.cursor_async import AsyncAdapter
+from goqueue.postgres.foreign import check_connection
+from goqueue.postgres.leases import FINAL, NO_LEASES, Leases, check_lost, claim_values, queue_names
+from goqueue.postgres.listener_async import AsyncListener
+from goqueue.postgres.new_jobs import (
+    Batch,
+    as_given,
+    by_key,
+    document,
+    encoded_update,
+    is_same,
+    job_values,
+    not_replaced,
+)
+from goqueue.postgres.overrides import require_sound_overrides
+from goqueue.postgres.pool_async import AsyncPool, notice_loss, open_connection, open_pool, reason_of
+from goqueue.postgres.queries import load_queries
+from goqueue.postgres.rows import (
+    Claimed,
+    created_job,
+    failure_of,
+    found,
+    job_of,
+    read_jobs,
+    refused,
+    rescued,
+    stats_of,
+)
+from goqueue.postgres.selection import as_job_ids, as_statuses, filter_values, in_batches
+from goqueue.postgres.tasks import each  # async only
+from goqueue.postgres.translate import (
+    StandbyWatch,
+    duplicate_of,
+    duplicate_unseen,
+    is_stale,
+    is_unanswered,
+    translate,
+    unanswered,
+    unconfirmed,
+)
+from goqueue.safelog import record_lost
+from goqueue.validation import (
+    MAX_PAGE,
+    as_job_id,
+    check_interval,
+    check_kind,
+    check_limit,
+    check_name,
+    check_time,
+    check_transaction_id,
+)
+
+DEFAULT_LEASE = timedelta(minutes=5)
+DEFAULT_BACKOFF = Backoff()
+
+# Longest time in seconds for a claim that finds only unreadable jobs.
+_SET_ASIDE_SECONDS = 1.0
+
+# Most jobs that one round of prune_jobs skips because they can't be deleted.
+_MOST_KEPT = 10_000
+
+# Attempts at an insert that added nothing, while the conflicting job is not found.
+_TRIES = 10
+
+
+def _queries(config: DatabaseConfig, sql_dir: str) -> Any:
+    return load_queries(sql_dir or None, AsyncAdapter, config.slow_query_time.total_seconds())
+
+
+class AsyncBind(Protocol):
+    """The type of `bound_to`: a function of a connection."""
+
+    def __call__(self, connection: AsyncConnection[Any]) -> "AsyncPostgresStorage": ...
+
+
+class _BoundTo:
+    """A descriptor: `bound_to` of an open store has its settings, that of the class the defaults."""
+
+    def __get__(self, store: "AsyncPostgresStorage | None", owner: "type[AsyncPostgresStorage]") -> AsyncBind:
+        def bound_to(connection: AsyncConnection[Any]) -> AsyncPostgresStorage:
+            """Return a store with the same methods on the caller's psycopg connection, in the caller's transaction.
+
+            The store never commits, rolls back or closes. After an error from the server, the caller rolls back. Any
+            row factory works. SQLAlchemy's psycopg connection is `connection.connection.driver_connection`, Django's
+            is `connection.connection`.
+
+            While somebody listens, a transaction that adds due jobs sends a notification, and `PREPARE TRANSACTION`
+            fails after one. Start a two-phase commit with `SET LOCAL goqueue.notify = off`. Workers find its jobs when
+            they poll.
+
+            Queries: those of the methods.
+            """
+            check_connection(connection, AsyncConnection)
+            if store is not None:
+                config, positions, kept = store.config, store._positions, store._kept  # noqa: SLF001
+            else:  # `listen` opens a connection of its own, to the same database.
+                info = connection.info
+                try:
+                    config = DatabaseConfig(url=make_conninfo(info.dsn, password=info.password or None))
+                except psycopg.OperationalError as exc:  # the connection is closed
+                    raise translate(exc) from exc
+                positions, kept = None, None
+            return owner(config, connection=connection, positions=positions, kept=kept)
+
+        return bound_to
+
+
+class AsyncPostgresStorage:
+    """Jobs in PostgreSQL, for asyncio. Open one per event loop and share it between tasks::
+
+        async with await AsyncPostgresStorage.open("postgresql://app@db/app") as store:
+            job = await store.create_job(NewJob(job_type="send_email", payload={"to": "a@example.com"}))
+
+    In the caller's own transaction, on the caller's connection::
+
+        async with await psycopg.AsyncConnection.connect(...) as connection:
+            await connection.execute("INSERT INTO orders ...")
+            await store.bound_to(connection).create_job(NewJob(job_type="ship"))
+            # The job exists if and only if this transaction commits.
+    """
+
+    bound_to = _BoundTo()
+
+    def __init__(
+        self,
+        config: DatabaseConfig,
+        *,
+        pool: AsyncPool | None = None,
+        connection: AsyncConnection[object] | None = None,
+        positions: dict[tuple[str, ...], ClaimPositions] | None = None,
+        kept: dict[UUID, str] | None = None,
+    ) -> None:
+        """For `open` (``pool``) and `bound_to` (the caller's ``connection``)."""
+        check_kind("config (stores are made by open() and bound_to())", config, DatabaseConfig, secret=True)
+        self.config = config
+        self._pool = pool
+        self._given: Any = connection
+        self._process = os.getpid()
+        self._loop = None if pool is None else asyncio.get_running_loop()  # async only
+        self._positions = {} if positions is None else positions
+        self._kept: dict[UUID, str] = {} if kept is None else kept
+        self._queries = _queries(config, config.sql_dir)
+
+    @classmethod
+    async def open(cls, config: DatabaseConfig | Config | str = "") -> Self:
+        """Open a store with a connection pool.
+
+        ``config`` is a `DatabaseConfig`, the `Config` that holds it, or a URL (empty: the PG* variables). Close the
+        store, or use it in a ``with`` statement. A store does not survive a fork: open one in each process.
+
+        Raises: `ConfigError` for invalid settings and for SQL files in ``sql_dir`` that break the contract;
+        `StorageUnavailableError` if the server is unreachable; `ConnectionRejectedError` if it rejects the connection
+        (a wrong password, a missing database); `SchemaError` if the database has not been migrated.
+        Queries: ping, get_session.
+        """
+        if isinstance(config, str):
+            config = Secret(config)
+            config = DatabaseConfig(url=config)
+        elif isinstance(config, Config):
+            config = config.database
+        check_kind("config", config, Config, DatabaseConfig, str, secret=True)
+        _queries(config, config.sql_dir)  # files that can't be read are told before anything is opened
+        # What is asked until the folder's statements are known to be sound.
+        shipped = _queries(config, "")
+        pool = await open_pool(config, shipped)
+        store = cls(config, pool=pool)
+        try:
+            async with store._connection() as connection:
+                await shipped.ping(connection)
+                if config.sql_dir:
+                    await asyncio.to_thread(require_sound_overrides, connection, config.sql_dir)
+        except BaseException:
+            await store.close()
+            raise
+        return store
+
+    async def close(self) -> None:
+        """Close the pool. A caller's own connection stays open. A second call does nothing."""
+        if self._pool is not None and self._process == os.getpid():  # else they are the parent's to close
+            self._check_loop()  # async only
+            await self._pool.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+    # --- create -----------------------------------------------------------------------------------------------------
+
+    async def create_job(self, job: NewJob) -> Job:
+        """Add a job, and return it. Creating the very same `NewJob` again returns the job of the first call.
+
+        Raises: `DuplicateJobError`, with the existing job's id, if the idempotency key or the id is taken.
+        Queries: create_job; find_duplicate_job if that added nothing.
+        Repeating: returns the job of the first call.
+        """
+        existing, created = await self.get_or_create_job(job)
+        if created or is_same(existing, job):
+            return existing
+        raise duplicate_of(existing.id, None if existing.id == job.id else job.idempotency_key)
+
+    async def get_or_create_job(self, job: NewJob) -> tuple[Job, bool]:
+        """Return the job that has the idempotency key or the id of ``job``, and whether this call created it.
+
+        Queries: create_job; find_duplicate_job if that added nothing.
+        Repeating: returns the same job; created is then False.
+        """
+        values = job_values(job, self.config)
+        same = {"id": job.id, "idempotency_key": job.idempotency_key}
+        async with self._connection() as connection:
+            for _ in range(_TRIES):
+                if row := await self._queries.create_job(connection, **values):
+                    return created_job(job, row), True
+                if row := await self._queries.find_duplicate_job(connection, **same):
+                    return job_of(row), False
+                # The conflicting job was deleted between the two statements.
+        raise duplicate_unseen()
+
+    async def create_jobs(self, jobs: Iterable[NewJob] | AsyncIterable[NewJob]) -> list[tuple[UUID, bool]]:
+        """Add many jobs: all of them, or none after an error. Return (id, created) of each, in the order given.
+
+        ``jobs`` is read to its end before the transaction begins. A job is not created if a stored job or an earlier
+        one of ``jobs`` has its idempotency key; the id is then that job's. Jobs are added in the order of their keys
+        and ids, so that concurrent bulks with the same jobs wait for each other and do not deadlock.
+
+        Queries: create_jobs, once for each ``batch_size`` jobs; find_duplicate_jobs for those not added.
+        Repeating: adds no `NewJob` twice; jobs that exist are not created.
+        """
+        batches = [batch async for batch in self._batches(jobs)]
+        order, batches = by_key(batches, self.config)
+        results: list[tuple[UUID, bool]] = []
+        ids = (job.id for batch in batches for job in batch.jobs)
+        async with self._connection() as connection, self._transaction(connection, "create_jobs", ids) as known:
+            for batch in batches:
+                results += await self._create_batch(connection, batch, known)
+        return as_given(order, results)
+
+    async def create_jobs_in_batches(
+        self, jobs: Iterable[NewJob] | AsyncIterable[NewJob]
+    ) -> AsyncGenerator[list[tuple[UUID, bool]]]:
+        """Add the jobs of an iterable of any length, in constant memory. Yield (id, created) of each job, batch by
+        batch.
+
+        Each step reads, adds and commits one batch. Batches that were yielded stay, also if a later one fails.
+
+        Queries: create_jobs, once for each ``batch_size`` jobs; find_duplicate_jobs for those not added.
+        Repeating: adds no `NewJob` twice; jobs that exist are not created.
+        """
+        async with aclosing(self._batches(jobs)) as batches:
+            async for batch in batches:
+                order, [ordered] = by_key([batch], self.config)
+                ids = (job.id for job in batch.jobs)
+                async with self._connection() as connection, self._transaction(connection, "create_jobs", ids) as known:
+                    results = await self._create_batch(connection, ordered, known)
+                yield as_given(order, results)
+
+    async def _batches(self, jobs: Iterable[NewJob] | AsyncIterable[NewJob]) -> AsyncGenerator[Batch]:
+        check_kind("jobs", jobs, Iterable, AsyncIterable)
+        batch = Batch(self.config)
+        async for job in each(jobs):
+            if not batch.add(job):
+                yield batch.checked()
+                batch = Batch(self.config)
+                batch.add(job)
+        if batch.jobs:
+            yield batch.checked()
+
+    async def _create_batch(
+        self, connection: AsyncConnection[Any], batch: Batch, known: dict[str, Any]
+    ) -> list[tuple[UUID, bool]]:
+        rows = [row async for row in self._queries.create_jobs(connection, jobs=document(batch.encoded).decode())]
+        if rows and rows[0].transaction_id:
+            known["transaction_id"] = rows[0].transaction_id
+        if len(rows) == len(batch.jobs):
+            return [(job.id, True) for job in batch.jobs]
+        created: set[UUID] = {row.id for row in rows}
+        taken: dict[UUID | str, UUID] = {}
+        missing = list(zip(batch.jobs, batch.encoded, strict=True))
+        for _ in range(_TRIES):
+            missing = [(job, encoded) for job, encoded in missing if job.id not in created]
+            taken.update(await self._taken(connection, [job for job, _ in missing]))
+            # Neither added nor in the table: the conflicting jobs have been deleted since.
+            missing = [item for item in missing if item[0].id not in taken and item[0].idempotency_key not in taken]
+            if not missing:
+                break
+            again = document(encoded for _, encoded in missing).decode()
+            created |= {row.id async for row in self._queries.create_jobs(connection, jobs=again)}
+        else:
+            raise duplicate_unseen()
+        return [
+            (job.id, True) if job.id in created else (taken.get(job.id) or taken[job.idempotency_key or ""], False)
+            for job in batch.jobs
+        ]
+
+    async def _taken(self, connection: AsyncConnection[Any], jobs: list[NewJob]) -> dict[UUID | str, UUID]:
+        """Which of the jobs' ids and idempotency keys are in the table, and the id of the job that has each."""
+        keys = [job.idempotency_key for job in jobs if job.idempotency_key is not None]
+        rows = self._queries.find_duplicate_jobs(connection, ids=[job.id for job in jobs], idempotency_keys=keys)
+        return {name: job_id async for job_id, key in rows for name in (job_id, key) if name is not None}
+
+    # --- read -------------------------------------------------------------------------------------------------------
+
+    async def get_job(self, job_id: JobId) -> Job:
+        """Return the job with this id.
+
+        Raises: `JobNotFoundError` if there is none; `CorruptJobError` if it can't be read.
+        Query: get_job.
+        Repeating: changes nothing.
+        """
+        wanted = as_job_id(job_id)
+        async with self._connection() as connection:
+            row = await self._queries.get_job(connection, id=wanted)
+        return found(row, f"no job has the id {wanted}")
+
+    async def get_jobs(self, job_ids: Iterable[JobId]) -> list[Job]:
+        """Return the jobs with these ids, in their order. Missing jobs are left out.
+
+        Raises: `CorruptJobError` if one of them can't be read.
+        Query: get_jobs.
+        Repeating: changes nothing.
+        """
+        wanted = as_job_ids(job_ids)
+        async with self._connection() as connection:
+            return [job_of(row) async for row in self._queries.get_jobs(connection, ids=wanted)]
+
+    async def get_job_by_idempotency_key(self, idempotency_key: str) -> Job:
+        """Return the job with this idempotency key.
+
+        Raises: `JobNotFoundError` if there is none; `CorruptJobError` if it can't be read.
+        Query: get_job_by_idempotency_key.
+        Repeating: changes nothing.
+        """
+        key = check_name("idempotency_key", idempotency_key)
+        async with self._connection() as connection:
+            row = await self._queries.get_job_by_idempotency_key(connection, idempotency_key=key)
+        return found(row, f"no job has the idempotency key {key!r}")
+
+    async def list_jobs(self, job_filter: JobFilter | None = None, limit: int = 50, cursor: str | None = None) -> Page:
+        """Return a page of ``limit`` (1 to 1000) jobs, newest first. Only the last page can be shorter.
+
+        ``cursor`` is the ``next_cursor`` of the page before, with the same filter. ``unreadable`` of the page names the
+        jobs whose payload Python can't hold, or whose status a later release has added.
+
+        Raises: `InvalidCursorError` for a cursor of another filter.
+        Query: list_jobs.
+        Repeating: changes nothing.
+        """
+        rows, next_cursor = await self._list(job_filter, limit, cursor)
+        jobs, corrupt = read_jobs(rows)
+        return Page(jobs, next_cursor, {error.job_id: str(error) for error in corrupt})
+
+    async def _list(self, job_filter: JobFilter | None, limit: int, cursor: str | None) -> tuple[list[Any], str | None]:
+        """Return the rows of a page, and the cursor of the next one."""
+        wanted, size = filter_values(job_filter), check_limit(limit)
+        created_at, job_id = read_cursor(wanted, cursor)
+        # One row more than the page, to know whether another one follows.
+        page = {"page_limit": size + 1, "cursor_created_at": created_at, "cursor_id": job_id}
+        async with self._connection() as connection:
+            rows = [row async for row in self._queries.list_jobs(connection, **wanted, **page)]
+        if len(rows) <= size:
+            return rows, None
+        last = rows[size - 1]
+        return rows[:size], make_cursor(wanted, last.created_at, last.id)
+
+    async def count_jobs(self, job_filter: JobFilter | None = None) -> JobCount:
+        """Count the jobs that match. The count is exact up to 10,000 jobs; beyond, it is an estimate, and ``exact`` is
+        False.
+
+        Query: count_jobs.
+        Repeating: changes nothing.
+        """
+        wanted = filter_values(job_filter)
+        async with self._connection() as connection:
+            count, exact = await self._queries.count_jobs(connection, **wanted)
+        return JobCount(count, exact=exact)
+
+    # --- change -----------------------------------------------------------------------------------------------------
+
+    async def update_job(self, job_id: JobId, update: JobUpdate) -> Job:
+        """Change the given fields of a job, and return the changed job.
+
+        Raises: `JobNotFoundError` if there is no such job; `JobStateError` if its status does not allow the new one;
+        `DuplicateJobError` if another job has the idempotency key; `TransactionConflictError` if another session
+        changed the job at the same time; `CorruptJobError`, after the change, if the payload can't be read.
+        Queries: update_job; get_job and get_job_by_idempotency_key if that changed nothing.
+        Repeating: sets the same values again, over later changes of others.
+        """
+        wanted = as_job_id(job_id)
+        check_kind("update", update, JobUpdate)
+        changes = encoded_update(update, self.config).decode()
+        async with self._connection() as connection:
+            if row := await self._queries.update_job(connection, id=wanted, changes=changes):
+                return job_of(row)
+            current = found(await self._queries.get_job(connection, id=wanted), f"no job has the id {wanted}")
+            if isinstance(key := update.idempotency_key, str):
+                other = await self._queries.get_job_by_idempotency_key(connection, idempotency_key=key)
+                if other is not None and other[0] != wanted:
+                    raise duplicate_of(other[0], key)
+        if update.status is UNSET:
+            raise TransactionConflictError(f"job {wanted} was changed by another at the same time; try again")
+        raise JobStateError(f"job {wanted} is {current.status} and can't become {update.status}; nothing was changed")
+
+    async def replace_pending_job(self, job: NewJob) -> Job:
+        """Add a job, or replace the pending job that has its idempotency key. The replaced job keeps its id.
+
+        Raises: `DuplicateJobError` if the key's job is no longer pending, or another job has the id; `InvalidJobError`
+        for a job without a key.
+        Queries: replace_pending_job; get_job_by_idempotency_key if that changed nothing.
+        Repeating: replaces the job again, over later changes of others.
+        """
+        values = job_values(job, self.config)
+        if job.idempotency_key is None:
+            raise InvalidJobError("replace_pending_job needs an idempotency_key to find the job by")
+        async with self._connection() as connection:
+            for _ in range(_TRIES):
+                if row := await self._queries.replace_pending_job(connection, **values):
+                    return job_of(row)
+                key = job.idempotency_key
+                if other := await self._queries.get_job_by_idempotency_key(connection, idempotency_key=key):
+                    raise not_replaced(job_of(other))
+        raise duplicate_unseen()
+
+    async def cancel_jobs(self, jobs: Jobs) -> int:
+        """Cancel pending and running jobs, given by ids or by filter, and return how many. Others stay as they are.
+
+        The worker of a running job gets `LeaseLostError` at its next call. If it listens, it learns of it before
+        (`AsyncListener.cancelled`).
+
+        Queries: cancel_jobs, once for each 1000 jobs; list_jobs for a filter.
+        Repeating: does not count cancelled jobs; it cancels those that others retried meanwhile.
+        """
+        return await self._for_each(jobs, self._queries.cancel_jobs, (JobStatus.PENDING, JobStatus.RUNNING))
+
+    async def retry_jobs(self, jobs: Jobs) -> int:
+        """Make dead and cancelled jobs pending again, due at once and with all their attempts, and return how many.
+
+        Queries: retry_jobs, once for each 1000 jobs; list_jobs for a filter.
+        Repeating: leaves pending jobs as they are; it retries those that ended meanwhile.
+        """
+        return await self._for_each(jobs, self._queries.retry_jobs, (JobStatus.DEAD, JobStatus.CANCELLED))
+
+    async def reschedule_jobs(
+        self, jobs: Jobs, *, scheduled_at: datetime | None = None, delay: timedelta | None = None
+    ) -> int:
+        """Set another time for pending jobs, and return how many: ``scheduled_at`` (aware), or ``delay`` from now.
+
+        Queries: reschedule_jobs, once for each 1000 jobs; list_jobs for a filter.
+        Repeating: sets the same ``scheduled_at`` again, or a new one after ``delay``, over later changes of others.
+        """
+        if (scheduled_at is None) == (delay is None):
+            raise InvalidJobError("give either scheduled_at or delay")
+        if scheduled_at is not None:
+            scheduled_at = check_time("scheduled_at", scheduled_at)
+        if delay is not None:
+            delay = check_interval("delay", delay)
+        run = partial(self._queries.reschedule_jobs, scheduled_at=scheduled_at, delay=delay)
+        return await self._for_each(jobs, run, (JobStatus.PENDING,))
+
+    async def _for_each(self, jobs: Jobs, run: Callable[..., Any], statuses: tuple[JobStatus, ...]) -> int:
+        """Runs a query over the ids given, or over those of a filter (narrowed to ``statuses``), in batches."""
+        count = 0
+        async with aclosing(self._ids(jobs, statuses)) as batches:
+            async for ids in batches:
+                async with self._connection() as connection:
+                    count += len([row async for row in run(connection, ids=ids)])
+        return count
+
+    async def _ids(self, jobs: Jobs, statuses: tuple[JobStatus, ...]) -> AsyncGenerator[list[UUID]]:
+        if not isinstance(jobs, JobFilter):
+            for ids in in_batches(as_job_ids(jobs)):
+                yield ids
+            return
+        wanted = statuses if jobs.status is None else tuple(set(jobs.parameters()["statuses"]) & set(statuses))
+        if not wanted:
+            return
+        narrowed, cursor = replace(jobs, status=wanted), None
+        found_ids: list[UUID] = []
+        while True:
+            rows, cursor = await self._list(narrowed, MAX_PAGE, cursor)
+            found_ids += [row.id for row in rows]
+            # In the caller's transaction the locks of all batches stay: there they have one order too.
+            if self._pool is None and cursor is not None:
+                continue
+            for ids in in_batches(found_ids):
+                yield ids
+            if cursor is None:
+                return
+            found_ids.clear()
+
+    async def delete_job(self, job_id: JobId) -> None:
+        """Delete a job, whatever its status, and the history of its failures.
+
+        Raises: `JobNotFoundError` if there is none; `JobStateError` if another table refers to it.
+        Queries: delete_job, delete_failures.
+        Repeating: raises `JobNotFoundError`.
+        """
+        wanted = as_job_id(job_id)
+        async with self._connection() as connection, self._transaction(connection, "delete_job", [wanted]) as known:
+            known["transaction_id"] = await self._queries.delete_job(connection, id=wanted)
+            if known["transaction_id"] is None:
+                raise JobNotFoundError(f"no job has the id {wanted}")
+            _ = [row async for row in self._queries.delete_failures(connection, job_id=wanted)]
+
+    async def prune_jobs(
+        self,
+        older_than: timedelta,
+        statuses: Collection[JobStatus] = (JobStatus.COMPLETED, JobStatus.DEAD, JobStatus.CANCELLED),
+        limit: int = 1000,
+    ) -> Pruned:
+        """Delete one batch of at most ``limit`` (1 to 1000) jobs that finished longer than ``older_than`` ago. Return
+        how many.
+
+        Call it until it returns fewer than ``limit``; each call is a short transaction. It skips and logs jobs that
+        another table refers to (by a foreign key without CASCADE or SET NULL), and ``kept`` of the result names them.
+        Such a round skips 10,000 jobs at most.
+
+        Query: prune_jobs.
+        Repeating: deletes the next batch.
+        """
+        wanted = as_statuses(statuses)
+        if unfinished := wanted & {JobStatus.PENDING, JobStatus.RUNNING}:
+            raise InvalidJobError(f"only finished jobs can be pruned, not {', '.join(sorted(unfinished))}")
+        check_limit(limit)
+        values = {"older_than": check_interval("older_than", older_than), "statuses": sorted(wanted)}
+        deleted = 0
+        async with self._connection() as connection:
+            while deleted < limit and len(self._kept) < _MOST_KEPT:
+                batch = {**values, "job_limit": limit - deleted, "kept_ids": list(self._kept)}
+                rows = [row async for row in self._queries.prune_jobs(connection, **batch)]
+                reasons = refused(rows)
+                deleted += len(rows) - len(reasons)
+                self._kept.update(reasons)
+                if not reasons:
+                    break
+        pruned = Pruned(deleted, self._kept)
+        if deleted < limit:  # The next call is that of another round, and looks at all again.
+            self._kept.clear()
+        return pruned
+
+    # --- work -------------------------------------------------------------------------------------------------------
+
+    async def claim_jobs(
+        self, queues: str | Collection[str], worker_id: str, limit: int = 1, lease: timedelta = DEFAULT_LEASE
+    ) -> list[Job]:
+        """Claim at most ``limit`` (1 to 1000) due jobs of the queues. ``worker_id`` holds each for ``lease``.
+
+        The order is by priority (the lower number first); among queues of one priority, the queue that has waited
+        longest first; then by scheduled_at and id. An empty list means that no job is due.
+
+        A job whose payload can't be read becomes dead, with the reason as its error, and is logged; the readable jobs
+        are returned. A claim that finds only such jobs ends after a second. Then the list is empty although jobs can be
+        due, and the queues' listeners are woken, the caller's too.
+
+        While the table has many dead tuples (an old snapshot or a late vacuum), a claim can miss a job that becomes due
+        out of order, for at most ``claim_resume_time`` (GOQUEUE_DATABASE_CLAIM_RESUME_TIME).
+
+        Queries: claim_jobs; estimate_dead_rows once in each ``claim_resume_time``; fail_jobs and wake_listeners for
+        unreadable jobs.
+        Repeating: claims other jobs; those of a lost reply stay held until their leases expire.
+        """
+        values = claim_values(queues, worker_id, limit, lease)
+        async with self._connection() as connection:
+            return (await self._claim(connection, values | NO_LEASES)).jobs
+
+    async def complete_and_claim(
+        self,
+        leases: Iterable[Held],
+        queues: str | Collection[str],
+        worker_id: str,
+        limit: int = 1,
+        lease: timedelta = DEFAULT_LEASE,
+    ) -> list[Job]:
+        """Run `complete_jobs` and `claim_jobs` in one statement, with one commit.
+
+        Raises: `LeaseLostError` names the jobs whose lease was lost; the others are completed, and none is claimed.
+        Queries: those of `claim_jobs`.
+        Repeating: completes nothing twice and claims other jobs; those of a lost reply stay held until their leases
+        expire.
+        """
+        values = claim_values(queues, worker_id, limit, lease)
+        done = Leases(leases)
+        async with self._connection() as connection:
+            claimed = await self._claim(connection, values | done.values)
+        check_lost([held[0] for held in done.held if held in claimed.lost])
+        return claimed.jobs
+
+    async def _claim(self, connection: AsyncConnection[Any], values: dict[str, Any]) -> Claimed:
+        """What claim_jobs gives; if that can't be read, what it gives then, for a second."""
+        deadline = monotonic() + _SET_ASIDE_SECONDS
+        positions = positions_of(self._positions, values["queues"], self.config.claim_resume_time.total_seconds())
+        while True:
+            if positions.count_is_due:
+                positions.counted(await self._queries.estimate_dead_rows(connection))
+            lanes, start = positions.parameters(), monotonic()
+            claimed = Claimed([row async for row in self._queries.claim_jobs(connection, **values, **lanes)])
+            if claimed.lost:
+                return claimed
+            positions.claimed(claimed.jobs, lanes, is_full=claimed.count == values["job_limit"], start=start)
+            if claimed.unreadable:
+                await self._bury(connection, claimed)
+            if claimed.jobs or not (claimed.unreadable or positions.looks_again(lanes)):
+                return claimed
+            if monotonic() >= deadline:
+                with suppress(psycopg.Error, OutcomeUnknownError):  # a hint, after the claim's commit
+                    _ = [row async for row in self._queries.wake_listeners(connection, queues=values["queues"])]
+                return claimed
+            values |= NO_LEASES
+
+    async def _bury(self, connection: AsyncConnection[Any], claimed: Claimed) -> None:
+        """Set the unreadable jobs of a claim aside. When that fails, after the claim's commit, they wait for their
+        leases to expire: the readable jobs must not be lost to their caller."""
+        is_committed = connection.info.transaction_status == pq.TransactionStatus.IDLE
+        unreadable = Leases.failed(claimed.unreadable).values
+        try:
+            _ = [row async for row in self._queries.fail_jobs(connection, **unreadable, **FINAL)]
+        except (psycopg.Error, OutcomeUnknownError) as exc:
+            if not (is_committed and claimed.jobs):
+                raise
+            claimed.not_buried(translate(exc) if isinstance(exc, psycopg.Error) else exc)
+
+    async def heartbeat_jobs(self, leases: Iterable[Held], lease: timedelta = DEFAULT_LEASE) -> None:
+        """Renew the leases of running jobs, for ``lease`` from now.
+
+        Raises: `LeaseLostError` names the jobs lost; the others are renewed.
+        Query: heartbeat_jobs.
+        Repeating: renews the leases again.
+        """
+        run = partial(self._queries.heartbeat_jobs, lease=check_interval("lease", lease))
+        await self._settle(run, Leases(leases))
+
+    async def complete_jobs(self, leases: Iterable[Held]) -> None:
+        """Complete jobs.
+
+        Raises: `LeaseLostError` names the jobs lost; the others are completed.
+        Query: complete_jobs.
+        Repeating: succeeds under the same leases while the jobs are stored, and changes nothing.
+        """
+        await self._settle(self._queries.complete_jobs, Leases(leases))
+
+    async def complete_job(self, lease: Held) -> None:
+        """Complete one job, as `complete_jobs` does.
+
+        Raises: `LeaseLostError` if the lease was lost.
+        Query: complete_jobs.
+        Repeating: succeeds under the same lease while the job is stored, and changes nothing.
+        """
+        await self.complete_jobs([lease])
+
+    async def fail_jobs(
+        self,
+        failures: Iterable[tuple[Held, str]],
+        *,
+        retry_in: timedelta | None = None,
+        backoff: Backoff = DEFAULT_BACKOFF,
+    ) -> dict[UUID, JobStatus]:
+        """End attempts with an error: (lease, error) of each. Return the new status by id.
+
+        A job waits for its next attempt, for ``retry_in`` or else by ``backoff``. Without an attempt left it is dead.
+        The errors are kept (`list_failures`).
+
+        Raises: `LeaseLostError` names the jobs lost; the others fail.
+        Query: fail_jobs.
+        Repeating: raises `LeaseLostError` for the jobs that failed under these leases; no attempt fails twice.
+        """
+        check_kind("backoff", backoff, Backoff)
+        run = partial(
+            self._queries.fail_jobs,
+            is_final=False,
+            retry_in=None if retry_in is None else check_interval("retry_in", retry_in),
+            backoff_base=backoff.base,
+            backoff_factor=backoff.factor,
+            backoff_max=backoff.maximum,
+            backoff_jitter=backoff.jitter,
+        )
+        rows = await self._settle(run, Leases.failed(failures))
+        return {job_id: JobStatus(status) for job_id, status in rows}
+
+    async def fail_job(
+        self, lease: Held, error: str, *, retry_in: timedelta | None = None, backoff: Backoff = DEFAULT_BACKOFF
+    ) -> JobStatus:
+        """End one attempt, as `fail_jobs` does. Return the new status: pending or dead.
+
+        Raises: `LeaseLostError` if the lease was lost.
+        Query: fail_jobs.
+        Repeating: raises `LeaseLostError` if the job failed under this lease; no attempt fails twice.
+        """
+        [status] = (await self.fail_jobs([(lease, error)], retry_in=retry_in, backoff=backoff)).values()
+        return status
+
+    async def release_jobs(self, leases: Iterable[Held]) -> None:
+        """Return running jobs to pending without counting the attempt, as at a shutdown.
+
+        Raises: `LeaseLostError` names the jobs lost; the others are released.
+        Query: release_jobs.
+        Repeating: raises `LeaseLostError` for the released jobs; no attempt is given back twice.
+        """
+        await self._settle(self._queries.release_jobs, Leases(leases))
+
+    async def _settle(self, run: Callable[..., Any], leases: Leases) -> list[Any]:
+        """The rows of a query over leases, one for each that the caller held; `LeaseLostError` names the others."""
+        rows: list[Any] = []
+        if leases.held:
+            async with self._connection() as connection:
+                rows = [row async for row in run(connection, **leases.values)]
+        check_lost(leases.lost((row.id for row in rows), len(rows)))
+        return rows
+
+    async def rescue_jobs(self, limit: int = 1000) -> dict[UUID, JobStatus]:
+        """Make at most ``limit`` (1 to 1000) jobs whose lease has expired pending again, due at once, or dead without
+        an attempt left. Return the status by id. Each rescued job is logged.
+
+        Query: rescue_jobs.
+        Repeating: rescues the next ones.
+        """
+        job_limit = check_limit(limit)
+        async with self._connection() as connection:
+            return rescued([row async for row in self._queries.rescue_jobs(connection, job_limit=job_limit)])
+
+    async def next_job_at(self, queues: str | Collection[str]) -> datetime | None:
+        """Return when the next job of the queues is due; None if no job is pending. A time in the past means that one
+        is due.
+
+        Query: next_job_at.
+        Repeating: changes nothing.
+        """
+        names = queue_names(queues)
+        async with self._connection() as connection:
+            at: datetime | None = await self._queries.next_job_at(connection, queues=names)
+        return at
+
+    def listen(self, queues: str | Collection[str]) -> AsyncListener:
+        """Return an `AsyncListener`, which wakes an idle worker when jobs of the queues become ready. Open it in a
+        ``with``.
+
+        It has a connection of its own, also on a bound store: to ``listen_url`` if that is set. Behind a pooler without
+        a ``listen_url``, the listener only pauses.
+
+        Queries: get_session, listen, listen_cancelled, announce_listener; find_listener_blockers if that fails.
+        """
+        config = replace(self.config, url=self.config.listen_url or self.config.url)
+        return AsyncListener(partial(open_connection, config, self._queries), self._queries, queue_names(queues))
+
+    async def list_failures(self, job_id: JobId) -> list[Failure]:
+        """Return the failed attempts of one job, the first one first.
+
+        Query: list_failures.
+        Repeating: changes nothing.
+        """
+        wanted = as_job_id(job_id)
+        async with self._connection() as connection:
+            return [failure_of(row) async for row in self._queries.list_failures(connection, job_id=wanted)]
+
+    async def queue_stats(self) -> list[QueueStats]:
+        """Return each queue's jobs by status, the age of its oldest due job, and its expired leases; ordered by queue.
+
+        A count is exact up to 1,000; beyond, it is an estimate, and ``exact`` is False.
+
+        Query: queue_stats.
+        Repeating: changes nothing.
+        """
+        async with self._connection() as connection:
+            return [stats_of(row) async for row in self._queries.queue_stats(connection)]
+
+    async def get_transaction_status(self, transaction_id: str) -> TransactionStatus:
+        """Return the outcome of the transaction that an `OutcomeUnknownError` names.
+
+        Use the server that the error came from: after a failover another transaction can have the same id. While the
+        status is in progress, call again: the server has perhaps not noticed the lost connection yet.
+
+        Query: get_transaction_status.
+        Repeating: changes nothing.
+        """
+        wanted = check_transaction_id(transaction_id)
+        async with self._connection() as connection:
+            try:
+                status = await self._queries.get_transaction_status(connection, transaction_id=wanted)
+            except psycopg.errors.InvalidParameterValue:  # an id that this server has not given out
+                status = None
+        return TransactionStatus(status or TransactionStatus.UNKNOWN)
+
+    async def ping(self) -> None:
+        """Return if the server answers and the table can be read.
+
+        Query: ping.
+        Repeating: changes nothing.
+        """
+        async with self._connection() as connection:
+            await self._queries.ping(connection)
+
+    # --- the way to the server --------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[AsyncConnection[Any]]:
+        if self._process != os.getpid():
+            # Two processes on one socket read each other's answers.
+            raise StorageError(
+                "this store was opened in the process this one was forked from; open another"
+                + ("" if self._pool is not None else ", on a connection of this process")
+            )
+        self._check_loop()  # async only
+        try:
+            if self._pool is None:
+                notice_loss(self._given)
+                yield self._given
+                return
+            start = monotonic()
+            connection = await self._pool.getconn()
+            connection.goqueue_charge(monotonic() - start)
+            try:
+                yield connection
+            finally:  # not the pool's own context manager, which commits: there is nothing to commit
+                try:
+                    await self._pool.putconn(connection)
+                    if connection.goqueue_is_late:
+                        await self._pool.drain()  # the others are as silent
+                except Exception:  # noqa: BLE001 - the statement has run, and the pool's own logging has failed
+                    record_lost("psycopg.pool")
+                    await connection.close()
+        except psycopg.Error as exc:
+            if self._pool is None:
+                raise translate(exc) from exc
+            if is_stale(exc):
+                await self._pool.drain()  # each of its connections would say so once
+            reason = reason_of(exc, self._pool)
+            raise translate(reason, reconnecting=True) from reason
+
+    def _check_loop(self) -> None:  # async only
+        if self._loop is not None and self._loop is not asyncio.get_running_loop():  # async only
+            raise StorageError("this store was opened in another event loop; open one in each")  # async only
+
+    @asynccontextmanager
+    async def _transaction(
+        self, connection: AsyncConnection[Any], operation: str, job_ids: Iterable[UUID]
+    ) -> AsyncIterator[dict[str, Any]]:
+        """All or nothing: a transaction on a connection of our own, or on the caller's in autocommit; a savepoint in
+        the caller's transaction, which stays the caller's to commit. Gives a place for its ``transaction_id``.
+
+        `OutcomeUnknownError` when the reply to its COMMIT, or a standby's, was lost.
+        """
+        if not connection.autocommit and connection.info.transaction_status == pq.TransactionStatus.IDLE:
+            await self._queries.ping(connection)  # psycopg begins the caller's transaction with it, and not one of ours
+        watch = StandbyWatch.of(connection)
+        before = watch.unconfirmed
+        commits = connection.info.transaction_status == pq.TransactionStatus.IDLE
+        known: dict[str, Any] = {}
+        is_done = False
+        try:
+            async with connection.transaction():
+                yield known
+                is_done = True
+        except psycopg.Error as exc:
+            if is_done and commits and is_unanswered(exc, at_commit=True):
+                lost = unconfirmed if watch.unconfirmed != before else unanswered
+                raise lost(operation, job_ids, cause=exc, **known) from exc
+            raise
+        if watch.unconfirmed != before:
+            raise unconfirmed(operation, job_ids, **known)

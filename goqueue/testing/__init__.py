@@ -1,0 +1,1 @@
+"""Servers and databases to try goqueue on."""

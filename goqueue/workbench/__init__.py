@@ -1,0 +1,1 @@
+"""The DBA's workbench: checks, proofs, plans and notes of the statements."""

@@ -1,0 +1,447 @@
+"""The calls that a folder's statements and the shipped ones are compared by, and the jobs that they find.
+
+A case is a call of the store, and says nothing of a statement's text: whatever is written otherwise, and does the same,
+passes.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from psycopg import Connection
+
+from goqueue.models import Backoff, Held, Job, JobFilter, JobStatus, JobUpdate, Lease, NewJob
+from goqueue.postgres.leases import FINAL
+from goqueue.postgres.queries import load_queries
+from goqueue.postgres.store import PostgresStorage
+
+__all__ = ["CASES", "IDS", "NAMES", "Case", "Stage", "populate"]
+
+_KILO = timedelta(seconds=1000)
+_NO_JITTER = Backoff(base=_KILO, factor=2.0, maximum=9 * _KILO, jitter=0.0)
+
+
+# --- the population -------------------------------------------------------------------------------------------------
+
+
+def _id(number: int) -> UUID:
+    return UUID(f"019a0000-0000-7000-8000-{number:012d}")
+
+
+#: Each job's id by its name in messages. The order of ids is not the order of their creation.
+IDS = {
+    name: _id(number)
+    for number, name in enumerate(
+        (
+            "due 3", "due 1", "due 2", "twin 2", "twin 1", "urgent", "late priority", "future", "other queue",
+            "not due", "held 2", "held 1", "held 3", "claimed twice", "expired", "expired at its last attempt",
+            "completed", "completed 2", "dead", "cancelled", "failed twice", "just due", "absent", "new 1", "new 2",
+            "at the highest token",
+        ),
+        1,
+    )
+}  # fmt: skip
+NAMES = {job_id: name for name, job_id in IDS.items()}
+
+
+def _new(now: datetime, name: str, queue: str, due: float, **fields: Any) -> NewJob:
+    """A job that is due ``due`` thousands of seconds from now."""
+    fields = {"job_type": "type 1", "payload": {"name": name}, **fields}
+    return NewJob(id=IDS[name], queue=queue, scheduled_at=now + due * _KILO, **fields)
+
+
+def populate(store: PostgresStorage, connection: Connection[Any], now: datetime) -> dict[str, Job]:
+    """Make jobs of every kind, by the shipped statements; return them by name.
+
+    ``store`` is bound to ``connection``. Queries: backdate_jobs, wear_out_tokens, and those of the methods.
+    """
+    new = partial(_new, now)
+    for job in (
+        new("due 1", "a", -3),
+        new("due 2", "a", -5, job_type="type 2"),
+        new("due 3", "a", -2, max_attempts=1),
+        new("twin 1", "a", -4, idempotency_key="twin"),
+        new("urgent", "a", -1, priority=-5),
+        new("late priority", "a", -9, priority=3),
+        new("future", "a", 9, priority=-9),
+        new("other queue", "b", -6, job_type="type 2"),
+        new("not due", "b", 9),
+        new("held 1", "held", -1),
+        new("held 2", "held", -2),
+        new("held 3", "held", -3, max_attempts=1),
+        new("claimed twice", "twice", -1),
+        new("expired", "expired", -1),
+        new("expired at its last attempt", "expired", -2, max_attempts=1),
+        new("completed", "done", -1, idempotency_key="done"),
+        new("completed 2", "done 2", -1),
+        new("dead", "dead", -1, max_attempts=1),
+        new("cancelled", "cancelled", -1),
+        new("failed twice", "failed", -1),
+        new("at the highest token", "worn", -1),
+        NewJob(id=IDS["just due"], queue="a", job_type="type 1"),
+    ):
+        store.create_job(job)
+    twin = store.get_job(IDS["twin 1"])
+    store.create_job(NewJob(id=IDS["twin 2"], queue="a", job_type="type 1", scheduled_at=twin.scheduled_at))
+    store.claim_jobs("held", "holder", 3, 9 * _KILO)
+    store.release_jobs(store.claim_jobs("twice", "first holder", 1, 9 * _KILO))
+    store.claim_jobs("twice", "holder", 1, 9 * _KILO)
+    store.claim_jobs("expired", "vanished", 2, timedelta(milliseconds=1))
+    for queue in ("done", "done 2"):
+        store.complete_jobs(store.claim_jobs(queue, "holder", 1, 9 * _KILO))
+    for queue, retry_in in (("dead", _KILO), ("failed", timedelta()), ("failed", 5 * _KILO)):
+        [held] = store.claim_jobs(queue, "holder", 1, 9 * _KILO)
+        store.fail_job(held, f"{queue}: no answer in {retry_in}", retry_in=retry_in)
+    store.cancel_jobs(IDS["cancelled"])
+    list(load_queries().backdate_jobs(connection, ids=[IDS["completed 2"]], age=timedelta(hours=2)))
+    list(load_queries().wear_out_tokens(connection, ids=[IDS["at the highest token"]]))
+    return {NAMES[job.id]: job for job in store.list_jobs(limit=1000).jobs}
+
+
+# --- the cases ------------------------------------------------------------------------------------------------------
+
+
+class Stage(NamedTuple):
+    """What a case calls: the store, whose one query is the folder's or the shipped one, and the jobs by name."""
+
+    store: PostgresStorage
+    jobs: Mapping[str, Job]
+    #: Runs a query by itself, where no method does so alone.
+    run: Callable[..., Any]
+    now: datetime
+
+    def new(self, name: str, queue: str, due: float, **fields: Any) -> NewJob:
+        return _new(self.now, name, queue, due, **fields)
+
+    def held(self, *names: str) -> list[Held]:
+        """The leases of jobs as their last claim left them; absent ones have a token all the same."""
+        return [self.jobs[name] if name in self.jobs else Lease(IDS[name], 1) for name in names]
+
+
+class Case:
+    """A call of the store, and the queries that it is to show the behaviour of."""
+
+    def __init__(self, title: str, queries: tuple[str, ...], call: Callable[..., Any], *arguments: Any) -> None:
+        self.title, self.queries = title, queries
+        self._call, self._arguments = call, arguments
+
+    def __call__(self, stage: Stage) -> Any:
+        """What the method returns."""
+        return self._call(stage, *self._arguments)
+
+
+def _ids(*names: str) -> list[UUID]:
+    return [IDS[name] for name in names]
+
+
+_NEW: dict[str, Callable[[Stage], NewJob]] = {
+    "with a time": lambda stage: stage.new("new 1", "a", -1),
+    "with a time to come, a priority and a key": lambda stage: stage.new(
+        "new 1", "a", 5, priority=-7, max_attempts=3, idempotency_key="k"
+    ),
+    "with a delay": lambda _: NewJob(id=IDS["new 1"], job_type="type 1", delay=2 * _KILO),
+    "due at once": lambda _: NewJob(id=IDS["new 1"], job_type="type 1", payload=None),
+    "whose key a pending job has": lambda stage: stage.new("new 1", "a", -1, idempotency_key="twin"),
+    "whose key a completed job has": lambda stage: stage.new("new 1", "a", -1, idempotency_key="done"),
+    "whose id is taken": lambda stage: stage.new("due 1", "b", -1),
+}
+_NEW_ONES: dict[str, Callable[[Stage], list[NewJob]]] = {
+    "with two": lambda stage: [
+        stage.new("new 1", "a", -1, priority=2, idempotency_key="k", max_attempts=2),
+        NewJob(id=IDS["new 2"], queue="b", job_type="type 2", payload=None, delay=2 * _KILO),
+    ],
+    "with one whose key is taken": lambda stage: [
+        stage.new("new 1", "a", -1, idempotency_key="twin"), stage.new("new 2", "b", 3),
+    ],
+    "with one whose id is taken": lambda stage: [stage.new("completed", "b", -1), stage.new("new 2", "b", 3)],
+    "with two of one key": lambda stage: [
+        stage.new("new 1", "a", -1, idempotency_key="k"), stage.new("new 2", "b", 3, idempotency_key="k"),
+    ],
+}  # fmt: skip
+_FILTERS: dict[str, Callable[[Stage], JobFilter | None]] = {
+    "of all": lambda _: None,
+    "of one status": lambda _: JobFilter(status="pending"),
+    "of three statuses": lambda _: JobFilter(status=["dead", "running", "completed"]),
+    "of one queue": lambda _: JobFilter(queue="a"),
+    "of one job type": lambda _: JobFilter(job_type="type 2"),
+    "of queues, types and statuses": lambda _: JobFilter(queue=["a", "held"], job_type="type 1", status="pending"),
+    "of an unknown queue": lambda _: JobFilter(queue="nowhere"),
+    "created in a range": lambda stage: JobFilter(
+        created_from=stage.jobs["urgent"].created_at, created_before=stage.jobs["held 3"].created_at
+    ),
+}
+_LEASES: dict[str, Callable[[Stage], list[Held]]] = {
+    "one job that it holds": lambda stage: stage.held("held 1"),
+    "three jobs that it holds, in descending order": lambda stage: stage.held("held 3", "held 2", "held 1"),
+    "jobs whose leases have expired, and that nobody has rescued": lambda stage: stage.held(
+        "expired", "expired at its last attempt"
+    ),
+    "jobs that are pending, completed, dead, cancelled and absent": lambda stage: stage.held(
+        "due 1", "failed twice", "completed", "dead", "cancelled", "absent"
+    ),
+    "the stale token of a job that was claimed again, and with one that it holds": lambda stage: [
+        Lease(IDS["claimed twice"], 1), *stage.held("held 1"),
+    ],
+    "a job that the same lease has completed, and one that it holds": lambda stage: stage.held("completed", "held 2"),
+    "the token of another job": lambda stage: [Lease(IDS["held 1"], stage.jobs["claimed twice"].lease_token)],
+}  # fmt: skip
+_SETTLING: dict[str, Callable[[Stage, list[Held]], Any]] = {
+    "complete_jobs": lambda stage, leases: stage.store.complete_jobs(leases),
+    "complete_and_claim": lambda stage, leases: stage.store.complete_and_claim(leases, "a", "worker", 2, 3 * _KILO),
+    "heartbeat_jobs": lambda stage, leases: stage.store.heartbeat_jobs(leases, 3 * _KILO),
+    "release_jobs": lambda stage, leases: stage.store.release_jobs(leases),
+    "fail_jobs": lambda stage, leases: stage.store.fail_jobs(
+        [(held, f"error of {NAMES[held.id]}") for held in leases], backoff=_NO_JITTER
+    ),
+    # Its method is a claim that can't read a job.
+    "fail_jobs, finally,": lambda stage, leases: stage.run(
+        "fail_jobs",
+        ids=[held.id for held in leases],
+        tokens=[held.lease_token for held in leases],
+        errors=["it can't be read"] * len(leases),
+        **FINAL,
+    ),
+}
+#: The query of those of them that are not named for it.
+_QUERY = {"complete_and_claim": "claim_jobs", "fail_jobs, finally,": "fail_jobs"}
+_EVERY_KIND = (
+    "twin 2", "twin 1", "due 1", "held 3", "held 1", "completed", "dead", "cancelled", "failed twice", "future",
+    "absent",
+)  # fmt: skip
+_UPDATES: dict[str, tuple[str, Callable[[Stage], JobUpdate]]] = {
+    "every field of a pending job": (
+        "due 1",
+        lambda stage: JobUpdate(
+            queue="b", job_type="type 3", payload=[1], priority=7, attempts=2, max_attempts=9, last_error="by hand",
+            idempotency_key="mine", scheduled_at=stage.jobs["future"].scheduled_at,
+        ),
+    ),
+    "one field of a pending job": ("twin 1", lambda _: JobUpdate(priority=1)),
+    "clearing fields": ("twin 1", lambda _: JobUpdate(idempotency_key=None, last_error=None, scheduled_at=None)),
+    "one field of a running job": ("held 1", lambda _: JobUpdate(priority=1)),
+    "one field of a completed job": ("completed", lambda _: JobUpdate(priority=1)),
+    "a pending job to running": ("due 1", lambda _: JobUpdate(status=JobStatus.RUNNING, locked_by="by hand")),
+    "a pending job to cancelled": ("due 1", lambda _: JobUpdate(status=JobStatus.CANCELLED)),
+    "a running job to running": ("held 1", lambda _: JobUpdate(status=JobStatus.RUNNING, locked_by="by hand")),
+    "a running job to pending": ("held 1", lambda _: JobUpdate(status=JobStatus.PENDING)),
+    "a running job to completed": ("claimed twice", lambda _: JobUpdate(status=JobStatus.COMPLETED)),
+    "a running job to dead": ("held 2", lambda _: JobUpdate(status=JobStatus.DEAD, last_error="by hand")),
+    "a dead job to pending": ("dead", lambda _: JobUpdate(status=JobStatus.PENDING)),
+    "a cancelled job to pending": ("cancelled", lambda _: JobUpdate(status=JobStatus.PENDING)),
+    "a completed job to pending": ("completed", lambda _: JobUpdate(status=JobStatus.PENDING)),
+    "a job with the highest token to running": (
+        "at the highest token",
+        lambda _: JobUpdate(status=JobStatus.RUNNING, locked_by="by hand"),
+    ),
+    "a dead job to running": ("dead", lambda _: JobUpdate(status=JobStatus.RUNNING, locked_by="by hand")),
+    "a key that another job has": ("due 1", lambda _: JobUpdate(idempotency_key="done")),
+    "a job that is absent": ("absent", lambda _: JobUpdate(priority=1)),
+}  # fmt: skip
+_CLAIMS: dict[str, tuple[Any, int]] = {
+    "one of many": ("a", 1),
+    "three of two queues": (["a", "b"], 3),
+    "three of one queue, with two of one time for the last": ("a", 3),
+    "six of one queue": ("a", 6),
+    "of a queue with one that is not due": ("b", 100),
+    "more than are due": (["a", "b"], 100),
+    "of a queue whose jobs run": (["held", "expired", "done", "dead", "cancelled", "failed"], 100),
+    "of an unknown queue": ("nowhere", 1),
+    "of a queue whose job has the highest token": ("worn", 1),
+}
+
+
+def _creating() -> Iterator[Case]:
+    def create(stage: Stage, make: Callable[[Stage], NewJob]) -> Any:
+        return stage.store.get_or_create_job(make(stage))
+
+    def replace(stage: Stage, make: Callable[[Stage], NewJob]) -> Any:
+        return stage.store.replace_pending_job(make(stage))
+
+    def create_many(stage: Stage, make: Callable[[Stage], list[NewJob]]) -> Any:
+        return stage.store.create_jobs(make(stage))
+
+    for title, make in _NEW.items():
+        yield Case(f"create_job {title}", ("create_job", "find_duplicate_job"), create, make)
+        if "key" in title:
+            yield Case(f"replace_pending_job {title}", ("replace_pending_job",), replace, make)
+    for title, make_many in _NEW_ONES.items():
+        yield Case(f"create_jobs {title}", ("create_jobs", "find_duplicate_jobs"), create_many, make_many)
+
+
+def _reading() -> Iterator[Case]:
+    def get_many(stage: Stage, names: tuple[str, ...]) -> Any:
+        return stage.store.get_jobs(_ids(*names))
+
+    for name in ("due 1", "future", "held 1", "completed", "dead", "cancelled", "failed twice", "absent"):
+        yield Case(f"get_job of {name}", ("get_job",), lambda stage, name: stage.store.get_job(IDS[name]), name)
+    for name in ("due 1", "dead", "failed twice", "absent"):
+        yield Case(
+            f"list_failures of {name}",
+            ("list_failures",),
+            lambda stage, name: stage.store.list_failures(IDS[name]),
+            name,
+        )
+    for names in (_EVERY_KIND, ("due 1", "due 3", "due 1", "absent"), ()):
+        yield Case(f"get_jobs of {len(names)} ids", ("get_jobs",), get_many, names)
+    for key in ("twin", "done", "nobody"):
+        yield Case(
+            f"get_job_by_idempotency_key with {key!r}",
+            ("get_job_by_idempotency_key",),
+            lambda stage, key: stage.store.get_job_by_idempotency_key(key),
+            key,
+        )
+    for queues in ("a", ["b", "held"], "nowhere"):
+        yield Case(
+            f"next_job_at of {queues}", ("next_job_at",), lambda stage, queues: stage.store.next_job_at(queues), queues
+        )
+    yield Case("queue_stats", ("queue_stats",), lambda stage: stage.store.queue_stats())
+    yield Case("ping", ("ping",), lambda stage: stage.run("ping"))
+    yield Case(
+        "get_transaction_status of an old one",
+        ("get_transaction_status",),
+        lambda stage: stage.run("get_transaction_status", transaction_id="3"),
+    )
+    yield Case("get_session", ("get_session",), lambda stage: stage.run("get_session", backend_pid=0))
+    yield Case("announce_listener", ("announce_listener",), lambda stage: stage.run("announce_listener"))
+    yield Case(
+        "find_listener_blockers when there are none",
+        ("find_listener_blockers",),
+        lambda stage: stage.run("find_listener_blockers"),
+    )
+    yield Case(
+        "find_listener_blockers after announce_listener, whose lock is shared",
+        ("find_listener_blockers",),
+        lambda stage: [stage.run("announce_listener"), stage.run("find_listener_blockers")],
+    )
+    for queues in (["a", "b"], []):
+        yield Case(
+            f"wake_listeners of {len(queues)} queues",
+            ("wake_listeners",),
+            lambda stage, queues: stage.run("wake_listeners", queues=queues),
+            queues,
+        )
+
+
+def _listing() -> Iterator[Case]:
+    def page(stage: Stage, make: Callable[[Stage], JobFilter | None]) -> Any:
+        return stage.store.list_jobs(make(stage)).jobs
+
+    def pages(stage: Stage, make: Callable[[Stage], JobFilter | None]) -> Any:
+        """All pages, of three jobs each."""
+        found: list[list[Job]] = []
+        cursor = None
+        while len(found) <= len(IDS):
+            page = stage.store.list_jobs(make(stage), 3, cursor)
+            found.append(page.jobs)
+            if (cursor := page.next_cursor) is None:
+                break
+        return found
+
+    def count(stage: Stage, make: Callable[[Stage], JobFilter | None]) -> Any:
+        counted = stage.store.count_jobs(make(stage))
+        return [counted, counted.exact]
+
+    for title, job_filter in _FILTERS.items():
+        yield Case(f"list_jobs {title}", ("list_jobs",), page, job_filter)
+        yield Case(f"list_jobs {title}, three a page", ("list_jobs",), pages, job_filter)
+        yield Case(f"count_jobs {title}", ("count_jobs",), count, job_filter)
+
+
+def _changing() -> Iterator[Case]:
+    def update(stage: Stage, name: str, make: Callable[[Stage], JobUpdate]) -> Any:
+        return stage.store.update_job(IDS[name], make(stage))
+
+    for title, (name, make) in _UPDATES.items():
+        yield Case(f"update_job: {title}", ("update_job",), update, name, make)
+    ids = _ids(*_EVERY_KIND)
+    kinds = "with jobs of every kind"
+    yield Case(f"cancel_jobs {kinds}", ("cancel_jobs",), lambda stage: stage.store.cancel_jobs(ids))
+    yield Case(f"retry_jobs {kinds}", ("retry_jobs",), lambda stage: stage.store.retry_jobs(ids))
+    yield Case(
+        f"reschedule_jobs {kinds} and a delay",
+        ("reschedule_jobs",),
+        lambda stage: stage.store.reschedule_jobs(ids, delay=4 * _KILO),
+    )
+    yield Case(
+        f"reschedule_jobs {kinds} and a time",
+        ("reschedule_jobs",),
+        lambda stage: stage.store.reschedule_jobs(ids, scheduled_at=stage.jobs["future"].scheduled_at),
+    )
+    for name in ("due 1", "held 1", "completed", "failed twice", "absent"):
+        yield Case(
+            f"delete_job of {name}",
+            ("delete_job", "delete_failures"),
+            lambda stage, name: stage.store.delete_job(IDS[name]),
+            name,
+        )
+    yield from _pruning()
+
+
+def _pruning() -> Iterator[Case]:
+    def prune(stage: Stage, values: dict[str, Any]) -> Any:
+        return stage.run("prune_jobs", **{"statuses": finished, "job_limit": 100, "kept_ids": [], **values})
+
+    finished = ["completed", "dead", "cancelled"]
+    pruned: dict[str, dict[str, Any]] = {
+        "of all that has finished": {"older_than": timedelta()},
+        "of one": {"older_than": timedelta(), "job_limit": 1},
+        "of dead ones": {"older_than": timedelta(), "statuses": ["dead"]},
+        "of what finished an hour ago and more": {"older_than": timedelta(hours=1)},
+        "of all but two that are kept": {"older_than": timedelta(), "kept_ids": _ids("completed", "cancelled")},
+        # The method lets no such call through.
+        "of pending and running jobs": {"older_than": timedelta(), "statuses": list(JobStatus)},
+    }
+    for title, values in pruned.items():
+        yield Case(f"prune_jobs {title}", ("prune_jobs",), prune, values)
+    for limit in (1, 100):
+        yield Case(
+            f"prune_jobs by the method, of at most {limit}",
+            ("prune_jobs",),
+            lambda stage, limit: stage.store.prune_jobs(timedelta(), limit=limit),
+            limit,
+        )
+
+
+def _working() -> Iterator[Case]:
+    def claim(stage: Stage, queues: Any, limit: int) -> Any:
+        return stage.store.claim_jobs(queues, "worker", limit, 3 * _KILO)
+
+    def complete_and_claim(stage: Stage, queues: Any, limit: int) -> Any:
+        return stage.store.complete_and_claim(stage.held("held 3", "held 1"), queues, "worker", limit, 3 * _KILO)
+
+    for title, (queues, limit) in _CLAIMS.items():
+        yield Case(f"claim_jobs: {title}", ("claim_jobs",), claim, queues, limit)
+        yield Case(
+            f"complete_and_claim: two that it holds, {title}",
+            ("claim_jobs",),
+            complete_and_claim,
+            queues,
+            limit,
+        )
+    for method, settle in _SETTLING.items():
+        for title, leases in _LEASES.items():
+            yield Case(
+                f"{method} with {title}",
+                (_QUERY.get(method, method),),
+                lambda stage, settle, leases: settle(stage, leases(stage)),
+                settle,
+                leases,
+            )
+    yield Case(
+        "fail_jobs with a time to try again",
+        ("fail_jobs",),
+        lambda stage: stage.store.fail_jobs([(held, "no") for held in stage.held("held 1")], retry_in=2 * _KILO),
+    )
+    for limit in (1, 100):
+        yield Case(
+            f"rescue_jobs of at most {limit}",
+            ("rescue_jobs",),
+            lambda stage, limit: stage.store.rescue_jobs(limit),
+            limit,
+        )
+
+
+#: All cases; those of a query are the ones that name it.
+CASES = (*_creating(), *_reading(), *_listing(), *_changing(), *_working())

@@ -1,0 +1,163 @@
+"""Notes of the queries: purpose, result, index and locks, as their files say."""
+
+import json
+import re
+from pathlib import Path
+from textwrap import wrap
+
+import msgspec
+
+from goqueue.files import read_shipped, shipped_folder, sql_files
+from goqueue.postgres.lexemes import is_single
+from goqueue.postgres.queries import Query, load_queries, numbered, read_queries
+from goqueue.postgres.wire import tagged
+
+_TYPE = r"(?:double precision|[a-z_]\w*(?:\.\w+)?)(?:\[\])?"
+# What stands for a parameter in an example: by "query.parameter", else by its name, else by its type. NULL where
+# nothing does: for what may be left out, such as a filter's times, and a lane to go on in.
+_EXAMPLES = {
+    "backoff_jitter": "0.1",
+    "backoff_max": "'1 hour'",
+    "changes": """'{"priority": 1}'""",
+    "claim_jobs.ids": "'{}'",  # with a lease that is lost it claims nothing
+    "claim_jobs.tokens": "'{}'",
+    "cursor_id": "NULL",
+    "errors": "'{timed out}'",
+    "idempotency_key": "'order-17'",
+    "idempotency_keys": "'{order-17}'",
+    "is_final": "FALSE",
+    "job_type": "'send_email'",
+    "jobs": (
+        """'[{"id": "00000000-0000-0000-0000-000000000000", "queue": "default", "job_type": "send_email", """
+        """"payload": {}, "priority": 0, "max_attempts": 25}]'"""
+    ),
+    "lane_ids": "NULL",
+    "max_attempts": "25",
+    "name": "'jit'",
+    "names": "'{fsync}'",
+    "older_than": "'30 days'",
+    "queues": "'{default}'",
+    "restored_failures": "'[]'",
+    "restored_jobs": "'[]'",
+    "retry_in": "NULL",
+    "transaction_id": "'3'",
+    "statuses": "'{completed}'",
+    "table_ids": "ARRAY['goqueue.jobs'::regclass]",
+    "value": "'off'",
+    "worker_id": "'psql'",
+    "uuid": "'00000000-0000-0000-0000-000000000000'",
+    "uuid[]": "'{00000000-0000-0000-0000-000000000000}'",
+    "text": "'default'",
+    "jsonb": "'{}'",
+    "smallint": "0",
+    "integer": "1",
+    "bigint": "10",
+    "bigint[]": "'{1}'",
+    "oid[]": "'{16}'",
+    "double precision": "2",
+    "interval": "'1 minute'",
+}
+COLUMNS_FILE = "columns.json"
+_RESULTS = {"^": "one row or none", "$": "one value or none", "!": "the number of rows", "": "rows"}
+#: For each query the name and the type of each result column.
+Columns = dict[str, list[tuple[str, str]]]
+
+
+class QueryNote(msgspec.Struct, frozen=True):
+    """What a SQL file says of one of its queries, and the query's text as it stands there."""
+
+    name: str
+    file: str
+    parameters: tuple[str, ...]
+    #: "one row or none", "one value or none", "rows" …
+    result: str
+    purpose: str
+    returns: str
+    index: str
+    locks: str
+    notes: str = ""
+    body: str = ""
+
+    @property
+    def types(self) -> dict[str, str]:
+        """The parameters in their order, and the type that each is cast to; unknown where it is not."""
+        casts = dict(re.findall(rf"(?<!:):(\w+)::({_TYPE})", self.body))
+        return {name: casts.get(name, "unknown") for name in self.parameters}
+
+    @property
+    def statement(self) -> str:
+        """The query as the server gets it: with its name behind the first word, and parameters $1, $2 ... in order."""
+        return tagged(self.name, numbered(self.body, self.parameters))
+
+    @property
+    def can_be_prepared(self) -> bool:
+        """Whether PREPARE and EXPLAIN take it; they do not take LISTEN, VACUUM and the like."""
+        return self.statement.split(maxsplit=1)[0] in ("SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "WITH")
+
+
+def read_notes(folder: Path | str | None = None) -> list[QueryNote]:
+    """The notes of all queries, in the files' order; a file of ``folder`` stands in place of the shipped one of its
+    name. ValueError for a query that lacks a part of its comment or is more than one statement, `ConfigError` for a
+    folder that can't be loaded."""
+    notes = [_note(query, file) for file, _ in sql_files(folder, shipped_folder("sql")) for query in read_queries(file)]
+    load_queries(folder)
+    return notes
+
+
+def _note(query: Query, file: Path) -> QueryNote:
+    parts = {"purpose": ""}
+    part = "purpose"
+    for comment in query.comments:
+        heading, colon, rest = comment.partition(": ")
+        if colon and heading in ("Returns", "Index", "Locks", "Notes"):
+            part, comment = heading.lower(), rest  # noqa: PLW2901
+        parts[part] = f"{parts.get(part, '')} {comment}".strip()
+    if missing := [name for name in ("purpose", "returns", "index", "locks") if not parts.get(name)]:
+        raise ValueError(f"{file.name}: the comment of {query.name} says nothing of {', '.join(missing)}")
+    if not is_single(query.body):
+        raise ValueError(f"{file.name}: {query.name} is more than one statement, expected one: remove what follows it")
+    return QueryNote(
+        name=query.name,
+        file=file.name,
+        parameters=query.parameters,
+        result=_RESULTS.get(query.mark, query.mark),
+        body=query.body,
+        **parts,
+    )
+
+
+def psql_text(note: QueryNote, columns: Columns) -> str:
+    """The query for psql: a comment, a PREPARE with typed parameters, and how to run and explain it."""
+    about = [f"{note.name}: {note.purpose}", f"Result ({note.result}): {note.returns}"]
+    if described := columns.get(note.name):
+        about.append("Columns: " + ", ".join(f"{name} {kind}" for name, kind in described))
+    about += [f"Index: {note.index}", f"Locks: {note.locks}", *([f"Notes: {note.notes}"] if note.notes else [])]
+    head = [line for text in about for line in wrap(text, 117, initial_indent="-- ", subsequent_indent="--   ")]
+    if not note.can_be_prepared:
+        return "\n".join([*head, f"{note.statement};", ""])
+    types = f" ({', '.join(note.types[name] for name in note.parameters)})" if note.parameters else ""
+    keys = [(f"{note.name}.{name}", name, note.types[name]) for name in note.parameters]
+    examples = [next((_EXAMPLES[key] for key in among if key in _EXAMPLES), "NULL") for among in keys]
+    call = f"EXECUTE {note.name}" + (f" ({', '.join(examples)});" if examples else ";")
+    return "\n".join(
+        [
+            *head,
+            *(f"--   ${number} {name} {note.types[name]}" for number, name in enumerate(note.parameters, 1)),
+            f"PREPARE {note.name}{types} AS",
+            f"{note.statement};",
+            "",
+            "-- To run it, and to see its plan without leaving a change (force_generic_plan is how goqueue runs it):",
+            f"-- {call}",
+            "-- SET plan_cache_mode = force_generic_plan;",
+            "-- BEGIN;",
+            f"-- EXPLAIN (ANALYZE, BUFFERS) {call}",
+            "-- ROLLBACK;",
+            "",
+        ]
+    )
+
+
+def read_columns() -> Columns:
+    """The result columns of the shipped queries, as a server has described them."""
+    columns: Columns = json.loads(read_shipped("sql", COLUMNS_FILE))
+    return columns

@@ -1,0 +1,378 @@
+"""Roles and rights: as roles.sql makes them, and how a database differs. Nothing is changed.
+
+The statements here are advice, which is shown and never sent.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from psycopg import Connection, sql
+
+from goqueue.files import read_shipped, shipped_folder
+from goqueue.postgres.queries import load_queries
+from goqueue.workbench.findings import Check, Finding, Level, ended
+from goqueue.workbench.schema import expected_schema, read_schema, show_whole_names
+
+#: The roles of migrations/roles/roles.sql.
+ROLES = ("goqueue_operator", "goqueue_owner", "goqueue_producer", "goqueue_reader", "goqueue_worker")
+
+
+class Right(NamedTuple):
+    """One fact about who may do what, as list_rights gives it: an owner, a grant, a policy …"""
+
+    kind: str
+    object: str
+    role: str
+    detail: str
+
+
+class Rights(NamedTuple):
+    """What roles.sql makes: the facts, and for each role the names of the queries that it can run."""
+
+    facts: set[Right]
+    queries: dict[str, list[str]]
+
+
+def read_rights(connection: Connection[Any]) -> set[Right]:
+    """Who may do what in the schema goqueue, on a connection in autocommit mode. Query: list_rights."""
+    queries = load_queries()
+    with connection.transaction(force_rollback=True):
+        show_whole_names(connection)
+        return {Right(*row) for row in queries.list_rights(connection)}
+
+
+def expected_rights() -> Rights:
+    """What the shipped roles.sql makes, from migrations/roles/rights.json."""
+    document = json.loads(read_shipped("migrations", "roles/rights.json"))
+    return Rights({Right(*row) for row in document["rights"]}, document["queries"])
+
+
+def roles_script() -> Path:
+    """The shipped roles.sql."""
+    return shipped_folder("migrations") / "roles" / "roles.sql"
+
+
+RUN_ROLES = "psql -v ON_ERROR_STOP=1 -f migrations/roles/roles.sql"
+
+#: More statements than these are left to roles.sql.
+_MOST_STATEMENTS = 4
+_JOBS = ("TABLE goqueue.jobs", "TABLE goqueue.job_failures")
+
+
+class _Drift(NamedTuple):
+    """The facts of one database, and what they lack and have beyond those of roles.sql; each by its kind."""
+
+    expected: set[Right]
+    missing: dict[str, list[Right]]
+    extra: dict[str, list[Right]]
+
+
+def check_roles(connection: Connection[Any]) -> Check:
+    """Compare the rights in this database with what roles.sql makes. Query: list_rights."""
+    expected, found = expected_rights().facts, read_rights(connection)
+    known, present = ({right.object for right in side if right.kind == "owner"} for side in (expected, found))
+    roles = {right.object for right in found if right.kind == "role"}
+    # What concerns a missing object is the schema's matter, and what concerns another's object is its owner's.
+    absent, foreign = known - present, present - known
+    columns = {thing.name for thing in read_schema(connection) if thing.kind == "column"}
+    drift = _Drift(
+        expected,
+        _by_kind(
+            right
+            for right in expected - found
+            if right.object not in absent
+            and right.role not in set(ROLES) - roles
+            and (not (column := _column(right)) or column in columns)
+        ),
+        _by_kind(right for right in found - expected if right.object not in foreign),
+    )
+    findings = [
+        finding
+        for compare in (_roles, _members, _owners, _row_security, _policies, _grants, _default_grants)
+        for finding in compare(drift)
+    ]
+    policies = sum(right.kind == "policy" for right in found)
+    return ended(
+        "roles",
+        f"{len(roles)} roles, {policies} policies and {sum(right.kind == 'grant' for right in found)} grants compared "
+        "with migrations/roles/roles.sql",
+        findings,
+    )
+
+
+def _by_kind(rights: Iterable[Right]) -> dict[str, list[Right]]:
+    kinds = defaultdict(list)
+    for right in sorted(rights):
+        kinds[right.kind].append(right)
+    return kinds
+
+
+def _roles(drift: _Drift) -> Iterator[Finding]:
+    for right in drift.missing["role"]:
+        yield Finding(
+            Level.FAILED, f"the role {right.object} does not exist", "its logins have lost their rights", RUN_ROLES
+        )
+    for right in drift.extra["attribute"]:
+        severe = right.detail in ("SUPERUSER", "BYPASSRLS")
+        yield Finding(
+            Level.FAILED if severe else Level.WARNING,
+            f"the role {right.object} has the attribute {right.detail}; expected a group without attributes",
+            f"each member has it after SET ROLE {right.object}"
+            if right.detail != "LOGIN"
+            else "whoever logs in as the group shares one identity with all its members",
+            f"ALTER ROLE {right.object} NO{right.detail};",
+        )
+
+
+def _members(drift: _Drift) -> Iterator[Finding]:
+    for right in drift.extra["member"]:
+        group, member = identifier(right.object), identifier(right.role)
+        if right.detail:
+            yield Finding(
+                Level.WARNING,
+                f"the role {right.role} is a member of {right.object} with the admin option",
+                f"it can make any role a member of {right.object}",
+                f"REVOKE ADMIN OPTION FOR {group} FROM {member};",
+            )
+        else:
+            yield Finding(
+                Level.FAILED if right.object in ROLES else Level.WARNING,
+                f"the role {right.role} is a member of {right.object}; expected a member of no role",
+                f"each member of {right.role} has the rights of {right.object} too",
+                f"REVOKE {group} FROM {member};",
+            )
+    exempt: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for right in drift.extra["exempt"]:
+        exempt[right.role, right.detail].append(right.object)
+    for (name, reason), groups in exempt.items():
+        login = identifier(name)
+        what, do = {
+            "SUPERUSER": ("a superuser", f"ALTER ROLE {login} NOSUPERUSER;"),
+            "BYPASSRLS": ("exempt from row level security", f"ALTER ROLE {login} NOBYPASSRLS;"),
+        }.get(reason, (f"a member of {reason}", f"REVOKE {reason} FROM {login};   (and migrate as another login)"))
+        yield Finding(
+            Level.NOTE if reason == "goqueue_owner" and "goqueue_producer" not in groups else Level.WARNING,
+            f"the role {name} is a member of {', '.join(groups)}, and {what}",
+            "it sees all jobs, whatever the policies say"
+            if reason == "BYPASSRLS"
+            else "it sees all jobs and can change the schema, whatever its other roles allow",
+            do,
+        )
+
+
+def _owners(drift: _Drift) -> Iterator[Finding]:
+    owners = defaultdict(list)
+    for right in drift.extra["owner"]:
+        owners[right.role].append(right.object)
+    for owner, objects in owners.items():
+        yield Finding(
+            Level.FAILED,
+            f"{', '.join(map(_named, objects))} is owned by {owner}; expected goqueue_owner"
+            if len(objects) == 1
+            else f"{', '.join(map(_named, objects))} are owned by {owner}; expected goqueue_owner",
+            "policies do not hold for an owner, views read with its rights, and goqueue_owner can't migrate",
+            # A role that had grants has lost them by becoming the owner.
+            RUN_ROLES
+            if owner in ROLES
+            else _statements([f"ALTER {thing} OWNER TO goqueue_owner;" for thing in objects]),
+        )
+
+
+def _row_security(drift: _Drift) -> Iterator[Finding]:
+    for right in drift.missing["row level security"]:
+        yield Finding(
+            Level.FAILED,
+            f"row level security is off for {_named(right.object)}",
+            "no policy holds: each producer sees all jobs",
+            f"ALTER {right.object} ENABLE ROW LEVEL SECURITY;",
+        )
+    for right in drift.extra["row level security"]:
+        if right.detail == "FORCE":
+            yield Finding(
+                Level.FAILED,
+                f"row level security is forced on the owner of {_named(right.object)}; expected for the others alone",
+                "no policy is for the owner: the metrics' views, which read as the owner, see no job",
+                f"ALTER {right.object} NO FORCE ROW LEVEL SECURITY;",
+            )
+
+
+def _policies(drift: _Drift) -> Iterator[Finding]:
+    extra = {(right.object, right.role): right for right in drift.extra["policy"]}
+    for right in drift.missing["policy"]:
+        table = right.object.removeprefix("TABLE ")
+        create = f"CREATE POLICY {right.role} ON {table} {right.detail};"
+        if changed := extra.pop((right.object, right.role), None):
+            yield Finding(
+                Level.FAILED,
+                f"the policy {right.role} on {table} is {changed.detail}; expected {right.detail}",
+                "its roles see or change other rows than they are for",
+                f"BEGIN; DROP POLICY {right.role} ON {table}; {create} COMMIT;",
+            )
+        else:
+            yield Finding(
+                Level.FAILED,
+                f"the policy {right.role} on {table} is missing; expected {right.detail}",
+                "the roles that it names see or add no row without it",
+                create,
+            )
+    for right in extra.values():
+        table = right.object.removeprefix("TABLE ")
+        subjects = set(
+            right.detail.partition(" TO ")[2].partition(" USING ")[0].partition(" WITH CHECK ")[0].split(", ")
+        )
+        found = f"the policy {right.role} on {table} is none of roles.sql's: {right.detail}"
+        drop = f"DROP POLICY {right.role} ON {table};   (or name roles of your own in it)"
+        if right.detail.startswith("AS RESTRICTIVE") and subjects & {"PUBLIC", *ROLES}:
+            yield Finding(Level.WARNING, found, "its roles see and change fewer rows than they are for", drop)
+        elif subjects & {"PUBLIC", "goqueue_producer"}:
+            yield Finding(Level.FAILED, found, "producers see or add rows that are not their own", drop)
+        else:
+            yield Finding(Level.NOTE, found)
+
+
+def _grants(drift: _Drift) -> Iterator[Finding]:
+    columns = {thing.name for thing in expected_schema() if thing.kind == "column"}
+    for role in (*ROLES, "OWNER"):
+        if lacking := [right for right in drift.missing["grant"] if right.role == role]:
+            yield _lack(role, lacking)
+    foreign: dict[str, list[Right]] = defaultdict(list)
+    for role in ("PUBLIC", *ROLES):
+        beyond = [right for right in drift.extra["grant"] if right.role == role]
+        # A column that a DBA has added is the DBA's to grant.
+        foreign[role] = [right for right in beyond if (column := _column(right)) and column not in columns]
+        if beyond := [right for right in beyond if right not in foreign[role]]:
+            yield _excess(role, beyond, drift.expected)
+        if options := [right for right in drift.extra["grant option"] if right.role == role]:
+            yield Finding(
+                Level.FAILED,
+                f"{role} can give away {_listed(options)}",
+                "its members can give others what only a DBA is to give",
+                _statements(_each(options, "REVOKE GRANT OPTION FOR {} ON {} FROM {} CASCADE;")),
+            )
+    blind = {(right.role, right.object) for right in drift.extra["blind"]}
+    for right in drift.extra["grant"]:
+        if right.role not in ("PUBLIC", "OWNER", *ROLES):
+            foreign[right.role].append(right)
+    for role, rights in foreign.items():
+        if not rights:
+            continue
+        tables = sorted({right.object for right in rights if (role, right.object) in blind})
+        yield Finding(
+            Level.WARNING if tables else Level.NOTE,
+            f"the role {role} has grants that are none of roles.sql's: {_listed(rights)}"
+            + (f"; it sees no row of {', '.join(map(_named, tables))}" if tables else ""),
+            "no policy of row level security is for it" if tables else "",
+            f"GRANT goqueue_reader TO {identifier(role)};   (or write a policy for it)" if tables else "",
+        )
+
+
+def _lack(role: str, lacking: list[Right]) -> Finding:
+    name = "goqueue_owner" if role == "OWNER" else role
+    return Finding(
+        Level.FAILED,
+        f"{name} lacks {_listed(lacking)}",
+        "what it is for fails: permission denied",
+        _statements(_each([right._replace(role=name) for right in lacking], "GRANT {} ON {} TO {};")),
+    )
+
+
+def _excess(role: str, beyond: list[Right], expected: set[Right]) -> Finding:
+    statements = _each(beyond, "REVOKE {} ON {} FROM {};")
+    # To revoke a privilege on a table revokes it on the table's columns too.
+    revoked = {(right.object, right.detail) for right in beyond if not _column(right)}
+    lost = [
+        right
+        for right in expected
+        if right.kind == "grant" and right.role == role and (right.object, right.detail.partition(" (")[0]) in revoked
+    ]
+    if lost:
+        statements = ["BEGIN;", *statements, *_each(sorted(lost), "GRANT {} ON {} TO {};"), "COMMIT;"]
+    reads_others = all(right.detail == "SELECT" and right.object not in _JOBS for right in beyond)
+    return Finding(
+        Level.WARNING if reads_others else Level.FAILED,
+        f"{role} has {_listed(beyond)}; expected " + ("no grant" if role == "PUBLIC" else "less"),
+        "every role of the server has it" if role == "PUBLIC" else "it can do more than it is for",
+        _statements(statements),
+    )
+
+
+def _default_grants(drift: _Drift) -> Iterator[Finding]:
+    for right in drift.missing["default grant"]:
+        yield Finding(
+            Level.WARNING,
+            f"{right.role} does not get {right.detail} that goqueue_owner will create in the schema",
+            "it can't read what a later migration adds, until roles.sql is run again",
+            f"ALTER DEFAULT PRIVILEGES {right.object} GRANT {right.detail} TO {right.role};",
+        )
+    for right in drift.extra["default grant"]:
+        known = right.role in ("PUBLIC", *ROLES)
+        role = "PUBLIC" if right.role == "PUBLIC" else identifier(right.role)
+        yield Finding(
+            Level.WARNING if known else Level.NOTE,
+            f"{right.role} gets {right.detail} that are created later ({right.object}); none of roles.sql's",
+            "what a later migration adds is open to it" if known else "",
+            f"ALTER DEFAULT PRIVILEGES {right.object} REVOKE {right.detail} FROM {role};" if known else "",
+        )
+
+
+def _column(right: Right) -> str:
+    """The table and column that a grant is on (``jobs.id``); nothing for one on the whole."""
+    _, _, column = right.detail.partition(" (") if right.kind.startswith("grant") else ("", "", "")
+    return f"{right.object.rpartition('.')[2]}.{column.rstrip(')')}" if column else ""
+
+
+def _privileges(details: Iterable[str]) -> str:
+    """``SELECT, UPDATE (error, status)``, of one privilege and column each."""
+    columns: dict[tuple[str, bool], list[str]] = defaultdict(list)
+    for detail in details:
+        privilege, _, column = detail.partition(" (")
+        columns[privilege, bool(column)].append(column.rstrip(")"))
+    return ", ".join(
+        f"{privilege} ({', '.join(names)})" if is_column else privilege
+        for (privilege, is_column), names in columns.items()
+    )
+
+
+def _by_object(rights: Iterable[Right]) -> dict[str, list[Right]]:
+    objects: dict[str, list[Right]] = defaultdict(list)
+    for right in rights:
+        objects[right.object].append(right)
+    return objects
+
+
+def _listed(rights: Iterable[Right]) -> str:
+    """``SELECT on goqueue.jobs; USAGE on the schema goqueue``."""
+    return "; ".join(
+        f"{_privileges(right.detail for right in some)} on {_named(thing)}"
+        for thing, some in _by_object(rights).items()
+    )
+
+
+def _each(rights: Iterable[Right], statement: str) -> list[str]:
+    """A statement for each object, of rights of one role."""
+    return [
+        statement.format(
+            _privileges(right.detail for right in some),
+            thing,
+            "PUBLIC" if some[0].role == "PUBLIC" else identifier(some[0].role),
+        )
+        for thing, some in _by_object(rights).items()
+    ]
+
+
+def _statements(statements: list[str]) -> str:
+    return " ".join(statements) if len(statements) <= _MOST_STATEMENTS else RUN_ROLES
+
+
+def _named(thing: str) -> str:
+    """Return an object's name as a sentence has it: of tables and functions the name alone."""
+    kind, _, name = thing.partition(" ")
+    return name if kind in ("TABLE", "ROUTINE") else f"the {kind.lower()} {name}"
+
+
+def identifier(name: str) -> str:
+    """A role's name as a statement has it."""
+    return name if name in ROLES else sql.Identifier(name).as_string(None)
