@@ -349,6 +349,7 @@ INNER JOIN pg_policy AS p ON r.oid = p.polrelid;
 -- Locks: none.
 -- Notes: Run it with pg_catalog alone in the search path, so that every expression names its schema. OWNER stands for
 -- the object's owner, PUBLIC for everyone. MAINTAIN (PostgreSQL 17) is left out of the owner's grants.
+--
 WITH our_role AS (
     SELECT
         r.oid,
@@ -725,6 +726,7 @@ ORDER BY c.relname DESC;
 -- installed; nothing without the index.
 -- Index: jobs_claim_idx, its size alone.
 -- Locks: none.
+--
 SELECT
     pg_relation_size(c.oid) AS size_bytes,
     c.reltuples::bigint AS entries,

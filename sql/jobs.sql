@@ -4,7 +4,7 @@
 --   * A statement has the name of the storage method that runs it, and of its entry in the server's log. A few serve a
 --     method of another name, such as find_duplicate_job.
 --   * The comment under a name gives its purpose, result, index and locks. `make catalogue` writes the index in
---     sql/README.md from these comments.
+--     sql/README.md from these comments. A line with `--` alone ends it, if comments follow within the statement.
 --   * Each parameter is cast where it stands, so that the statement means the same for every client.
 --   * An interval counts as seconds. A day added to a time can be 23 hours long in a session whose time zone has
 --     daylight saving time.
@@ -57,6 +57,7 @@ RETURNING
 -- Locks: none.
 -- Notes: This is a statement of its own: only a new snapshot sees a job that another transaction committed while
 -- create_job waited for it.
+--
 SELECT
     j.id,
     j.queue,
@@ -102,6 +103,7 @@ WHERE j.id = (
 -- Index: jobs_pkey and jobs_idempotency_key_idx decide conflicts.
 -- Locks: the new rows; waits for a transaction that is adding one of the ids or keys.
 -- Notes: One jsonb parameter is used because arrays of text are slow to send. Rows are added in the array's order.
+--
 INSERT INTO goqueue.jobs (
     id,
     queue,
@@ -195,6 +197,7 @@ WHERE j.id = :id::uuid;
 -- Returns: the jobs in the order of the ids; a repeated id is returned twice, a missing one not at all.
 -- Index: jobs_pkey, one probe for each id.
 -- Locks: none.
+--
 SELECT
     j.id,
     j.queue,
@@ -403,6 +406,7 @@ ORDER BY j.created_at DESC, j.id DESC;
 -- jobs_running_idx. At most 10,001 of the entries that match are read.
 -- Locks: none.
 -- Notes: The lanes are those of list_jobs.
+--
 WITH counted AS MATERIALIZED (
     SELECT count(*) AS jobs
     FROM (
@@ -507,6 +511,7 @@ CROSS JOIN sampled AS s;
 -- key is not taken over.
 -- Index: jobs_pkey, jobs_idempotency_key_idx.
 -- Locks: the job's row.
+--
 WITH locked_job AS MATERIALIZED (
     SELECT
         before.id,

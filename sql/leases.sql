@@ -25,6 +25,7 @@
 -- starts there, and reads no dead index entries again. It misses jobs before that point and jobs of other lanes. So
 -- from time to time the store passes nulls, and every lane is scanned from its first job. 4611686018427387903 is the
 -- largest token, 2^62 - 1; after it comes 1.
+--
 WITH locked_job AS MATERIALIZED (
     SELECT
         j.id,
@@ -261,6 +262,7 @@ FROM held_job AS h;
 -- Returns: id and status of the jobs that the caller held.
 -- Index: jobs_pkey, two probes for each job. job_failures_pkey.
 -- Locks: the jobs, in the order of their ids.
+--
 WITH locked_job AS MATERIALIZED (
     SELECT
         j.id,
@@ -385,6 +387,7 @@ RETURNING j.id;
 -- Notes: All running jobs are read: workers hold few. Call it at intervals, not before every claim. Index entries of
 -- finished runs are read too until vacuum removes them (20 ms for 150,000); a transaction left open elsewhere prevents
 -- that. An index on lease_expires_at would make every heartbeat add an entry.
+--
 WITH expired_job AS MATERIALIZED (
     SELECT
         j.id,

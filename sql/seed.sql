@@ -98,6 +98,7 @@ ORDER BY i.indexrelid;
 -- jobs, queue_98 0.2 of a hundred, queue_99 (with the type type_rare) one in 50,000. A queue has some four of 40 job
 -- types. Ages: 28 days, evenly. One in 50 finished ten days after it was created. A tenth of the leases has expired. A
 -- tenth of the jobs has an idempotency key. Ids are UUIDv7 in the order of creation.
+--
 INSERT INTO goqueue.jobs (
     id,
     queue,

@@ -105,7 +105,7 @@ class TestTheCatalogue:
         assert (unknown.code, unknown.out) == (2, "")
         assert "'get_jib': did you mean get_job" in unknown.err
         assert run("--sql-dir", "nowhere").code == 2
-        Path("jobs.sql").write_text("-- name: get_job(id)\n-- Mine.\nSELECT 1;\n")
+        Path("jobs.sql").write_text("-- name: get_job(id)\n-- Mine.\nSELECT :id;\n")
         incomplete = run("get_job", "--sql-dir", ".")
         assert incomplete.code == 2
         assert "jobs.sql: the comment of get_job says nothing of returns, index, locks" in incomplete.err

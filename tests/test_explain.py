@@ -136,7 +136,7 @@ class TestPlans:
     ) -> None:
         with pytest.raises(ExplainError, match="get_job can't be explained: invalid input syntax for type uuid"):
             explain_query(Explainer(seeded, NOTES), "get_job", {"id": "none"}, {})
-        doctored = note("get_job", body="SELECT FROM goqueue.jobz WHERE id = :id::uuid;")
+        doctored = note("get_job", statement="SELECT FROM goqueue.jobz WHERE id = $1::uuid;")
         with pytest.raises(ExplainError, match="jobz"):
             explain_query(Explainer(seeded, doctored), "get_job", {}, {})
 
@@ -149,26 +149,26 @@ class TestPlans:
         return {flag.kind: flag.is_failure for flag in plan.flags}
 
     def test_a_table_read_whole_is_a_failure_if_it_is_no_small_one(self, big: psycopg.Connection[Any]) -> None:
-        body = "SELECT id, status FROM goqueue.jobs WHERE id::text = :id::text;"
-        kinds = self.kinds(big, note("get_job", body=body), "get_job", "custom")
+        text = "SELECT id, status FROM goqueue.jobs WHERE id::text = $1::text;"
+        kinds = self.kinds(big, note("get_job", statement=text), "get_job", "custom")
         assert kinds == {"seq scan": True}
-        body = "SELECT job_id FROM goqueue.job_failures WHERE job_id::text = :id::text;"
-        assert self.kinds(big, note("get_job", body=body), "get_job", "custom")["seq scan"] is False
+        text = "SELECT job_id FROM goqueue.job_failures WHERE job_id::text = $1::text;"
+        assert self.kinds(big, note("get_job", statement=text), "get_job", "custom")["seq scan"] is False
 
     @pytest.mark.parametrize(("wanted", "expected"), [("job_type || queue", True), ("queue", None)])
     def test_rows_read_in_vain_are_a_failure_if_they_are_many(
         self, big: psycopg.Connection[Any], wanted: str, expected: bool | None
     ) -> None:
         test = "=" if expected else "<>"
-        body = f"SELECT id FROM goqueue.jobs WHERE completed_at IS NOT NULL AND {wanted} {test} 'nothing';"
+        text = f"SELECT id FROM goqueue.jobs WHERE completed_at IS NOT NULL AND {wanted} {test} 'nothing';"
         big.execute("SET enable_seqscan = off")
-        kinds = self.kinds(big, note("queue_stats", body=body, index="jobs_finished_queue_idx"), "queue_stats")
+        kinds = self.kinds(big, note("queue_stats", statement=text, index="jobs_finished_queue_idx"), "queue_stats")
         big.execute("RESET enable_seqscan")
         assert kinds.get("filter") is expected
 
     def test_a_big_sort_and_one_that_spills_are_flagged(self, big: psycopg.Connection[Any]) -> None:
         big.execute("SET work_mem = '64kB'")
-        doctored = note("queue_stats", body="SELECT id FROM goqueue.jobs ORDER BY md5(id::text);")
+        doctored = note("queue_stats", statement="SELECT id FROM goqueue.jobs ORDER BY md5(id::text);")
         assert set(self.kinds(big, doctored, "queue_stats")) >= {"sort", "spill"}
         big.execute("SET work_mem = '64MB'")
         assert "sort" in self.kinds(big, doctored, "queue_stats")
@@ -176,15 +176,15 @@ class TestPlans:
 
     def test_an_estimate_far_off_is_flagged_where_it_goes_wrong(self, big: psycopg.Connection[Any]) -> None:
         # Of a comparison with a function's result the server knows nothing, and takes one row in 200 for it.
-        body = (
+        text = (
             "SELECT count(*) FROM (SELECT queue FROM goqueue.jobs WHERE md5(queue) || md5(job_type) = "
             "md5(queue) || md5(job_type) OFFSET 0) AS j WHERE length(queue) * 2 = length(queue) + length(queue);"
         )
-        assert self.kinds(big, note("queue_stats", body=body), "queue_stats")["estimate"] is False
+        assert self.kinds(big, note("queue_stats", statement=text), "queue_stats")["estimate"] is False
 
     def test_what_a_limit_cuts_short_is_no_wrong_estimate(self, big: psycopg.Connection[Any]) -> None:
-        body = "SELECT id FROM (SELECT id FROM goqueue.jobs ORDER BY id OFFSET 0) AS j LIMIT 1;"
-        assert "estimate" not in self.kinds(big, note("queue_stats", body=body, index="jobs_pkey"), "queue_stats")
+        text = "SELECT id FROM (SELECT id FROM goqueue.jobs ORDER BY id OFFSET 0) AS j LIMIT 1;"
+        assert "estimate" not in self.kinds(big, note("queue_stats", statement=text, index="jobs_pkey"), "queue_stats")
 
     def test_an_index_that_the_comment_does_not_name_is_flagged(self, seeded: psycopg.Connection[Any]) -> None:
         assert self.kinds(seeded, NOTES, "get_job") == {}
@@ -315,7 +315,7 @@ class TestTheCommand:
         self, goqueue_connection: psycopg.Connection[Any], run: Callable[..., Result]
     ) -> None:
         seed(goqueue_connection, BIG, "mixed")
-        slow = note("get_job", body="SELECT j.id FROM goqueue.jobs AS j WHERE j.id::text = :id::uuid::text")
+        slow = note("get_job", statement="SELECT j.id FROM goqueue.jobs AS j WHERE j.id::text = $1::uuid::text")
         explainer = Explainer(goqueue_connection, NOTES)
         as_slow = Explainer(goqueue_connection, slow, prefix="shipped_")
         explained = explain_query(explainer, "get_job", {}, example_values(goqueue_connection), as_slow)

@@ -17,6 +17,7 @@ from goqueue import DatabaseConfig, JobFilter, JobUpdate, NewJob
 from goqueue.files import APART, shipped_folder
 from goqueue.migrate import migrate
 from goqueue.postgres.queries import load_queries, load_statements
+from goqueue.postgres.wire import Rendered
 from goqueue.testing.embedded import EmbeddedServer
 from goqueue.workbench.notes import psql_text, read_columns, read_notes
 from goqueue.workbench.proofs import prove_overrides
@@ -220,5 +221,7 @@ def test_a_folder_that_declares_parameters_in_another_order_keeps_the_contract(
 
 def test_swapped_in_the_declaration_and_in_the_text_is_another_statement(turned_round: Path) -> None:
     ours, shipped = (load_statements(one) for one in (turned_round, None))
-    text = ours["heartbeat_jobs"]._replace(text=shipped["heartbeat_jobs"].text)
+    text = ours["heartbeat_jobs"]._replace(
+        sql=Rendered(shipped["heartbeat_jobs"].text, ours["heartbeat_jobs"].parameters)
+    )
     assert not text.same_as(shipped["heartbeat_jobs"])

@@ -17,6 +17,7 @@ from goqueue.postgres.cursor_async import AsyncAdapter
 from goqueue.postgres.lexemes import bare, is_single
 from goqueue.postgres.overrides import check_overrides
 from goqueue.postgres.queries import Statement, load_queries, load_statements
+from goqueue.postgres.wire import Rendered
 from goqueue.workbench.explain import Explainer
 from goqueue.workbench.notes import read_notes
 from goqueue.workbench.plans import generic_plans
@@ -135,7 +136,7 @@ def test_every_shipped_query_is_sent_alone(goqueue_connection: Connection, folde
 
 def test_explain_prepares_one_statement_at_most(goqueue_connection: Connection, jobs: Callable[[], int]) -> None:
     notes = {note.name: note for note in read_notes()}
-    more = msgspec.structs.replace(notes["ping"], body="SELECT 1; COMMIT; TRUNCATE goqueue.jobs")
+    more = msgspec.structs.replace(notes["ping"], statement="SELECT 1; COMMIT; TRUNCATE goqueue.jobs")
     with pytest.raises(psycopg.errors.SyntaxError, match="multiple commands"):
         Explainer(goqueue_connection, {"ping": more}).plan("ping", {}, "generic")
     assert jobs() == 2
@@ -144,7 +145,7 @@ def test_explain_prepares_one_statement_at_most(goqueue_connection: Connection, 
 def test_the_plan_of_more_than_one_statement_is_not_made(
     goqueue_connection: Connection, jobs: Callable[[], int]
 ) -> None:
-    more = Statement("more", Path("more.sql"), (), "SELECT 1; COMMIT; TRUNCATE goqueue.jobs")
+    more = Statement("more", Path("more.sql"), Rendered("SELECT 1; COMMIT; TRUNCATE goqueue.jobs", ()))
     assert generic_plans(goqueue_connection, [more]) == {}
     assert jobs() == 2
 
@@ -262,7 +263,7 @@ def test_planning_writes_nothing(goqueue_connection: Connection) -> None:
         "AS 'BEGIN PERFORM set_config(''transaction_read_only'', ''off'', TRUE); "
         "RETURN nextval(''public.counter''); END'"
     )
-    counting = Statement("counting", Path("counting.sql"), (), "SELECT public.count_up()")
+    counting = Statement("counting", Path("counting.sql"), Rendered("SELECT public.count_up()", ()))
     [error] = generic_plans(goqueue_connection, [counting]).values()
     assert isinstance(error, psycopg.Error)
     assert "read" in str(error)

@@ -13,8 +13,8 @@ from psycopg import sql
 from goqueue import ConfigError, NewJob, PostgresStorage
 from goqueue.config import DatabaseConfig
 from goqueue.files import APART, exported, shipped_folder
-from goqueue.postgres.overrides import check_overrides, shipped_statements
-from goqueue.postgres.queries import load_queries
+from goqueue.postgres.overrides import check_overrides
+from goqueue.postgres.queries import load_queries, load_statements
 from goqueue.workbench.plans import generic_plans
 from goqueue.workbench.proofs import prove_overrides
 
@@ -453,7 +453,7 @@ def test_no_shipped_statement_leaves_the_schema(goqueue_connection: psycopg.Conn
 
 
 def test_every_statement_has_a_plan(goqueue_connection: psycopg.Connection[Any]) -> None:
-    statements = [one for one in shipped_statements().values() if one.file.name not in APART]
+    statements = [one for one in load_statements().values() if one.file.name not in APART]
     plans = generic_plans(goqueue_connection, statements)
     assert plans.keys() == {one.name for one in statements} - {"listen", "listen_cancelled"}
     assert [name for name, plan in plans.items() if isinstance(plan, psycopg.Error)] == []

@@ -4,6 +4,7 @@ import ast
 import inspect
 import re
 from datetime import datetime
+from itertools import dropwhile
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
@@ -239,6 +240,19 @@ def test_a_catalogue_needs_every_part_of_a_comment(tmp_path: Path) -> None:
     (tmp_path / "jobs.sql").write_text("-- name: quick()$\n-- What for.\n-- Returns: one.\nSELECT 1;\n")
     with pytest.raises(ValueError, match="comment of quick says nothing of index, locks"):
         read_notes(tmp_path)
+
+
+def test_a_note_has_no_comment_from_within_the_statement() -> None:
+    found = 0
+    for file in shipped_folder("sql").glob("*.sql"):
+        for query in file.read_text("utf-8").split("-- name: ")[1:]:
+            note = NOTES[re.split(r"\W", query, maxsplit=1)[0]]
+            lines = [line.strip() for line in query.splitlines()[1:]]
+            within = [line for line in dropwhile(lambda line: line.startswith("--"), lines) if line.startswith("-- ")]
+            found += len(within)
+            said = f"{note.purpose} {note.returns} {note.index} {note.locks} {note.notes}"
+            assert not [line for line in within if line.removeprefix("-- ") in said], note.name
+    assert found > 10
 
 
 def test_the_public_names_are_all_there() -> None:

@@ -10,8 +10,7 @@ from psycopg import Connection
 
 from goqueue.files import APART, shipped_folder
 from goqueue.migrate import migrate
-from goqueue.postgres.overrides import shipped_statements
-from goqueue.postgres.queries import load_queries
+from goqueue.postgres.queries import load_queries, load_statements
 from goqueue.testing.embedded import EmbeddedServer
 from goqueue.workbench.plans import GenericPlan, generic_plans
 from goqueue.workbench.rights import ROLES, read_rights, roles_script
@@ -31,7 +30,7 @@ def rights_text(connection: Connection[Any]) -> str:
     # At a rollback psycopg deallocates what it has prepared, and generic_plans' own statement with it.
     connection.prepare_threshold = None
     facts = sorted(fact for fact in read_rights(connection) if fact.kind not in ("member", "exempt", "blind"))
-    statements = [one for one in shipped_statements().values() if one.file.name not in APART]
+    statements = [one for one in load_statements().values() if one.file.name not in APART]
     runnable = {}
     for role in ROLES:
         with connection.transaction(force_rollback=True):

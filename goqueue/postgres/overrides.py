@@ -24,11 +24,6 @@ _TAG = re.compile(r"/\* goqueue:\w+ \*/ ")
 _WITH_A_PLAN = ("SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "VALUES", "TABLE", "WITH")
 
 
-def shipped_statements() -> dict[str, Statement]:
-    """The statements that goqueue ships, by name."""
-    return load_statements()
-
-
 def check_overrides(connection: Any, folder: Path | str) -> list[str]:
     """What is wrong with the files of ``folder``, one sentence each; nothing when the store can run them.
 
@@ -107,7 +102,7 @@ class _Described(NamedTuple):
 
 def changed_statements(folder: Path | str) -> list[tuple[Statement, Statement]]:
     """The folder's statements that are not the shipped ones, each with the shipped one."""
-    shipped = shipped_statements()
+    shipped = load_statements()
     given = load_statements(folder)
     return [(statement, shipped[name]) for name, statement in given.items() if not statement.same_as(shipped[name])]
 
@@ -264,7 +259,7 @@ def _at(text: str, position: str | None) -> str:
 def ask(libpq: "Libpq", query: str, ids: Iterable[int | str]) -> list[tuple[str, ...]]:
     """The rows of a query of checks.sql for ids or plain names, as text."""
     array = "{" + ",".join(map(str, ids)) + "}"
-    result = libpq.exec_params(shipped_statements()[query].text.encode(), [array.encode()])
+    result = libpq.exec_params(load_statements()[query].text.encode(), [array.encode()])
     _check(result)
     return [
         tuple((result.get_value(row, column) or b"").decode() for column in range(result.nfields))

@@ -1,13 +1,13 @@
-"""SQL files loaded by aiosql."""
+"""SQL files loaded by aiosql, their only reader."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable
 from functools import cache
-from itertools import takewhile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import aiosql
+from aiosql.types import QueryDatum
 
 from goqueue.errors import ConfigError
 from goqueue.files import shipped_folder, since_export, sql_files
@@ -16,27 +16,77 @@ from goqueue.postgres.cursor_async import AsyncAdapter
 from goqueue.postgres.lexemes import bare
 from goqueue.postgres.wire import Rendered
 
-_NAME = re.compile(r"--\s*name\s*:\s*")
-# As aiosql reads a file: quoted text and lines of comment are left alone, and :name is a parameter unless it is half of
-# a cast.
-_PARAMETER = re.compile(r"""^\s*--.*|"(?:""|[^"])+"|'(?:''|[^'])*'|(?<!:):(?P<name>\w+)""", re.MULTILINE)
-_RESULTS = {
-    "SELECT": "rows (no mark)",
-    "SELECT_ONE": "one row or none (^)",
-    "SELECT_VALUE": "one value or none ($)",
-    "INSERT_UPDATE_DELETE": "the number of rows (!)",
+#: The kinds of result by aiosql's names for them, and the mark of each.
+RESULTS = {
+    "SELECT": ("rows", "no mark"),
+    "SELECT_ONE": ("one row or none", "^"),
+    "SELECT_VALUE": ("one value or none", "$"),
+    "INSERT_UPDATE_DELETE": ("the number of rows", "!"),
 }
 
 
-class Declaration(NamedTuple):
-    """The line of a query's name: its parameters, and aiosql's name for the kind of its result."""
+class Statement(NamedTuple):
+    """A query as aiosql loaded it."""
 
-    parameters: Collection[str]
-    result: str
+    name: str
+    file: Path
+    sql: Rendered
+    #: aiosql's name for the kind of its result.
+    result: str = "SELECT"
+    #: Its lines of comment, without their dashes.
+    comments: str = ""
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """The parameters in the order that its file declares."""
+        return self.sql.names
+
+    @property
+    def text(self) -> str:
+        """The query as the server gets it, with ``$1``, ``$2`` … for the parameters."""
+        return self.sql.text
+
+    @property
+    def faults(self) -> list[str]:
+        """What keeps it from being sent as it is written."""
+        faults = [
+            f":{parameter} is taken for a parameter; write a slice of an array in another way"
+            for parameter in re.findall(r"%\((\w+)\)s", self.sql)
+            if parameter not in self.parameters
+        ]
+        if "%" in re.sub(r"%\(\w+\)s|%%", "", self.sql):
+            faults.append("a percent sign stands alone; write it twice (%%)")
+        return faults
+
+    def same_as(self, other: "Statement") -> bool:
+        """Whether both are one statement, comments and white space outside of quotes aside."""
+        return (self.parameters, bare(self.text)) == (other.parameters, bare(other.text))
 
 
-def compare_declarations(expected: Mapping[str, Declaration], given: Mapping[str, Declaration]) -> list[str]:
-    """What is wrong with the given queries of a file, one sentence each."""
+@cache
+def _parsed(file: Path) -> list[QueryDatum]:
+    """What aiosql reads in a file: once in a process, for both adapters and for all folders, so that whoever checks a
+    file and whoever runs it have the same."""
+    loader = aiosql.query_loader.QueryLoader(Adapter(), None, attribute="__")  # type: ignore[arg-type]
+    try:
+        loaded = loader.load_query_data_from_file(file, [], "utf-8-sig")
+    except (aiosql.SQLLoadException, aiosql.SQLParseException) as exc:
+        raise ValueError(str(exc)) from exc
+    # Numbered as declared, so that $1 is one parameter in the file, the server's log and every command.
+    return [query._replace(sql=Rendered(query.sql, query.parameters or ())) for query in loaded]
+
+
+def read_statements(file: Path) -> list[Statement]:
+    """Return the queries of a file, in its order. OSError or ValueError for a file that can't be read."""
+    return [
+        Statement(query.query_name, file, cast("Rendered", query.sql), query.operation_type.name, query.doc_comments)
+        for query in _parsed(file.absolute())
+    ]
+
+
+def compare_declarations(shipped: Iterable[Statement], own: Iterable[Statement]) -> list[str]:
+    """What is wrong with the own queries of a file, one sentence each."""
+    expected, given = ({one.name: one for one in statements} for statements in (shipped, own))
     problems = [f"query {name}: it is missing" for name in expected if name not in given]
     problems += [
         f"query {name}: goqueue has no such query in this file; expected {', '.join(expected)}"
@@ -44,7 +94,7 @@ def compare_declarations(expected: Mapping[str, Declaration], given: Mapping[str
         if name not in expected
     ]
     for name in (name for name in expected if name in given):
-        (wanted, wanted_result), (got, got_result) = expected[name], given[name]
+        wanted, got = expected[name].parameters, given[name].parameters
         problems += [
             f"query {name}: it lacks the parameter {parameter}" for parameter in wanted if parameter not in got
         ]
@@ -54,77 +104,11 @@ def compare_declarations(expected: Mapping[str, Declaration], given: Mapping[str
             for parameter in got
             if parameter not in wanted
         ]
-        if wanted_result != got_result:
-            shown = (_RESULTS.get(result, result.lower()) for result in (got_result, wanted_result))
+        if given[name].result != expected[name].result:
+            kinds = (one.result for one in (given[name], expected[name]))
+            shown = ("{} ({})".format(*RESULTS[kind]) if kind in RESULTS else kind.lower() for kind in kinds)
             problems.append(f"query {name}: its result is {' and was to be '.join(shown)}")
     return problems
-
-
-class Statement(NamedTuple):
-    """A query as the server gets it, with ``$1``, ``$2`` … for ``parameters``, in the order that its
-    file declares."""
-
-    name: str
-    file: Path
-    parameters: tuple[str, ...]
-    text: str
-    #: What keeps it from being sent as it is written.
-    faults: tuple[str, ...] = ()
-
-    def same_as(self, other: "Statement") -> bool:
-        """Whether both are one statement, comments and white space outside of quotes aside."""
-        return (self.parameters, bare(self.text)) == (other.parameters, bare(other.text))
-
-
-class Query(NamedTuple):
-    """A query as its file has it."""
-
-    name: str
-    parameters: tuple[str, ...]
-    #: What stands behind the parameters: ``^``, ``$``, ``!`` or nothing.
-    mark: str
-    #: The lines of comment under its name, without their dashes.
-    comments: tuple[str, ...]
-    #: The statement, without its semicolon; comments on lines of their own among it.
-    body: str
-
-
-def read_queries(file: Path) -> list[Query]:
-    """The queries of a file, in its order."""
-    found = []
-    for part in _NAME.split(file.read_text(encoding="utf-8-sig"))[1:]:
-        head, *lines = part.splitlines()
-        name, _, rest = head.partition("(")
-        declared, _, mark = rest.partition(")")
-        parameters = tuple(word.strip() for word in declared.split(",") if word.strip())
-        comments = tuple(takewhile(lambda line: line.startswith("--"), lines))
-        body = "\n".join(line.rstrip() for line in lines[len(comments) :]).strip().rstrip("; \n")
-        texts = tuple(line.removeprefix("--").strip() for line in comments)
-        found.append(Query(name.strip().replace("-", "_"), parameters, mark.strip(), texts, body))
-    return found
-
-
-def numbered(text: str, parameters: tuple[str, ...]) -> str:
-    """The text with its parameters as ``$1``, ``$2`` … in the order given."""
-
-    def number(match: re.Match[str]) -> str:
-        name = match["name"]
-        return f"${parameters.index(name) + 1}" if name in parameters else match[0]
-
-    return _PARAMETER.sub(number, text).replace("%%", "%")
-
-
-@cache
-def _text(file: Path) -> str:
-    """A file's text, read once in a process: whoever checks it and whoever runs it have the same."""
-    return file.read_text(encoding="utf-8-sig")
-
-
-@cache
-def _parsed(file: Path) -> list[Any]:
-    """What aiosql reads in a file: once in a process, for both adapters and for all folders, which share most files."""
-    loader = aiosql.query_loader.QueryLoader(Adapter(), None, attribute="__")  # type: ignore[arg-type]
-    return loader.load_query_data_from_sql(_text(file), [], file)
 
 
 @cache
@@ -145,21 +129,17 @@ def load_queries(
     for file, shipped in sql_files(folder, shipped_folder("sql")):
         try:
             # File by file, because loading a folder at once lets a name in two files silently override.
-            data = _parsed(file)
+            data = _parsed(file.absolute())
             if not data and file == shipped:
                 problems.append(f"{file} holds no query: install goqueue again")
-            # Numbered as declared, so that $1 is one parameter in the file, the server's log and every command.
-            queries.load_from_list([query._replace(sql=Rendered(query.sql, query.parameters or ())) for query in data])
-        except (aiosql.SQLLoadException, aiosql.SQLParseException, OSError, ValueError) as exc:
+            queries.load_from_list(data)
+        except (aiosql.SQLLoadException, OSError, ValueError) as exc:
             problems.append(f"{file} can't be loaded: {exc}{since_export(file, shipped)}")
             continue
         if file != shipped:
-            expected, given = (
-                {query.query_name: Declaration(query.parameters or (), query.operation_type.name) for query in part}
-                for part in (_parsed(shipped), data)
-            )
             hint = since_export(file, shipped)
-            problems += [f"{file}, {problem}{hint}" for problem in compare_declarations(expected, given)]
+            declared = compare_declarations(read_statements(shipped), read_statements(file))
+            problems += [f"{file}, {problem}{hint}" for problem in declared]
     if problems:
         raise ConfigError(problems)
     return queries
@@ -169,20 +149,6 @@ def load_queries(
 def load_statements(folder: Path | str | None = None) -> dict[str, Statement]:
     """The statements of `load_queries`, by name: what it makes of the files and nothing else, so that what is checked
     is what runs. Raises as it does."""
-    queries = load_queries(folder)
-    return {
-        query.name: _statement(query.name, file, getattr(queries, query.name).sql)
-        for file, shipped in sql_files(folder, shipped_folder("sql"))
-        for query in read_queries(shipped)
-    }
-
-
-def _statement(name: str, file: Path, loaded: Rendered) -> Statement:
-    faults = [
-        f":{parameter} is taken for a parameter; write a slice of an array in another way"
-        for parameter in re.findall(r"%\((\w+)\)s", loaded)
-        if parameter not in loaded.names
-    ]
-    if "%" in re.sub(r"%\(\w+\)s|%%", "", loaded):
-        faults.append("a percent sign stands alone; write it twice (%%)")
-    return Statement(name, file, loaded.names, loaded.text, tuple(faults))
+    load_queries(folder)
+    files = [read_statements(file) for file, _ in sql_files(folder, shipped_folder("sql"))]
+    return {statement.name: statement for statements in files for statement in statements}

@@ -9,6 +9,7 @@ import psycopg
 from psycopg import sql
 
 from goqueue.files import APART
+from goqueue.postgres.lexemes import bare
 from goqueue.postgres.options import PLANNING
 from goqueue.postgres.overrides import alone
 from goqueue.postgres.queries import load_queries
@@ -121,12 +122,8 @@ class Explanation(msgspec.Struct, frozen=True):
 
 
 def is_changed(note: QueryNote, shipped: QueryNote) -> bool:
-    """Whether it is another statement; comments on lines of their own and white space aside."""
-
-    def words(one: QueryNote) -> list[str]:
-        return [word for line in one.body.splitlines() if not line.lstrip().startswith("--") for word in line.split()]
-
-    return (note.parameters, words(note)) != (shipped.parameters, words(shipped))
+    """Whether it is another statement; comments and white space outside of quotes aside."""
+    return (note.parameters, bare(note.statement)) != (shipped.parameters, bare(shipped.statement))
 
 
 def regressions(given: ModeResult, shipped: ModeResult) -> Iterator[Regression]:
@@ -151,7 +148,7 @@ def explainable(notes: Mapping[str, QueryNote]) -> list[str]:
     return [
         name
         for name, note in notes.items()
-        if note.can_be_prepared and "goqueue." in note.body and note.file not in APART
+        if note.can_be_prepared and "goqueue." in note.statement and note.file not in APART
     ]
 
 

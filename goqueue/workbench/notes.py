@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
 from textwrap import wrap
 
@@ -9,8 +10,7 @@ import msgspec
 
 from goqueue.files import read_shipped, shipped_folder, sql_files
 from goqueue.postgres.lexemes import is_single
-from goqueue.postgres.queries import Query, load_queries, numbered, read_queries
-from goqueue.postgres.wire import tagged
+from goqueue.postgres.queries import RESULTS, Statement, load_queries, read_statements
 
 _TYPE = r"(?:double precision|[a-z_]\w*(?:\.\w+)?)(?:\[\])?"
 # What stands for a parameter in an example: by "query.parameter", else by its name, else by its type. NULL where
@@ -58,13 +58,12 @@ _EXAMPLES = {
     "interval": "'1 minute'",
 }
 COLUMNS_FILE = "columns.json"
-_RESULTS = {"^": "one row or none", "$": "one value or none", "!": "the number of rows", "": "rows"}
 #: For each query the name and the type of each result column.
 Columns = dict[str, list[tuple[str, str]]]
 
 
 class QueryNote(msgspec.Struct, frozen=True):
-    """What a SQL file says of one of its queries, and the query's text as it stands there."""
+    """What a SQL file says of one of its queries."""
 
     name: str
     file: str
@@ -75,19 +74,15 @@ class QueryNote(msgspec.Struct, frozen=True):
     returns: str
     index: str
     locks: str
+    #: The query as the server gets it: with its name behind the first word, and parameters $1, $2 ... in order.
+    statement: str
     notes: str = ""
-    body: str = ""
 
     @property
     def types(self) -> dict[str, str]:
         """The parameters in their order, and the type that each is cast to; unknown where it is not."""
-        casts = dict(re.findall(rf"(?<!:):(\w+)::({_TYPE})", self.body))
-        return {name: casts.get(name, "unknown") for name in self.parameters}
-
-    @property
-    def statement(self) -> str:
-        """The query as the server gets it: with its name behind the first word, and parameters $1, $2 ... in order."""
-        return tagged(self.name, numbered(self.body, self.parameters))
+        casts = dict(re.findall(rf"\$(\d+)::({_TYPE})", self.statement))
+        return {name: casts.get(str(number), "unknown") for number, name in enumerate(self.parameters, 1)}
 
     @property
     def can_be_prepared(self) -> bool:
@@ -99,29 +94,36 @@ def read_notes(folder: Path | str | None = None) -> list[QueryNote]:
     """The notes of all queries, in the files' order; a file of ``folder`` stands in place of the shipped one of its
     name. ValueError for a query that lacks a part of its comment or is more than one statement, `ConfigError` for a
     folder that can't be loaded."""
-    notes = [_note(query, file) for file, _ in sql_files(folder, shipped_folder("sql")) for query in read_queries(file)]
+    files = [file for file, _ in sql_files(folder, shipped_folder("sql"))]
+    statements: list[Statement] = []
+    with suppress(OSError, ValueError):  # load_queries reports every file that can't be read
+        statements = [statement for file in files for statement in read_statements(file)]
+    notes = [_note(statement) for statement in statements]
     load_queries(folder)
     return notes
 
 
-def _note(query: Query, file: Path) -> QueryNote:
+def _note(query: Statement) -> QueryNote:
     parts = {"purpose": ""}
     part = "purpose"
-    for comment in query.comments:
+    # aiosql has the comments within the statement here too: an empty one ends the heading.
+    for comment in query.comments.partition("\n\n")[0].splitlines():
         heading, colon, rest = comment.partition(": ")
         if colon and heading in ("Returns", "Index", "Locks", "Notes"):
             part, comment = heading.lower(), rest  # noqa: PLW2901
         parts[part] = f"{parts.get(part, '')} {comment}".strip()
     if missing := [name for name in ("purpose", "returns", "index", "locks") if not parts.get(name)]:
-        raise ValueError(f"{file.name}: the comment of {query.name} says nothing of {', '.join(missing)}")
-    if not is_single(query.body):
-        raise ValueError(f"{file.name}: {query.name} is more than one statement, expected one: remove what follows it")
+        raise ValueError(f"{query.file.name}: the comment of {query.name} says nothing of {', '.join(missing)}")
+    if not is_single(query.text):
+        raise ValueError(
+            f"{query.file.name}: {query.name} is more than one statement, expected one: remove what follows it"
+        )
     return QueryNote(
         name=query.name,
-        file=file.name,
+        file=query.file.name,
         parameters=query.parameters,
-        result=_RESULTS.get(query.mark, query.mark),
-        body=query.body,
+        result=RESULTS[query.result][0] if query.result in RESULTS else query.result.lower(),
+        statement=query.text.rstrip("; \n"),
         **parts,
     )
 
