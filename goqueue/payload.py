@@ -1,15 +1,14 @@
-"""JSON payloads: check, encode and decode them."""
+"""JSON payloads: the check, and the encoder."""
 
 from math import isfinite
 from typing import Final
-from uuid import UUID
 
 import msgspec
 from msgspec import Struct
 
-from goqueue.errors import CorruptJobError, InvalidJobError
+from goqueue.errors import InvalidJobError
 from goqueue.models import JsonValue
-from goqueue.validation import is_plain_text, shown, text_problem
+from goqueue.validation import shown, text_problem
 
 # Deeper than any sane payload, and far from the interpreter's and the server's recursion limits.
 MAX_PAYLOAD_DEPTH: Final = 200
@@ -25,7 +24,6 @@ def _plain(value: object) -> object:
 
 
 _encoder = msgspec.json.Encoder(enc_hook=_plain)
-decode_payload = msgspec.json.Decoder().decode
 
 
 def encode_json(value: object) -> bytes:
@@ -36,13 +34,16 @@ def encode_json(value: object) -> bytes:
         raise InvalidJobError(f"the payload can't be written as JSON: {exc}") from exc
 
 
-def read_payload(job_id: UUID, text: str) -> JsonValue:
-    try:
-        return decode_payload(text)
-    except (msgspec.DecodeError, RecursionError, ValueError) as exc:
-        raise CorruptJobError(
-            f"job {job_id}: its payload can't be read ({exc}); correct it in SQL or delete the job", job_id=job_id
-        ) from exc
+def encode_checked(value: JsonValue, most: int) -> bytes:
+    """``value`` as JSON in UTF-8. Raises `InvalidJobError` as `check_payload`, and above ``most`` bytes."""
+    check_payload(value)
+    encoded = encode_json(value)
+    if len(encoded) > most:
+        raise InvalidJobError(
+            f"the payload has {len(encoded):,} bytes as JSON; GOQUEUE_DATABASE_MAX_PAYLOAD_BYTES allows "
+            f"{most:,}: keep large data elsewhere and put a reference to it in the job"
+        )
+    return encoded
 
 
 class _Sent(Struct):
@@ -86,7 +87,7 @@ def check_payload(value: JsonValue) -> None:
 def _payload_problem(value: object, depth: int) -> tuple[str, str] | None:  # noqa: C901, PLR0911
     # Runs over every value of every payload: the usual types first, and no place is spelled out before it is needed.
     if isinstance(value, str):
-        return None if is_plain_text(value) else text_problem(value)
+        return None if value.isascii() and "\0" not in value else text_problem(value)
     if value is None or isinstance(value, int):
         return None
     if isinstance(value, float):
@@ -97,7 +98,7 @@ def _payload_problem(value: object, depth: int) -> tuple[str, str] | None:  # no
         for key, item in value.items():
             if not isinstance(key, str):
                 return "", f"has the key {shown(key)}; a key of a JSON object must be a string"
-            if not is_plain_text(key) and (problem := text_problem(key)) is not None:
+            if (not key.isascii() or "\0" in key) and (problem := text_problem(key)) is not None:
                 return "", f"has the key {shown(key)}, which {problem[1]}"
             if (problem := _payload_problem(item, depth + 1)) is not None:
                 return f".{key}{problem[0]}", problem[1]

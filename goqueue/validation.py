@@ -71,10 +71,6 @@ MAX_INTERVAL: Final = timedelta(days=365_000)
 _ZERO: Final = timedelta(0)
 
 
-def is_plain_text(text: str) -> bool:
-    return text.isascii() and "\0" not in text
-
-
 def text_problem(value: str) -> tuple[str, str] | None:
     if "\0" in value:
         return "", f"has a NUL character at position {value.index(chr(0))}, which PostgreSQL can't store"
@@ -98,7 +94,7 @@ def check_text(name: str, value: str) -> None:
 def check_name(name: str, value: object) -> str:
     """``value``, if it is a string of 1 to 255 characters that PostgreSQL can hold; else `InvalidJobError`."""
     # A bulk has thousands of them.
-    if type(value) is str and 0 < len(value) <= MAX_NAME_CHARACTERS and is_plain_text(value):
+    if type(value) is str and 0 < len(value) <= MAX_NAME_CHARACTERS and value.isascii() and "\0" not in value:
         return value
     if not isinstance(value, str):
         raise InvalidJobError(f"{name} must be a string, not {shown(value)}")

@@ -204,7 +204,7 @@ def test_the_server_s_log_numbers_parameters_as_the_file_declares_them(watching:
                     assert logged[number].replace('"', "") == value, (way, name, parameter)
 
 
-def test_a_folder_that_declares_parameters_in_another_order_keeps_the_contract(
+def test_a_folder_that_declares_parameters_in_another_order_keeps_the_interface(
     goqueue_connection: psycopg.Connection[Any], turned_round: Path
 ) -> None:
     proof = prove_overrides(goqueue_connection, turned_round)

@@ -29,7 +29,7 @@ def export(
     Point GOQUEUE_DATABASE_SQL_DIR (or database: sql_dir in goqueue.yaml)
     at the folder, and the store runs its files in place of the shipped
     ones; a file that is not there is the shipped one. `goqueue check`
-    proves that the folder keeps the contract, and the store refuses to
+    proves that each query keeps its interface, and the store refuses to
     open with one that plainly doesn't.
 
     A file that was changed since it was exported is not overwritten.

@@ -15,7 +15,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import namedtuple_row
 
 from goqueue.postgres.translate import StandbyWatch, is_unanswered, unanswered, unconfirmed
-from goqueue.postgres.wire import ADAPTERS, Rendered, as_parameter, check_session, tag_of, tagged, tolerant_rows
+from goqueue.postgres.wire import ADAPTERS, Rendered, bound, tag_of, tagged, tolerant_rows
 from goqueue.safelog import record_lost, report
 
 _TRACED = "opentelemetry.instrumentation.psycopg"
@@ -110,8 +110,7 @@ class Adapter:
 
         `OutcomeUnknownError` for a statement that commits what it writes, when its reply or a standby's was lost.
         """
-        check_session(conn)
-        values = [as_parameter(parameters[name]) for name in sql.names]
+        values = bound(conn, sql, parameters)
         kind = _cursor_type(conn)
         statement = sql.encoded if kind is _Cursor else sql.text  # OpenTelemetry can't read bytes
         kept: dict[str, _Cursor] = getattr(conn, "goqueue_cursors", {})

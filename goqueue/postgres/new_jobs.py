@@ -9,7 +9,7 @@ from msgspec import UNSET
 from goqueue.config import DatabaseConfig
 from goqueue.errors import DuplicateJobError, InvalidJobError
 from goqueue.models import Job, JobUpdate, NewJob
-from goqueue.payload import check_payload, encode_json, reads_back
+from goqueue.payload import check_payload, encode_checked, encode_json, reads_back
 from goqueue.validation import check_kind
 
 # A statement's one JSON parameter is kept far below jsonb's limit of 256 MB, and the client's memory modest.
@@ -18,12 +18,13 @@ _MAX_BATCH_BYTES = 16 * 2**20
 
 def job_values(job: NewJob, config: DatabaseConfig) -> dict[str, Any]:
     """The parameters of the queries that add one job."""
-    check_kind("job", job, NewJob)
+    if type(job) is not NewJob:  # the commonest, spared the call
+        check_kind("job", job, NewJob)
     return {
         "id": job.id,
         "queue": job.queue,
         "job_type": job.job_type,
-        "payload": _payload(job, config).decode(),
+        "payload": encode_checked(job.payload, config.max_payload_bytes).decode(),
         "priority": job.priority,
         "max_attempts": job.max_attempts,
         "scheduled_at": job.scheduled_at,
@@ -32,21 +33,10 @@ def job_values(job: NewJob, config: DatabaseConfig) -> dict[str, Any]:
     }
 
 
-def _payload(job: NewJob | JobUpdate, config: DatabaseConfig) -> bytes:
-    check_payload(job.payload)
-    encoded = encode_json(job.payload)
-    if len(encoded) > config.max_payload_bytes:
-        raise InvalidJobError(
-            f"the payload has {len(encoded):,} bytes as JSON; GOQUEUE_DATABASE_MAX_PAYLOAD_BYTES allows "
-            f"{config.max_payload_bytes:,}: keep large data elsewhere and put a reference to it in the job"
-        )
-    return encoded
-
-
 def encoded_update(update: JobUpdate, config: DatabaseConfig) -> bytes:
     """The fields that are given as JSON, a payload checked."""
     if update.payload is not UNSET:
-        _payload(update, config)
+        encode_checked(update.payload, config.max_payload_bytes)
     return encode_json(update)
 
 
@@ -97,7 +87,7 @@ def _encoded(job: NewJob, config: DatabaseConfig) -> bytes:
         check_payload(job.payload)  # names the place
         raise
     if len(encoded) > config.max_payload_bytes:
-        _payload(job, config)
+        encode_checked(job.payload, config.max_payload_bytes)
     return encoded
 
 

@@ -6,12 +6,12 @@ from operator import itemgetter
 from typing import Any, Final
 from uuid import UUID
 
+import msgspec
 from msgspec import Struct
 
 from goqueue.counts import JobCount
 from goqueue.errors import CorruptJobError, GoQueueError, JobNotFoundError
-from goqueue.models import Failure, Held, Job, JobStatus, Lease, NewJob, QueueStats
-from goqueue.payload import read_payload
+from goqueue.models import Failure, Held, Job, JobStatus, JsonValue, Lease, NewJob, QueueStats
 from goqueue.safelog import log
 
 _picks: dict[tuple[type, type], Callable[[Any], tuple[Any, ...]]] = {}
@@ -27,6 +27,7 @@ def in_field_order(kind: type[Struct], row: Any) -> tuple[Any, ...]:
 
 
 _STATUSES: Final[Mapping[str, JobStatus]] = {str(status): status for status in JobStatus}
+_decode = msgspec.json.Decoder().decode
 _log = logging.getLogger("goqueue")
 
 
@@ -111,7 +112,7 @@ def job_of(row: Any) -> Job:
             f"{', '.join(JobStatus)}; install the version that added it",
             job_id=row.id,
         )
-    return Job(values[0], values[1], values[2], read_payload(row.id, values[3]), status, *values[5:])
+    return Job(values[0], values[1], values[2], _payload(row.id, values[3]), status, *values[5:])
 
 
 def created_job(new: NewJob, row: Any) -> Job:
@@ -120,7 +121,7 @@ def created_job(new: NewJob, row: Any) -> Job:
         id=new.id,
         queue=new.queue,
         job_type=new.job_type,
-        payload=read_payload(new.id, row.payload),
+        payload=_payload(new.id, row.payload),
         status=JobStatus.PENDING,
         priority=new.priority,
         attempts=0,
@@ -137,6 +138,15 @@ def created_job(new: NewJob, row: Any) -> Job:
         started_at=None,
         completed_at=None,
     )
+
+
+def _payload(job_id: UUID, text: str) -> JsonValue:
+    try:
+        return _decode(text)
+    except (msgspec.DecodeError, RecursionError, ValueError) as exc:
+        raise CorruptJobError(
+            f"job {job_id}: its payload can't be read ({exc}); correct it in SQL or delete the job", job_id=job_id
+        ) from exc
 
 
 def failure_of(row: Any) -> Failure:

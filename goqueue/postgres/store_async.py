@@ -194,7 +194,7 @@ class AsyncPostgresStorage:
         ``config`` is a `DatabaseConfig`, the `Config` that holds it, or a URL (empty: the PG* variables). Close the
         store, or use it in a ``with`` statement. A store does not survive a fork: open one in each process.
 
-        Raises: `ConfigError` for invalid settings and for SQL files in ``sql_dir`` that break the contract;
+        Raises: `ConfigError` for invalid settings and for SQL files in ``sql_dir`` that change a query's interface;
         `StorageUnavailableError` if the server is unreachable; `ConnectionRejectedError` if it rejects the connection
         (a wrong password, a missing database); `SchemaError` if the database has not been migrated.
         Queries: ping, get_session.

@@ -1,7 +1,7 @@
 """Statements and values as they cross the wire, whatever adapters the application has registered."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Self
 from uuid import UUID
@@ -74,14 +74,18 @@ class Rendered(str):
         return self
 
 
-def check_session(connection: Any) -> None:
-    """`StorageError` for a caller's session whose answers could not be read, before the server does anything."""
+def bound(connection: Any, statement: Rendered, parameters: Mapping[str, object]) -> list[object]:
+    """Return the parameters of a statement in its order, as psycopg takes them soonest.
+
+    `StorageError` for a caller's session whose answers could not be read, before the server does anything.
+    """
     # None: a pooler does not tell.
     if connection.pgconn.parameter_status(b"client_encoding") == b"SQL_ASCII":
         raise StorageError("the connection's client_encoding is SQL_ASCII: run `SET client_encoding TO UTF8` on it")
+    return [_as_parameter(parameters[name]) for name in statement.names]
 
 
-def as_parameter(value: object) -> object:
+def _as_parameter(value: object) -> object:
     """Lists as PostgreSQL reads them: psycopg takes up to seven times as long for them."""
     if type(value) is not list or not value:
         return value
