@@ -18,7 +18,7 @@ import goqueue
 import goqueue.cli.queries
 from goqueue import Job, Listener, PostgresStorage, validation
 from goqueue.files import APART, shipped_folder
-from goqueue.postgres import overrides, pool
+from goqueue.postgres import cursor, cursor_async, overrides, pool
 from goqueue.postgres.queries import load_queries
 from goqueue.testing import scratch
 from goqueue.workbench import behaviour, cases, explain, health, plans, proofs, rights, schema
@@ -240,6 +240,23 @@ def test_a_catalogue_needs_every_part_of_a_comment(tmp_path: Path) -> None:
     (tmp_path / "jobs.sql").write_text("-- name: quick()$\n-- What for.\n-- Returns: one.\nSELECT 1;\n")
     with pytest.raises(ValueError, match="comment of quick says nothing of index, locks"):
         read_notes(tmp_path)
+
+
+@pytest.mark.parametrize("queries", [cursor.Queries, cursor_async.AsyncQueries])
+def test_each_query_of_the_store_has_a_type(queries: type) -> None:
+    assert queries.__annotations__.keys() == STORES.keys()
+
+
+@pytest.mark.parametrize("name", ["store_async", "new_jobs", "leases", "selection", "claim_positions"])
+def test_nothing_behind_the_queries_is_untyped(name: str) -> None:
+    tree = ast.parse((Path(goqueue.__file__).parent / "postgres" / f"{name}.py").read_bytes())
+    of_connections = {
+        node.slice
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Subscript) and ast.unparse(node.value).endswith("Connection")
+    }
+    names = {node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == "Any"}
+    assert names <= of_connections
 
 
 def test_a_note_has_no_comment_from_within_the_statement() -> None:

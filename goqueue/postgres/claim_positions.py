@@ -7,10 +7,10 @@ start often enough that a job which becomes due out of order waits for ``claim_r
 that those scans take a tenth of the time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from time import monotonic
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
 from goqueue.models import Job
@@ -22,7 +22,9 @@ _SHARE: Final = 10
 # The sets of queues that a store remembers positions for.
 _MOST_SETS: Final = 100
 
-_FROM_THE_START: Final[dict[str, Any]] = dict.fromkeys(("lane_queues", "lane_priorities", "lane_times", "lane_ids"))
+_FROM_THE_START: Final[Mapping[str, object]] = dict.fromkeys(
+    ("lane_queues", "lane_priorities", "lane_times", "lane_ids")
+)
 
 
 class ClaimPositions:
@@ -46,7 +48,7 @@ class ClaimPositions:
         self._is_bloated = dead_rows >= _MANY_DEAD_ROWS
         self._count_at = monotonic() + self._resume_seconds
 
-    def parameters(self) -> dict[str, Any]:
+    def parameters(self) -> Mapping[str, object]:
         """Return the lane_ parameters of claim_jobs: where to resume; all None to scan from the start."""
         last = self._last
         if not (self._is_bloated and last) or monotonic() >= self._scan_at:
@@ -58,7 +60,7 @@ class ClaimPositions:
             "lane_ids": [job_id for _, job_id in last.values()],
         }
 
-    def claimed(self, jobs: Sequence[Job], lanes: dict[str, Any], *, is_full: bool, start: float) -> None:
+    def claimed(self, jobs: Sequence[Job], lanes: Mapping[str, object], *, is_full: bool, start: float) -> None:
         """Take note of a claim with ``lanes``: its jobs, whether it took all that were wanted, and when it started."""
         self._has_claimed = self._has_claimed or bool(jobs)
         if not self._is_bloated:
@@ -75,7 +77,7 @@ class ClaimPositions:
             if not is_full:
                 self._scan_at = min(self._scan_at, self._short_scan_at)
 
-    def looks_again(self, lanes: dict[str, Any]) -> bool:
+    def looks_again(self, lanes: Mapping[str, object]) -> bool:
         """Whether a claim with ``lanes`` that found nothing is to be followed by a scan from the start at once."""
         return lanes is not _FROM_THE_START and monotonic() >= self._scan_at
 

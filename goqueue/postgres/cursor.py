@@ -1,10 +1,11 @@
 # Made by `make catalogue` from cursor_async.py; change that.
-"""aiosql's adapter over psycopg, and its cursors."""
+"""aiosql's adapter over psycopg, its cursors, and the types of the store's queries."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from datetime import datetime
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
 import psycopg
@@ -14,6 +15,7 @@ from psycopg.adapt import AdaptersMap
 from psycopg.pq import TransactionStatus
 from psycopg.rows import namedtuple_row
 
+from goqueue.postgres.rows import AddedRow, CreatedRow, EndedRow, IdRow, JobRow, Row, StatsRow
 from goqueue.postgres.translate import StandbyWatch, is_unanswered, unanswered, unconfirmed
 from goqueue.postgres.wire import ADAPTERS, Rendered, bound, tag_of, tagged, tolerant_rows
 from goqueue.safelog import record_lost, report
@@ -71,6 +73,51 @@ def _cursor_type(connection: Connection[Any]) -> type[_Cursor]:
         traced.goqueue = type(traced.__name__, (traced, _Named), {})
     kind: type[_Cursor] = traced.goqueue
     return kind
+
+
+Result = TypeVar("Result")
+One = Callable[..., Result]
+Many = Callable[..., Iterator[Result]]
+
+
+class Queries(Protocol):
+    """The store's queries as aiosql calls them, with a connection and named parameters, by their results."""
+
+    announce_listener: One[None]
+    cancel_jobs: Many[IdRow]
+    claim_jobs: Many[JobRow]
+    complete_jobs: Many[IdRow]
+    count_jobs: One[tuple[int, bool]]
+    create_job: One[CreatedRow | None]
+    create_jobs: Many[AddedRow]
+    delete_failures: Many[object]
+    delete_job: One[str | None]
+    estimate_dead_rows: One[int]
+    fail_jobs: Many[EndedRow]
+    find_duplicate_job: One[JobRow | None]
+    find_duplicate_jobs: Many[tuple[UUID, str | None]]
+    find_listener_blockers: Many[tuple[int, str, str]]
+    get_job: One[JobRow | None]
+    get_job_by_idempotency_key: One[JobRow | None]
+    get_jobs: Many[JobRow]
+    get_session: One[tuple[Any, ...]]
+    get_transaction_status: One[str | None]
+    heartbeat_jobs: Many[IdRow]
+    list_failures: Many[Row]
+    list_jobs: Many[JobRow]
+    listen: One[int]
+    listen_cancelled: One[int]
+    next_job_at: One[datetime | None]
+    ping: One[object]
+    prune_jobs: Many[tuple[UUID, str | None]]
+    queue_stats: Many[StatsRow]
+    release_jobs: Many[IdRow]
+    replace_pending_job: One[JobRow | None]
+    rescue_jobs: Many[tuple[UUID, str]]
+    reschedule_jobs: Many[IdRow]
+    retry_jobs: Many[IdRow]
+    update_job: One[JobRow | None]
+    wake_listeners: Many[object]
 
 
 class Adapter:

@@ -1,8 +1,8 @@
 """Claims and leases as parameters of their queries."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, Final, Self
+from typing import Final, Self, TypedDict
 from uuid import UUID
 
 from goqueue.errors import InvalidJobError, LeaseLostError
@@ -20,8 +20,17 @@ from goqueue.validation import (
 _MAX_TOKEN = 2**63 - 1
 
 
-def claim_values(queues: str | Collection[str], worker_id: str, limit: int, lease: timedelta) -> dict[str, Any]:
-    """The parameters of claim_jobs but for the lanes."""
+class ClaimValues(TypedDict):
+    """The parameters of claim_jobs but for its leases and lanes."""
+
+    queues: list[str]
+    worker_id: str
+    job_limit: int
+    lease: timedelta
+
+
+def claim_values(queues: str | Collection[str], worker_id: str, limit: int, lease: timedelta) -> ClaimValues:
+    """Return them, checked."""
     return {
         "queues": queue_names(queues),
         "worker_id": check_name("worker_id", worker_id),
@@ -53,7 +62,7 @@ class Leases:
             if not (type(job_id) is UUID and type(token) is int and 0 <= token <= _MAX_TOKEN):
                 job_id, token = as_job_id(job_id), check_integer("lease_token", token, 0, _MAX_TOKEN)
             self.held.append((job_id, token))
-        self.values: dict[str, Any] = {
+        self.values: dict[str, list[UUID] | list[int] | list[str]] = {
             "ids": [lease[0] for lease in self.held],
             "tokens": [lease[1] for lease in self.held],
         }
@@ -83,10 +92,10 @@ def _pair(failure: object) -> tuple[Held, object]:
 
 
 #: The lease parameters of claim_jobs when it completes nothing.
-NO_LEASES: Final[dict[str, Any]] = {"ids": [], "tokens": []}
+NO_LEASES: Final[Mapping[str, object]] = {"ids": [], "tokens": []}
 
 #: The parameters of fail_jobs, besides the leases, for jobs that are not to be tried again.
-FINAL: Final[dict[str, Any]] = {
+FINAL: Final[Mapping[str, object]] = {
     "is_final": True,
     "retry_in": None,
     "backoff_base": None,

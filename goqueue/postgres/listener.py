@@ -17,6 +17,7 @@ from psycopg import Connection
 from goqueue.errors import ConnectionRejectedError, StorageError, StorageUnavailableError
 from goqueue.models import Lease
 from goqueue.postgres.connection import BoundedConnection
+from goqueue.postgres.cursor import Queries
 from goqueue.postgres.libpq import abandon
 from goqueue.postgres.translate import translate
 from goqueue.safelog import log
@@ -53,7 +54,10 @@ class Listener:
     """
 
     def __init__(
-        self, connect: Callable[[float | None], BoundedConnection[Any]], queries: Any, queues: list[str]
+        self,
+        connect: Callable[[float | None], BoundedConnection[Any]],
+        queries: Queries,
+        queues: list[str],
     ) -> None:
         """For `PostgresStorage.listen`."""
         self._connect = connect

@@ -16,6 +16,7 @@ from psycopg import AsyncConnection
 from goqueue.errors import ConnectionRejectedError, StorageError, StorageUnavailableError
 from goqueue.models import Lease
 from goqueue.postgres.connection_async import AsyncBoundedConnection
+from goqueue.postgres.cursor_async import AsyncQueries
 from goqueue.postgres.libpq import abandon
 from goqueue.postgres.translate import translate
 from goqueue.safelog import log
@@ -52,7 +53,10 @@ class AsyncListener:
     """
 
     def __init__(
-        self, connect: Callable[[float | None], Awaitable[AsyncBoundedConnection[Any]]], queries: Any, queues: list[str]
+        self,
+        connect: Callable[[float | None], Awaitable[AsyncBoundedConnection[Any]]],
+        queries: AsyncQueries,
+        queues: list[str],
     ) -> None:
         """For `AsyncPostgresStorage.listen`."""
         self._connect = connect

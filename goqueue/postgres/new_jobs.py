@@ -1,7 +1,7 @@
 """New jobs, batches of them and changes to jobs, as parameters of their queries."""
 
 from collections.abc import Iterable
-from typing import Any, Self
+from typing import Self
 from uuid import UUID
 
 from msgspec import UNSET
@@ -16,7 +16,7 @@ from goqueue.validation import check_kind
 _MAX_BATCH_BYTES = 16 * 2**20
 
 
-def job_values(job: NewJob, config: DatabaseConfig) -> dict[str, Any]:
+def job_values(job: NewJob, config: DatabaseConfig) -> dict[str, object]:
     """The parameters of the queries that add one job."""
     if type(job) is not NewJob:  # the commonest, spared the call
         check_kind("job", job, NewJob)

@@ -15,6 +15,7 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 from goqueue.config import DatabaseConfig
 from goqueue.conninfo import without_frames
 from goqueue.postgres.connection import BoundedConnection
+from goqueue.postgres.cursor import Queries
 from goqueue.postgres.libpq import readable
 from goqueue.postgres.options import Session, conninfo, deadlines, needs_get_session, prepare_threshold, warn_of
 from goqueue.postgres.translate import translate
@@ -47,7 +48,7 @@ class PoolConnection(BoundedConnection[Row]):
 Pool = ConnectionPool[PoolConnection[object]]
 
 
-def open_pool(config: DatabaseConfig, queries: Any) -> Pool:
+def open_pool(config: DatabaseConfig, queries: Queries) -> Pool:
     """A pool of connections in autocommit mode. Raises StorageUnavailableError when the server can't be reached now,
     and ConnectionRejectedError when it, a pooler or the driver rejects the connection.
 
@@ -89,7 +90,7 @@ def reason_of(error: psycopg.Error, pool: Pool) -> psycopg.Error:
 
 
 def open_connection(
-    config: DatabaseConfig, queries: Any, seconds: float | None = None
+    config: DatabaseConfig, queries: Queries, seconds: float | None = None
 ) -> BoundedConnection[tuple[Any, ...]]:
     """A connection in autocommit mode that no pool has. Raises psycopg's own errors. Query: get_session.
 
@@ -111,7 +112,7 @@ def connect(config: DatabaseConfig, seconds: float | None = None) -> BoundedConn
         raise
 
 
-def _begin(connection: Any, *, config: DatabaseConfig, queries: Any, seconds: float | None = None) -> None:
+def _begin(connection: Any, *, config: DatabaseConfig, queries: Queries, seconds: float | None = None) -> None:
     """Makes the session as our statements need it, and looks what it is like. Closes the connection on an error."""
     try:
         if connection.goqueue_limits.answer is None:  # for the statements of callers

@@ -14,6 +14,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from goqueue.config import DatabaseConfig
 from goqueue.conninfo import without_frames
 from goqueue.postgres.connection_async import AsyncBoundedConnection
+from goqueue.postgres.cursor_async import AsyncQueries
 from goqueue.postgres.libpq import readable
 from goqueue.postgres.options import Session, conninfo, deadlines, needs_get_session, prepare_threshold, warn_of
 from goqueue.postgres.tasks import CancellableConnectionPool  # async only
@@ -47,7 +48,7 @@ class AsyncPoolConnection(AsyncBoundedConnection[Row]):
 AsyncPool = AsyncConnectionPool[AsyncPoolConnection[object]]
 
 
-async def open_pool(config: DatabaseConfig, queries: Any) -> AsyncPool:
+async def open_pool(config: DatabaseConfig, queries: AsyncQueries) -> AsyncPool:
     """A pool of connections in autocommit mode. Raises StorageUnavailableError when the server can't be reached now,
     and ConnectionRejectedError when it, a pooler or the driver rejects the connection.
 
@@ -89,7 +90,7 @@ def reason_of(error: psycopg.Error, pool: AsyncPool) -> psycopg.Error:
 
 
 async def open_connection(
-    config: DatabaseConfig, queries: Any, seconds: float | None = None
+    config: DatabaseConfig, queries: AsyncQueries, seconds: float | None = None
 ) -> AsyncBoundedConnection[tuple[Any, ...]]:
     """A connection in autocommit mode that no pool has. Raises psycopg's own errors. Query: get_session.
 
@@ -111,7 +112,9 @@ async def connect(config: DatabaseConfig, seconds: float | None = None) -> Async
         raise
 
 
-async def _begin(connection: Any, *, config: DatabaseConfig, queries: Any, seconds: float | None = None) -> None:
+async def _begin(
+    connection: Any, *, config: DatabaseConfig, queries: AsyncQueries, seconds: float | None = None
+) -> None:
     """Makes the session as our statements need it, and looks what it is like. Closes the connection on an error."""
     try:
         if connection.goqueue_limits.answer is None:  # for the statements of callers

@@ -2,8 +2,9 @@
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
 from operator import itemgetter
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from uuid import UUID
 
 import msgspec
@@ -14,10 +15,54 @@ from goqueue.errors import CorruptJobError, GoQueueError, JobNotFoundError
 from goqueue.models import Failure, Held, Job, JobStatus, JsonValue, Lease, NewJob, QueueStats
 from goqueue.safelog import log
 
+
+class Row(Protocol):
+    """A named tuple, as every query gives its rows."""
+
+    _fields: tuple[str, ...]
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+class IdRow(Row, Protocol):
+    id: UUID
+
+
+class AddedRow(IdRow, Protocol):
+    #: In the first row of a bulk, if it has begun a transaction.
+    transaction_id: str | None
+
+
+class EndedRow(IdRow, Protocol):
+    status: str
+
+
+class CreatedRow(Row, Protocol):
+    payload: str
+    scheduled_at: datetime
+    created_at: datetime
+
+
+class JobRow(IdRow, CreatedRow, Protocol):
+    """A row with a job's columns."""
+
+    #: None in a row of claim_jobs for a lease that the caller had lost.
+    queue: str | None
+    status: str
+    lease_token: int
+
+
+class StatsRow(Row, Protocol):
+    queue: str
+    exact_statuses: list[str]
+    oldest_ready_age: timedelta | None
+    expired_leases: int
+
+
 _picks: dict[tuple[type, type], Callable[[Any], tuple[Any, ...]]] = {}
 
 
-def in_field_order(kind: type[Struct], row: Any) -> tuple[Any, ...]:
+def in_field_order(kind: type[Struct], row: Row) -> tuple[Any, ...]:
     """The values of a row, a named tuple, for the fields of a Struct: found by name, in whatever order they stand."""
     key = (kind, type(row))
     pick = _picks.get(key)
@@ -31,7 +76,7 @@ _decode = msgspec.json.Decoder().decode
 _log = logging.getLogger("goqueue")
 
 
-def read_jobs(rows: Iterable[Any]) -> tuple[list[Job], list[CorruptJobError]]:
+def read_jobs(rows: Iterable[JobRow]) -> tuple[list[Job], list[CorruptJobError]]:
     """The jobs in the rows; and why the others can't be read."""
     jobs, corrupt = [], []
     for row in rows:
@@ -42,7 +87,7 @@ def read_jobs(rows: Iterable[Any]) -> tuple[list[Job], list[CorruptJobError]]:
     return jobs, corrupt
 
 
-def found(row: Any, message: str) -> Job:
+def found(row: JobRow | None, message: str) -> Job:
     """The row's job; `JobNotFoundError` without one."""
     if row is None:
         raise JobNotFoundError(message)
@@ -52,7 +97,7 @@ def found(row: Any, message: str) -> Job:
 class Claimed:
     """The rows of claim_jobs."""
 
-    def __init__(self, rows: Sequence[Any]) -> None:
+    def __init__(self, rows: Sequence[JobRow]) -> None:
         self.count = len(rows)
         #: The leases that the caller had lost, as id and token; then no job is claimed.
         self.lost: set[tuple[UUID, int]] = {(row.id, row.lease_token) for row in rows if row.queue is None}
@@ -94,13 +139,13 @@ def rescued(rows: Iterable[tuple[UUID, str]]) -> dict[UUID, JobStatus]:
     return statuses
 
 
-def stats_of(row: Any) -> QueueStats:
+def stats_of(row: StatsRow) -> QueueStats:
     """A row of queue_stats."""
     counts = {status: JobCount(getattr(row, status), exact=status in row.exact_statuses) for status in JobStatus}
     return QueueStats(row.queue, counts, row.oldest_ready_age, row.expired_leases)
 
 
-def job_of(row: Any) -> Job:
+def job_of(row: JobRow) -> Job:
     """Return the job of a row with a job's columns, in any order, its payload as JSON text.
 
     `CorruptJobError` when the payload can't be read, or the status is one that a later release has added.
@@ -115,7 +160,7 @@ def job_of(row: Any) -> Job:
     return Job(values[0], values[1], values[2], _payload(row.id, values[3]), status, *values[5:])
 
 
-def created_job(new: NewJob, row: Any) -> Job:
+def created_job(new: NewJob, row: CreatedRow) -> Job:
     """Return the job that create_job made of ``new``, from its row. `CorruptJobError` as `job_of`."""
     return Job(
         id=new.id,
@@ -149,6 +194,6 @@ def _payload(job_id: UUID, text: str) -> JsonValue:
         ) from exc
 
 
-def failure_of(row: Any) -> Failure:
+def failure_of(row: Row) -> Failure:
     """Return a row of list_failures as a Struct."""
     return Failure(*in_field_order(Failure, row))

@@ -1,7 +1,6 @@
 """Filters, ids and statuses as parameters of queries."""
 
 from collections.abc import Iterable, Iterator
-from typing import Any
 from uuid import UUID
 
 from goqueue.models import JobFilter, JobId, JobStatus
@@ -10,7 +9,7 @@ from goqueue.validation import MAX_PAGE, as_job_id, check_choice, check_kind
 _NO_FILTER = JobFilter()
 
 
-def filter_values(job_filter: JobFilter | None) -> dict[str, Any]:
+def filter_values(job_filter: JobFilter | None) -> dict[str, object]:
     """The parameters of list_jobs and count_jobs but for the page."""
     if job_filter is None:
         return _NO_FILTER.parameters()

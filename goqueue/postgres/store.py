@@ -2,12 +2,12 @@
 """`PostgresStorage`: the storage contract over psycopg. Each method runs the query of its own name in sql/."""
 
 import os
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from datetime import datetime, timedelta
 from functools import partial
 from time import monotonic
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeVar, cast
 from uuid import UUID
 
 import psycopg
@@ -44,9 +44,9 @@ from goqueue.models import (
     TransactionStatus,
 )
 from goqueue.postgres.claim_positions import ClaimPositions, positions_of
-from goqueue.postgres.cursor import Adapter
+from goqueue.postgres.cursor import Adapter, Queries
 from goqueue.postgres.foreign import check_connection
-from goqueue.postgres.leases import FINAL, NO_LEASES, Leases, check_lost, claim_values, queue_names
+from goqueue.postgres.leases import FINAL, NO_LEASES, ClaimValues, Leases, check_lost, claim_values, queue_names
 from goqueue.postgres.listener import Listener
 from goqueue.postgres.new_jobs import (
     Batch,
@@ -63,6 +63,8 @@ from goqueue.postgres.pool import Pool, notice_loss, open_connection, open_pool,
 from goqueue.postgres.queries import load_queries
 from goqueue.postgres.rows import (
     Claimed,
+    IdRow,
+    JobRow,
     created_job,
     failure_of,
     found,
@@ -97,6 +99,7 @@ from goqueue.validation import (
 
 DEFAULT_LEASE = timedelta(minutes=5)
 DEFAULT_BACKOFF = Backoff()
+Settled = TypeVar("Settled", bound=IdRow)
 
 # Longest time in seconds for a claim that finds only unreadable jobs.
 _SET_ASIDE_SECONDS = 1.0
@@ -108,8 +111,9 @@ _MOST_KEPT = 10_000
 _TRIES = 10
 
 
-def _queries(config: DatabaseConfig, sql_dir: str) -> Any:
-    return load_queries(sql_dir or None, Adapter, config.slow_query_time.total_seconds())
+def _queries(config: DatabaseConfig, sql_dir: str) -> Queries:
+    queries: Queries = load_queries(sql_dir or None, Adapter, config.slow_query_time.total_seconds())
+    return queries
 
 
 class Bind(Protocol):
@@ -179,7 +183,7 @@ class PostgresStorage:
         check_kind("config (stores are made by open() and bound_to())", config, DatabaseConfig, secret=True)
         self.config = config
         self._pool = pool
-        self._given: Any = connection
+        self._given: Connection[Any] | None = connection
         self._process = os.getpid()
         self._positions = {} if positions is None else positions
         self._kept: dict[UUID, str] = {} if kept is None else kept
@@ -308,7 +312,7 @@ class PostgresStorage:
             yield batch.checked()
 
     def _create_batch(
-        self, connection: Connection[Any], batch: Batch, known: dict[str, Any]
+        self, connection: Connection[Any], batch: Batch, known: dict[str, str | None]
     ) -> list[tuple[UUID, bool]]:
         rows = list(self._queries.create_jobs(connection, jobs=document(batch.encoded).decode()))
         if rows and rows[0].transaction_id:
@@ -391,7 +395,7 @@ class PostgresStorage:
         jobs, corrupt = read_jobs(rows)
         return Page(jobs, next_cursor, {error.job_id: str(error) for error in corrupt})
 
-    def _list(self, job_filter: JobFilter | None, limit: int, cursor: str | None) -> tuple[list[Any], str | None]:
+    def _list(self, job_filter: JobFilter | None, limit: int, cursor: str | None) -> tuple[list[JobRow], str | None]:
         """Return the rows of a page, and the cursor of the next one."""
         wanted, size = filter_values(job_filter), check_limit(limit)
         created_at, job_id = read_cursor(wanted, cursor)
@@ -436,8 +440,8 @@ class PostgresStorage:
             current = found(self._queries.get_job(connection, id=wanted), f"no job has the id {wanted}")
             if isinstance(key := update.idempotency_key, str):
                 other = self._queries.get_job_by_idempotency_key(connection, idempotency_key=key)
-                if other is not None and other[0] != wanted:
-                    raise duplicate_of(other[0], key)
+                if other is not None and other.id != wanted:
+                    raise duplicate_of(other.id, key)
         if update.status is UNSET:
             raise TransactionConflictError(f"job {wanted} was changed by another at the same time; try again")
         raise JobStateError(f"job {wanted} is {current.status} and can't become {update.status}; nothing was changed")
@@ -498,7 +502,7 @@ class PostgresStorage:
         run = partial(self._queries.reschedule_jobs, scheduled_at=scheduled_at, delay=delay)
         return self._for_each(jobs, run, (JobStatus.PENDING,))
 
-    def _for_each(self, jobs: Jobs, run: Callable[..., Any], statuses: tuple[JobStatus, ...]) -> int:
+    def _for_each(self, jobs: Jobs, run: Callable[..., Iterator[IdRow]], statuses: tuple[JobStatus, ...]) -> int:
         """Runs a query over the ids given, or over those of a filter (narrowed to ``statuses``), in batches."""
         count = 0
         with closing(self._ids(jobs, statuses)) as batches:
@@ -602,7 +606,7 @@ class PostgresStorage:
         """
         values = claim_values(queues, worker_id, limit, lease)
         with self._connection() as connection:
-            return (self._claim(connection, values | NO_LEASES)).jobs
+            return (self._claim(connection, values, NO_LEASES)).jobs
 
     def complete_and_claim(
         self,
@@ -622,11 +626,11 @@ class PostgresStorage:
         values = claim_values(queues, worker_id, limit, lease)
         done = Leases(leases)
         with self._connection() as connection:
-            claimed = self._claim(connection, values | done.values)
+            claimed = self._claim(connection, values, done.values)
         check_lost([held[0] for held in done.held if held in claimed.lost])
         return claimed.jobs
 
-    def _claim(self, connection: Connection[Any], values: dict[str, Any]) -> Claimed:
+    def _claim(self, connection: Connection[Any], values: ClaimValues, leases: Mapping[str, object]) -> Claimed:
         """What claim_jobs gives; if that can't be read, what it gives then, for a second."""
         deadline = monotonic() + _SET_ASIDE_SECONDS
         positions = positions_of(self._positions, values["queues"], self.config.claim_resume_time.total_seconds())
@@ -634,7 +638,7 @@ class PostgresStorage:
             if positions.count_is_due:
                 positions.counted(self._queries.estimate_dead_rows(connection))
             lanes, start = positions.parameters(), monotonic()
-            claimed = Claimed(list(self._queries.claim_jobs(connection, **values, **lanes)))
+            claimed = Claimed(list(self._queries.claim_jobs(connection, **values, **leases, **lanes)))
             if claimed.lost:
                 return claimed
             positions.claimed(claimed.jobs, lanes, is_full=claimed.count == values["job_limit"], start=start)
@@ -646,7 +650,7 @@ class PostgresStorage:
                 with suppress(psycopg.Error, OutcomeUnknownError):  # a hint, after the claim's commit
                     _ = list(self._queries.wake_listeners(connection, queues=values["queues"]))
                 return claimed
-            values |= NO_LEASES
+            leases = NO_LEASES
 
     def _bury(self, connection: Connection[Any], claimed: Claimed) -> None:
         """Set the unreadable jobs of a claim aside. When that fails, after the claim's commit, they wait for their
@@ -715,7 +719,7 @@ class PostgresStorage:
             backoff_jitter=backoff.jitter,
         )
         rows = self._settle(run, Leases.failed(failures))
-        return {job_id: JobStatus(status) for job_id, status in rows}
+        return {row.id: JobStatus(row.status) for row in rows}
 
     def fail_job(
         self, lease: Held, error: str, *, retry_in: timedelta | None = None, backoff: Backoff = DEFAULT_BACKOFF
@@ -738,9 +742,9 @@ class PostgresStorage:
         """
         self._settle(self._queries.release_jobs, Leases(leases))
 
-    def _settle(self, run: Callable[..., Any], leases: Leases) -> list[Any]:
+    def _settle(self, run: Callable[..., Iterator[Settled]], leases: Leases) -> list[Settled]:
         """The rows of a query over leases, one for each that the caller held; `LeaseLostError` names the others."""
-        rows: list[Any] = []
+        rows: list[Settled] = []
         if leases.held:
             with self._connection() as connection:
                 rows = list(run(connection, **leases.values))
@@ -841,8 +845,9 @@ class PostgresStorage:
             )
         try:
             if self._pool is None:
-                notice_loss(self._given)
-                yield self._given
+                given = cast("Connection[Any]", self._given)
+                notice_loss(given)
+                yield given
                 return
             start = monotonic()
             connection = self._pool.getconn()
@@ -868,7 +873,7 @@ class PostgresStorage:
     @contextmanager
     def _transaction(
         self, connection: Connection[Any], operation: str, job_ids: Iterable[UUID]
-    ) -> Iterator[dict[str, Any]]:
+    ) -> Iterator[dict[str, str | None]]:
         """All or nothing: a transaction on a connection of our own, or on the caller's in autocommit; a savepoint in
         the caller's transaction, which stays the caller's to commit. Gives a place for its ``transaction_id``.
 
@@ -879,7 +884,7 @@ class PostgresStorage:
         watch = StandbyWatch.of(connection)
         before = watch.unconfirmed
         commits = connection.info.transaction_status == pq.TransactionStatus.IDLE
-        known: dict[str, Any] = {}
+        known: dict[str, str | None] = {}
         is_done = False
         try:
             with connection.transaction():
@@ -888,7 +893,7 @@ class PostgresStorage:
         except psycopg.Error as exc:
             if is_done and commits and is_unanswered(exc, at_commit=True):
                 lost = unconfirmed if watch.unconfirmed != before else unanswered
-                raise lost(operation, job_ids, cause=exc, **known) from exc
+                raise lost(operation, job_ids, cause=exc, transaction_id=known.get("transaction_id")) from exc
             raise
         if watch.unconfirmed != before:
-            raise unconfirmed(operation, job_ids, **known)
+            raise unconfirmed(operation, job_ids, transaction_id=known.get("transaction_id"))

@@ -2,12 +2,12 @@
 
 import asyncio  # async only
 import os
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Collection, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Collection, Iterable, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
 from datetime import datetime, timedelta
 from functools import partial
 from time import monotonic
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeVar, cast
 from uuid import UUID
 
 import psycopg
@@ -44,9 +44,9 @@ from goqueue.models import (
     TransactionStatus,
 )
 from goqueue.postgres.claim_positions import ClaimPositions, positions_of
-from goqueue.postgres.cursor_async import AsyncAdapter
+from goqueue.postgres.cursor_async import AsyncAdapter, AsyncQueries
 from goqueue.postgres.foreign import check_connection
-from goqueue.postgres.leases import FINAL, NO_LEASES, Leases, check_lost, claim_values, queue_names
+from goqueue.postgres.leases import FINAL, NO_LEASES, ClaimValues, Leases, check_lost, claim_values, queue_names
 from goqueue.postgres.listener_async import AsyncListener
 from goqueue.postgres.new_jobs import (
     Batch,
@@ -63,6 +63,8 @@ from goqueue.postgres.pool_async import AsyncPool, notice_loss, open_connection,
 from goqueue.postgres.queries import load_queries
 from goqueue.postgres.rows import (
     Claimed,
+    IdRow,
+    JobRow,
     created_job,
     failure_of,
     found,
@@ -98,6 +100,7 @@ from goqueue.validation import (
 
 DEFAULT_LEASE = timedelta(minutes=5)
 DEFAULT_BACKOFF = Backoff()
+Settled = TypeVar("Settled", bound=IdRow)
 
 # Longest time in seconds for a claim that finds only unreadable jobs.
 _SET_ASIDE_SECONDS = 1.0
@@ -109,8 +112,9 @@ _MOST_KEPT = 10_000
 _TRIES = 10
 
 
-def _queries(config: DatabaseConfig, sql_dir: str) -> Any:
-    return load_queries(sql_dir or None, AsyncAdapter, config.slow_query_time.total_seconds())
+def _queries(config: DatabaseConfig, sql_dir: str) -> AsyncQueries:
+    queries: AsyncQueries = load_queries(sql_dir or None, AsyncAdapter, config.slow_query_time.total_seconds())
+    return queries
 
 
 class AsyncBind(Protocol):
@@ -180,7 +184,7 @@ class AsyncPostgresStorage:
         check_kind("config (stores are made by open() and bound_to())", config, DatabaseConfig, secret=True)
         self.config = config
         self._pool = pool
-        self._given: Any = connection
+        self._given: AsyncConnection[Any] | None = connection
         self._process = os.getpid()
         self._loop = None if pool is None else asyncio.get_running_loop()  # async only
         self._positions = {} if positions is None else positions
@@ -313,7 +317,7 @@ class AsyncPostgresStorage:
             yield batch.checked()
 
     async def _create_batch(
-        self, connection: AsyncConnection[Any], batch: Batch, known: dict[str, Any]
+        self, connection: AsyncConnection[Any], batch: Batch, known: dict[str, str | None]
     ) -> list[tuple[UUID, bool]]:
         rows = [row async for row in self._queries.create_jobs(connection, jobs=document(batch.encoded).decode())]
         if rows and rows[0].transaction_id:
@@ -396,7 +400,9 @@ class AsyncPostgresStorage:
         jobs, corrupt = read_jobs(rows)
         return Page(jobs, next_cursor, {error.job_id: str(error) for error in corrupt})
 
-    async def _list(self, job_filter: JobFilter | None, limit: int, cursor: str | None) -> tuple[list[Any], str | None]:
+    async def _list(
+        self, job_filter: JobFilter | None, limit: int, cursor: str | None
+    ) -> tuple[list[JobRow], str | None]:
         """Return the rows of a page, and the cursor of the next one."""
         wanted, size = filter_values(job_filter), check_limit(limit)
         created_at, job_id = read_cursor(wanted, cursor)
@@ -441,8 +447,8 @@ class AsyncPostgresStorage:
             current = found(await self._queries.get_job(connection, id=wanted), f"no job has the id {wanted}")
             if isinstance(key := update.idempotency_key, str):
                 other = await self._queries.get_job_by_idempotency_key(connection, idempotency_key=key)
-                if other is not None and other[0] != wanted:
-                    raise duplicate_of(other[0], key)
+                if other is not None and other.id != wanted:
+                    raise duplicate_of(other.id, key)
         if update.status is UNSET:
             raise TransactionConflictError(f"job {wanted} was changed by another at the same time; try again")
         raise JobStateError(f"job {wanted} is {current.status} and can't become {update.status}; nothing was changed")
@@ -503,7 +509,9 @@ class AsyncPostgresStorage:
         run = partial(self._queries.reschedule_jobs, scheduled_at=scheduled_at, delay=delay)
         return await self._for_each(jobs, run, (JobStatus.PENDING,))
 
-    async def _for_each(self, jobs: Jobs, run: Callable[..., Any], statuses: tuple[JobStatus, ...]) -> int:
+    async def _for_each(
+        self, jobs: Jobs, run: Callable[..., AsyncIterator[IdRow]], statuses: tuple[JobStatus, ...]
+    ) -> int:
         """Runs a query over the ids given, or over those of a filter (narrowed to ``statuses``), in batches."""
         count = 0
         async with aclosing(self._ids(jobs, statuses)) as batches:
@@ -607,7 +615,7 @@ class AsyncPostgresStorage:
         """
         values = claim_values(queues, worker_id, limit, lease)
         async with self._connection() as connection:
-            return (await self._claim(connection, values | NO_LEASES)).jobs
+            return (await self._claim(connection, values, NO_LEASES)).jobs
 
     async def complete_and_claim(
         self,
@@ -627,11 +635,13 @@ class AsyncPostgresStorage:
         values = claim_values(queues, worker_id, limit, lease)
         done = Leases(leases)
         async with self._connection() as connection:
-            claimed = await self._claim(connection, values | done.values)
+            claimed = await self._claim(connection, values, done.values)
         check_lost([held[0] for held in done.held if held in claimed.lost])
         return claimed.jobs
 
-    async def _claim(self, connection: AsyncConnection[Any], values: dict[str, Any]) -> Claimed:
+    async def _claim(
+        self, connection: AsyncConnection[Any], values: ClaimValues, leases: Mapping[str, object]
+    ) -> Claimed:
         """What claim_jobs gives; if that can't be read, what it gives then, for a second."""
         deadline = monotonic() + _SET_ASIDE_SECONDS
         positions = positions_of(self._positions, values["queues"], self.config.claim_resume_time.total_seconds())
@@ -639,7 +649,7 @@ class AsyncPostgresStorage:
             if positions.count_is_due:
                 positions.counted(await self._queries.estimate_dead_rows(connection))
             lanes, start = positions.parameters(), monotonic()
-            claimed = Claimed([row async for row in self._queries.claim_jobs(connection, **values, **lanes)])
+            claimed = Claimed([row async for row in self._queries.claim_jobs(connection, **values, **leases, **lanes)])
             if claimed.lost:
                 return claimed
             positions.claimed(claimed.jobs, lanes, is_full=claimed.count == values["job_limit"], start=start)
@@ -651,7 +661,7 @@ class AsyncPostgresStorage:
                 with suppress(psycopg.Error, OutcomeUnknownError):  # a hint, after the claim's commit
                     _ = [row async for row in self._queries.wake_listeners(connection, queues=values["queues"])]
                 return claimed
-            values |= NO_LEASES
+            leases = NO_LEASES
 
     async def _bury(self, connection: AsyncConnection[Any], claimed: Claimed) -> None:
         """Set the unreadable jobs of a claim aside. When that fails, after the claim's commit, they wait for their
@@ -720,7 +730,7 @@ class AsyncPostgresStorage:
             backoff_jitter=backoff.jitter,
         )
         rows = await self._settle(run, Leases.failed(failures))
-        return {job_id: JobStatus(status) for job_id, status in rows}
+        return {row.id: JobStatus(row.status) for row in rows}
 
     async def fail_job(
         self, lease: Held, error: str, *, retry_in: timedelta | None = None, backoff: Backoff = DEFAULT_BACKOFF
@@ -743,9 +753,9 @@ class AsyncPostgresStorage:
         """
         await self._settle(self._queries.release_jobs, Leases(leases))
 
-    async def _settle(self, run: Callable[..., Any], leases: Leases) -> list[Any]:
+    async def _settle(self, run: Callable[..., AsyncIterator[Settled]], leases: Leases) -> list[Settled]:
         """The rows of a query over leases, one for each that the caller held; `LeaseLostError` names the others."""
-        rows: list[Any] = []
+        rows: list[Settled] = []
         if leases.held:
             async with self._connection() as connection:
                 rows = [row async for row in run(connection, **leases.values)]
@@ -847,8 +857,9 @@ class AsyncPostgresStorage:
         self._check_loop()  # async only
         try:
             if self._pool is None:
-                notice_loss(self._given)
-                yield self._given
+                given = cast("AsyncConnection[Any]", self._given)
+                notice_loss(given)
+                yield given
                 return
             start = monotonic()
             connection = await self._pool.getconn()
@@ -878,7 +889,7 @@ class AsyncPostgresStorage:
     @asynccontextmanager
     async def _transaction(
         self, connection: AsyncConnection[Any], operation: str, job_ids: Iterable[UUID]
-    ) -> AsyncIterator[dict[str, Any]]:
+    ) -> AsyncIterator[dict[str, str | None]]:
         """All or nothing: a transaction on a connection of our own, or on the caller's in autocommit; a savepoint in
         the caller's transaction, which stays the caller's to commit. Gives a place for its ``transaction_id``.
 
@@ -889,7 +900,7 @@ class AsyncPostgresStorage:
         watch = StandbyWatch.of(connection)
         before = watch.unconfirmed
         commits = connection.info.transaction_status == pq.TransactionStatus.IDLE
-        known: dict[str, Any] = {}
+        known: dict[str, str | None] = {}
         is_done = False
         try:
             async with connection.transaction():
@@ -898,7 +909,7 @@ class AsyncPostgresStorage:
         except psycopg.Error as exc:
             if is_done and commits and is_unanswered(exc, at_commit=True):
                 lost = unconfirmed if watch.unconfirmed != before else unanswered
-                raise lost(operation, job_ids, cause=exc, **known) from exc
+                raise lost(operation, job_ids, cause=exc, transaction_id=known.get("transaction_id")) from exc
             raise
         if watch.unconfirmed != before:
-            raise unconfirmed(operation, job_ids, **known)
+            raise unconfirmed(operation, job_ids, transaction_id=known.get("transaction_id"))
