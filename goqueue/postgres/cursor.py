@@ -15,9 +15,22 @@ from psycopg.adapt import AdaptersMap
 from psycopg.pq import TransactionStatus
 from psycopg.rows import namedtuple_row
 
-from goqueue.postgres.rows import AddedRow, CreatedRow, EndedRow, IdRow, JobRow, Row, StatsRow
 from goqueue.postgres.translate import StandbyWatch, is_unanswered, unanswered, unconfirmed
-from goqueue.postgres.wire import ADAPTERS, Rendered, bound, tag_of, tagged, tolerant_rows
+from goqueue.postgres.wire import (
+    ADAPTERS,
+    AddedRow,
+    CreatedRow,
+    EndedRow,
+    IdRow,
+    JobRow,
+    Rendered,
+    Row,
+    StatsRow,
+    bound,
+    tag_of,
+    tagged,
+    tolerant_rows,
+)
 from goqueue.safelog import record_lost, report
 
 _TRACED = "opentelemetry.instrumentation.psycopg"

@@ -2,9 +2,8 @@
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
 from operator import itemgetter
-from typing import Any, Final, Protocol
+from typing import Any, Final
 from uuid import UUID
 
 import msgspec
@@ -13,51 +12,8 @@ from msgspec import Struct
 from goqueue.counts import JobCount
 from goqueue.errors import CorruptJobError, GoQueueError, JobNotFoundError
 from goqueue.models import Failure, Held, Job, JobStatus, JsonValue, Lease, NewJob, QueueStats
+from goqueue.postgres.wire import CreatedRow, JobRow, Row, StatsRow
 from goqueue.safelog import log
-
-
-class Row(Protocol):
-    """A named tuple, as every query gives its rows."""
-
-    _fields: tuple[str, ...]
-
-    def __getitem__(self, index: int, /) -> Any: ...
-
-
-class IdRow(Row, Protocol):
-    id: UUID
-
-
-class AddedRow(IdRow, Protocol):
-    #: In the first row of a bulk, if it has begun a transaction.
-    transaction_id: str | None
-
-
-class EndedRow(IdRow, Protocol):
-    status: str
-
-
-class CreatedRow(Row, Protocol):
-    payload: str
-    scheduled_at: datetime
-    created_at: datetime
-
-
-class JobRow(IdRow, CreatedRow, Protocol):
-    """A row with a job's columns."""
-
-    #: None in a row of claim_jobs for a lease that the caller had lost.
-    queue: str | None
-    status: str
-    lease_token: int
-
-
-class StatsRow(Row, Protocol):
-    queue: str
-    exact_statuses: list[str]
-    oldest_ready_age: timedelta | None
-    expired_leases: int
-
 
 _picks: dict[tuple[type, type], Callable[[Any], tuple[Any, ...]]] = {}
 

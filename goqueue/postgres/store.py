@@ -63,8 +63,6 @@ from goqueue.postgres.pool import Pool, notice_loss, open_connection, open_pool,
 from goqueue.postgres.queries import load_queries
 from goqueue.postgres.rows import (
     Claimed,
-    IdRow,
-    JobRow,
     created_job,
     failure_of,
     found,
@@ -85,6 +83,7 @@ from goqueue.postgres.translate import (
     unanswered,
     unconfirmed,
 )
+from goqueue.postgres.wire import IdRow, JobRow
 from goqueue.safelog import record_lost
 from goqueue.validation import (
     MAX_PAGE,

@@ -1,9 +1,9 @@
-"""Statements and values as they cross the wire, whatever adapters the application has registered."""
+"""Statements, values and rows as they cross the wire, whatever adapters the application has registered."""
 
 import re
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from typing import Any, Self
+from datetime import UTC, datetime, timedelta
+from typing import Any, Protocol, Self
 from uuid import UUID
 
 import psycopg
@@ -123,3 +123,46 @@ def tolerant_rows(cursor: Any) -> list[tuple[Any, ...]]:
     reader = Transformer(_Tolerant(cursor))
     reader.set_pgresult(cursor.pgresult)
     return reader.load_rows(0, cursor.pgresult.ntuples, cursor.row_factory(cursor))
+
+
+class Row(Protocol):
+    """A named tuple, as every query gives its rows."""
+
+    _fields: tuple[str, ...]
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+class IdRow(Row, Protocol):
+    id: UUID
+
+
+class AddedRow(IdRow, Protocol):
+    #: In the first row of a bulk, if it has begun a transaction.
+    transaction_id: str | None
+
+
+class EndedRow(IdRow, Protocol):
+    status: str
+
+
+class CreatedRow(Row, Protocol):
+    payload: str
+    scheduled_at: datetime
+    created_at: datetime
+
+
+class JobRow(IdRow, CreatedRow, Protocol):
+    """A row with a job's columns."""
+
+    #: None in a row of claim_jobs for a lease that the caller had lost.
+    queue: str | None
+    status: str
+    lease_token: int
+
+
+class StatsRow(Row, Protocol):
+    queue: str
+    exact_statuses: list[str]
+    oldest_ready_age: timedelta | None
+    expired_leases: int
