@@ -12,70 +12,19 @@
 -- key check of a row that refers to the job.
 
 
--- name: claim_jobs(ids, tokens, queues, worker_id, job_limit, lease, lane_queues, lane_priorities, lane_times, lane_ids)
--- Complete the jobs of the given leases, then claim due jobs: by priority; among lanes of one priority, the lane that
--- has waited longest first; within a lane by scheduled_at, then id.
--- Returns: the jobs claimed, ordered by priority, scheduled_at, id. If any lease is lost, the other jobs are still
--- completed, none is claimed, and the rows are the lost leases: id, lease_token and nulls.
+-- name: claim_jobs(queues, worker_id, job_limit, lease, lane_queues, lane_priorities, lane_times, lane_ids)
+-- Claim due jobs: by priority; between lanes of one priority, the lane that has waited longest first; within a lane by
+-- scheduled_at, then id.
+-- Returns: the jobs claimed, in the order of priority, scheduled_at, id.
 -- Index: jobs_claim_idx, jobs_pkey.
--- Locks: the jobs to complete, in the order of their ids, waiting for each; the jobs claimed, skipping those that other
--- sessions have locked.
+-- Locks: the jobs claimed, skipping those that other sessions have locked.
 -- Notes: A lane is a queue and a priority: one index scan with scheduled_at as a range, so that future jobs of a better
 -- priority are never read. The lane_ parameters name the lanes and where the last claim stopped in each. The scan
 -- starts there, and reads no dead index entries again. It misses jobs before that point and jobs of other lanes. So
 -- from time to time the store passes nulls, and every lane is scanned from its first job. 4611686018427387903 is the
 -- largest token, 2^62 - 1; after it comes 1.
 --
-WITH locked_job AS MATERIALIZED (
-    SELECT
-        j.id,
-        j.lease_token,
-        j.status,
-        j.lease_token = l.token AS is_held
-    FROM unnest(:ids::uuid[], :tokens::bigint[]) AS l (id, token)
-    INNER JOIN goqueue.jobs AS j ON l.id = j.id
-    ORDER BY j.id
-    FOR NO KEY UPDATE OF j
-),
-
--- A job that is completed under this token already counts as held: the call can be repeated after a lost reply.
-done_job AS MATERIALIZED (
-    SELECT
-        k.id,
-        k.lease_token,
-        k.status
-    FROM locked_job AS k
-    WHERE k.is_held AND k.status IN ('running', 'completed')
-),
-
-completed_job AS (
-    UPDATE goqueue.jobs AS j
-    SET
-        status = 'completed',
-        locked_by = NULL,
-        locked_at = NULL,
-        lease_expires_at = NULL,
-        updated_at = statement_timestamp(),
-        completed_at = statement_timestamp()
-    FROM done_job AS d
-    WHERE j.id = d.id AND d.status = 'running'
-),
-
-lost_lease AS MATERIALIZED (
-    SELECT
-        l.id,
-        l.token
-    FROM unnest(:ids::uuid[], :tokens::bigint[]) AS l (id, token)
-    WHERE
-        (l.id, l.token) NOT IN (
-            SELECT
-                d.id,
-                d.lease_token
-            FROM done_job AS d
-        )
-),
-
-lane AS MATERIALIZED (
+WITH lane AS MATERIALIZED (
     SELECT
         l.queue,
         l.priority,
@@ -106,7 +55,7 @@ due_job AS MATERIALIZED (
             -- As a column, the limit is unknown to the planner, which then scans in the index's order and does not sort.
             :job_limit::bigint AS job_limit
         FROM lane AS l
-        WHERE l.scheduled_at <= statement_timestamp() AND NOT EXISTS (SELECT FROM lost_lease)
+        WHERE l.scheduled_at <= statement_timestamp()
         ORDER BY l.priority, l.scheduled_at, l.id
     ) AS l
     CROSS JOIN LATERAL (
@@ -181,10 +130,7 @@ SELECT
     c.started_at,
     c.completed_at
 FROM claimed_job AS c
-UNION ALL
-SELECT l.id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, l.token, NULL, NULL, NULL, NULL, NULL, NULL -- noqa: AL03, LT09
-FROM lost_lease AS l
-ORDER BY priority, scheduled_at, id;
+ORDER BY c.priority, c.scheduled_at, c.id;
 
 
 -- name: heartbeat_jobs(ids, tokens, lease)

@@ -97,17 +97,13 @@ MUTANTS = [
         ("clock", "statement_timestamp()", "now()", f"{_GUARDS} -k claim"),
         ("due", "AND j.scheduled_at <= statement_timestamp()", "", f"{_GUARDS} -k claim"),
         ("status", "j.status = 'pending'", "TRUE", f"{_LEASES} -k Claim"),
-        ("order", "ORDER BY priority, scheduled_at, id", "ORDER BY id DESC", f"{_LEASES} {_GUARDS} -k Claim"),
+        ("order", "ORDER BY c.priority, c.scheduled_at, c.id", "ORDER BY c.id DESC", f"{_LEASES} {_GUARDS} -k Claim"),
         ("new token", "mod(j.lease_token, 4611686018427387903) + 1", "j.lease_token", _FENCE),
-    ),
-    *_of_each(
-        "claim_jobs",
         ("lanes' order", "ORDER BY l.priority, l.scheduled_at, l.id", "", f"{_LEASES} -k Claim"),
-        ("lost lease", " AND NOT EXISTS (SELECT FROM lost_lease)", "", f"{_LEASES} -k LostLeases"),
         ("limit", "\n    LIMIT :job_limit::bigint", "", f"{_LEASES} {_GUARDS} -k claim"),
     ),
     *_of_each(
-        "claim_jobs heartbeat_jobs complete_jobs fail_jobs release_jobs",
+        "heartbeat_jobs complete_jobs fail_jobs release_jobs",
         ("token", "j.lease_token = l.token", "TRUE", _FENCE),
         ("row lock", "    FOR NO KEY UPDATE OF j\n", "", f"{_GUARDS} -k holder"),
         ("lock order", "ORDER BY j.id\n", "ORDER BY j.id DESC\n", "tests/test_postgres.py -k locked_in_the_order"),
@@ -117,7 +113,7 @@ MUTANTS = [
         ("clock", "statement_timestamp()", "now()", f"{_GUARDS} -k Clock"),
     ),
     *_of_each("heartbeat_jobs fail_jobs release_jobs", ("status", "k.status = 'running'", "TRUE", _FENCE)),
-    *_of_each("claim_jobs complete_jobs", ("status", "k.status IN ('running', 'completed')", "TRUE", _FENCE)),
+    *_of_each("complete_jobs", ("status", "k.status IN ('running', 'completed')", "TRUE", _FENCE)),
     *_of_each("fail_jobs", ("final", "NOT :is_final::boolean AND ", "", f"{_LEASES} -k set_aside")),
     *_of_each(
         "rescue_jobs",

@@ -167,6 +167,24 @@ class TestSkippedLocks:
         open_transaction.commit()
         assert goqueue_store.claim_jobs("default", "w2", limit=5) == []
 
+    def test_a_claim_does_not_lock_what_was_claimed_while_its_completion_waited(
+        self, goqueue_store: PostgresStorage, goqueue_database: str, open_transaction: Any, theirs: PostgresStorage
+    ) -> None:
+        [held] = claimed(goqueue_store)
+        added(goqueue_store, 2)
+        theirs.heartbeat_jobs([held])
+        first, second = theirs.claim_jobs("default", "w2", limit=2)
+        with psycopg.connect(goqueue_database) as mine, ThreadPoolExecutor(1) as thread:
+            store = PostgresStorage.bound_to(mine)
+            waiting = thread.submit(store.complete_and_claim, [held], "default", "w", 5)
+            until_waiting(goqueue_database, "complete_jobs")
+            open_transaction.commit()
+            assert waiting.result(20) == []
+            # Within its transaction: with a lock on them, their holder would wait for its end.
+            open_transaction.execute("SET LOCAL lock_timeout = '1s'")
+            theirs.complete_jobs([first, second])
+            open_transaction.commit()
+
     def test_a_prune_leaves_a_job_that_is_being_retried(
         self, goqueue_store: PostgresStorage, open_transaction: Any, theirs: PostgresStorage
     ) -> None:

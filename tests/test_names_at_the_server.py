@@ -174,8 +174,8 @@ def test_every_statement_has_the_same_numbers_at_the_server_and_in_each_command(
 
 def test_the_server_s_log_numbers_parameters_as_the_file_declares_them(watching: str, turned_round: Path) -> None:
     shipped, turned = ({note.name: note.parameters for note in read_notes(one)} for one in (None, turned_round))
-    assert shipped["claim_jobs"][:2] == ("ids", "tokens")
-    assert turned["claim_jobs"][-2:] == ("tokens", "ids")
+    assert shipped["claim_jobs"][:2] == ("queues", "worker_id")
+    assert turned["claim_jobs"][-2:] == ("worker_id", "queues")
     for folder, declared in (("", shipped), (str(turned_round), turned)):
         for way in WAYS:
             queue, worker = f"q{uuid4().hex}", f"w{uuid4().hex}"
@@ -191,7 +191,8 @@ def test_the_server_s_log_numbers_parameters_as_the_file_declares_them(watching:
             with psycopg.connect(watching) as connection:
                 [(log,)] = connection.execute("SELECT pg_read_file('server.log')").fetchall()
             for name, values in {
-                "claim_jobs": {"ids": f"{{{job.id}}}", "queues": f"{{{queue}}}", "worker_id": worker, "job_limit": "1"},
+                "claim_jobs": {"queues": f"{{{queue}}}", "worker_id": worker, "job_limit": "1"},
+                "complete_jobs": {"ids": f"{{{job.id}}}"},
                 "list_jobs": {"queues": f"{{{queue}}}", "page_limit": "10"},
                 "update_job": {"id": str(job.id)},
                 "prune_jobs": {"job_limit": "17"},

@@ -207,14 +207,13 @@ def test_a_completion_repeated_while_the_first_one_is_under_way_waits_for_it(
     goqueue_store.create_jobs(NewJob(job_type="t") for _ in range(2))
     held, *_ = goqueue_store.claim_jobs("default", "w")
     claim = ("default", "w") if method == "complete_and_claim" else ()
-    query = "claim_jobs" if claim else method
     with psycopg.connect(goqueue_database) as first, ThreadPoolExecutor(1) as thread:
         PostgresStorage.bound_to(first).complete_jobs([held])
         second = thread.submit(getattr(goqueue_store, method), [held], *claim)
         with psycopg.connect(goqueue_database, autocommit=True) as admin:
             deadline = time.monotonic() + 20
             waiting = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE %s"
-            while not admin.execute(waiting, [f"%/* goqueue:{query} */%"]).fetchall():
+            while not admin.execute(waiting, ["%/* goqueue:complete_jobs */%"]).fetchall():
                 assert time.monotonic() < deadline
         first.commit()
         claimed = second.result(30)
@@ -262,8 +261,9 @@ def test_a_lost_reply_names_the_query_and_its_jobs_and_the_pool_goes_on(
         [held] = [job for job in goqueue_store.list_jobs().jobs if job.locked_by == error.worker_id]
         assert unknown("heartbeat_jobs", "heartbeat_jobs", [held]).job_ids == (held.id,)
         assert "held by 'w1'" in str(error)
-        error = unknown("claim_jobs", "complete_and_claim", [held], "default", "w1")
-        assert (error.job_ids, error.worker_id) == ((held.id,), "w1")
+        error = lost(wire, "COMMIT", lambda: store.call("complete_and_claim", [held], "default", "w1"))
+        assert isinstance(error, OutcomeUnknownError)
+        assert (error.operation, error.job_ids, error.worker_id) == ("complete_and_claim", (held.id,), "w1")
         assert store.call("complete_and_claim", [held], "default", "w1") == []
         assert unknown("prune_jobs", "prune_jobs", timedelta(0)).job_ids == ()
         assert goqueue_store.count_jobs() == 0

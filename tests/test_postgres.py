@@ -618,7 +618,7 @@ class TestRaces:
             read_as_they_lie(connection, other)  # high, low
             settle(connection, low)
             both = thread.submit(settle, other, low, high)
-            until_waiting(goqueue_database, "claim_jobs" if values else method)
+            until_waiting(goqueue_database, "complete_jobs" if values else method)
             settle(connection, high)
             connection.commit()
             with suppress(LeaseLostError):

@@ -235,7 +235,7 @@ def values_of(jobs: dict[str, UUID]) -> dict[str, dict[str, Any]]:
         "delete_job": {"id": jobs["dead"]},
         "delete_failures": {"job_id": jobs["dead"]},
         "prune_jobs": {"older_than": timedelta(0), "statuses": ["dead"], "job_limit": 10, "kept_ids": []},
-        "claim_jobs": {"ids": [], "tokens": [], **CLAIM, **LANES},
+        "claim_jobs": {**CLAIM, **LANES},
         "heartbeat_jobs": {**held, "lease": MINUTE},
         "complete_jobs": held,
         "fail_jobs": {**held, "errors": ["boom"], "is_final": False, **BACKOFF},

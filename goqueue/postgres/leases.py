@@ -21,7 +21,7 @@ _MAX_TOKEN = 2**63 - 1
 
 
 class ClaimValues(TypedDict):
-    """The parameters of claim_jobs but for its leases and lanes."""
+    """The parameters of claim_jobs but for its lanes."""
 
     queues: list[str]
     worker_id: str
@@ -90,9 +90,6 @@ def _pair(failure: object) -> tuple[Held, object]:
         raise InvalidJobError("a failure must be a pair of the lease and the error")
     return failure
 
-
-#: The lease parameters of claim_jobs when it completes nothing.
-NO_LEASES: Final[Mapping[str, object]] = {"ids": [], "tokens": []}
 
 #: The parameters of fail_jobs, besides the leases, for jobs that are not to be tried again.
 FINAL: Final[Mapping[str, object]] = {

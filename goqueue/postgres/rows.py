@@ -55,13 +55,8 @@ class Claimed:
 
     def __init__(self, rows: Sequence[JobRow]) -> None:
         self.count = len(rows)
-        #: The leases that the caller had lost, as id and token; then no job is claimed.
-        self.lost: set[tuple[UUID, int]] = {(row.id, row.lease_token) for row in rows if row.queue is None}
-        self.jobs: list[Job] = []
         #: What can't be run at all, and why.
         self.unreadable: list[tuple[Held, object]] = []
-        if self.lost:
-            return
         self.jobs, corrupt = read_jobs(rows)
         if corrupt:
             tokens = {row.id: row.lease_token for row in rows}

@@ -2,7 +2,7 @@
 
 import asyncio  # async only
 import os
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Collection, Iterable
 from contextlib import aclosing, asynccontextmanager, suppress
 from datetime import datetime, timedelta
 from functools import partial
@@ -46,7 +46,7 @@ from goqueue.models import (
 from goqueue.postgres.claim_positions import ClaimPositions, positions_of
 from goqueue.postgres.cursor_async import AsyncAdapter, AsyncQueries
 from goqueue.postgres.foreign import check_connection
-from goqueue.postgres.leases import FINAL, NO_LEASES, ClaimValues, Leases, check_lost, claim_values, queue_names
+from goqueue.postgres.leases import FINAL, ClaimValues, Leases, check_lost, claim_values, queue_names
 from goqueue.postgres.listener_async import AsyncListener
 from goqueue.postgres.new_jobs import (
     Batch,
@@ -614,7 +614,7 @@ class AsyncPostgresStorage:
         """
         values = claim_values(queues, worker_id, limit, lease)
         async with self._connection() as connection:
-            return (await self._claim(connection, values, NO_LEASES)).jobs
+            return (await self._claim(connection, values)).jobs
 
     async def complete_and_claim(
         self,
@@ -624,23 +624,33 @@ class AsyncPostgresStorage:
         limit: int = 1,
         lease: timedelta = DEFAULT_LEASE,
     ) -> list[Job]:
-        """Run `complete_jobs` and `claim_jobs` in one statement, with one commit.
+        """Run `complete_jobs` and `claim_jobs` in one transaction.
 
         Raises: `LeaseLostError` names the jobs whose lease was lost; the others are completed, and none is claimed.
-        Queries: those of `claim_jobs`.
+        Queries: complete_jobs, if there are leases, and those of `claim_jobs`.
         Repeating: completes nothing twice and claims other jobs; those of a lost reply stay held until their leases
         expire.
         """
         values = claim_values(queues, worker_id, limit, lease)
         done = Leases(leases)
-        async with self._connection() as connection:
-            claimed = await self._claim(connection, values, done.values)
-        check_lost([held[0] for held in done.held if held in claimed.lost])
-        return claimed.jobs
+        if not done.held:
+            return await self.claim_jobs(queues, worker_id, limit, lease)
+        ids = [job_id for job_id, _ in done.held]
+        jobs: list[Job] = []
+        async with (
+            self._connection() as connection,
+            self._transaction(connection, "complete_and_claim", ids, worker_id=values["worker_id"]),
+        ):
+            rows = [row async for row in self._queries.complete_jobs(connection, **done.values)]
+            lost = done.lost((row.id for row in rows), len(rows))
+            if not lost:
+                # A statement of its own sees what other sessions have claimed while complete_jobs waited for a lock.
+                jobs = (await self._claim(connection, values)).jobs
+                ids += [job.id for job in jobs]
+        check_lost(lost)
+        return jobs
 
-    async def _claim(
-        self, connection: AsyncConnection[Any], values: ClaimValues, leases: Mapping[str, object]
-    ) -> Claimed:
+    async def _claim(self, connection: AsyncConnection[Any], values: ClaimValues) -> Claimed:
         """What claim_jobs gives; if that can't be read, what it gives then, for a second."""
         deadline = monotonic() + _SET_ASIDE_SECONDS
         positions = positions_of(self._positions, values["queues"], self.config.claim_resume_time.total_seconds())
@@ -648,19 +658,18 @@ class AsyncPostgresStorage:
             if positions.count_is_due:
                 positions.counted(await self._queries.estimate_dead_rows(connection))
             lanes, start = positions.parameters(), monotonic()
-            claimed = Claimed([row async for row in self._queries.claim_jobs(connection, **values, **leases, **lanes)])
-            if claimed.lost:
-                return claimed
+            claimed = Claimed([row async for row in self._queries.claim_jobs(connection, **values, **lanes)])
             positions.claimed(claimed.jobs, lanes, is_full=claimed.count == values["job_limit"], start=start)
             if claimed.unreadable:
                 await self._bury(connection, claimed)
             if claimed.jobs or not (claimed.unreadable or positions.looks_again(lanes)):
                 return claimed
             if monotonic() >= deadline:
-                with suppress(psycopg.Error, OutcomeUnknownError):  # a hint, after the claim's commit
+                # A hint. Its failure counts only in a transaction, which it aborts.
+                is_committed = connection.info.transaction_status == pq.TransactionStatus.IDLE
+                with suppress(*(psycopg.Error, OutcomeUnknownError) if is_committed else ()):
                     _ = [row async for row in self._queries.wake_listeners(connection, queues=values["queues"])]
                 return claimed
-            leases = NO_LEASES
 
     async def _bury(self, connection: AsyncConnection[Any], claimed: Claimed) -> None:
         """Set the unreadable jobs of a claim aside. When that fails, after the claim's commit, they wait for their
@@ -887,7 +896,7 @@ class AsyncPostgresStorage:
 
     @asynccontextmanager
     async def _transaction(
-        self, connection: AsyncConnection[Any], operation: str, job_ids: Iterable[UUID]
+        self, connection: AsyncConnection[Any], operation: str, job_ids: Iterable[UUID], **known: str | None
     ) -> AsyncIterator[dict[str, str | None]]:
         """All or nothing: a transaction on a connection of our own, or on the caller's in autocommit; a savepoint in
         the caller's transaction, which stays the caller's to commit. Gives a place for its ``transaction_id``.
@@ -899,7 +908,6 @@ class AsyncPostgresStorage:
         watch = StandbyWatch.of(connection)
         before = watch.unconfirmed
         commits = connection.info.transaction_status == pq.TransactionStatus.IDLE
-        known: dict[str, str | None] = {}
         is_done = False
         try:
             async with connection.transaction():

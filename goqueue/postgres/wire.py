@@ -155,8 +155,7 @@ class CreatedRow(Row, Protocol):
 class JobRow(IdRow, CreatedRow, Protocol):
     """A row with a job's columns."""
 
-    #: None in a row of claim_jobs for a lease that the caller had lost.
-    queue: str | None
+    queue: str
     status: str
     lease_token: int
 

@@ -125,7 +125,7 @@ def _steps(store: PostgresStorage, config: DatabaseConfig, queue: str) -> None: 
     _say("claim_jobs", "what a worker does: takes the next due jobs, each held by a lease")
     first, second, *others = store.claim_jobs(queue, "worker-1", limit=10)
     _show([first, second])
-    _say("complete_and_claim", "says that they are done, and takes the next, in one statement")
+    _say("complete_and_claim", "says that they are done, and takes the next, in one transaction")
     start, done = time.perf_counter(), 0
     jobs = [first, *others]
     while jobs:

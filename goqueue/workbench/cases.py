@@ -205,7 +205,7 @@ _SETTLING: dict[str, Callable[[Stage, list[Held]], Any]] = {
     ),
 }
 #: The query of those of them that are not named for it.
-_QUERY = {"complete_and_claim": "claim_jobs", "fail_jobs, finally,": "fail_jobs"}
+_QUERY = {"complete_and_claim": "complete_jobs", "fail_jobs, finally,": "fail_jobs"}
 _EVERY_KIND = (
     "twin 2", "twin 1", "due 1", "held 3", "held 1", "completed", "dead", "cancelled", "failed twice", "future",
     "absent",
@@ -415,7 +415,7 @@ def _working() -> Iterator[Case]:
         yield Case(f"claim_jobs: {title}", ("claim_jobs",), claim, queues, limit)
         yield Case(
             f"complete_and_claim: two that it holds, {title}",
-            ("claim_jobs",),
+            ("complete_jobs", "claim_jobs"),
             complete_and_claim,
             queues,
             limit,

@@ -19,8 +19,6 @@ _EXAMPLES = {
     "backoff_jitter": "0.1",
     "backoff_max": "'1 hour'",
     "changes": """'{"priority": 1}'""",
-    "claim_jobs.ids": "'{}'",  # with a lease that is lost it claims nothing
-    "claim_jobs.tokens": "'{}'",
     "cursor_id": "NULL",
     "errors": "'{timed out}'",
     "idempotency_key": "'order-17'",

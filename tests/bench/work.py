@@ -72,14 +72,15 @@ class Bare:
         self._values = dict.fromkeys(queries.claim_jobs.parameters) | given
 
     def claim(self) -> list[tuple[Any, ...]]:
-        return self.complete_and_claim([])
+        return self._connection.execute(self._claim, self._values, prepare=True).fetchall()
 
     def complete(self, rows: Sequence[tuple[Any, ...]]) -> None:
         self._connection.execute(self._complete, self._leases(rows), prepare=True).fetchall()
 
     def complete_and_claim(self, rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-        values = self._values | self._leases(rows)
-        return self._connection.execute(self._claim, values, prepare=True).fetchall()
+        with self._connection.transaction():
+            self.complete(rows)
+            return self.claim()
 
     @staticmethod
     def _leases(rows: Sequence[tuple[Any, ...]]) -> dict[str, Any]:
