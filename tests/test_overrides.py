@@ -360,7 +360,7 @@ def test_a_plan_that_reads_a_table_whole_is_told(
         ("jobs.sql", FOUND_BY_ID, FOUND_BY_ID.replace(";", " AND EXISTS (SELECT FROM pg_advisory_lock(1));"),
          "get_job: it calls pg_advisory_lock(), "),
         ("leases.sql", "        FOR NO KEY UPDATE SKIP LOCKED\n", "",
-         "claim_jobs: it locks rows in 1 place before it changes them, and the shipped one in 2"),
+         "claim_jobs: it locks no row before it changes it, and the shipped one does"),
         ("leases.sql", "\n    FOR NO KEY UPDATE SKIP LOCKED\n", "\n",
          "rescue_jobs: it locks no row before it changes it, and the shipped one does"),
         ("leases.sql", RECORDED, "",

@@ -882,7 +882,7 @@ class PostgresStorage:
 
     @contextmanager
     def _transaction(
-        self, connection: Connection[Any], operation: str, job_ids: Iterable[UUID], **known: str | None
+        self, connection: Connection[Any], operation: str, job_ids: Iterable[UUID], worker_id: str | None = None
     ) -> Iterator[dict[str, str | None]]:
         """All or nothing: a transaction on a connection of our own, or on the caller's in autocommit; a savepoint in
         the caller's transaction, which stays the caller's to commit. Gives a place for its ``transaction_id``.
@@ -894,6 +894,7 @@ class PostgresStorage:
         watch = StandbyWatch.of(connection)
         before = watch.unconfirmed
         commits = connection.info.transaction_status == pq.TransactionStatus.IDLE
+        known: dict[str, str | None] = {"worker_id": worker_id, "transaction_id": None}
         is_done = False
         try:
             with connection.transaction():
@@ -902,7 +903,7 @@ class PostgresStorage:
         except psycopg.Error as exc:
             if is_done and commits and is_unanswered(exc, at_commit=True):
                 lost = unconfirmed if watch.unconfirmed != before else unanswered
-                raise lost(operation, job_ids, cause=exc, transaction_id=known.get("transaction_id")) from exc
+                raise lost(operation, job_ids, cause=exc, **known) from exc
             raise
         if watch.unconfirmed != before:
-            raise unconfirmed(operation, job_ids, transaction_id=known.get("transaction_id"))
+            raise unconfirmed(operation, job_ids, cause=None, **known)
