@@ -75,7 +75,7 @@ def test_a_child_that_closes_a_listener_leaves_it_to_the_parent(
             listener.close()
 
         in_a_fork(work, leaves=leaves)
-        assert sessions() == before
+        assert before <= sessions()
         goqueue_store.create_job(NewJob(job_type="t"))
         assert listener.wait(20 * SECOND) == {"default"}
 
@@ -101,7 +101,7 @@ def test_a_child_that_ends_within_the_parents_with_leaves_its_sessions_alone(
 
         in_a_fork(work, leaves=sys.exit)
         in_a_fork(lambda: None, leaves=sys.exit)
-        assert sessions() == before
+        assert before <= sessions()  # The pool can have opened another.
         assert store.count_jobs() == 1
         store.create_job(NewJob(job_type="t"))
         assert listener.wait(20 * SECOND) == {"default"}
