@@ -199,7 +199,7 @@ def test_an_asynchronous_listener_and_store_are_refused_alike(
                 await store.close()
                 os._exit(code)
             assert (await asyncio.to_thread(os.waitpid, child, 0))[1] == 0
-            assert sessions() == before
+            assert before <= sessions()
             await store.create_job(NewJob(job_type="t"))
             assert await listener.wait(20 * SECOND) == {"default"}
 
