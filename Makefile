@@ -52,7 +52,6 @@ lint: $(STAMP) ## Check style: Python (ruff), queries (sqlfluff), migrations (sq
 	$(BIN)/squawk --exclude=$(SQUAWK_OFF),require-concurrent-index-deletion migrations/online/C*.sql
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m tools.catalogue --check
-	$(BIN)/python -m tools.api --check
 	$(BIN)/python -m tools.documents
 
 format: $(STAMP) ## Put Python and the queries into the house's style
@@ -74,7 +73,6 @@ bench: $(STAMP) ## Measure against pgbench running the same SQL; writes .bench/r
 
 catalogue: $(STAMP) ## Generate the documents' tables, the API reference, checksums, schema.json and the synchronous modules
 	$(BIN)/python -m tools.catalogue
-	$(BIN)/python -m tools.api
 	$(BIN)/python -m tools.recordings
 
 clean: ## Remove what the other targets made

@@ -61,4 +61,4 @@ def test_an_anchor_is_githubs() -> None:
 def test_a_public_name_without_a_place_in_the_reference_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api, "public_names", lambda: {"Job", "AsyncStorage", "Novelty"})
     with pytest.raises(ValueError, match="no group of the page has Novelty"):
-        api.page()
+        api.page({})

@@ -1,14 +1,8 @@
-"""Generates docs/api.md, the API reference, from the docstrings of the package.
+"""Makes docs/api.md, the API reference, from the docstrings of the package. Imports nothing of goqueue."""
 
-``python -m tools.api`` writes the page. With ``--check`` it exits with 1 if the page is stale. It reads the source, so
-it needs neither a server nor the package's dependencies. Imports nothing of goqueue.
-"""
-
-import argparse
 import ast
 import re
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -60,15 +54,17 @@ _WITH_METHODS = ("PostgresStorage", "Listener")
 _HEADINGS = ("Raises", "Query", "Queries", "Repeating")
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
+#: By its name, what a module defines, and the module's lines.
+Definitions = dict[str, tuple[ast.stmt, list[str]]]
 
 
-def definitions() -> dict[str, tuple[ast.stmt, list[str]]]:
-    """Return each public name that a synchronous module of the package defines, with the module's lines."""
-    found: dict[str, tuple[ast.stmt, list[str]]] = {}
+def _definitions(made: Mapping[Path, str]) -> Definitions:
+    """Return what the synchronous modules of the package define. ``made``: the texts of those that are made."""
+    found: Definitions = {}
     for file in sorted((ROOT / "goqueue").rglob("*.py")):
         if file.stem.endswith("_async"):
             continue
-        text = file.read_text("utf-8")
+        text = made[file] if file in made else file.read_text("utf-8")
         for node in ast.parse(text).body:
             match node:
                 case ast.ClassDef(name=name) | ast.FunctionDef(name=name):
@@ -86,9 +82,10 @@ def public_names() -> set[str]:
     raise ValueError("goqueue/__init__.py has no __all__")
 
 
-def page() -> str:
-    """Return the whole page. Raises ValueError if it misses a public name."""
-    found = definitions()
+def page(made: Mapping[Path, str]) -> str:
+    """Return the whole page. ``made``: the texts of the modules that are made from others, by file. Raises ValueError
+    if the page misses a public name."""
+    found = _definitions(made)
     names = [name for _, members in _GROUPS for name in members]
     if missing := sorted(name for name in public_names() - set(names) if not name.startswith("Async")):
         raise ValueError(f"tools/api.py: no group of the page has {', '.join(missing)}: add each to one")
@@ -96,11 +93,12 @@ def page() -> str:
     for title, members in _GROUPS:
         out.append(f"## {title}\n")
         for name in members:
-            out += _entry(name, *found[name])
+            out += _entry(name, found)
     return "\n".join(out).rstrip() + "\n"
 
 
-def _entry(name: str, node: ast.stmt, lines: list[str]) -> Iterator[str]:
+def _entry(name: str, found: Definitions) -> Iterator[str]:
+    node, lines = found[name]
     yield f"### {name}\n"
     if isinstance(node, ast.Assign):
         yield _comment(node, lines) + "\n"
@@ -113,13 +111,13 @@ def _entry(name: str, node: ast.stmt, lines: list[str]) -> Iterator[str]:
         if fields := list(_fields(node, lines)):
             yield "\n".join(fields) + "\n"
         if name in _WITH_METHODS:
-            for method in _methods(node, definitions()):
+            for method in _methods(node, found):
                 yield f"#### {method.name}\n"
                 yield f"```python\n{_signature(method)}\n```\n"
                 yield _prose(ast.get_docstring(method) or "") + "\n"
 
 
-def _methods(node: ast.ClassDef, found: dict[str, tuple[ast.stmt, list[str]]]) -> Iterator[Function]:
+def _methods(node: ast.ClassDef, found: Definitions) -> Iterator[Function]:
     for member in node.body:
         match member:
             case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) if not name.startswith("_"):
@@ -180,18 +178,3 @@ def _prose(text: str) -> str:
 
 def _marked(text: str) -> str:
     return text.replace("``", "`")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the page is stale")
-    text = page()
-    if not parser.parse_args().check:
-        PAGE.write_text(text, encoding="utf-8")
-    elif not PAGE.exists() or PAGE.read_text("utf-8") != text:
-        sys.stderr.write("docs/api.md is stale: run `make catalogue` and commit what it changes\n")
-        sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()
