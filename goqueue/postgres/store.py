@@ -624,8 +624,9 @@ class PostgresStorage:
         """
         values = claim_values(queues, worker_id, limit, lease)
         done = Leases(leases)
-        if not done.held:
-            return self.claim_jobs(queues, worker_id, limit, lease)
+        if not done.held:  # one statement, and no transaction around it
+            with self._connection() as connection:
+                return (self._claim(connection, values)).jobs
         ids = [job_id for job_id, _ in done.held]
         jobs: list[Job] = []
         with (

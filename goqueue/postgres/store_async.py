@@ -633,8 +633,9 @@ class AsyncPostgresStorage:
         """
         values = claim_values(queues, worker_id, limit, lease)
         done = Leases(leases)
-        if not done.held:
-            return await self.claim_jobs(queues, worker_id, limit, lease)
+        if not done.held:  # one statement, and no transaction around it
+            async with self._connection() as connection:
+                return (await self._claim(connection, values)).jobs
         ids = [job_id for job_id, _ in done.held]
         jobs: list[Job] = []
         async with (
