@@ -10,8 +10,8 @@
 --     daylight saving time.
 --   * The condition of a partial index is a literal: a generic plan can't prove it from `status = $1`. So a statement on
 --     finished jobs has `completed_at IS NOT NULL` beside `status = l.status`.
---   * ORDER BY starts with the status where the index does, although the status is fixed. Comparing enums is not
---     leakproof, so under row level security the planner does not know that it is fixed, and would sort.
+--   * ORDER BY names the status where the index has it, although the status is fixed. Comparing enums is not leakproof,
+--     so under row level security the planner does not know that it is fixed, and would sort.
 --   * Comments have lines of their own. A percent sign is written twice.
 --   * The columns of a job have one order everywhere: that of goqueue.Job. A test compares them.
 
