@@ -156,7 +156,8 @@ INVALID = "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'goqueue.jo
 @pytest.mark.parametrize(
     ("statement", "level", "found"),
     [
-        ("DROP INDEX goqueue.jobs_pending_idx", "failed", "the index jobs_pending_idx is missing; expected CREATE"),
+        ("DROP INDEX goqueue.jobs_pending_idx", "failed",
+         "the index jobs_pending_idx is missing; expected CREATE INDEX"),
         (INVALID, "failed", "the index jobs_finished_type_idx is invalid"),
         ("DROP INDEX goqueue.jobs_claim_idx; CREATE INDEX jobs_claim_idx ON goqueue.jobs (queue)", "failed",
          "the index jobs_claim_idx is CREATE INDEX jobs_claim_idx ON goqueue.jobs USING btree (queue); expected C"),
