@@ -247,8 +247,18 @@ class Storage(Protocol):
         Repeating: raises `LeaseLostError` if the job failed under this lease; no attempt fails twice.
         """
 
-    def release_jobs(self, leases: Iterable[Held]) -> None:
+    def bury_jobs(self, failures: Iterable[tuple[Held, str]]) -> None:
+        """End attempts with an error, and make the jobs dead at once, whatever attempts they have left: (lease, error)
+        of each.
+
+        Raises: `LeaseLostError` names the jobs lost; the others are dead.
+        Repeating: raises `LeaseLostError` for the jobs that died under these leases; no attempt fails twice.
+        """
+
+    def release_jobs(self, leases: Iterable[Held], *, delay: timedelta = ...) -> None:
         """Return running jobs to pending without counting the attempt, as at a shutdown.
+
+        They are due after ``delay``. Without one they keep their time, and so their place in the queue.
 
         Raises: `LeaseLostError` names the jobs lost; the others are released.
         Repeating: raises `LeaseLostError` for the released jobs; no attempt is given back twice.

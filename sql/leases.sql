@@ -295,8 +295,9 @@ SELECT
 FROM failed_job AS f;
 
 
--- name: release_jobs(ids, tokens)
--- Return running jobs to pending without counting the attempt, as at a shutdown. scheduled_at is unchanged.
+-- name: release_jobs(ids, tokens, delay)
+-- Return running jobs to pending without counting the attempt, as at a shutdown. They are due after delay; with a delay
+-- of zero, scheduled_at is unchanged.
 -- Returns: the ids of the jobs that the caller held; they are pending.
 -- Index: jobs_pkey, two probes for each job.
 -- Locks: the jobs, in the order of their ids.
@@ -318,6 +319,10 @@ SET
     locked_by = NULL,
     locked_at = NULL,
     lease_expires_at = NULL,
+    scheduled_at = coalesce(
+        statement_timestamp() + nullif(extract(EPOCH FROM :delay::interval), 0) * interval '1 second',
+        j.scheduled_at
+    ),
     updated_at = statement_timestamp()
 FROM locked_job AS k
 WHERE j.id = k.id AND k.is_held AND k.status = 'running'

@@ -114,6 +114,15 @@ MUTANTS = [
     ),
     *_of_each("heartbeat_jobs fail_jobs release_jobs", ("status", "k.status = 'running'", "TRUE", _FENCE)),
     *_of_each("complete_jobs", ("status", "k.status IN ('running', 'completed')", "TRUE", _FENCE)),
+    *_of_each(
+        "release_jobs",
+        (
+            "no delay",
+            "nullif(extract(EPOCH FROM :delay::interval), 0)",
+            "extract(EPOCH FROM :delay::interval)",
+            f"{_LEASES} -k Release",
+        ),
+    ),
     *_of_each("fail_jobs", ("final", "NOT :is_final::boolean AND ", "", f"{_LEASES} -k set_aside")),
     *_of_each(
         "rescue_jobs",

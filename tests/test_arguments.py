@@ -53,6 +53,7 @@ GOOD: dict[str, Any] = {
     "complete_job": {"lease": HELD},
     "fail_jobs": {"failures": []},
     "fail_job": {"lease": HELD, "error": "e"},
+    "bury_jobs": {"failures": []},
     "release_jobs": {"leases": []},
     "rescue_jobs": {},
     "next_job_at": {"queues": "q"},
@@ -86,6 +87,7 @@ REFUSED: dict[str, list[Any]] = {
 REFUSED_BY: dict[tuple[str, str], list[Any]] = {
     ("complete_job", "lease"): LEASES,
     ("fail_job", "lease"): LEASES,
+    ("release_jobs", "delay"): [None, *TIMES],
     ("fail_job", "error"): [],  # whatever it is, its text is kept
     ("create_jobs", "jobs"): [None, 5, NewJob(job_type="t"), [None], [{}], [NewJob(job_type="t", payload={1})]],
 }

@@ -558,7 +558,49 @@ class TestFail:
         assert "lease expired" in failure.error
 
 
+class TestBury:
+    def test_the_jobs_are_dead_at_once_and_their_errors_are_kept(self, store: Storage) -> None:
+        one, two = claimed(store), claimed(store, max_attempts=1)
+        assert store.bury_jobs([(one, "no such user"), (two, "a\0b")]) is None
+        for job, error in zip(
+            store.get_jobs([one.id, two.id]), ["no such user", "a\N{REPLACEMENT CHARACTER}b"], strict=True
+        ):
+            assert (job.status, job.attempts, job.last_error) == (DEAD, 1, error)
+            assert job.completed_at == job.updated_at
+            assert job.scheduled_at <= job.updated_at
+            assert [failure.error for failure in store.list_failures(job.id)] == [error]
+        assert store.retry_jobs(one.id) == 1
+        assert claim(store).id == one.id
+
+    def test_only_what_is_held(self, store: Storage) -> None:
+        gone, held = claimed(store), claimed(store)
+        store.release_jobs([gone])
+        with pytest.raises(LeaseLostError) as caught:
+            store.bury_jobs([(gone, "e"), (held, "e")])
+        assert caught.value.job_ids == (gone.id,)
+        assert [job.status for job in store.get_jobs([gone.id, held.id])] == [PENDING, DEAD]
+        with pytest.raises(LeaseLostError):
+            store.bury_jobs([(held, "again")])
+        assert len(store.list_failures(held.id)) == 1
+
+    def test_none(self, store: Storage) -> None:
+        store.bury_jobs([])
+
+
 class TestRelease:
+    def test_with_a_delay_it_is_due_later_and_the_attempt_does_not_count(self, store: Storage) -> None:
+        job = claimed(store)
+        store.release_jobs([job], delay=HOUR)
+        after = store.get_job(job.id)
+        assert (after.status, after.attempts, after.scheduled_at) == (PENDING, 0, after.updated_at + HOUR)
+        assert store.claim_jobs("default", "w") == []
+
+    def test_a_delay_is_a_time_that_can_be(self, store: Storage) -> None:
+        job = claimed(store)
+        with pytest.raises(InvalidJobError, match="delay"):
+            store.release_jobs([job], delay=-SECOND)
+        assert store.get_job(job.id) == job
+
     def test_the_job_waits_as_before_and_the_attempt_does_not_count(self, store: Storage) -> None:
         job = claimed(store, max_attempts=1)
         assert store.release_jobs([job]) is None
@@ -607,6 +649,7 @@ HOLDERS_CALLS: dict[str, Callable[[Storage, list[Any]], Any]] = {
     "complete": lambda store, jobs: store.complete_jobs(jobs),
     "complete_and_claim": lambda store, jobs: store.complete_and_claim(jobs, "none", "w1"),
     "fail": lambda store, jobs: store.fail_jobs([(job, "stale") for job in jobs]),
+    "bury": lambda store, jobs: store.bury_jobs([(job, "stale") for job in jobs]),
     "release": lambda store, jobs: store.release_jobs(jobs),
 }
 

@@ -123,7 +123,9 @@ def test_an_insert_wakes_whatever_the_search_path_of_its_session(
         assert listener.wait(10 * SECOND) == {"default"}
 
 
-@pytest.mark.parametrize("method", ["fail_jobs", "reschedule_jobs", "complete_jobs", "heartbeat_jobs"])
+@pytest.mark.parametrize(
+    "method", ["fail_jobs", "bury_jobs", "release_jobs", "reschedule_jobs", "complete_jobs", "heartbeat_jobs"]
+)
 def test_what_is_not_due_wakes_nobody(
     method: str, goqueue_store: PostgresStorage, ear: psycopg.Connection[Any], listened: None
 ) -> None:
@@ -132,6 +134,8 @@ def test_what_is_not_due_wakes_nobody(
     notes(ear)
     calls: dict[str, Callable[[], Any]] = {
         "fail_jobs": lambda: goqueue_store.fail_jobs([(job, "x")], retry_in=HOUR),
+        "bury_jobs": lambda: goqueue_store.bury_jobs([(job, "x")]),
+        "release_jobs": lambda: goqueue_store.release_jobs([job], delay=HOUR),
         "reschedule_jobs": lambda: goqueue_store.reschedule_jobs(waiting.id, delay=2 * HOUR),
         "complete_jobs": lambda: goqueue_store.complete_jobs([job]),
         "heartbeat_jobs": lambda: goqueue_store.heartbeat_jobs([job]),

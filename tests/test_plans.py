@@ -255,7 +255,7 @@ def cases_by_count(count: int) -> list[Case]:
         ),
         case("heartbeat_jobs", lambda known: {**leases(known, count), "lease": MINUTE}, PKEY, rows=2, writes=1),
         case("complete_jobs", lambda known: leases(known, count), PKEY, rows=2, writes=1),
-        case("release_jobs", lambda known: leases(known, count), PKEY, rows=2, writes=1),
+        case("release_jobs", lambda known: {**leases(known, count), "delay": MINUTE}, PKEY, rows=2, writes=1),
         case(
             "fail_jobs",
             lambda known: {**leases(known, count), "errors": ["boom"] * count, "is_final": False, **BACKOFF},

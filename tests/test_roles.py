@@ -239,7 +239,7 @@ def values_of(jobs: dict[str, UUID]) -> dict[str, dict[str, Any]]:
         "heartbeat_jobs": {**held, "lease": MINUTE},
         "complete_jobs": held,
         "fail_jobs": {**held, "errors": ["boom"], "is_final": False, **BACKOFF},
-        "release_jobs": held,
+        "release_jobs": {**held, "delay": MINUTE},
         "rescue_jobs": {"job_limit": 10},
         "list_failures": {"job_id": jobs["dead"]},
         "next_job_at": {"queues": ["default"]},

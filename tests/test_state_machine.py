@@ -66,6 +66,10 @@ class Model:
         self.failures += 1
         return self.end_attempt(PENDING if self.attempts < self.max_attempts else DEAD)
 
+    def bury(self) -> None:
+        self.failures += 1
+        self.end_attempt(DEAD)
+
 
 # Places in a list of the jobs or leases there are: taken modulo its length, so that small examples stay meaningful.
 places = st.integers(0, 30)
@@ -226,6 +230,14 @@ class Jobs(RuleBasedStateMachine):
                 job.due = at_once
         if statuses is not None:
             assert [statuses[lease.id] for lease in leases] == expected
+
+    @precondition(lambda self: self.leases)
+    @rule(chosen=several)
+    def bury(self, chosen: list[int]) -> None:
+        leases = self.chosen_leases(chosen)
+        failures = [(lease, f"error {lease.lease_token}") for lease in leases]
+        for job in self.settle(leases, lambda: self.store.bury_jobs(failures))[0]:
+            job.bury()
 
     @precondition(lambda self: self.leases)
     @rule(chosen=several)

@@ -753,14 +753,29 @@ class AsyncPostgresStorage:
         [status] = (await self.fail_jobs([(lease, error)], retry_in=retry_in, backoff=backoff)).values()
         return status
 
-    async def release_jobs(self, leases: Iterable[Held]) -> None:
+    async def bury_jobs(self, failures: Iterable[tuple[Held, str]]) -> None:
+        """End attempts with an error, and make the jobs dead at once, whatever attempts they have left: (lease, error)
+        of each.
+
+        The errors are kept (`list_failures`). `retry_jobs` brings the jobs back.
+
+        Raises: `LeaseLostError` names the jobs lost; the others are dead.
+        Query: fail_jobs, with is_final.
+        Repeating: raises `LeaseLostError` for the jobs that died under these leases; no attempt fails twice.
+        """
+        await self._settle(partial(self._queries.fail_jobs, **FINAL), Leases.failed(failures))
+
+    async def release_jobs(self, leases: Iterable[Held], *, delay: timedelta = timedelta(0)) -> None:
         """Return running jobs to pending without counting the attempt, as at a shutdown.
+
+        They are due after ``delay``. Without one they keep their time, and so their place in the queue.
 
         Raises: `LeaseLostError` names the jobs lost; the others are released.
         Query: release_jobs.
         Repeating: raises `LeaseLostError` for the released jobs; no attempt is given back twice.
         """
-        await self._settle(self._queries.release_jobs, Leases(leases))
+        run = partial(self._queries.release_jobs, delay=check_interval("delay", delay))
+        await self._settle(run, Leases(leases))
 
     async def _settle(self, run: Callable[..., AsyncIterator[Settled]], leases: Leases) -> list[Settled]:
         """The rows of a query over leases, one for each that the caller held; `LeaseLostError` names the others."""

@@ -13,7 +13,6 @@ from uuid import UUID
 from psycopg import Connection
 
 from goqueue.models import Backoff, Held, Job, JobFilter, JobStatus, JobUpdate, Lease, NewJob
-from goqueue.postgres.leases import FINAL
 from goqueue.postgres.queries import load_queries
 from goqueue.postgres.store import PostgresStorage
 
@@ -195,17 +194,10 @@ _SETTLING: dict[str, Callable[[Stage, list[Held]], Any]] = {
     "fail_jobs": lambda stage, leases: stage.store.fail_jobs(
         [(held, f"error of {NAMES[held.id]}") for held in leases], backoff=_NO_JITTER
     ),
-    # Its method is a claim that can't read a job.
-    "fail_jobs, finally,": lambda stage, leases: stage.run(
-        "fail_jobs",
-        ids=[held.id for held in leases],
-        tokens=[held.lease_token for held in leases],
-        errors=["it can't be read"] * len(leases),
-        **FINAL,
-    ),
+    "bury_jobs": lambda stage, leases: stage.store.bury_jobs([(held, "it can't be done") for held in leases]),
 }
 #: The query of those of them that are not named for it.
-_QUERY = {"complete_and_claim": "complete_jobs", "fail_jobs, finally,": "fail_jobs"}
+_QUERY = {"complete_and_claim": "complete_jobs", "bury_jobs": "fail_jobs"}
 _EVERY_KIND = (
     "twin 2", "twin 1", "due 1", "held 3", "held 1", "completed", "dead", "cancelled", "failed twice", "future",
     "absent",
@@ -433,6 +425,11 @@ def _working() -> Iterator[Case]:
         "fail_jobs with a time to try again",
         ("fail_jobs",),
         lambda stage: stage.store.fail_jobs([(held, "no") for held in stage.held("held 1")], retry_in=2 * _KILO),
+    )
+    yield Case(
+        "release_jobs with a delay",
+        ("release_jobs",),
+        lambda stage: stage.store.release_jobs(stage.held("held 1"), delay=2 * _KILO),
     )
     for limit in (1, 100):
         yield Case(
