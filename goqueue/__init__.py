@@ -1,4 +1,4 @@
-"""The data access layer of a PostgreSQL job queue: the public names, and nothing else."""
+"""The data access layer of a PostgreSQL job queue: its public names."""
 
 import logging
 
@@ -92,5 +92,5 @@ __all__ = [
     "load_config",
 ]
 
-# A library writes nothing on its own; `configure_logging`, or the application's own set-up, says where records go.
+# A library writes no log on its own; `configure_logging` or the application adds a handler.
 logging.getLogger("goqueue").addHandler(logging.NullHandler())

@@ -1,7 +1,7 @@
-"""goqueue's settings: their names, types, defaults and rules, read from the environment over `goqueue.yaml`.
+"""goqueue's settings: names, types, defaults and rules. The environment overrides `goqueue.yaml`.
 
-Each setting is declared once, as a field of its section; the environment variable, the key in the file, the checks, the
-messages and the table of `goqueue config` follow from it.
+Each setting is declared once, as a field of its section. Its environment variable, its key in the file, its checks, its
+messages and its line in `goqueue config` derive from that field.
 """
 
 import os
@@ -44,14 +44,14 @@ __all__ = [
 DEFAULT_FILE = "goqueue.yaml"
 FILE_VARIABLE = "GOQUEUE_CONFIG"
 
-# PostgreSQL keeps its timeouts as milliseconds in 32 bits: 24 days fit, and nothing here needs longer.
+# PostgreSQL stores timeouts as milliseconds in 32 bits, at most 24 days.
 _LONGEST = timedelta(days=24)
-# The bounds keep the search linear, whatever a log message holds; cloud providers' tokens run to some 1500 characters.
+# The bounds keep the search linear for any log message. Cloud providers' tokens have up to about 1500 characters.
 _PASSWORDS = re.compile(
     r"""(?<=://)(?P<user>[^\s/:@]{0,256}):\S{0,4096}@"""
     r"""|(?P<key>(?i:password)\s{0,8}=\s{0,8})(?:'(?:[^'\\]|\\.){0,4096}'|'?[^\s&'"]{1,4096})"""
 )
-# What Kubernetes sets for each Service of the namespace: the variable's name, and its value.
+# Variables that Kubernetes sets for each Service of the namespace: patterns of the name and the value.
 _SERVICE_LINKS: tuple[tuple[re.Pattern[str], re.Pattern[str]], ...] = tuple(
     (re.compile(rf"(?P<service>GOQUEUE(?:_[A-Z0-9_]+?)?)_{name}"), re.compile(value))
     for name, value in (
@@ -63,7 +63,7 @@ _SERVICE_LINKS: tuple[tuple[re.Pattern[str], re.Pattern[str]], ...] = tuple(
         (r"PORT_\d{1,5}_(?:TCP|UDP|SCTP)_ADDR", r"[0-9.]+|[0-9a-f:.]*:[0-9a-f:.]*"),
     )
 )
-# No configuration is longer; a device or an endless pipe is.
+# Bounds the read if the path names a device or an endless pipe.
 _LONGEST_FILE = 2**18
 
 
@@ -71,7 +71,7 @@ _LONGEST_FILE = 2**18
 
 
 class _Values(Env):
-    """environs over the values it is given, instead of the process's environment."""
+    """An environs reader of the given values instead of the process environment."""
 
     def __init__(self, given: Mapping[str, object]) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class _Values(Env):
 
 
 class Rule(NamedTuple):
-    """What one setting is for and what it may be. ``read`` parses and checks a raw value of one of the ``kinds``."""
+    """The purpose and the rules of one setting. ``read`` parses and checks a raw value of one of the ``kinds``."""
 
     description: str
     allowed: str
@@ -93,7 +93,7 @@ class Rule(NamedTuple):
 
 
 class _FaultError(ValueError):
-    """What is wrong with a value, in words that repeat none of it."""
+    """A fault of a value. The message does not quote the value."""
 
 
 def _must(hold: Callable[[Any], bool]) -> Callable[[Any], None]:
@@ -135,7 +135,7 @@ def _duration(description: str, *, least: timedelta = timedelta(milliseconds=1),
         raw = env.given[key]
         if isinstance(raw, str) and raw != "0" and not _has_unit(raw):
             raise ValidationError("no unit")
-        # As a timedelta alone: pendulum's durations, derived from it, can't be divided by one.
+        # A plain timedelta: pendulum's subclass can't be divided by a timedelta.
         return timedelta.__add__(timedelta(0), env.timedelta(key, validate=check))
 
     allowed = "a duration with its unit, such as 500ms, 30s, 5m or 1h30m, "
@@ -164,7 +164,7 @@ def _names(description: str) -> Rule:
         return each and len(names) == len(set(names)) > 0
 
     def read(env: _Values, key: str) -> object:
-        # Only text is split, and only there are blanks around a comma no part of a name.
+        # Only text is split. Blanks around a comma separate names there; in a list they belong to the name.
         strip = str.strip if isinstance(env.given[key], str) else None
         return tuple(str.__str__(name) for name in env.list(key, subcast=strip, validate=_must(hold)))
 
@@ -197,32 +197,32 @@ def _conninfo(description: str) -> Rule:
 
 
 def _expanded(path: str) -> str:
-    """The path with the home folder in place of a ``~`` or ``~user`` in front; unchanged where there is none."""
-    return os.path.expanduser(path)  # noqa: PTH111 - Path.expanduser raises where there is none
+    """Return the path with a leading ``~`` or ``~user`` expanded, or unchanged if there is no such home folder."""
+    return os.path.expanduser(path)  # noqa: PTH111 - Path.expanduser raises if there is none
 
 
 def _storable(text: str) -> bool:
-    """Whether PostgreSQL can take the text: no NUL, and no bytes of the environment that weren't UTF-8."""
+    """Return True if PostgreSQL can store the text: no NUL, and valid UTF-8 in the environment."""
     return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _has_unit(text: str) -> bool:
-    # environs takes a bare number for seconds; whoever writes 5 may have meant milliseconds.
+    # environs reads a bare number as seconds, but 5 may mean milliseconds.
     return text.strip().endswith(("d", "h", "m", "s"))
 
 
 def parse_duration(text: str) -> timedelta:
-    """Return the timedelta (zero or more) that is written as in the settings, such as `1h30m`. Raises ValueError."""
+    """Return the timedelta (zero or more) of a duration as in the settings, such as `1h30m`. Raises ValueError."""
     try:
         if _has_unit(text) and (value := _Values({"": text}).timedelta("")) >= timedelta(0):
             return value
     except (ValueError, OverflowError):
-        pass  # our own words say more than the parser's
-    raise ValueError(f"{text!r} is no duration with its unit, such as 500ms, 30s, 5m, 1h30m or 30d")
+        pass  # our message says more than the parser's
+    raise ValueError(f"{text!r} is not a duration with its unit, such as 500ms, 30s, 5m, 1h30m or 30d")
 
 
 def format_duration(value: timedelta) -> str:
-    """Return a duration (zero or more) as it is written in the settings, such as `1h30m` or `500ms`; `0s` for none."""
+    """Return a duration (zero or more) as text for the settings, such as `1h30m` or `500ms`; zero is `0s`."""
     rest = value // timedelta(microseconds=1)
     text = ""
     for unit, size in (("d", 86_400_000_000), ("h", 3_600_000_000), ("m", 60_000_000), ("s", 1_000_000), ("ms", 1000)):
@@ -241,7 +241,7 @@ class Setting(NamedTuple):
     name: str
     default: object
     rule: Rule
-    #: Who reads it, where goqueue itself doesn't; else empty.
+    #: The program that uses it; empty for goqueue itself.
     reader: str = ""
 
     @property
@@ -255,7 +255,7 @@ class Setting(NamedTuple):
         return f"GOQUEUE_{self.section}_{self.name}".upper()
 
     def shown(self, value: object) -> int | str | list[str] | None:
-        """Return a value fit for people and for JSON: durations as text, and a secret without its password."""
+        """Return a value for people and for JSON: durations as text, a secret without its password."""
         if self.rule.secret:
             return _shown_conninfo(str(value))
         if isinstance(value, timedelta):
@@ -266,16 +266,16 @@ class Setting(NamedTuple):
 
 
 class _Section(msgspec.Struct, metaclass=HelpfulMeta, frozen=True, kw_only=True):
-    """What the sections share: their values are checked when they are made, and their secrets are never printed."""
+    """Base of the sections. It checks the values on creation and never prints secrets."""
 
     section: ClassVar[str]
-    # Who reads its settings, where goqueue itself doesn't.
+    # The program that uses the settings; empty for goqueue itself.
     reader: ClassVar[str] = ""
-    # Pairs of settings of which the first must be less than the second; True where they may be equal.
+    # Pairs of settings of which the first must be less than the second, or equal if the flag is True.
     ordered: ClassVar[tuple[tuple[str, str, bool], ...]] = ()
 
     def __post_init__(self) -> None:
-        if problems := _settle(self):  # in a frame of its own, which a traceback doesn't show
+        if problems := _settle(self):  # in its own frame, so that a traceback shows no values
             raise ConfigError(problems)
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
@@ -289,7 +289,7 @@ class _Section(msgspec.Struct, metaclass=HelpfulMeta, frozen=True, kw_only=True)
 class ServerConfig(_Section, frozen=True, kw_only=True):
     """The address and the timeouts of an HTTP server. Raises ConfigError for invalid values.
 
-    They are for a server built on this layer. goqueue checks and shows these settings, and does not use them.
+    The settings are for a server built on goqueue. goqueue only checks and shows them.
     """
 
     section = "server"
@@ -301,39 +301,39 @@ class ServerConfig(_Section, frozen=True, kw_only=True):
     port: Annotated[int, _integer("TCP port to listen on.", 1, 65535)] = 8080
     read_timeout: Annotated[timedelta, _duration("Longest time to read a request.")] = timedelta(seconds=30)
     write_timeout: Annotated[timedelta, _duration("Longest time to write a response.")] = timedelta(seconds=30)
-    idle_timeout: Annotated[timedelta, _duration("Closes a connection silent for this long.")] = timedelta(minutes=2)
-    shutdown_timeout: Annotated[timedelta, _duration("Time for requests to end at shutdown.")] = timedelta(seconds=30)
+    idle_timeout: Annotated[timedelta, _duration("Idle time until a connection is closed.")] = timedelta(minutes=2)
+    shutdown_timeout: Annotated[timedelta, _duration("Longest wait for requests at shutdown.")] = timedelta(seconds=30)
 
 
 class DatabaseConfig(_Section, frozen=True, kw_only=True):
     """The connection to PostgreSQL and its limits. Raises ConfigError for invalid values.
 
-    With an empty ``url``, libpq's PG* variables decide. With a ``prepare_threshold`` of None no statement is prepared,
-    with "auto" none behind a pooler (pgbouncer). ``listen_url`` is the server itself, past a pooler. A libpq service
-    and the PG* variables override ``application_name``, ``connect_timeout`` and the limits, unless these differ from
-    their defaults. ``repr`` shows no password.
+    If ``url`` is empty, libpq's PG* variables apply. ``listen_url`` is a direct connection that bypasses a pooler. A
+    ``prepare_threshold`` of None prepares no statement; "auto" prepares none behind a pooler (pgbouncer). A libpq
+    service and the PG* variables override ``application_name``, ``connect_timeout`` and the limits, unless these differ
+    from their defaults. ``repr`` shows no password.
     """
 
     section = "database"
     ordered = (("pool_min_size", "pool_max_size", True),)
 
-    url: Annotated[str, _conninfo("The database; if empty, libpq's PG* variables decide.")] = ""
-    listen_url: Annotated[str, _conninfo("The server itself, to listen past a pooler; if empty, url.")] = ""
+    url: Annotated[str, _conninfo("The database; if empty, libpq's PG* variables apply.")] = ""
+    listen_url: Annotated[str, _conninfo("Direct connection for LISTEN, bypassing a pooler; if empty, url.")] = ""
     pool_min_size: Annotated[int, _integer("Connections kept open.", 0, 1000)] = 1
     pool_max_size: Annotated[int, _integer("Most connections open at once.", 1, 1000)] = 10
     pool_timeout: Annotated[timedelta, _duration("Longest wait for a connection.")] = timedelta(seconds=10)
-    pool_max_idle: Annotated[timedelta, _duration("Closes a connection unused for this long.")] = timedelta(minutes=10)
-    pool_max_lifetime: Annotated[timedelta, _duration("Replaces a connection of this age.")] = timedelta(hours=1)
+    pool_max_idle: Annotated[timedelta, _duration("Idle time until a connection is closed.")] = timedelta(minutes=10)
+    pool_max_lifetime: Annotated[timedelta, _duration("Age at which a connection is replaced.")] = timedelta(hours=1)
     connect_timeout: Annotated[
         timedelta,
-        _duration("Longest time to connect, over all hosts of the URL together.", least=timedelta(seconds=1)),
+        _duration("Longest time to connect, for all hosts of the URL together.", least=timedelta(seconds=1)),
     ] = timedelta(seconds=5)
-    statement_timeout: Annotated[timedelta, _duration("Longest run of a statement.", or_off=True)] = timedelta(
+    statement_timeout: Annotated[timedelta, _duration("Longest run time of a statement.", or_off=True)] = timedelta(
         seconds=30
     )
     lock_timeout: Annotated[timedelta, _duration("Longest wait for a lock.", or_off=True)] = timedelta(seconds=5)
     idle_in_transaction_timeout: Annotated[
-        timedelta, _duration("Ends a session that leaves its transaction idle for this long.", or_off=True)
+        timedelta, _duration("Idle time in a transaction until the session is ended.", or_off=True)
     ] = timedelta(minutes=1)
     application_name: Annotated[
         str, _text("Name of the connections in pg_stat_activity.", "1 to 63 printable ASCII characters", r"[ -~]{1,63}")
@@ -341,7 +341,7 @@ class DatabaseConfig(_Section, frozen=True, kw_only=True):
     prepare_threshold: Annotated[
         int | Literal["auto"] | None,
         _integer_or_word(
-            "Runs before a statement is prepared; none: never; auto: 1, and none behind a pooler.",
+            "Executions before a statement is prepared; none: never; auto: 1, or never behind a pooler.",
             0,
             10**6,
             {"none": None, "auto": "auto"},
@@ -352,14 +352,14 @@ class DatabaseConfig(_Section, frozen=True, kw_only=True):
         _duration("How long claims may resume from their last position instead of rescanning bloat.", or_off=True),
     ] = timedelta(seconds=1)
     slow_query_time: Annotated[
-        timedelta, _duration("Logs a statement that takes this long, as a warning.", or_off=True)
+        timedelta, _duration("Run time from which a statement is logged as a warning.", or_off=True)
     ] = timedelta(seconds=1)
     max_payload_bytes: Annotated[int, _integer("Largest payload of a job, as JSON in bytes.", 1, 268_435_455)] = 2**20
     batch_size: Annotated[int, _integer("Most jobs written by one statement.", 1, 10_000)] = 1000
     sql_dir: Annotated[
         str,
         _path(
-            "Folder of SQL files in place of the shipped ones of the same name (`goqueue sql export`).",
+            "Folder of SQL files that replace the shipped ones of the same name (`goqueue sql export`).",
             "the name of a folder, or nothing for the shipped files",
         ),
     ] = ""
@@ -422,7 +422,7 @@ def settings_of(section: type[_Section]) -> tuple[Setting, ...]:
 
 
 class _Given(NamedTuple):
-    """A raw value and where it came from. A relative path in it is one from ``base``, if that is known."""
+    """A raw value and its source. A relative path in it starts at ``base``, if known."""
 
     value: object
     source: str
@@ -430,7 +430,7 @@ class _Given(NamedTuple):
 
 
 def _check(section: type[_Section], given: Mapping[str, _Given]) -> tuple[dict[str, Any], list[str]]:
-    """Return the section's values by name, and a problem for each rule broken. Every value is checked here."""
+    """Return the section's values by name, and a problem for each broken rule."""
     settings = {setting.name: setting for setting in settings_of(section)}
     env = _Values({key: value for key, (value, _, _) in given.items()})
     values: dict[str, Any] = {}
@@ -450,7 +450,7 @@ def _check(section: type[_Section], given: Mapping[str, _Given]) -> tuple[dict[s
         except _FaultError as error:
             fault = f": {error}"
         except (ValidationError, ValueError, OverflowError):
-            pass  # the rule's own words say more than the parser's, and the parser's may quote a secret
+            pass  # the rule's message says more, and the parser's may quote a secret
         got = "a value that is not shown" if rule.secret else _quoted(raw)
         problems.append(f"{key}: got {got} ({source}){fault}; expected {rule.allowed}")
     for low, high, may_equal in section.ordered:
@@ -470,12 +470,12 @@ def _check(section: type[_Section], given: Mapping[str, _Given]) -> tuple[dict[s
 def _absolute(path: str, base: Path) -> str:
     try:
         return os.path.abspath(base / path)  # noqa: PTH100 - Path.resolve would follow links
-    except OSError:  # there is no working folder any more
+    except OSError:  # the working directory no longer exists
         return path
 
 
 def _settle(section: _Section) -> list[str]:
-    """Put the checked values in place of the given ones; return the problems."""
+    """Replace the given values with the checked ones; return the problems."""
     given: dict[str, _Given] = {}
     for setting in settings_of(type(section)):
         value = getattr(section, setting.name)
@@ -487,7 +487,7 @@ def _settle(section: _Section) -> list[str]:
 
 
 def _quoted(value: object) -> str:
-    """Return a value as a message quotes it: on one line, not too long, without a password."""
+    """Return a value as quoted in a message: on one line, shortened, without a password."""
     if isinstance(value, timedelta) and value >= timedelta(0):
         value = format_duration(value)
     if isinstance(value, dict) or value is None:
@@ -504,8 +504,8 @@ def redact(text: str) -> str:
 
 
 def _shown_conninfo(url: str) -> str:
-    """Return which server, database and user a checked URL or connection string names; the rest may hold secrets."""
-    if fault_of(url):  # it is being refused, and a debugger looks at it
+    """Return the server, database and user of a checked URL or connection string. The rest may hold secrets."""
+    if fault_of(url):  # it is being rejected, and a debugger shows it
         return "***"
     parts = conninfo_to_dict(url)
     shown = [
@@ -513,15 +513,15 @@ def _shown_conninfo(url: str) -> str:
     ]
     if len(shown) < len(parts):
         shown.append("password=***" if "password" in parts else "...")
-    return redact(" ".join(shown))  # dbname may be a URL again
+    return redact(" ".join(shown))  # dbname may itself be a URL
 
 
 # -- Loading -----------------------------------------------------------------------------------------------------------
 
 
 class EffectiveSetting(NamedTuple):
-    """A setting in force. ``value`` is fit for JSON, durations as text, secrets redacted; ``source`` says who set it:
-    `default`, `environment GOQUEUE_SERVER_PORT` or `goqueue.yaml:12`, the line; ``read_by`` who acts on it."""
+    """A setting in force. ``value`` is fit for JSON: durations as text, secrets redacted. ``source`` is `default`,
+    `environment GOQUEUE_SERVER_PORT`, or file and line (`goqueue.yaml:12`). ``read_by`` is the program that uses it."""
 
     section: str
     name: str
@@ -532,12 +532,12 @@ class EffectiveSetting(NamedTuple):
 
 
 def load_config(path: str | os.PathLike[str] | None = None, environ: Mapping[str, str] | None = None) -> Config:
-    """Return the settings: `GOQUEUE_<SECTION>_<NAME>` of the environment, else the file's, else the default.
+    """Return the settings, each from the environment (`GOQUEUE_<SECTION>_<NAME>`), else the file, else its default.
 
     The file is ``path``, or the one that `GOQUEUE_CONFIG` names, or `goqueue.yaml` in the working directory if it
-    exists. ``environ`` replaces ``os.environ``, which is never changed. An empty variable counts as not set.
-    `GOQUEUE_DATABASE_URL_FILE` names a file that holds the URL. A relative path starts at the working directory, in the
-    file at the file's own folder; `~` is the home folder.
+    exists. ``environ`` replaces ``os.environ``, which is never changed. An empty variable counts as unset.
+    `GOQUEUE_DATABASE_URL_FILE` names a file that holds the URL. Relative paths start at the working directory; those in
+    the file start at the file's folder. `~` is the home folder.
 
     Raises: `ConfigError` with every problem found.
     """
@@ -551,7 +551,7 @@ def load_config(path: str | os.PathLike[str] | None = None, environ: Mapping[str
 def load_settings(
     path: str | os.PathLike[str] | None = None, environ: Mapping[str, str] | None = None
 ) -> tuple[EffectiveSetting, ...]:
-    """Return every setting in force with its source, in the order of the sections; else like ``load_config``."""
+    """Return every setting in force with its source, in the order of the sections. See ``load_config``."""
     config, sources, problems = _load(path, environ)
     if config is None:
         del environ  # as above
@@ -573,7 +573,7 @@ def load_settings(
 def _load(
     path: str | os.PathLike[str] | None, environ: Mapping[str, str] | None
 ) -> tuple[Config | None, dict[str, str], list[str]]:
-    """Return the settings and where each comes from, or no settings and all that is wrong."""
+    """Return the settings and their sources, or no settings and all problems."""
     found = {name: value for name, value in (os.environ if environ is None else environ).items() if value}
     variables, problems = _without_service_links(found)
     given, more = _from_file(path, variables)
@@ -624,7 +624,7 @@ def _from_environment(variables: Mapping[str, str]) -> tuple[dict[str, _Given], 
                 if secret:
                     given[setting.key] = _Given(secret, source)
                 else:
-                    # The path isn't shown: whoever confuses the two variables puts the secret itself there.
+                    # The path isn't shown: it may be the secret, if the two variables were confused.
                     reason = problem or "it is empty"
                     problems.append(
                         f"{setting.key}: got a file that can't be used ({source}, path not shown): {reason}; "
@@ -634,8 +634,8 @@ def _from_environment(variables: Mapping[str, str]) -> tuple[dict[str, _Given], 
 
 
 def _without_service_links(variables: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """Return the variables without those that Kubernetes sets for a Service named goqueue-..., and a problem for each
-    Service whose variables are not sure to be Kubernetes': the name and the value are its, but some are missing."""
+    """Return the variables without those that Kubernetes sets for a Service named goqueue-..., and the problems. A
+    Service is a problem if some of its variables are missing: the others may not be Kubernetes'."""
     services: dict[str, list[str]] = {}
     for variable, value in sorted(variables.items()):
         if variable.startswith("GOQUEUE_"):
@@ -652,7 +652,7 @@ def _without_service_links(variables: Mapping[str, str]) -> tuple[dict[str, str]
             others = f" and {len(names) - 1} more" * (len(names) > 1)
             problems.append(
                 f"{names[0]}{others}: got what Kubernetes sets for a Service named {_hyphenated(service)}; "
-                "expected enableServiceLinks: false in the pod's spec, or another name of the Service"
+                "expected enableServiceLinks: false in the pod's spec, or another Service name"
             )
     links = {name for names in services.values() for name in names}
     return {name: value for name, value in variables.items() if name not in links}, problems
@@ -663,8 +663,8 @@ def _hyphenated(variable: str) -> str:
 
 
 def _misspelt_sections(variables: Mapping[str, str]) -> list[str]:
-    """Variables of no section of ours are others', unless one nearly is a setting's name. GOQUEUE_SERVICE_... is what
-    Kubernetes sets for a Service named goqueue."""
+    """Return problems for variables of unknown sections that resemble a setting's name. The rest belong to other
+    programs; Kubernetes sets GOQUEUE_SERVICE_... for a Service named goqueue."""
     known = [setting.variable for section in SECTIONS for setting in settings_of(section)]
     others = ("GOQUEUE_SERVICE_", *(f"GOQUEUE_{section.section}_".upper() for section in SECTIONS))
     return [
@@ -691,8 +691,8 @@ def _from_file(
     sections = {section.section: settings_of(section) for section in SECTIONS}
     shown = redact(str(file))
     try:
-        # The tree of nodes, not the values: it knows the lines, and each scalar as it was written, so that 0777, 1:30
-        # and off mean in the file what they mean in the environment.
+        # Nodes instead of values: they have line numbers, and scalars as written. So 0777, 1:30 and off mean the same
+        # in the file as in the environment.
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         for section, _, node in _pairs(root, shown, "", list(sections), problems):
             names = [setting.name for setting in sections[section]]
@@ -708,7 +708,7 @@ def _from_file(
 def _pairs(
     node: yaml.Node | None, file: str, section: str, known: Sequence[str], problems: list[str]
 ) -> Iterator[tuple[str, int, yaml.Node]]:
-    """Yield the known keys of a mapping with their line and value, and report what else is in it. Empty is fine."""
+    """Yield the known keys of a mapping with their lines and values; report the rest. An empty mapping is allowed."""
     if node is None or (isinstance(node, yaml.ScalarNode) and node.tag.endswith(":null")):
         return
     if not isinstance(node, yaml.MappingNode):
@@ -722,10 +722,10 @@ def _pairs(
         key = key_node.value if isinstance(key_node, yaml.ScalarNode) else _kind(key_node)
         name = _name(f"{section}.{key}" if section else key)
         if key in first:
-            if not merged:  # what is merged yields to what is there
+            if not merged:  # merged keys don't override the mapping's own
                 problems.append(f"{name}: given twice ({file}:{line}, first in line {first[key]}); expected only one")
         elif key.startswith("x-"):
-            pass  # by convention a place for anchors
+            pass  # by convention, a place for YAML anchors
         elif key not in known:
             hint = _suggestion(key, {name: f"{section}.{name}" if section else name for name in known})
             problems.append(f"{name}: there is no such {'setting' if section else 'section'} ({file}:{line}); {hint}")
@@ -737,8 +737,8 @@ def _pairs(
 def _flat(
     node: yaml.MappingNode, file: str, section: str, merged: list[yaml.MappingNode], problems: list[str]
 ) -> Iterator[tuple[yaml.Node, yaml.Node]]:
-    """Yield a mapping's pairs, and then those of the mappings that its merge keys (``<<``) name, once each. ``merged``
-    holds the latter as soon as they begin."""
+    """Yield a mapping's pairs, then those of the mappings that its merge keys (``<<``) name, each once. ``merged``
+    collects the latter before their pairs are yielded."""
     waiting = [node]
     seen: set[int] = set()
     while waiting:
@@ -764,7 +764,8 @@ def _flat(
 
 
 def _raw(node: yaml.Node) -> object:
-    """Return a scalar as it was written (an explicit null as None), a list of such, or {} for what no setting takes."""
+    """Return a scalar as written (an explicit null as None), a list of scalars, or {} for a value no setting
+    accepts."""
     if isinstance(node, yaml.SequenceNode):
         return [item.value if isinstance(item, yaml.ScalarNode) else {} for item in node.value]
     if isinstance(node, yaml.ScalarNode):
@@ -779,7 +780,7 @@ def _kind(node: yaml.Node) -> str:
 
 
 def _yaml_problem(file: str, text: str, error: yaml.YAMLError) -> str:
-    """Return what is wrong with the file's syntax and where, without any of its text: that may be a secret."""
+    """Describe a syntax error and its place. Don't quote the file: its text may be a secret."""
     if isinstance(error, yaml.MarkedYAMLError) and (mark := error.problem_mark or error.context_mark):
         what = re.sub(r"'(?!\\t')[^']{2,}'", "'...'", error.problem or "unknown")
         what = what.replace("but found another document", "a second document; expected only one")
@@ -805,11 +806,11 @@ def _read(file: Path) -> tuple[str, str]:
 
 
 def _suggestion(word: str, known: Mapping[str, str]) -> str:
-    """Return what may have been meant. ``known`` holds the full name of each name."""
+    """Return a suggestion for a misspelt word. ``known`` maps each short name to its full name."""
     close = get_close_matches(word.lower(), known, n=1)
     return f"did you mean {known[close[0]]}?" if close else f"expected one of {', '.join(known)}"
 
 
 def _name(text: str) -> str:
-    """Return a key or a variable's name as a message shows it: a value pasted in its place may be long or secret."""
+    """Return a key or variable name as a message shows it: a value pasted there may be long or secret."""
     return _quoted(text)[1:-1]

@@ -1,7 +1,7 @@
-"""Connection strings: their faults, in words that repeat none of it, and values that no traceback shows.
+"""Faults of connection strings, described without quoting them, and secrets that no traceback shows.
 
-pytest (also without ``-l``), rich and the services that collect errors print the local variables of each frame of a
-traceback, and so the connection string that psycopg was called with, and its parts.
+pytest (also without ``-l``), rich and error trackers print the local variables of each frame of a traceback. Those
+include psycopg's connection string and its parts.
 """
 
 import re
@@ -14,15 +14,15 @@ import psycopg
 from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict
 
-# Past the scheme: a user part that ends at the first @, then no bare @ or space before the query. libpq itself would
-# cut a password at an unescaped @ or / and take the rest for the host or the database, which are shown.
+# Past the scheme: a user part up to the first @, then no bare @ or space before the query. libpq would cut a password
+# at an unescaped @ or / and show the rest as the host or the database.
 _URL = re.compile(r"postgres(?:ql)?://(?:[^/@\s]*@)?[^@?\s]*(?:\?\S*)?")
 _SCHEME = re.compile(r"postgres(?:ql)?://")
 _WORD = re.compile(r"\s*(?P<name>\w+)\s*=\s*(?:'(?:[^'\\]|\\.)*'|(?P<bare>(?:[^\s\\]|\\.)*))(?=\s|$)", re.DOTALL)
 _UNREPLACED = re.compile(r"\$\{\w+[^\s{}]*\}|\$\(\w+\)|\{\{[^{}]*\}\}")
 _PORT = "its port is not a number from 1 to 65535"
 _VARIABLE = re.compile(r"\s*(?:\$\w+|%\w+%)\s*")
-# What is looked for, in this order, where libpq can't read the text.
+# Faults of a text that libpq can't parse. The first match is reported.
 _SIGNS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"[\r\n]\s*\Z"), "it ends in a line break"),
     (re.compile(r"[\r\n]"), "it has a line break"),
@@ -34,8 +34,9 @@ _SIGNS: tuple[tuple[re.Pattern[str], str], ...] = (
 )
 
 
-def fault_of(text: str) -> str:  # noqa: PLR0911 - one question after the other
-    """Return what is wrong with a connection string or URL for libpq, or nothing. No part of it is in the answer."""
+def fault_of(text: str) -> str:  # noqa: PLR0911 - one check after another
+    """Return what is wrong with a connection string or URL for libpq, or an empty string. The answer quotes none of
+    it."""
     if "\0" in text:
         return "it has a NUL character"
     if any("\ud800" <= character <= "\udfff" for character in text):
@@ -43,13 +44,13 @@ def fault_of(text: str) -> str:  # noqa: PLR0911 - one question after the other
     if text and not text.strip():
         return "it is blank"
     if _UNREPLACED.search(text):
-        return "it has a variable that was not replaced, such as ${X}; in a URL, write %24 for a $ that is meant"
+        return "it has a variable that was not replaced, such as ${X}; in a URL, write %24 for a literal $"
     options = _options(text)
     if options is not None and (not _SCHEME.match(text) or _URL.fullmatch(text)):
         if any(_VARIABLE.fullmatch(options.get(name, "")) for name in ("host", "port", "dbname", "user")) or (
             _SCHEME.match(text) and re.search(r"://[^/@]*:\$[A-Z_]{2}[A-Z0-9_]*@", text)
         ):
-            return "it has a variable that was not replaced, such as $X; in a URL, write %24 for a $ that is meant"
+            return "it has a variable that was not replaced, such as $X; in a URL, write %24 for a literal $"
         if ";" in options.get("host", ""):
             return "it has a ; in the host; words such as host=db are separated by spaces"
         if all(not port or (port.isdecimal() and 1 <= int(port) <= 65535) for port in _ports(options)):
@@ -61,7 +62,7 @@ def fault_of(text: str) -> str:  # noqa: PLR0911 - one question after the other
 
 
 def _options(text: str) -> dict[str, str] | None:
-    """What libpq reads in the text; None where it can't."""
+    """Return the options that libpq reads from the text; None if it can't parse it."""
     try:
         return {name: str(value) for name, value in conninfo_to_dict(text).items()}
     except (psycopg.Error, UnicodeDecodeError):
@@ -72,17 +73,15 @@ def _ports(options: dict[str, str]) -> list[str]:
     return [port[:6] for port in options.get("port", "").split(",")]
 
 
-def _fault_of_url(rest: str) -> str:  # noqa: C901, PLR0911 - one question after the other
-    """``rest`` is what follows the scheme."""
+def _fault_of_url(rest: str) -> str:  # noqa: C901, PLR0911 - one check after another
+    """Return what is wrong with ``rest``, the URL after its scheme."""
     if re.search(r"\s\Z", rest):
         return "it ends in a space"
     if re.search(r"\s", rest):
-        return "it has a space; write %20 for one that is meant"
+        return "it has a space; write %20 for a literal space"
     if re.search(r"%(?![0-9A-Fa-f]{2})", rest):
         unreplaced = "a variable that was not replaced, such as %X%, or "
-        return (
-            f"it has {unreplaced * bool(re.search('%[A-Za-z_]', rest))}a % of its own; write %25 for a % that is meant"
-        )
+        return f"it has {unreplaced * bool(re.search('%[A-Za-z_]', rest))}a bare %; write %25 for a literal %"
     if "%00" in rest:
         return "it has a NUL character, %00"
     try:
@@ -99,14 +98,14 @@ def _fault_of_url(rest: str) -> str:  # noqa: C901, PLR0911 - one question after
         return "it has a ? before the @; write %3F for one in the user's name or the password"
     host = host.partition("/")[0]
     if ("[" in host) != ("]" in host):
-        return "it has a bracket without its other half; an IPv6 address is written [::1]"
+        return "it has an unmatched bracket; an IPv6 address is written [::1]"
     if "[" not in host and any(one.count(":") > 1 for one in host.split(",")):
-        return "it has more than one : in the host; an IPv6 address is written [::1], and a password ends in @"
+        return "it has more than one : in the host; an IPv6 address is written [::1], and a password is followed by @"
     if any(not re.fullmatch(r"(?:\[[^\[\]]+\]|[^:\[\]]*)(?::(?:\d{1,5})?)?", one) for one in host.split(",")):
         return _PORT if at else f"{_PORT}, or the @ between password and host is missing"
     names = [pair.partition("=")[0] for pair in query.split("&")] if query else []
     if query and any("=" not in pair for pair in query.split("&")):
-        return "it has a parameter without =; write %26 for an & that is meant"
+        return "it has a parameter without =; write %26 for a literal &"
     return _unknown(names, "a parameter") or _PORT
 
 
@@ -144,7 +143,7 @@ AnyError = TypeVar("AnyError", bound=BaseException)
 
 
 class Secret(str):
-    """A text whose repr, which is what a traceback shows of a variable, is ``***``."""
+    """A string whose repr, which tracebacks show, is ``***``."""
 
     __slots__ = ()
 
@@ -156,7 +155,7 @@ class Secret(str):
 
 
 def without_frames(error: AnyError) -> AnyError:
-    """Return the error, and all those that it came from, without the frames that they have passed."""
+    """Remove the traceback frames from an error and from those that caused it. Return the error."""
     links: list[BaseException | None] = [error]
     seen: set[int] = set()
     while links:

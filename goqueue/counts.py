@@ -27,8 +27,8 @@ class JobCount(int):
 
 
 class Pruned(int):
-    """A number of deleted jobs. ``kept`` has the jobs that were skipped because a foreign key refers to them: the
-    server's reason by id."""
+    """A number of deleted jobs. ``kept`` maps the id of each job skipped because of a foreign key to the server's
+    reason."""
 
     kept: Mapping[UUID, str]
 
@@ -42,7 +42,7 @@ class Pruned(int):
 
 
 def counted(count: int, noun: str = "job") -> str:
-    """`1 job`, `about 12,000 jobs`, `2 queries`: a number with its noun, singular or plural."""
+    """Return a number with its noun: `1 job`, `about 12,000 jobs`, `2 queries`."""
     ending = "" if count == 1 else "s"
     if ending and noun.endswith("y"):
         noun, ending = noun[:-1], "ies"

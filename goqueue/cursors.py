@@ -18,13 +18,13 @@ _ENDLESS: Final[dict[datetime, datetime | str]] = {FIRST_TIME: "-infinity", LAST
 class _Position(Struct, frozen=True, array_like=True):
     created_at: datetime
     id: UUID
-    #: Tells a cursor of another filter, and one that was changed; it is no secret, and guards none.
+    #: Detects a cursor that was changed or belongs to another filter. It protects no secret.
     digest: bytes
 
 
 def make_cursor(parameters: Mapping[str, Any], created_at: datetime, job_id: UUID) -> str:
-    """An opaque cursor: the position to go on from, tied to the filter's ``parameters``."""
-    try:  # Whatever the session's time zone, it is the same cursor.
+    """Return an opaque cursor: the position to continue from, bound to the filter's ``parameters``."""
+    try:  # The cursor must not depend on the session's time zone.
         created_at = created_at.astimezone(UTC)
     except OverflowError:
         created_at = LAST_TIME if created_at.year > 1 else FIRST_TIME
@@ -33,16 +33,17 @@ def make_cursor(parameters: Mapping[str, Any], created_at: datetime, job_id: UUI
 
 
 def read_cursor(parameters: Mapping[str, Any], cursor: str | None) -> tuple[datetime | str | None, UUID | None]:
-    """The position in a cursor that `make_cursor` made for the same filter; else `InvalidCursorError`.
+    """Return the position in a cursor of the same filter. Raise `InvalidCursorError` for any other.
 
-    The first and the last time that Python has stand for all that it hasn't, and are given as the server's infinity.
+    Python's first and last times also represent the times beyond its range. They are returned as the server's
+    infinities.
     """
     if cursor is None:
         return None, None
     try:
         position = msgspec.msgpack.decode(bytes.fromhex(cursor), type=_Position)
     except (TypeError, ValueError, msgspec.MsgspecError):
-        raise InvalidCursorError("the cursor is not one that list_jobs has given; start again without one") from None
+        raise InvalidCursorError("the cursor was not returned by list_jobs; start again without one") from None
     if position.digest != _digest(parameters, position.created_at, position.id):
         raise InvalidCursorError(
             "the cursor belongs to another filter or was changed; use it with the filter it came from, "

@@ -1,7 +1,7 @@
 """Errors that goqueue raises, under one base.
 
-Each message says what was wrong, what was expected and what to do. The driver's own exception, where there was one, is
-the ``__cause__``; passwords never appear.
+Each message says what was wrong, what was expected and what to do. The driver's exception, if any, is the
+``__cause__``. Messages never contain passwords.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,9 +10,9 @@ from uuid import UUID
 
 
 class GoQueueError(Exception):
-    """The base of all errors that goqueue raises. They can be pickled."""
+    """Base of all errors that goqueue raises. They can be pickled."""
 
-    #: True if the same call can succeed after a pause, and the failed one changed nothing.
+    #: True if the failed call changed nothing and can succeed after a pause.
     can_retry: ClassVar[bool] = False
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -36,7 +36,7 @@ class ConfigError(GoQueueError):
 
 
 class InvalidJobError(GoQueueError, ValueError):
-    """A value is invalid for a job. ``constraint`` names the database's constraint, if one was violated."""
+    """A value is invalid for a job. ``constraint`` names the violated database constraint, if any."""
 
     def __init__(self, message: str, *, constraint: str | None = None) -> None:
         super().__init__(message)
@@ -48,14 +48,14 @@ class InvalidFilterError(InvalidJobError):
 
 
 class InvalidCursorError(InvalidFilterError):
-    """The cursor does not come from a page of the same filter."""
+    """The cursor does not belong to a page of the same filter."""
 
 
 class CorruptJobError(GoQueueError):
-    """A stored row can't be read as a job; ``job_id`` names it. Its payload can't be read, or a later release has added
-    its status.
+    """A stored row can't be read as a job; ``job_id`` names it. Its payload is unreadable, or a later release added its
+    status.
 
-    Claims and pages do not raise it: a claim makes a job with an unreadable payload dead, a page names the job in
+    Claims and pages do not raise it. A claim makes a job with an unreadable payload dead; a page lists the job in
     ``unreadable``.
     """
 
@@ -65,10 +65,10 @@ class CorruptJobError(GoQueueError):
 
 
 class DuplicateJobError(GoQueueError):
-    """A job with this idempotency key or id exists already; ``job_id`` is its id.
+    """A job with this idempotency key or id already exists; ``job_id`` is its id.
 
-    ``job_id`` is None if this login has no right to see that job (another producer's). It is also None for an update
-    that lost a race for the key, and for `replace_pending_job` with the id of another job.
+    ``job_id`` is None if this login can't see that job (another producer's). It is also None for an update that lost a
+    race for the key, and for `replace_pending_job` with another job's id.
     """
 
     def __init__(self, message: str, *, job_id: UUID | None, idempotency_key: str | None = None) -> None:
@@ -88,8 +88,8 @@ class JobStateError(GoQueueError):
 class LeaseLostError(GoQueueError):
     """The caller no longer holds these jobs (``job_ids``): a lease expired, or the job was cancelled or deleted.
 
-    Stop working on them. They were not changed; the other jobs of the call were. A repeated call raises it too if the
-    first one was committed. Completions are the exception: they succeed again.
+    Stop working on them. They were not changed; the call's other jobs were. If the first call was committed, repeating
+    it raises this error too. Completions are the exception: they succeed again.
     """
 
     def __init__(self, message: str, *, job_ids: Sequence[UUID]) -> None:
@@ -98,40 +98,40 @@ class LeaseLostError(GoQueueError):
 
 
 class StorageError(GoQueueError):
-    """The database rejected a statement, or the store can't be used this way. The driver's error is the cause."""
+    """The database rejected a statement, or the store was used incorrectly. The driver's error is the cause."""
 
 
 class ConnectionRejectedError(StorageError):
-    """The server, its pooler or the driver rejects the connection: a wrong password, a missing database, refused TLS.
+    """The server, its pooler or the driver rejected the connection: a wrong password, a missing database, failed TLS.
 
-    Another attempt fails too, until the settings or the server's are corrected.
+    Retries fail until the settings or the server's configuration are corrected.
     """
 
 
 class StorageUnavailableError(StorageError):
-    """The database is unreachable, slow, full, out of connections or read only, or its schema has just changed.
+    """The database is unreachable, slow, full, out of connections or read-only, or its schema has just changed.
 
-    The statement changed nothing: make the same call again, after a pause. Earlier batches of the call stay. In a
-    transaction of the caller's own, run the whole transaction again. The subclass `OutcomeUnknownError` differs.
+    The statement changed nothing: repeat the call after a pause. Earlier batches of the call stay committed. In your
+    own transaction, repeat the whole transaction. The subclass `OutcomeUnknownError` differs.
     """
 
     can_retry = True
 
 
 class OutcomeUnknownError(StorageUnavailableError):
-    """A statement was sent and perhaps committed: its reply was lost, or a standby did not confirm the commit.
+    """A statement was sent and may have been committed: its reply was lost, or a standby did not confirm the commit.
 
-    ``operation`` is the query's name, as in sql/. ``job_ids`` are the call's jobs, if they are known: those given, and
-    those of a reply. ``worker_id`` is the one given, or None. ``transaction_id`` is for `get_transaction_status`; it is
-    None if only the lost reply had it.
+    ``operation`` is the query's name in sql/. ``job_ids`` are the call's jobs, if known: those given, and those in a
+    reply. ``worker_id`` is the given worker, or None. Pass ``transaction_id`` to `get_transaction_status`; it is None
+    if only the lost reply had it.
 
-    ``is_committed`` is True if the server has committed and no longer waits for its synchronous standby: the change is
-    in force, and a failover can lose it. It is False if nothing is known.
+    ``is_committed`` is True if the server committed, but stopped waiting for its synchronous standby: the change is
+    visible, and a failover can lose it. It is False if nothing is known.
 
-    "Repeating" in each method's docstring is the effect of a second call.
+    "Repeating" in each method's docstring describes the effect of a second call.
     """
 
-    can_retry = False  # It depends on the method.
+    can_retry = False  # Whether a retry is safe depends on the method.
 
     def __init__(
         self,
@@ -158,4 +158,4 @@ class TransactionConflictError(StorageError):
 
 
 class SchemaError(StorageError):
-    """The database lacks goqueue's tables, has another version of them, or the role has no right to use them."""
+    """The database lacks goqueue's tables, has another version of them, or the role lacks rights on them."""

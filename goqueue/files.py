@@ -1,4 +1,4 @@
-"""Shipped files, and a folder of SQL files in place of the shipped ones."""
+"""Shipped files, and a folder of SQL files that replace them."""
 
 import hashlib
 import re
@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 from goqueue.errors import ConfigError
 
-#: The files behind the DBA's commands: the store doesn't run their queries, and no folder replaces them.
+#: The files behind the DBA's commands. The store doesn't run their queries, and a folder can't replace them.
 APART = frozenset({"behaviour.sql", "checks.sql", "seed.sql", "statements.sql"})
 _STAMP = re.compile(r"-- From goqueue (?P<version>\S+), sha256 (?P<sha256>[0-9a-f]{64})\.[^\n]*\n")
 
 
 def sql_files(folder: Path | str | None, shipped: Path) -> list[tuple[Path, Path]]:
-    """Each file to load, and the shipped one of its name: the same one, unless ``folder`` has a file in its place.
+    """Return each file to load, with the shipped file of that name: the same one, unless ``folder`` replaces it.
 
     Raises `ConfigError` for a folder that is missing, has no SQL file, or has one that goqueue doesn't ship.
     """
@@ -30,23 +30,23 @@ def sql_files(folder: Path | str | None, shipped: Path) -> list[tuple[Path, Path
         raise ConfigError([f"the folder {given} has no SQL files; expected some of {expected}"])
     if unknown := sorted(own.difference(names) | own & APART):
         raise ConfigError(
-            [f"{given / name} is no SQL file of the store's and would never be read; expected the names {expected}"
+            [f"{given / name} is not one of the store's SQL files and is never read; expected {expected}"
              for name in unknown]
         )  # fmt: skip
     return [((given if name in own else shipped) / name, shipped / name) for name in names]
 
 
 class Export(NamedTuple):
-    """Where an exported file came from, and whether it was changed since."""
+    """The origin of an exported file, and whether the file was changed since."""
 
     version: str
-    #: Of the shipped file at the time.
+    #: Of the shipped file at export.
     sha256: str
     changed: bool
 
 
 def exported(shipped: Path) -> str:
-    """The text of a shipped file with a first line that tells, later on, what has changed on which side."""
+    """Return a shipped file's text below a stamp, which later shows whether the export or the original has changed."""
     text = shipped.read_text(encoding="utf-8")
     return (
         f"-- From goqueue {version('goqueue')}, sha256 {_sha256(text)}. Keep this line for `goqueue sql diff`.\n{text}"
@@ -54,7 +54,7 @@ def exported(shipped: Path) -> str:
 
 
 def read_export(file: Path) -> Export | None:
-    """What the first line of an exported file says; None for a file without such a line."""
+    """Return the stamp in the first line of an exported file; None if there is none."""
     text = file.read_text(encoding="utf-8-sig")
     if (match := _STAMP.match(text)) is None:
         return None
@@ -62,13 +62,13 @@ def read_export(file: Path) -> Export | None:
 
 
 def is_outdated(file: Path, shipped: Path) -> Export | None:
-    """The export that ``file`` is, when the shipped file has changed since; else None."""
+    """Return the stamp of ``file`` if the shipped file has changed since the export; else None."""
     export = None if file == shipped else read_export(file)
     return export if export and export.sha256 != _sha256(shipped.read_text(encoding="utf-8")) else None
 
 
 def since_export(file: Path, shipped: Path) -> str:
-    """What to add to a message about ``file`` when the shipped file has changed since it was exported; else nothing."""
+    """Return a note for messages about ``file`` if the shipped file has changed since the export; else nothing."""
     try:
         export = is_outdated(file, shipped)
     except (OSError, ValueError):
@@ -79,7 +79,7 @@ def since_export(file: Path, shipped: Path) -> str:
 
 
 def without_stamp(text: str) -> str:
-    """The text of a file without the line that `exported` puts first."""
+    """Return the text of a file without its stamp."""
     match = _STAMP.match(text)
     return text[match.end() :] if match else text
 
@@ -88,7 +88,7 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-# The files that goqueue can't do without, by their folder: what an incomplete installation lacks has to be named.
+# The files that goqueue requires, by folder: an error names those that an incomplete installation lacks.
 _NEEDED = {
     "sql": (
         *("checks.sql", "jobs.sql", "leases.sql", "seed.sql", "server.sql", "statements.sql", "stats.sql"),
@@ -99,9 +99,9 @@ _NEEDED = {
 
 
 def shipped_folder(name: str) -> Path:
-    """The folder ``name`` ("sql", "migrations") that goqueue ships: beside the package in a checkout, else in it.
+    """Return the folder ("sql", "migrations") that goqueue ships: beside the package in a checkout, else inside it.
 
-    Raises `ConfigError` where the installation lacks the folder or a file of it.
+    Raises `ConfigError` if the installation lacks the folder or one of its files.
     """
     package = Path(__file__).resolve().parent
     beside = package.parent / name
@@ -116,7 +116,7 @@ def shipped_folder(name: str) -> Path:
 
 
 def read_shipped(folder: str, name: str) -> str:
-    """The text of a file that goqueue ships. Raises `ConfigError` where it can't be read."""
+    """Return the text of a file that goqueue ships. Raises `ConfigError` if it can't be read."""
     file = shipped_folder(folder) / name
     try:
         return file.read_text(encoding="utf-8")

@@ -1,6 +1,6 @@
-"""How goqueue's programs write their log.
+"""The log output of goqueue's programs.
 
-The library itself only logs, to loggers below `goqueue`; a program that has a logging of its own needs nothing of this.
+The library itself only logs to loggers below `goqueue`. A program with its own logging needs nothing from here.
 """
 
 import json
@@ -18,11 +18,11 @@ from goqueue.config import LoggingConfig, format_duration, redact
 
 __all__ = ["JSONFormatter", "TextFormatter", "configure_logging"]
 
-# psycopg reports a pool that can't connect to loggers of its own.
+# psycopg logs a pool's connection failures to its own loggers.
 _LOGGERS = ("goqueue", "psycopg")
 _OWN_FIELDS = ("timestamp", "level", "logger", "message", "exception", "stack")
 _STANDARD = frozenset([*RESERVED_ATTRS, "taskName"])
-# Line breaks of every kind, terminal escapes and halves of surrogate pairs would forge or break a line.
+# Line breaks, terminal escapes and lone surrogates would forge or break a log line.
 _CONTROLS = {
     code: ascii(chr(code))[1:-1] for code in (*range(32), *range(127, 160), 0x2028, 0x2029, *range(0xD800, 0xE000))
 }
@@ -30,15 +30,14 @@ _DEEPEST = 8
 
 
 class _Handler(logging.StreamHandler[TextIO]):
-    """The handler that configure_logging adds, told from the program's own by its type."""
+    """The handler that configure_logging adds. Its type distinguishes it from the program's handlers."""
 
 
 def configure_logging(config: LoggingConfig, stream: TextIO | None = None) -> None:
-    """Write goqueue's and psycopg's records to ``stream`` (None: standard error), one to a line.
+    """Write goqueue's and psycopg's records to ``stream`` (None: standard error), one per line.
 
-    It configures the loggers `goqueue` and `psycopg`, and not the root logger, which belongs to the program. Their
-    records no longer reach the root's handlers, so none is written twice. A later call
-    replaces an earlier one.
+    Configure the loggers `goqueue` and `psycopg`, not the root logger, which belongs to the program. Their records no
+    longer reach the root's handlers, so none is written twice. A later call replaces an earlier one.
     """
     handler = _Handler(stream)
     handler.setFormatter(JSONFormatter() if config.format == "json" else TextFormatter())
@@ -52,11 +51,11 @@ def configure_logging(config: LoggingConfig, stream: TextIO | None = None) -> No
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
-    """Return what is written of a record, fit for JSON and without passwords. The record stays as it is, since other
-    handlers see it too."""
+    """Return a record's fields, ready for JSON and without passwords. Don't change the record: other handlers see
+    it."""
     try:
         message = record.getMessage()
-    except Exception:  # noqa: BLE001 - the message counts; logging itself would print the arguments as they are
+    except Exception:  # noqa: BLE001 - keep the message; logging would print the arguments unredacted
         message = f"{_text(record.msg)} {_text(record.args)}"
     fields: dict[str, Any] = {
         "timestamp": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
@@ -77,8 +76,8 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def _plain(value: object, depth: int = 0) -> Any:
-    """Return a value as JSON can hold it: numbers, text, lists and objects; what is none of these as its text."""
-    # Larger integers are text: few readers of JSON keep their digits.
+    """Return a value as JSON can hold it: a number, text, list or object. Anything else becomes text."""
+    # Larger integers become text: few JSON readers keep all their digits.
     integer = type(value) is int and value.bit_length() <= 64
     if value is None or isinstance(value, bool) or integer or (type(value) is float and math.isfinite(value)):
         return value
@@ -96,22 +95,22 @@ def _plain(value: object, depth: int = 0) -> Any:
 def _text(value: object) -> str:
     try:
         return redact(str(value))
-    except Exception:  # noqa: BLE001 - whatever the object's own code raises
+    except Exception:  # noqa: BLE001 - the object's own code can raise anything
         return f"<{type(value).__name__} that can't be shown>"
 
 
 class JSONFormatter(JsonFormatter):
-    """One JSON object per record: timestamp (UTC, ISO 8601), level, logger, message, the fields passed as ``extra``,
-    and exception and stack where there are any. An extra field of one of these names gets an underscore after it."""
+    """One JSON object per record: timestamp (UTC, ISO 8601), level, logger, message, the ``extra`` fields, and
+    exception and stack if present. An extra field with one of these names gets an underscore suffix."""
 
     def format(self, record: logging.LogRecord) -> str:
         return self.serialize_log_record(_fields(record))
 
 
 class TextFormatter(logging.Formatter):
-    """One line per record: timestamp, level, logger, message, extra fields as key=value; then, indented, an exception.
+    """One line per record: timestamp, level, logger, message, extra fields as key=value; then an indented exception.
 
-    What a message or a field holds never starts a line of its own: control characters are written as escapes.
+    Messages and fields never start a new line: control characters are escaped.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -127,7 +126,7 @@ def _escaped(text: str) -> str:
 
 
 def _value(value: Any) -> str:
-    """Return an extra field's value: bare where that can't be misread, else as JSON."""
+    """Return an extra field's value: bare if unambiguous, else as JSON."""
     if isinstance(value, str) and value.isprintable() and value and not set(' "=\\') & set(value):
         return value
     return _escaped(json.dumps(value, ensure_ascii=False))

@@ -1,8 +1,8 @@
-"""Applies the migrations by pgmigrate's rules, lists them, takes them back.
+"""Apply, list and undo migrations by pgmigrate's rules.
 
-`pgmigrate migrate` does the same with the same files, table and lock, and each continues what the other has begun. It
-isn't called from here, because it requires psycopg2, which pip has to compile. The SQL here is limited to pgmigrate's
-table, schema_version, and to the lock.
+`pgmigrate migrate` does the same with the same files, table and lock; each continues the other's work. goqueue doesn't
+call it, because it requires psycopg2, which pip has to compile. The SQL here is limited to pgmigrate's table,
+schema_version, and to the lock.
 """
 
 import hashlib
@@ -24,9 +24,9 @@ from goqueue.errors import ConfigError, ConnectionRejectedError, GoQueueError
 from goqueue.postgres.lexemes import split
 from goqueue.postgres.translate import translate
 
-#: Whoever changes the schema holds this advisory lock; migrations.yml and roles/*.sql take it too.
+#: Every change of the schema holds this advisory lock; migrations.yml and roles/*.sql take it too.
 LOCK = 29114455692768613
-#: How long a run waits for another one to end.
+#: How long a run waits for another one.
 WAIT_SECONDS = 60.0
 _FILE = re.compile(r"V(?P<version>\d+)__(?P<description>.+)\.sql")
 _TRY_LOCK = "SELECT pg_try_advisory_lock(%s)"
@@ -55,7 +55,7 @@ _APPLIED: LiteralString = """
 _SCHEMA: LiteralString = "SELECT FROM pg_namespace WHERE nspname = %s"
 _HAS_TABLE: LiteralString = "SELECT to_regclass('goqueue.jobs') IS NOT NULL"
 _HAS_JOBS: LiteralString = "SELECT EXISTS (SELECT FROM goqueue.jobs)"
-# As pgmigrate makes them.
+# As pgmigrate creates them.
 _INITIALIZE: tuple[LiteralString, ...] = (
     "CREATE SCHEMA {schema}",
     "CREATE TYPE {type} AS ENUM ('auto', 'manual')",
@@ -74,23 +74,24 @@ _FORGET: LiteralString = "DELETE FROM {table} WHERE version = %s"
 
 
 class MigrationError(GoQueueError):
-    """A migration could not be run; the message holds the server's own words and the file, where there is one."""
+    """A migration failed. The message has the server's message and names the file, if there is one."""
 
 
 def migrations_dir() -> Path:
-    """The folder with migrations.yml and migrations/: the package's own when installed, else the checkout."""
+    """Return the folder with migrations.yml and migrations/: the package's if installed, else the checkout's."""
     package = Path(__file__).resolve().parent
     for folder in (package, package.parent):
         if (folder / "migrations.yml").is_file() and next((folder / "migrations").glob("V*.sql"), None):
             return folder
     raise MigrationError(
-        f"no migrations.yml and migrations/V*.sql in {package} or above it: install goqueue again, unpacked and whole "
-        "(pip install --force-reinstall goqueue)"
+        f"no migrations.yml and migrations/V*.sql in {package} or above it: install goqueue again, unpacked and "
+        "complete (pip install --force-reinstall goqueue)"
     )
 
 
 def migrations_hash(base_dir: Path | None = None) -> str:
-    """SHA-256, in hexadecimal, over everything a run of ``migrate`` reads: names and bytes, no undo files, no roles."""
+    """Return the SHA-256 (hexadecimal) of the files that ``migrate`` reads: names and bytes, no undo files, no
+    roles."""
     base = Path(base_dir or migrations_dir())
     folder = base / "migrations"
     files = [file for file in folder.rglob("*.sql") if {"undo", "roles"}.isdisjoint(file.relative_to(folder).parts)]
@@ -102,7 +103,7 @@ def migrations_hash(base_dir: Path | None = None) -> str:
 
 
 class Migration(NamedTuple):
-    """One version of the schema. ``applied_at`` is the server's local time, as pgmigrate keeps it; None: pending."""
+    """One version of the schema. ``applied_at`` is the server's local time, as pgmigrate stores it; None if pending."""
 
     version: int
     name: str
@@ -115,10 +116,10 @@ class Migration(NamedTuple):
 
 
 def list_migrations(conninfo: str = "", *, base_dir: Path | None = None) -> list[Migration]:
-    """Return every version that is applied or pending, the lowest first, as ``pgmigrate info`` does.
+    """Return every applied or pending version, lowest first, as ``pgmigrate info`` does.
 
-    Nothing is changed or waited for. ``conninfo`` is as for ``migrate``. Raises MigrationError, also for a role that
-    isn't allowed to see which versions are applied.
+    Change nothing and wait for no lock. ``conninfo`` is as for ``migrate``. Raises MigrationError, also if the role
+    can't read the applied versions.
     """
     conninfo = Secret(conninfo)
     plan = _Plan(base_dir)
@@ -136,14 +137,14 @@ def migrate(
     dry_run: bool = False,
     on_version: Callable[[int], None] | None = None,
 ) -> None:
-    """Apply what is pending, up to version ``target`` (None: all of it). Raises MigrationError.
+    """Apply the pending versions up to ``target`` (None: all). Raises MigrationError.
 
-    ``conninfo`` is a libpq connection string or URL; what it leaves out comes from the PG* environment variables, as in
-    libpq. One run waits for another, a minute at most. Pending files are applied in one transaction. A file named
-    ``validate_…`` begins another one, so that it reads a table without the locks of the files before it. A file with
-    NONTRANSACTIONAL in its name is applied between two transactions, statement by statement. So is the file of a
-    version in migrations/online, before the version itself, if there are jobs. ``dry_run`` applies and then rolls back,
-    without the files in migrations/online. ``on_version`` is called with each version when its turn comes.
+    ``conninfo`` is a libpq connection string or URL; the PG* environment variables supply what it omits. A run waits at
+    most a minute for another run. Pending files are applied in one transaction. A file named ``validate_…`` starts a
+    new transaction, so that it reads a table without the locks of earlier files. A file with NONTRANSACTIONAL in its
+    name runs outside a transaction, statement by statement. If there are jobs, so does a version's file in
+    migrations/online, before the version itself. ``dry_run`` applies and rolls back, without the files in
+    migrations/online. ``on_version`` is called with each version before it is applied.
     """
     conninfo = Secret(conninfo)
     plan = _Plan(base_dir)
@@ -152,7 +153,7 @@ def migrate(
         pending = plan.pending(plan.applied(connection), target)
         apart = [file.path.name for file in pending if not file.transactional]
         if dry_run and apart:
-            raise MigrationError(f"a dry run can't roll {apart[0]} back; give a lower --target to try what precedes it")
+            raise MigrationError(f"a dry run can't roll back {apart[0]}; use a lower --target to try earlier versions")
         online: dict[int, Path] = {} if dry_run or not _has_jobs(connection) else plan.online_files()
         groups = _groups(pending, as_one=dry_run, online=online)
         for number, group in enumerate(groups, 1):
@@ -176,10 +177,10 @@ def migrate(
 
 
 def undo(conninfo: str = "", *, to: int, base_dir: Path | None = None) -> list[int]:
-    """Take every applied version above ``to`` back, the highest first, and return them. Raises MigrationError.
+    """Undo every applied version above ``to``, highest first, and return them. Raises MigrationError.
 
-    All of them or none: the undo files run in one transaction, with the deletion of their rows from schema_version.
-    After ``to=0`` the schema and an empty schema_version remain: they are pgmigrate's, which goes on from there.
+    The undo files and the deletion of their rows from schema_version run in one transaction. After ``to=0`` the schema
+    and an empty schema_version remain, from which pgmigrate can start again.
     """
     conninfo = Secret(conninfo)
     plan = _Plan(base_dir)
@@ -212,8 +213,8 @@ class _File(NamedTuple):
 
 
 def _groups(files: list[_File], *, as_one: bool, online: Container[int]) -> list[list[_File]]:
-    """The files that are applied in one transaction each, or by themselves without one. ``as_one``: in one. ``online``:
-    the versions that something else precedes."""
+    """Group the files by transaction; a file outside a transaction is its own group. ``as_one``: use one group.
+    ``online``: the versions with a file in migrations/online, which runs before them."""
     groups: list[list[_File]] = []
     for file in files:
         begins = not groups or file.transactional != groups[-1][0].transactional
@@ -224,7 +225,7 @@ def _groups(files: list[_File], *, as_one: bool, online: Container[int]) -> list
 
 
 class _Plan:
-    """A folder with migrations.yml and migrations/, and what it says is to be done."""
+    """The contents of a folder with migrations.yml and migrations/."""
 
     def __init__(self, base_dir: Path | None) -> None:
         self._folder = Path(base_dir or migrations_dir())
@@ -246,12 +247,12 @@ class _Plan:
         for callback in filter(None, str(config.get("callbacks") or "").split(",")):
             when, _, path = callback.partition(":")
             if when != "afterAll":
-                raise MigrationError(f"{file}: got a callback {when}; goqueue runs those of the kind afterAll only")
+                raise MigrationError(f"{file}: got a callback {when}; goqueue runs only afterAll callbacks")
             self._callbacks.append(self._folder / path)
         self._owner: str | None = None
 
     def applied(self, connection: Connection[Any]) -> list[Migration]:
-        """The versions in schema_version, in their order."""
+        """Return the versions in schema_version, in order."""
         seen = connection.execute(_SEEN, [self._schema]).fetchone()
         if seen is None:
             return []
@@ -262,13 +263,13 @@ class _Plan:
         if lacks:
             grants = [reader] if reader else lacks
             raise MigrationError(
-                f"the role {role} is not allowed to see which versions are applied. It lacks {' and '.join(lacks)}.\n"
-                f"To let it look:  {' '.join(f'GRANT {grant} TO {role};' for grant in grants)}\n{self._who_migrates}"
+                f"the role {role} can't read the applied versions. It lacks {' and '.join(lacks)}.\n"
+                f"To allow it:  {' '.join(f'GRANT {grant} TO {role};' for grant in grants)}\n{self._who_migrates}"
             )
         return [Migration(*row) for row in connection.execute(self._sql(_APPLIED))]
 
     def pending(self, applied: list[Migration], target: int | None = None) -> list[_File]:
-        """The files above the highest applied version, up to ``target``, in their order."""
+        """Return the files above the highest applied version, up to ``target``, in order."""
         newest = max((one.version for one in applied), default=0)
         files: dict[int, _File] = {}
         for path in sorted((self._folder / "migrations").rglob("*.sql")):
@@ -284,13 +285,13 @@ class _Plan:
         ]  # fmt: skip
 
     def online_files(self) -> dict[int, Path]:
-        """Return the files that build indexes while programs write, by the version that they go before."""
+        """Return the files that build indexes concurrently, by the version that they precede."""
         files = (self._folder / "migrations" / "online").glob("C*__*.sql")
         return {int(file.name[1:].partition("__")[0]): file for file in files}
 
     def begin(self, connection: Connection[Any]) -> None:
-        """Run the statements of ``session``."""
-        with _failing("the lock on the migrations was not had"):
+        """Run the ``session`` statements of migrations.yml."""
+        with _failing("could not obtain the migration lock"):
             for statement in self._session:
                 connection.execute(statement.encode())
 
@@ -300,7 +301,7 @@ class _Plan:
             on_version(file.version)
         with _failing(f"{file.path.name} failed and was rolled back", self._who_migrates):
             if connection.execute(_SEEN, [self._schema]).fetchone() is None:
-                # Where somebody with more rights has made the schema, CREATE on the database isn't needed.
+                # If a role with more rights has created the schema, CREATE on the database isn't needed.
                 there = connection.execute(_SCHEMA, [self._schema]).rowcount
                 for statement in _INITIALIZE[there:]:
                     connection.execute(self._sql(statement))
@@ -318,41 +319,41 @@ class _Plan:
         files = [file for file in folder.glob("U*__*.sql") if re.match(rf"U0*{version}__", file.name)]
         if len(files) != 1:
             found = f"{len(files)} files U{version:04d}__*.sql in {folder}"
-            raise MigrationError(f"version {version} can't be undone: {found}. No version was taken back.")
+            raise MigrationError(f"version {version} can't be undone: {found}. No version was undone.")
         return files[0]
 
     def take_back(self, connection: Connection[Any], version: int, file: Path) -> None:
-        """Run an undo file and forget its version, in a transaction of the caller's."""
+        """Run an undo file and delete its version's row, in the caller's transaction."""
         try:
             connection.execute(_text(file).encode())
             connection.execute(self._sql(_FORGET), [version])
         except psycopg.errors.DependentObjectsStillExist as error:
             raise MigrationError(
-                f"{file.name} failed and was rolled back: {error.diag.message_primary}. No version was taken back.\n"
+                f"{file.name} failed and was rolled back: {error.diag.message_primary}. No version was undone.\n"
                 f"{error.diag.message_detail}\n{self._remedy(error.diag.message_detail or '')}"
             ) from error
         except psycopg.Error as error:
             what = f"{file.name} failed and was rolled back"
-            raise _migration_error(error, what, self._who_migrates, "\nNo version was taken back.") from error
+            raise _migration_error(error, what, self._who_migrates, "\nNo version was undone.") from error
 
     def _remedy(self, dependents: str) -> str:
-        """What to do about objects that a version can't be taken back for. The server's text may be in any language."""
+        """Return what to do about objects that block an undo. The server's text can be in any language."""
         roles = self._folder / "migrations" / "roles"
         names = re.findall(r"^CREATE POLICY (\w+)", _text(roles / "roles.sql"), re.MULTILINE) if roles.is_dir() else []
         if any(name in dependents for name in names):
             script = shlex.quote(str(roles / "drop_roles.sql"))
             return (
                 f"The policies are those of roles.sql. Run first:  psql -v ON_ERROR_STOP=1 -f {script}\n"
-                "Programs lose the rights that they have from goqueue's roles."
+                "Programs then lose the rights of goqueue's roles."
             )
-        return "Drop these objects first, or change them not to need it."
+        return "Drop these objects first, or remove their dependency."
 
     def run(self, connection: Connection[Any], file: Path, *, transactional: bool = True) -> None:
-        """Run a file: in the caller's transaction as a whole, or outside of one statement by statement."""
+        """Run a file: as a whole in the caller's transaction, or outside of one, statement by statement."""
         text = _text(file)
-        # Outside of a transaction each statement has to be sent by itself.
+        # Outside a transaction, each statement must be sent separately.
         statements = [text] if transactional else split(text)
-        state = " and was rolled back" if transactional else "; what it did stays, and the next run repeats the file"
+        state = " and was rolled back" if transactional else "; completed statements remain; the next run repeats it"
         with _failing(f"{file.name} failed{state}", self._who_migrates, f"\n(file: {file})"):
             for statement in statements:
                 connection.execute(statement.encode())
@@ -377,8 +378,8 @@ def _text(file: Path) -> str:
 
 @contextmanager
 def _connected(conninfo: Secret) -> Iterator[Connection[Any]]:
-    """A connection that commits each statement by itself. Raises ConnectionRejectedError for one that no second attempt
-    gets, MigrationError for whatever else fails."""
+    """Yield a connection in autocommit mode. Raises ConnectionRejectedError if a retry can't succeed, else
+    MigrationError."""
     problem = ""
     try:
         DatabaseConfig(url=conninfo)
@@ -393,7 +394,7 @@ def _connected(conninfo: Secret) -> Iterator[Connection[Any]]:
         try:
             yield connection
         finally:
-            # The lock ends with the session; but a pooler's session goes on.
+            # The lock ends with the session, but a pooler keeps the session open.
             with suppress(psycopg.Error):
                 connection.execute(_UNLOCK)
 
@@ -403,15 +404,15 @@ def _has_jobs(connection: Connection[Any]) -> bool:
 
 
 def _wait_for_turn(connection: Connection[Any]) -> None:
-    """Take the lock until the connection closes. Between two tries no snapshot is held: building an index waits for
-    whoever holds one, so that waiting within a statement would block the run that is waited for."""
+    """Take the lock until the connection closes. Hold no snapshot between attempts: an index build waits for old
+    snapshots, so waiting inside a statement would block the other run."""
     deadline = monotonic() + WAIT_SECONDS
     while connection.execute(_TRY_LOCK, [LOCK]).fetchone() == (False,):
         if monotonic() > deadline:
             holders = connection.execute(_HOLDER, [LOCK]).fetchall()
             who = ", ".join(f"process {pid} of the server ({name or 'unknown'})" for pid, name in holders)
             raise MigrationError(
-                f"another run changes the schema{f': {who}' * bool(who)}. "
+                f"another run is changing the schema{f': {who}' * bool(who)}. "
                 f"It did not end within {WAIT_SECONDS:.0f} seconds; try again when it has."
             )
         sleep(0.1)
@@ -419,7 +420,7 @@ def _wait_for_turn(connection: Connection[Any]) -> None:
 
 @contextmanager
 def _failing(what: str, hint: str = "", end: str = "") -> Iterator[None]:
-    """Raise MigrationError for an error of the server's; the hint belongs to missing rights."""
+    """Raise MigrationError for a server error. The hint is for missing rights."""
     try:
         yield
     except psycopg.Error as error:
@@ -436,16 +437,16 @@ def _migration_error(error: psycopg.Error, what: str, hint: str = "", end: str =
 
 
 class MigrationFile(NamedTuple):
-    """A migration as it is shipped."""
+    """A shipped migration."""
 
     version: int
     name: str
-    #: Of its bytes, in hexadecimal.
+    #: SHA-256 of its bytes, in hexadecimal.
     sha256: str
 
 
 def migration_files(folder: Path) -> list[MigrationFile]:
-    """The migrations of a folder, in their order."""
+    """Return the migrations of a folder, in order."""
     return [
         MigrationFile(int(file.name[1:].partition("__")[0]), file.name, hashlib.sha256(file.read_bytes()).hexdigest())
         for file in sorted(folder.glob("V*.sql"))

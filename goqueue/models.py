@@ -1,7 +1,7 @@
 """The rows and requests of the storage layer as immutable msgspec Structs.
 
-What a caller gives (`NewJob`, `JobUpdate`, `JobFilter`) is checked when it is made: an `InvalidJobError` names the
-field, what was got and what is allowed. What the database gives (`Job`) is taken as it is.
+What callers create (`NewJob`, `JobUpdate`, `JobFilter`) is checked on creation. An `InvalidJobError` names the field,
+the value and what is allowed. What the database returns (`Job`) is not checked.
 """
 
 import sys
@@ -44,7 +44,7 @@ JsonValue = Any
 
 
 class JobStatus(StrEnum):
-    """The five states of a job; the values are those of the type ``goqueue.job_status``."""
+    """The five states of a job, with the values of the type ``goqueue.job_status``."""
 
     PENDING = "pending"
     RUNNING = "running"
@@ -54,27 +54,27 @@ class JobStatus(StrEnum):
 
 
 class TransactionStatus(StrEnum):
-    """The outcome of a transaction; the values are those of pg_xact_status()."""
+    """The outcome of a transaction, with the values of pg_xact_status()."""
 
     COMMITTED = "committed"
-    #: Rolled back, by the client, an error or a crash of the server.
+    #: Rolled back by the client, an error or a server crash.
     ABORTED = "aborted"
     IN_PROGRESS = "in progress"
-    #: Too old for the server, or another server's.
+    #: The transaction is too old, or belongs to another server.
     UNKNOWN = "unknown"
 
 
 class Job(Struct, frozen=True, kw_only=False):
-    """One row of goqueue.jobs, its fields in the order of the columns in sql/jobs.sql; times are aware datetimes."""
+    """One row of goqueue.jobs. Fields are in the column order of sql/jobs.sql; times are aware datetimes."""
 
     id: UUID
     queue: str
     job_type: str
     payload: JsonValue
     status: JobStatus
-    #: The lower number runs first.
+    #: Lower numbers run first.
     priority: int
-    #: Attempts started so far, the running one included.
+    #: Attempts started so far, including the running one.
     attempts: int
     max_attempts: int
     last_error: str | None
@@ -82,29 +82,29 @@ class Job(Struct, frozen=True, kw_only=False):
     #: The worker that holds the job; None unless running.
     locked_by: str | None
     locked_at: datetime | None
-    #: Counts the claims: the holder's fencing token.
+    #: The holder's fencing token: the number of claims so far.
     lease_token: int
     #: The end of the lease; None unless claimed.
     lease_expires_at: datetime | None
     scheduled_at: datetime
     created_at: datetime
     updated_at: datetime
-    #: When the latest attempt started.
+    #: Start of the latest attempt.
     started_at: datetime | None
     #: When the job became completed, dead or cancelled.
     completed_at: datetime | None
 
 
 class Lease(Struct, metaclass=HelpfulMeta, frozen=True):
-    """A held job: its id, and the token of its claim. A claimed `Job` serves as well."""
+    """A held job: its id and its fencing token. A claimed `Job` can be passed instead."""
 
     id: UUID
     lease_token: int
 
 
 class Backoff(Struct, metaclass=HelpfulMeta, frozen=True, kw_only=True):
-    """The wait of a failed job: ``base * factor ** (attempts - 1)``, at most ``maximum``, and at random up to the share
-    ``jitter`` longer. Raises `InvalidJobError`."""
+    """The retry delay: ``base * factor ** (attempts - 1)``, at most ``maximum``, plus a random share of it up to
+    ``jitter``. Raises `InvalidJobError`."""
 
     base: timedelta = timedelta(seconds=15)
     factor: float = 2.0
@@ -127,7 +127,7 @@ class Failure(Struct, frozen=True):
     """One failed attempt of a job, a row of goqueue.job_failures."""
 
     lease_token: int
-    #: The attempt's number at the time; a retried job counts from one again.
+    #: The number of the attempt; a retried job starts at one again.
     attempt: int
     started_at: datetime | None
     failed_at: datetime
@@ -189,10 +189,10 @@ class NewJob(Struct, metaclass=HelpfulMeta, frozen=True, kw_only=True, omit_defa
 class JobUpdate(
     Struct, metaclass=HelpfulMeta, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
 ):
-    """The changes to one job. Only the given fields change. None clears a field that can be empty, and sets
+    """Changes to one job. Only the given fields change. None clears a nullable field, and sets ``scheduled_at`` to now.
     ``scheduled_at`` to now.
 
-    Times and the holder follow from ``status``. A job set running is held by ``locked_by``, or else by the session's
+    ``status`` determines the times and the holder. A job set running is held by ``locked_by``, else by the session's
     application_name. A job set completed, dead or cancelled gets its finish time. Raises `InvalidJobError`.
     """
 
@@ -232,10 +232,10 @@ class JobUpdate(
 
 
 class JobFilter(Struct, metaclass=HelpfulMeta, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The jobs to list, count or change: those that match every given condition.
+    """The jobs to list, count or change: those that match all given conditions.
 
-    ``status``, ``queue`` and ``job_type`` are one value or several. The range of creation (aware datetimes) includes
-    ``created_from`` and excludes ``created_before``. Raises `InvalidFilterError`.
+    ``status``, ``queue`` and ``job_type`` each accept one value or several. The range of creation (aware datetimes)
+    includes ``created_from`` and excludes ``created_before``. Raises `InvalidFilterError`.
     """
 
     status: JobStatus | str | Collection[JobStatus | str] | None = None
@@ -248,7 +248,7 @@ class JobFilter(Struct, metaclass=HelpfulMeta, frozen=True, kw_only=True, forbid
         self.parameters()
 
     def parameters(self) -> dict[str, Any]:
-        """Return the parameters of list_jobs and count_jobs: sorted lists without repetition, times, or None."""
+        """Return the parameters of list_jobs and count_jobs: sorted lists without duplicates, times, or None."""
         try:
             times = {
                 name: None if (time := getattr(self, name)) is None else check_time(name, time)
@@ -269,10 +269,10 @@ class JobFilter(Struct, metaclass=HelpfulMeta, frozen=True, kw_only=True, forbid
 
 
 class Page(Struct, frozen=True):
-    """A page of a list. Pass ``next_cursor`` to `list_jobs` for the next page; it is None on the last one.
+    """A page of a list. Pass ``next_cursor`` to `list_jobs` for the next page; it is None on the last page.
 
-    ``unreadable`` has the jobs that can't be read, each with the reason: a payload that Python can't hold, or a status
-    that a later release has added. Together with them, every page but the last has as many jobs as the limit.
+    ``unreadable`` has the jobs that can't be read, each with the reason: a payload that Python can't represent, or a
+    status that a later release added. They count towards the page's limit.
     """
 
     jobs: list[Job]
@@ -281,7 +281,7 @@ class Page(Struct, frozen=True):
 
 
 class QueueStats(Struct, frozen=True):
-    """One queue: its jobs by status, the age of its oldest due job (None if none is due), its expired leases."""
+    """One queue: its jobs by status, the age of its oldest due job (None if none is due), and its expired leases."""
 
     queue: str
     counts: dict[JobStatus, JobCount]
@@ -289,16 +289,16 @@ class QueueStats(Struct, frozen=True):
     expired_leases: int
 
 
-#: A job's id, as such or as text.
+#: A job's id: a UUID or its text.
 JobId = UUID | str
 
-#: What the methods for leases take: a claimed job, or its id and token.
+#: A held job, as the lease methods accept it: a claimed job, or its id and token.
 Held = Job | Lease
 
-#: What the methods for many jobs take: ids, or a filter.
+#: Jobs, as the bulk methods accept them: ids, or a filter.
 Jobs = JobId | Iterable[JobId] | JobFilter
 
-# Each returns the value as exactly the type that is checked for: freezegun's and pendulum's times are derived from
-# datetime, a member of a StrEnum from str, and msgspec and psycopg write derived types in ways of their own.
+# The checks return exactly the plain type: msgspec and psycopg write subclasses differently (pendulum's times,
+# StrEnum).
 _keep = msgspec.structs.force_setattr
 _RANGE_FIELDS: Final = ("created_from", "created_before")

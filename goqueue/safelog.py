@@ -1,7 +1,7 @@
 """Log calls that never raise.
 
-The library logs after the server has committed. An error in the application's own logging (a record factory, a filter,
-a handler) must not hide the result of a statement that has run: the jobs of a claim would be lost to their caller.
+The library logs after the server has committed. An error in the application's logging (a record factory, filter or
+handler) must not hide a statement's result: the jobs of a claim would be lost.
 """
 
 import logging
@@ -11,16 +11,15 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-# Loggers whose lost records were reported. One report each: the next statement most likely fails in the same way.
+# Loggers whose lost records were reported, once each: the next statement probably fails in the same way.
 _reported: set[str] = set()
 
 
 def log(logger: logging.Logger, level: int, message: str, /, *args: object, **fields: object) -> None:
-    """Log a record with ``fields`` as its attributes; without an error, whatever the application's logging raises.
+    """Log a record with ``fields`` as its attributes. Suppress any error of the application's logging.
 
-    The application's attributes win: where its record factory has set ``job_id``, ours is ``goqueue_job_id``. (With
-    ``extra``, logging raises KeyError for a name that is taken.) Of the exceptions only those that end a program or a
-    task, such as KeyboardInterrupt, get through.
+    The application's attributes win: if its record factory has set ``job_id``, ours is ``goqueue_job_id``. (``extra``
+    would raise KeyError for a name in use.) Exceptions that end a program or a task, such as KeyboardInterrupt, pass.
     """
     try:
         if not logger.isEnabledFor(level):
@@ -30,43 +29,43 @@ def log(logger: logging.Logger, level: int, message: str, /, *args: object, **fi
         for name, value in fields.items():
             setattr(record, f"goqueue_{name}" if hasattr(record, name) else name, value)
         logger.handle(record)
-    except Exception:  # noqa: BLE001 - whatever the application's own code raises
+    except Exception:  # noqa: BLE001 - the application's own code can raise anything
         record_lost(logger.name)
 
 
 def record_lost(what: str) -> None:
-    """Report the exception in hand on standard error, once for each ``what``; as logging does, not in production
-    (``logging.raiseExceptions`` False)."""
+    """Report the current exception on standard error, once for each ``what``. As in logging, do nothing if
+    ``logging.raiseExceptions`` is False."""
     if not logging.raiseExceptions or what in _reported:
         return
     _reported.add(what)
-    with suppress(Exception):  # closed, full, or of the application's own making
-        sys.stderr.write(f"goqueue: a record of {what} was lost; the call that it was about is not affected:\n")
+    with suppress(Exception):  # closed, full, or the application's own stream
+        sys.stderr.write(f"goqueue: a log record of {what} was lost; the call itself is not affected:\n")
         traceback.print_exc(file=sys.stderr)
 
 
 _statements = logging.getLogger("goqueue.sql")
 
-# What a log record says of a statement's parameters, by the name of its field. Of several jobs it has the number alone:
-# up to a thousand ids would make it unreadable.
+# Log fields for a statement's parameters, by field name. For several jobs, only the number: a thousand ids would be
+# unreadable.
 _LOGGED = {"job_id": ("id", "job_id"), "queue": ("queue", "queues"), "worker_id": ("worker_id",)}
 
 
 def report(
     name: str, parameters: Mapping[str, Any], seconds: float, *, slow: float, rows: int = 0, error: str | None = None
 ) -> None:
-    """Log a statement that was run, to `goqueue.sql`: a warning when it took ``slow`` seconds (0: never), else for
-    debugging. It never raises: the statement has run.
+    """Log an executed statement to `goqueue.sql`: as a warning if it took ``slow`` seconds or more (0: never), else at
+    debug level. Never raise: the statement was executed.
 
-    The fields: query, duration_ms, rows, error (its SQLSTATE, else the exception's name), and job_id, jobs (how many
-    were given), queue, worker_id where it has them.
+    The fields: query, duration_ms, rows, error (the SQLSTATE, else the exception's name). If known: job_id, jobs (how
+    many were given), queue, worker_id.
     """
     is_slow = 0 < slow <= seconds
     level = logging.WARNING if is_slow else logging.DEBUG
     try:
         if not _statements.isEnabledFor(level):
             return
-    except Exception:  # noqa: BLE001 - a logger of the application's own class
+    except Exception:  # noqa: BLE001 - the application's own class of logger
         record_lost(_statements.name)
         return
     milliseconds = round(seconds * 1000, 3)

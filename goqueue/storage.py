@@ -27,16 +27,16 @@ from goqueue.models import (
 
 @runtime_checkable
 class JobListener(Protocol):
-    """An early wake-up for an idle worker, as `Storage.listen` returns it. Use it in a ``with``."""
+    """A wake-up call for an idle worker, returned by `Storage.listen`. Use it in a ``with`` statement."""
 
-    #: The leases of running jobs of the queues that were cancelled or deleted, as reported by the last `wait`.
+    #: The leases of running jobs that were cancelled or deleted, as reported by the last `wait`.
     cancelled: frozenset[Lease]
 
     def wait(self, timeout: timedelta) -> frozenset[str]:
-        """Return the queues in which jobs became ready, as soon as there are some. Return none after ``timeout``, or
-        when a running job was cancelled (``cancelled``).
+        """Wait until jobs of the queues become ready, and return their queues. Return an empty set after ``timeout``,
+        or when a running job was cancelled (see ``cancelled``).
 
-        It is a hint, and can be late, repeated or missing: poll as well.
+        The result is a hint: it can be late, repeated or missing. Poll as well.
         """
 
     def close(self) -> None:
@@ -51,43 +51,44 @@ class JobListener(Protocol):
 class Storage(Protocol):
     """The contract of a storage backend.
 
-    Every method raises these errors: `InvalidJobError` (or a subclass) for an invalid argument, before anything is
-    changed; `StorageUnavailableError` if the storage can't be reached in time, and nothing was changed;
-    `OutcomeUnknownError`, a kind of it, if a change was perhaps made; another `StorageError` if the storage refuses.
+    Every method can raise these errors. `InvalidJobError` or a subclass: an argument is invalid, and nothing was
+    changed. `StorageUnavailableError`: the storage could not be reached in time, and nothing was changed.
+    `OutcomeUnknownError`, its subclass: the change may have been made. Another `StorageError`: the storage rejected the
+    call.
 
-    "Repeating" is the effect of a second call with the same arguments, after a first one that was committed. An id is a
-    UUID or its text.
+    "Repeating" describes a second call with the same arguments, after the first was committed. A job id is a UUID or
+    its text.
     """
 
     def create_job(self, job: NewJob) -> Job:
-        """Add a job, and return it. Creating the very same `NewJob` again returns the job of the first call.
+        """Add a job and return it. Creating the same `NewJob` again returns the job of the first call.
 
         Raises: `DuplicateJobError`, with the existing job's id, if the idempotency key or the id is taken.
         Repeating: returns the job of the first call.
         """
 
     def get_or_create_job(self, job: NewJob) -> tuple[Job, bool]:
-        """Return the job that has the idempotency key or the id of ``job``, and whether this call created it.
+        """Return the job with the idempotency key or the id of ``job``, creating it if there is none. Return also
+        whether this call created it.
 
         Repeating: returns the same job; created is then False.
         """
 
     def create_jobs(self, jobs: Iterable[NewJob]) -> list[tuple[UUID, bool]]:
-        """Add many jobs: all of them, or none after an error. Return (id, created) of each, in the order given.
+        """Add many jobs: all, or none if one fails. Return (id, created) of each, in the given order.
 
-        A job is not created if a stored job or an earlier one of ``jobs`` has its idempotency key; the id is then that
-        job's.
+        A job is not created if a stored job or an earlier one of ``jobs`` has its idempotency key. The returned id is
+        then that job's.
 
-        Repeating: adds no `NewJob` twice; jobs that exist are not created.
+        Repeating: adds no `NewJob` twice; existing jobs are not created.
         """
 
     def create_jobs_in_batches(self, jobs: Iterable[NewJob]) -> Iterator[list[tuple[UUID, bool]]]:
-        """Add the jobs of an iterable of any length, in constant memory. Yield (id, created) of each job, batch by
-        batch.
+        """Add the jobs of an iterable of any length, in constant memory. Yield lists of (id, created), batch by batch.
 
-        Each step reads, adds and commits one batch. Batches that were yielded stay, also if a later one fails.
+        Each step reads, adds and commits one batch. Committed batches remain even if a later one fails.
 
-        Repeating: adds no `NewJob` twice; jobs that exist are not created.
+        Repeating: adds no `NewJob` twice; existing jobs are not created.
         """
 
     def get_job(self, job_id: JobId) -> Job:
@@ -98,7 +99,7 @@ class Storage(Protocol):
         """
 
     def get_jobs(self, job_ids: Iterable[JobId]) -> list[Job]:
-        """Return the jobs with these ids, in their order. Missing jobs are left out.
+        """Return the jobs with these ids, in the given order. Missing jobs are omitted.
 
         Raises: `CorruptJobError` if one of them can't be read.
         Repeating: changes nothing.
@@ -114,26 +115,26 @@ class Storage(Protocol):
     def list_jobs(self, job_filter: JobFilter | None = None, limit: int = 50, cursor: str | None = None) -> Page:
         """Return a page of ``limit`` (1 to 1000) jobs, newest first. Only the last page can be shorter.
 
-        ``cursor`` is the ``next_cursor`` of the page before, with the same filter.
+        ``cursor`` is the ``next_cursor`` of the previous page, with the same filter.
 
         Raises: `InvalidCursorError` for a cursor of another filter.
         Repeating: changes nothing.
         """
 
     def count_jobs(self, job_filter: JobFilter | None = None) -> JobCount:
-        """Count the jobs that match. The count is exact up to 10,000 jobs; beyond, it is an estimate, and ``exact`` is
-        False.
+        """Count the jobs that match. The count is exact up to 10,000 jobs. Beyond that it is an estimate, and its
+        ``exact`` is False.
 
         Repeating: changes nothing.
         """
 
     def update_job(self, job_id: JobId, update: JobUpdate) -> Job:
-        """Change the given fields of a job, and return the changed job.
+        """Change the given fields of a job and return the changed job.
 
         Raises: `JobNotFoundError` if there is no such job; `JobStateError` if its status does not allow the new one;
         `DuplicateJobError` if another job has the idempotency key; `TransactionConflictError` if another session
         changed the job at the same time; `CorruptJobError`, after the change, if the payload can't be read.
-        Repeating: sets the same values again, over later changes of others.
+        Repeating: sets the same values again, and overwrites later changes by others.
         """
 
     def replace_pending_job(self, job: NewJob) -> Job:
@@ -141,40 +142,42 @@ class Storage(Protocol):
 
         Raises: `DuplicateJobError` if the key's job is no longer pending, or another job has the id; `InvalidJobError`
         for a job without a key.
-        Repeating: replaces the job again, over later changes of others.
+        Repeating: replaces the job again, and overwrites later changes by others.
         """
 
     def cancel_jobs(self, jobs: Jobs) -> int:
-        """Cancel pending and running jobs, given by ids or by filter, and return how many. Others stay as they are.
+        """Cancel pending and running jobs, given by ids or by filter. Return how many. Jobs in other states are
+        unchanged.
 
-        Repeating: does not count cancelled jobs; it cancels those that others retried meanwhile.
+        Repeating: does not count cancelled jobs; cancels jobs that were retried in the meantime.
         """
 
     def retry_jobs(self, jobs: Jobs) -> int:
-        """Make dead and cancelled jobs pending again, due at once and with all their attempts, and return how many.
+        """Make dead and cancelled jobs pending again, due at once, with all their attempts. Return how many.
 
-        Repeating: leaves pending jobs as they are; it retries those that ended meanwhile.
+        Repeating: leaves pending jobs unchanged; retries jobs that ended in the meantime.
         """
 
     def reschedule_jobs(
         self, jobs: Jobs, *, scheduled_at: datetime | None = None, delay: timedelta | None = None
     ) -> int:
-        """Set another time for pending jobs, and return how many: ``scheduled_at`` (aware), or ``delay`` from now.
+        """Set a new time for pending jobs: ``scheduled_at`` (aware), or ``delay`` from now. Return how many.
 
-        Repeating: sets the same ``scheduled_at`` again, or a new one after ``delay``, over later changes of others.
+        Repeating: sets the same ``scheduled_at`` again, or a new time from ``delay``; overwrites later changes by
+        others.
         """
 
     def delete_job(self, job_id: JobId) -> None:
-        """Delete a job, whatever its status, and the history of its failures.
+        """Delete a job in any status, with its failure history.
 
         Raises: `JobNotFoundError` if there is none; `JobStateError` if something outside the storage refers to it.
         Repeating: raises `JobNotFoundError`.
         """
 
     def prune_jobs(self, older_than: timedelta, statuses: Collection[JobStatus] = ..., limit: int = 1000) -> Pruned:
-        """Delete one batch of at most ``limit`` jobs that finished longer than ``older_than`` ago. Return how many.
+        """Delete one batch of at most ``limit`` jobs that finished more than ``older_than`` ago. Return how many.
 
-        Jobs that something outside the storage refers to are skipped; ``kept`` of the result names them.
+        Jobs that something outside the storage refers to are skipped; the result's ``kept`` names them.
 
         Repeating: deletes the next batch.
         """
@@ -182,13 +185,13 @@ class Storage(Protocol):
     def claim_jobs(
         self, queues: str | Collection[str], worker_id: str, limit: int = 1, lease: timedelta = ...
     ) -> list[Job]:
-        """Claim at most ``limit`` due jobs of the queues. ``worker_id`` holds each for ``lease``; no other worker holds
-        it then.
+        """Claim at most ``limit`` due jobs of the queues. ``worker_id`` holds each job exclusively for ``lease``.
 
-        The order is by priority; among queues of one priority, the queue that has waited longest first; then by
-        scheduled_at and id. An empty list means that no job is due, or that a second went to unreadable jobs.
+        Jobs are ordered by priority. Among queues of one priority, the queue that has waited longest comes first;
+        within it, jobs are ordered by scheduled_at and id. An empty list means that no job is due, or that unreadable
+        jobs took up a second.
 
-        Repeating: claims other jobs; those of a lost reply stay held until their leases expire.
+        Repeating: claims other jobs; jobs of a lost reply stay leased until their leases expire.
         """
 
     def complete_and_claim(
@@ -201,22 +204,22 @@ class Storage(Protocol):
     ) -> list[Job]:
         """Run `complete_jobs` and `claim_jobs` with one commit.
 
-        Raises: `LeaseLostError` names the jobs whose lease was lost; the others are completed, and none is claimed.
-        Repeating: completes nothing twice and claims other jobs; those of a lost reply stay held until their leases
+        Raises: `LeaseLostError` with the jobs whose leases were lost. The others are completed, and no job is claimed.
+        Repeating: completes nothing twice and claims other jobs; jobs of a lost reply stay leased until their leases
         expire.
         """
 
     def heartbeat_jobs(self, leases: Iterable[Held], lease: timedelta = ...) -> None:
-        """Renew the leases of running jobs, for ``lease`` from now.
+        """Renew the leases of running jobs for ``lease`` from now.
 
-        Raises: `LeaseLostError` names the jobs lost; the others are renewed.
+        Raises: `LeaseLostError` with the lost jobs; the others are renewed.
         Repeating: renews the leases again.
         """
 
     def complete_jobs(self, leases: Iterable[Held]) -> None:
         """Complete jobs.
 
-        Raises: `LeaseLostError` names the jobs lost; the others are completed.
+        Raises: `LeaseLostError` with the lost jobs; the others are completed.
         Repeating: succeeds under the same leases while the jobs are stored, and changes nothing.
         """
 
@@ -230,65 +233,66 @@ class Storage(Protocol):
     def fail_jobs(
         self, failures: Iterable[tuple[Held, str]], *, retry_in: timedelta | None = None, backoff: Backoff = ...
     ) -> dict[UUID, JobStatus]:
-        """End attempts with an error: (lease, error) of each. Return the new status by id.
+        """Fail running attempts, given as pairs (lease, error). Return the new status by id.
 
-        A job waits for its next attempt, for ``retry_in`` or else by ``backoff``. Without an attempt left it is dead.
+        A job with attempts left becomes pending again, due after ``retry_in`` or else ``backoff``. Otherwise it is
+        dead.
 
-        Raises: `LeaseLostError` names the jobs lost; the others fail.
-        Repeating: raises `LeaseLostError` for the jobs that failed under these leases; no attempt fails twice.
+        Raises: `LeaseLostError` with the lost jobs; the others fail.
+        Repeating: raises `LeaseLostError` for jobs that failed under these leases; no attempt fails twice.
         """
 
     def fail_job(
         self, lease: Held, error: str, *, retry_in: timedelta | None = None, backoff: Backoff = ...
     ) -> JobStatus:
-        """End one attempt, as `fail_jobs` does. Return the new status: pending or dead.
+        """Fail one attempt, as `fail_jobs` does. Return the new status: pending or dead.
 
         Raises: `LeaseLostError` if the lease was lost.
         Repeating: raises `LeaseLostError` if the job failed under this lease; no attempt fails twice.
         """
 
     def bury_jobs(self, failures: Iterable[tuple[Held, str]]) -> None:
-        """End attempts with an error, and make the jobs dead at once, whatever attempts they have left: (lease, error)
-        of each.
+        """Fail running attempts, given as pairs (lease, error), and make the jobs dead at once, even with attempts
+        left.
 
-        Raises: `LeaseLostError` names the jobs lost; the others are dead.
-        Repeating: raises `LeaseLostError` for the jobs that died under these leases; no attempt fails twice.
+        Raises: `LeaseLostError` with the lost jobs; the others are dead.
+        Repeating: raises `LeaseLostError` for jobs that died under these leases; no attempt fails twice.
         """
 
     def release_jobs(self, leases: Iterable[Held], *, delay: timedelta = ...) -> None:
-        """Return running jobs to pending without counting the attempt, as at a shutdown.
+        """Return running jobs to pending without counting the attempt, for example at shutdown.
 
-        They are due after ``delay``. Without one they keep their time, and so their place in the queue.
+        They are due after ``delay``. Without a delay they keep their time, and so their place in the queue.
 
-        Raises: `LeaseLostError` names the jobs lost; the others are released.
-        Repeating: raises `LeaseLostError` for the released jobs; no attempt is given back twice.
+        Raises: `LeaseLostError` with the lost jobs; the others are released.
+        Repeating: raises `LeaseLostError` for the released jobs; no attempt is restored twice.
         """
 
     def rescue_jobs(self, limit: int = 1000) -> dict[UUID, JobStatus]:
-        """Make jobs whose lease has expired pending again, due at once, or dead without an attempt left. Return the
+        """Recover jobs whose lease has expired: pending and due at once, or dead if no attempt is left. Return the new
         status by id.
 
-        Repeating: rescues the next ones.
+        Repeating: rescues the next jobs.
         """
 
     def next_job_at(self, queues: str | Collection[str]) -> datetime | None:
-        """Return when the next job of the queues is due; None if no job is pending. A time in the past means that one
-        is due.
+        """Return when the next job of the queues is due, or None if no job is pending. A time in the past means that a
+        job is due now.
 
         Repeating: changes nothing.
         """
 
     def listen(self, queues: str | Collection[str]) -> JobListener:
-        """Return a listener, which wakes an idle worker when jobs of the queues become ready. Open it in a ``with``."""
+        """Return a listener that wakes an idle worker when jobs of the queues become ready. Open it in a ``with``."""
 
     def list_failures(self, job_id: JobId) -> list[Failure]:
-        """Return the failed attempts of one job, the first one first.
+        """Return the failed attempts of one job, oldest first.
 
         Repeating: changes nothing.
         """
 
     def queue_stats(self) -> list[QueueStats]:
-        """Return each queue's jobs by status, the age of its oldest due job, and its expired leases; ordered by queue.
+        """Return each queue's jobs by status, age of the oldest due job and expired leases, ordered by queue.
 
         Repeating: changes nothing.
         """
@@ -300,13 +304,13 @@ class Storage(Protocol):
         """
 
     def ping(self) -> None:
-        """Return if the storage answers and can be used.
+        """Check that the storage responds and is usable.
 
         Repeating: changes nothing.
         """
 
     def close(self) -> None:
-        """Release what the store holds open. A second call does nothing."""
+        """Release the store's resources. A second call does nothing."""
 
     def __enter__(self) -> Self: ...
 

@@ -1,7 +1,7 @@
-"""Rules for what callers give: the form of a call, names, numbers, times, intervals.
+"""Checks of callers' arguments: the form of a call, names, numbers, times, intervals.
 
-Each check returns the value as exactly the type that is checked for: freezegun's and pendulum's times are derived
-from datetime, a member of a StrEnum from str, and msgspec and psycopg write derived types in ways of their own.
+Each check returns exactly the plain type, because msgspec and psycopg write subclasses differently. Examples are
+freezegun's and pendulum's times and members of a StrEnum.
 """
 
 import re
@@ -23,7 +23,7 @@ Choice = TypeVar("Choice", bound=StrEnum)
 
 
 class HelpfulMeta(StructMeta):
-    """The class of a Struct that callers make: a wrong call is a TypeError that names the fields."""
+    """Metaclass of the Structs that callers create: a wrong call raises a TypeError that names the fields."""
 
     def __call__(cls, /, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 - as type's own
         try:
@@ -37,7 +37,7 @@ class HelpfulMeta(StructMeta):
 
 
 def _said(cls: HelpfulMeta, count: int, names: Collection[str]) -> str | None:
-    """What is wrong with a call by its form alone, and how it is right; None for what another error says."""
+    """Return what is wrong with the form of a call and what is right; None if another error reports it."""
     parameters = cls.__signature__.parameters
     fields = ", ".join(parameters)
     positional = [one.name for one in parameters.values() if one.kind is not Parameter.KEYWORD_ONLY]
@@ -59,14 +59,14 @@ def _said(cls: HelpfulMeta, count: int, names: Collection[str]) -> str | None:
     return None
 
 
-# The table's own limits (its CHECK constraints), told before a statement is sent.
+# The table's own limits (its CHECK constraints), checked before a statement is sent.
 MAX_NAME_CHARACTERS: Final = 255
 MAX_ATTEMPTS: Final = 10_000
 MAX_PRIORITY: Final = 32_767
 DEFAULT_MAX_ATTEMPTS: Final = 25
 MAX_PAGE: Final = 1000
 
-# A thousand years: added to any time of ours it stays among the years that Python knows.
+# A thousand years: added to any valid time, it stays in Python's range.
 MAX_INTERVAL: Final = timedelta(days=365_000)
 _ZERO: Final = timedelta(0)
 
@@ -86,14 +86,15 @@ def exact_text(value: str) -> str:
 
 
 def check_text(name: str, value: str) -> None:
-    """Raises `InvalidJobError` for what PostgreSQL can't hold in a text: NUL, and a lone surrogate."""
+    """Raise `InvalidJobError` for a text that PostgreSQL can't store: NUL, or a lone surrogate."""
     if (problem := text_problem(value)) is not None:
         raise InvalidJobError(f"{name} {problem[1]}")
 
 
 def check_name(name: str, value: object) -> str:
-    """``value``, if it is a string of 1 to 255 characters that PostgreSQL can hold; else `InvalidJobError`."""
-    # A bulk has thousands of them.
+    """Return ``value`` if it is a string of 1 to 255 characters that PostgreSQL can store; else raise
+    `InvalidJobError`."""
+    # The fast path for bulks.
     if type(value) is str and 0 < len(value) <= MAX_NAME_CHARACTERS and value.isascii() and "\0" not in value:
         return value
     if not isinstance(value, str):
@@ -106,15 +107,15 @@ def check_name(name: str, value: object) -> str:
 
 
 def check_transaction_id(value: object) -> str:
-    """``value``, if it is the text of a transaction's id (xid8); else `InvalidJobError`."""
+    """Return ``value`` if it is the text of a transaction id (xid8); else raise `InvalidJobError`."""
     if not isinstance(value, str) or not re.fullmatch(r"[0-9]{1,20}", value) or int(value) >= 2**64:
-        raise InvalidJobError(f"transaction_id must be as OutcomeUnknownError has it, not {shown(value)}")
+        raise InvalidJobError(f"transaction_id must come from an OutcomeUnknownError, not {shown(value)}")
     return exact_text(value)
 
 
 def check_integer(name: str, value: object, least: int, most: int) -> int:
-    """Return ``value``, if it is an integer (of an IntEnum or numpy too, no bool) from ``least`` to ``most``; else
-    raise `InvalidJobError`."""
+    """Return ``value`` if it is an integer from ``least`` to ``most``; else raise `InvalidJobError`. An IntEnum or
+    numpy integer is accepted, a bool is not."""
     number = value if type(value) is int else _exact_integer(value)
     if number is None or not least <= number <= most:
         raise InvalidJobError(f"{name} must be a whole number from {least:,} to {most:,}, not {shown(value)}")
@@ -137,24 +138,24 @@ def check_time(name: str, value: object) -> datetime:
             raise InvalidJobError(
                 f"{name} is {value.isoformat()} without a time zone; give an aware datetime, such as datetime.now(UTC)"
             )
-        # In UTC, because JSON has no seconds in a time zone's offset, and so that equal times are written alike.
+        # In UTC: JSON has no seconds in a time zone's offset, and equal times are written alike.
         return _exact_time(value.astimezone(UTC))
     except OverflowError:
         raise InvalidJobError(f"{name} is {value.isoformat()}, which is beyond the years 1 to 9999 in UTC") from None
-    except TypeError:  # pandas' NaT, which is a datetime and no time
+    except TypeError:  # pandas' NaT is a datetime without a time
         raise InvalidJobError(f"{name} must be a datetime, not {shown(value)}") from None
 
 
 def _exact_time(at: datetime) -> datetime:
-    # Not `type(at) is datetime`: freezegun puts a class of its own in place of that name.
+    # Not `type(at) is datetime`: freezegun replaces that name with its own class.
     if type(at) is type(FIRST_TIME):
         return at
     return FIRST_TIME.replace(at.year, at.month, at.day, at.hour, at.minute, at.second, at.microsecond)
 
 
 def check_interval(name: str, value: object) -> timedelta:
-    """``value``, if it is a timedelta of zero to 365,000 days; else `InvalidJobError`."""
-    # What the base class adds is what `datetime + value` adds, whatever a derived type makes of its attributes.
+    """Return ``value`` if it is a timedelta of zero to 365,000 days; else raise `InvalidJobError`."""
+    # Adding as `datetime + value` does ignores the attributes that a subclass overrides.
     exact = timedelta.__add__(_ZERO, value) if isinstance(value, timedelta) else None
     if exact is None or not _ZERO <= exact <= MAX_INTERVAL:
         most = f"{MAX_INTERVAL.days:,} days"
@@ -171,17 +172,18 @@ def check_kind(name: str, value: object, *kinds: type, secret: bool = False) -> 
 
 
 def clean_text(value: object, most: int = 10_000) -> str:
-    """``value`` as PostgreSQL can hold it, at most ``most`` characters: no report of an error must be lost over one."""
+    """Return ``value`` as text that PostgreSQL can store, of at most ``most`` characters. Never raise: the text reports
+    an error."""
     try:
         text = str(value)
-    except Exception:  # noqa: BLE001 - whatever the object's own code raises
+    except Exception:  # noqa: BLE001 - the object's own code can raise anything
         text = f"{type(value).__name__} that can't be shown"
     text = text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def as_job_id(value: object) -> UUID:
-    """``value`` as a UUID, from a UUID or its text; else `InvalidJobError`."""
+    """Return ``value``, a UUID or its text, as a UUID; else raise `InvalidJobError`."""
     if isinstance(value, UUID):
         return value if type(value) is UUID else UUID(int=value.int)
     if isinstance(value, str):
@@ -193,7 +195,7 @@ def as_job_id(value: object) -> UUID:
 
 
 def check_choice(name: str, value: object, choices: type[Choice]) -> Choice:
-    """Return ``value`` as a member of a StrEnum, from one or its text; else raise `InvalidJobError`."""
+    """Return ``value``, a member of a StrEnum or its text, as a member; else raise `InvalidJobError`."""
     try:
         return choices(value)  # type: ignore[arg-type]
     except ValueError:
@@ -206,20 +208,20 @@ def check_several(name: str, value: object, check: Any) -> list[str] | None:
         return None
     values = [value] if isinstance(value, str) or not isinstance(value, Collection) else list(value)
     if not values:
-        raise InvalidFilterError(f"{name} is an empty collection, which no job matches; leave it out not to filter")
+        raise InvalidFilterError(f"{name} is an empty collection, which no job matches; omit it to match all jobs")
     return sorted({check(item) for item in values})
 
 
 def shown(value: object) -> str:
     try:
         text = repr(value)
-    except Exception:  # noqa: BLE001 - whatever the object's own code raises
+    except Exception:  # noqa: BLE001 - the object's own code can raise anything
         text = "a value that can't be shown"
     return f"{text if len(text) <= 60 else text[:57] + '...'} ({full_name(type(value))})"
 
 
 def full_name(kind: type) -> str:
-    """The name of a type, with its module's unless it is builtin."""
+    """Return the name of a type, with its module unless it is builtin."""
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
@@ -227,7 +229,7 @@ FIRST_TIME, LAST_TIME = datetime.min.replace(tzinfo=UTC), datetime.max.replace(t
 
 
 def check_limit(limit: object) -> int:
-    """``limit``, if it is an int from 1 to 1000; else `InvalidFilterError`."""
+    """Return ``limit`` if it is an int from 1 to 1000; else raise `InvalidFilterError`."""
     if (number := _exact_integer(limit)) is None or not 1 <= number <= MAX_PAGE:
         raise InvalidFilterError(f"limit must be a whole number from 1 to {MAX_PAGE:,}, not {shown(limit)}")
     return number

@@ -116,7 +116,7 @@ class TestTheCatalogue:
         assert "SELECT /* goqueue:ping */ count(*) <= 0" in run("ping", "--sql-dir", ".").out
         assert "FROM goqueue.jobs" in run("get_job", "--sql-dir", ".").out
         Path("mine.sql").write_text("-- name: get_job(id)^\n")
-        assert "mine.sql is no SQL file of the store's" in run("get_job", "--sql-dir", ".").err
+        assert "mine.sql is not one of the store's SQL files" in run("get_job", "--sql-dir", ".").err
 
     def test_a_parameter_without_a_cast_is_of_an_unknown_type(self, run: Callable[..., Result]) -> None:
         text = (shipped_folder("sql") / "jobs.sql").read_text("utf-8")

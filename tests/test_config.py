@@ -427,7 +427,7 @@ PLACE = "for one in the user's name or the password"
         (" postgresql://u:{}@h/db", "it begins with a space or an invisible character"),
         ("\ufeffpostgresql://u:{}@h/db", "it begins with a space or an invisible character"),
         ("postgresql://u:{}@h/db ", "it ends in a space"),
-        ("postgresql://u:{} x@h/db", "it has a space; write %20 for one that is meant"),
+        ("postgresql://u:{} x@h/db", "it has a space; write %20 for a literal space"),
         ('"postgresql://u:{}@h/db"', "it is in quotation marks"),
         ("'host=h password={}'", "it is in quotation marks"),
         ("\u201cpostgresql://u:{}@h/db\u201d", "it is in quotation marks"),
@@ -442,7 +442,7 @@ PLACE = "for one in the user's name or the password"
         ("postgresql://u:$PASSWORD@{}/db", "it has a variable that was not replaced, such as $X"),
         ("postgresql://u:{}@$HOST/db", "it has a variable that was not replaced, such as $X"),
         ("postgresql://u:{}@h:$PORT/db", "it has a variable that was not replaced, such as $X"),
-        ("postgresql://u:%{}%@h/db", "it has a variable that was not replaced, such as %X%, or a % of its own"),
+        ("postgresql://u:%{}%@h/db", "it has a variable that was not replaced, such as %X%, or a bare %"),
         ("host=$HOST password={}", "it has a variable that was not replaced, such as $X"),
         ("mysql://u:{}@h/db", "its scheme is not postgresql://"),
         ("postgresql+psycopg://u:{}@h/db", "its scheme is not postgresql://"),
@@ -458,12 +458,12 @@ PLACE = "for one in the user's name or the password"
         ("postgresql://u:{}", "or the @ between password and host is missing"),
         ("postgresql://u:{}@x@h/db", f"it has more than one @; write %40 {PLACE}"),
         ("postgresql://u:x/{}@h/db", f"it has a / before the @; write %2F {PLACE}"),
-        ("postgresql://u:{}%@h/db", "it has a % of its own; write %25 for a % that is meant"),
-        ("postgresql://u:{}%zz@h/db", "write %25 for a % that is meant"),
+        ("postgresql://u:{}%@h/db", "it has a bare %; write %25 for a literal %"),
+        ("postgresql://u:{}%zz@h/db", "write %25 for a literal %"),
         ("postgresql://u:{}%00@h/db", "it has a NUL character"),
         ("postgresql://u:{}%ff@h/db", "it has characters, written with %, that are not UTF-8"),
         ("postgresql://u:{}@::1/db", "an IPv6 address is written [::1]"),
-        ("postgresql://u:{}@[::1/db", "a bracket without its other half; an IPv6 address is written [::1]"),
+        ("postgresql://u:{}@[::1/db", "an unmatched bracket; an IPv6 address is written [::1]"),
         ("postgresql://u:{}@h/db?sslmod=require", "a parameter that libpq does not know; did you mean sslmode?"),
         ("postgresql://u:x@h/db?{}=1", "it has a parameter that libpq does not know; exp"),
         ("postgresql://u:x@h/db?{}", "it has a parameter without ="),
@@ -886,7 +886,7 @@ def test_a_formatted_duration_reads_back_as_itself(value: timedelta) -> None:
 
 @pytest.mark.parametrize("text", ["", "5", "0", "s", "five minutes", "-5m", "1.5h", "5m3", "5x", f"{10**20}d"])
 def test_what_is_no_duration_with_its_unit_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="is no duration with its unit"):
+    with pytest.raises(ValueError, match="is not a duration with its unit"):
         parse_duration(text)
 
 

@@ -159,7 +159,7 @@ def test_nor_over_the_pools_own_records(
             [job] = store.claim_jobs("default", "w")
         logging.getLogger("psycopg.pool").manager._clear_cache()  # type: ignore[attr-defined]
         store.complete_job(job)
-    assert "a record of psycopg.pool was lost" in capsys.readouterr().err
+    assert "a log record of psycopg.pool was lost" in capsys.readouterr().err
 
 
 class TestFields:
@@ -203,7 +203,7 @@ class TestReport:
             for _ in range(3):
                 goqueue_store.ping()
         said = capsys.readouterr().err
-        assert said.startswith("goqueue: a record of goqueue.sql was lost; the call that it was about is not affected:")
+        assert said.startswith("goqueue: a log record of goqueue.sql was lost; the call itself is not affected:")
         assert said.count("Traceback") == 1
 
     def test_it_is_not_where_logging_keeps_its_own_errors_to_itself(

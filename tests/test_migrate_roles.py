@@ -80,9 +80,9 @@ def test_what_a_login_can_t_see_is_not_called_pending(admin: psycopg.Connection,
         with pytest.raises(MigrationError) as caught:
             call()
         message = str(caught.value)
-        assert "the role stranger is not allowed to see which versions are applied" in message
+        assert "the role stranger can't read the applied versions" in message
         assert f"It lacks {lacks}." in message
-    advice = message.partition("To let it look:  ")[2].partition("\n")[0]
+    advice = message.partition("To allow it:  ")[2].partition("\n")[0]
     assert "To migrate, connect as postgres, which owns goqueue.schema_version" in message
     admin.execute(advice.encode())
     assert not any(one.pending for one in list_migrations(url))
@@ -90,7 +90,7 @@ def test_what_a_login_can_t_see_is_not_called_pending(admin: psycopg.Connection,
 
 def test_where_the_roles_are_applied_the_advice_is_one_of_them(with_roles: psycopg.Connection) -> None:
     url = as_role(with_roles, "stranger")
-    with pytest.raises(MigrationError, match="To let it look:  GRANT goqueue_reader TO stranger;"):
+    with pytest.raises(MigrationError, match="To allow it:  GRANT goqueue_reader TO stranger;"):
         list_migrations(url)
     assert len(list_migrations(as_role(with_roles, "clerk"))) == LATEST
 
@@ -104,7 +104,7 @@ def test_who_may_look_but_not_migrate_is_told_who_may(with_roles: psycopg.Connec
     who = r"connect as goqueue_owner, which owns goqueue\.schema_version, or a member of it"
     with pytest.raises(MigrationError, match=rf"later\.sql failed and was rolled back: permission denied[\s\S]*{who}"):
         migrate(url, base_dir=tmp_path)
-    with pytest.raises(MigrationError, match=rf"failed and was rolled back: [\s\S]*{who}[\s\S]*No version was taken"):
+    with pytest.raises(MigrationError, match=rf"failed and was rolled back: [\s\S]*{who}[\s\S]*No version was undone"):
         undo(url, to=0)
     assert versions(with_roles) == list(range(1, LATEST + 1))
 
@@ -122,7 +122,7 @@ def test_every_version_can_be_gone_back_to_or_the_roles_are_named_and_nothing_ha
         with pytest.raises(MigrationError) as caught:
             undo(url, to=to)
         message = str(caught.value)
-        assert "No version was taken back." in message
+        assert "No version was undone." in message
         assert "own_jobs_are_read on table goqueue.jobs depends on column created_by" in message
         assert f"psql -v ON_ERROR_STOP=1 -f {BASE / 'migrations/roles/drop_roles.sql'}" in message
         assert versions(with_roles) == list(range(1, LATEST + 1))
@@ -149,7 +149,7 @@ def test_what_others_have_made_of_it_is_named_and_nothing_is_taken_back(
     admin.execute(made.encode())
     with pytest.raises(MigrationError) as caught:
         undo(admin.info.dsn, to=0)
-    assert "No version was taken back." in str(caught.value)
+    assert "No version was undone." in str(caught.value)
     assert named in str(caught.value)
     assert "CASCADE" not in str(caught.value)
     assert "drop_roles" not in str(caught.value)
@@ -159,7 +159,7 @@ def test_what_others_have_made_of_it_is_named_and_nothing_is_taken_back(
 def test_a_table_in_use_ends_in_an_error_and_nothing_is_taken_back(admin: psycopg.Connection) -> None:
     with psycopg.connect(admin.info.dsn) as program:
         program.execute("INSERT INTO goqueue.jobs (job_type) VALUES ('t')")
-        with pytest.raises(MigrationError, match=r"lock timeout[\s\S]*No version was taken back"):
+        with pytest.raises(MigrationError, match=r"lock timeout[\s\S]*No version was undone"):
             undo(admin.info.dsn, to=5)
     assert versions(admin) == list(range(1, LATEST + 1))
 

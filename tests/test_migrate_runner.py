@@ -203,7 +203,7 @@ def test_a_held_lock_ends_in_an_error_not_in_waiting(database: str, base: Path) 
         connection.execute("SELECT pg_advisory_xact_lock(4711)")
         with pytest.raises(MigrationError, match="lock timeout"):
             migrate(database, base_dir=base)
-        with pytest.raises(MigrationError, match=r"the lock on the migrations was not had: .*lock timeout"):
+        with pytest.raises(MigrationError, match=r"could not obtain the migration lock: .*lock timeout"):
             undo(database, to=0, base_dir=base)
     assert versions(database) == [1]
 

@@ -183,9 +183,11 @@ def test_the_error_says_what_stays_and_that_a_run_repeats_it(empty: str, base: P
     migrate(empty)
     with psycopg.connect(empty) as connection:
         connection.execute("INSERT INTO goqueue.jobs (job_type) VALUES ('twice'), ('twice')")
-    with pytest.raises(MigrationError, match=r"index_apart\.sql failed; what it did stays, and the next run repeats"):
+    with pytest.raises(
+        MigrationError, match=r"index_apart\.sql failed; completed statements remain; the next run repeats it"
+    ):
         migrate(empty, base_dir=base)
-    with pytest.raises(MigrationError, match=r"a dry run can't roll V.*NONTRANSACTIONAL_index_apart\.sql back"):
+    with pytest.raises(MigrationError, match=r"a dry run can't roll back V.*NONTRANSACTIONAL_index_apart\.sql; use"):
         migrate(empty, base_dir=base, dry_run=True)
 
 
