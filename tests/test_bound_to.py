@@ -72,22 +72,25 @@ class TestSQLAlchemy:
         PostgresStorage.bound_to(follow(advice(session), session=session)).ping()
         session.remove()
         raw = engine.raw_connection()
-        assert advice(raw).startswith("; pass its driver_connection, of an engine postgresql+psycopg")
+        assert advice(raw).startswith("; pass its driver_connection, of a postgresql+psycopg engine")
         PostgresStorage.bound_to(raw.driver_connection).ping()
         raw.close()
-        assert "of one of its connections (engine.begin() gives one)" in advice(engine)
+        assert "of a connection (engine.begin() returns one)" in advice(engine)
 
     def test_an_asynchronous_connection_and_session(self, engine_url: str) -> None:
         async def both() -> None:
             engine = create_async_engine(engine_url)
             async with engine.connect() as connection:
                 said = advice(connection, AsyncPostgresStorage)
-                assert said.startswith("; pass (await connection.get_raw_connection()).driver_connection, of an engine")
+                assert said.startswith(
+                    "; pass (await connection.get_raw_connection()).driver_connection, of a postgresql+psycopg engine"
+                )
                 await AsyncPostgresStorage.bound_to((await connection.get_raw_connection()).driver_connection).ping()
             async with AsyncSession(engine) as session:
                 said = advice(session, AsyncPostgresStorage)
                 assert said.startswith(
-                    "; pass (await (await session.connection()).get_raw_connection()).driver_connection, of an engine"
+                    "; pass (await (await session.connection()).get_raw_connection()).driver_connection, "
+                    "of a postgresql+psycopg engine"
                 )
                 raw = (await (await session.connection()).get_raw_connection()).driver_connection
                 await AsyncPostgresStorage.bound_to(raw).ping()
@@ -194,4 +197,4 @@ def test_what_is_unknown_is_named_in_full() -> None:
 
     assert advice(Connection()) == ""
     assert advice(None) == ""
-    assert advice("postgresql://db/app") == "; a store of its own pool is made by open(...)"
+    assert advice("postgresql://db/app") == "; open(...) makes a store with its own pool"

@@ -216,7 +216,7 @@ def test_a_folder_that_declares_parameters_in_another_order_keeps_the_interface(
     text = (turned_round / "leases.sql").read_text()
     (other / "leases.sql").write_text(text.replace(":lease::interval", ":lease::text::interval"))
     problems = prove_overrides(goqueue_connection, other).problems
-    said = "query claim_jobs: the parameter lease is taken for text, expected interval"
+    said = "query claim_jobs: the parameter lease has the type text, expected interval"
     assert any(said in problem for problem in problems)
 
 

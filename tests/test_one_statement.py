@@ -92,13 +92,13 @@ def test_what_follows_a_query_is_run_by_no_command(
     given = folder(FOUND_BY_ID, FOUND_BY_ID.replace(";", more))
     checked = goqueue("check", "--sql-dir", given)
     assert checked.code == 3
-    assert "query get_job: the server refuses it: " in checked.out
+    assert "query get_job: the server rejects it: " in checked.out
     assert goqueue("explain", "get_job", "--sql-dir", given, "--rows", 1000).code == 2
     assert "more than one statement" in goqueue("explain", "--all", "--sql-dir", given, "--rows", 1000).err
     shown = goqueue("queries", "get_job", "--sql-dir", given)
     assert (shown.code, shown.out) == (2, "")
     assert "get_job is more than one statement, expected one" in shown.err
-    assert "the server refuses it" in refused(goqueue_database, given)
+    assert "the server rejects it" in refused(goqueue_database, given)
     assert jobs() == 2
 
 
@@ -124,7 +124,7 @@ def run(query: Any, connection: Connection, statement: Statement) -> None:
 
 
 def test_every_shipped_query_is_sent_alone(goqueue_connection: Connection, folder: Folder) -> None:
-    """Whatever its mark and its parameters: with a second statement behind it, the server refuses it unrun."""
+    """Whatever its mark and its parameters: with a second statement behind it, the server rejects it unrun."""
     for file in ("jobs.sql", "leases.sql", "server.sql", "stats.sql"):
         given = folder(";\n", "; SELECT 1;\n", file, f"more_{file}")
         queries = load_queries(given)

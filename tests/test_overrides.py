@@ -102,8 +102,8 @@ GET_JOB_TEXT = (SHIPPED / "jobs.sql").read_text("utf-8").partition(GET_JOB)[2].p
         (GET_JOB + GET_JOB_TEXT, "", ["query get_job: it is missing"]),
         (GET_JOB, "-- name: fetch_job(id)^",
          ["query get_job: it is missing", "query fetch_job: goqueue has no such query in this file; expected create"]),
-        (GET_JOB, "-- name: get_job(id)", ["query get_job: its result is rows (no mark) and was to be one row or"]),
-        (GET_JOB, "-- name: get_job(id)!", ["query get_job: its result is the number of rows (!) and was to be"]),
+        (GET_JOB, "-- name: get_job(id)", ["query get_job: its result is rows (no mark), expected one row or"]),
+        (GET_JOB, "-- name: get_job(id)!", ["query get_job: its result is the number of rows (!), expected"]),
         ("j.id = :id::uuid;", "j.id = :job_id::uuid;",
          ["can't be loaded: undeclared parameter name in query get_job: job_id"]),
         (GET_JOB, "-- name: get_job^", ["can't be loaded: missing mandatory parameter list"]),
@@ -123,7 +123,7 @@ def test_a_query_declared_otherwise_is_told(folder: Folder, old: str, new: str, 
 @pytest.mark.parametrize(
     ("old", "new", "problem"),
     [
-        (GET_JOB, "-- name: get_job(id, queue)^", "it has a parameter queue, which nothing gives it; expected id"),
+        (GET_JOB, "-- name: get_job(id, queue)^", "it has an unknown parameter queue; expected id"),
         (GET_JOB, "-- name: get_job()^", "it lacks the parameter id"),
     ],
 )
@@ -219,10 +219,10 @@ AS_TEXT = "WHERE j.id::text = :id::text;"
         (NAMED.replace("j.queue", "j.job_type AS queue"),
          "column 2 (queue) comes from goqueue.jobs.job_type, expected goqueue.jobs.queue"),
         (NAMED.replace("j.queue", "j.queu AS queue"),
-         "the server refuses it: column j.queu does not exist (in the line `j.queu AS queue,`)"),
-        (NAMED.replace("j.queue", "to_char(7 % 2, '') AS queue"), "a percent sign stands alone; write it twice (%%)"),
+         "the server rejects it: column j.queu does not exist (in the line `j.queu AS queue,`)"),
+        (NAMED.replace("j.queue", "to_char(7 % 2, '') AS queue"), "it has a single percent sign; write %% instead"),
         (NAMED.replace("j.queue", "('{a,b}'::text[])[1:2] AS queue"),
-         ":2 is taken for a parameter; write a slice of an array in another way"),
+         ":2 is read as a parameter; write an array slice in another way"),
     ],
 )  # fmt: skip
 def test_other_columns_are_refused(goqueue_database: str, folder: Folder, new: str, problem: str) -> None:
@@ -236,11 +236,11 @@ def test_other_columns_are_refused(goqueue_database: str, folder: Folder, new: s
 @pytest.mark.parametrize(
     ("new", "problem"),
     [
-        (AS_TEXT, "the parameter id is taken for text, expected uuid; cast it where it stands (:id::uuid)"),
+        (AS_TEXT, "the parameter id has the type text, expected uuid; cast it where it is used (:id::uuid)"),
         ("WHERE j.id = :id::uuid; DROP TABLE goqueue.jobs;",
-         "the server refuses it: cannot insert multiple commands into a prepared statement"),
+         "the server rejects it: cannot insert multiple commands into a prepared statement"),
         ("WHERE j.id = :id::uuid AND :id;",
-         "the server refuses it: argument of AND must be type boolean, not type uuid (in the line `WHERE"),
+         "the server rejects it: argument of AND must be type boolean, not type uuid (in the line `WHERE"),
     ],
 )  # fmt: skip
 def test_what_the_server_makes_of_it_is_refused(goqueue_database: str, folder: Folder, new: str, problem: str) -> None:
@@ -251,7 +251,7 @@ def test_what_the_server_makes_of_it_is_refused(goqueue_database: str, folder: F
 
 def test_a_command_is_refused_and_not_run(goqueue_database: str, folder: Folder) -> None:
     given = folder("LISTEN goqueue;", "DROP TABLE goqueue.jobs;", "server.sql")
-    problem = "server.sql, query listen: it gives no rows, so it must be the shipped statement (LISTEN goqueue)"
+    problem = "server.sql, query listen: it returns no rows, so it must be the shipped statement (LISTEN goqueue)"
     assert problems_of(goqueue_database, given) == (problem,)
     with PostgresStorage.open(goqueue_database) as store:
         assert store.count_jobs() == 0
@@ -283,7 +283,7 @@ def test_a_database_of_another_version_is_not_the_folders_fault(
     given = folder(FOUND_BY_ID, FOUND_BY_ID.replace(";", " AND TRUE;"))
     goqueue_connection.execute("ALTER TABLE goqueue.jobs DROP COLUMN last_error")
     [problem] = check_overrides(goqueue_connection, given)
-    assert "refuses the shipped one as well: column j.last_error does not exist" in problem
+    assert "rejects the shipped one too: column j.last_error does not exist" in problem
     assert "pgmigrate migrate" in problem
 
 

@@ -690,7 +690,7 @@ def test_a_key_of_another_producers_job_adds_nothing_and_says_so_soon(stores: di
     job = stores["other"].create_job(NewJob(job_type="t", idempotency_key=key))
     start = time.monotonic()
     for attempt in (stores["producer"].get_or_create_job, lambda new: stores["producer"].create_jobs([new])):
-        with pytest.raises(DuplicateJobError, match="a job that this login may not see"):
+        with pytest.raises(DuplicateJobError, match="a job that this login can't see"):
             attempt(NewJob(job_type="t", idempotency_key=key))
     assert time.monotonic() - start < 30
     assert stores["worker"].get_job_by_idempotency_key(key) == job

@@ -1,1 +1,1 @@
-"""PostgreSQL: everything that touches a connection."""
+"""The PostgreSQL backend: all code that uses a connection."""

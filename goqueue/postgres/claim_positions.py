@@ -1,10 +1,9 @@
-"""Where claims resume while the claim index is bloated.
+"""Resume points for claims, used while dead index entries make a full scan expensive.
 
 A claim scans each lane of the claim index from its first job. That is exact, and cheap while vacuum removes dead index
-entries. While vacuum is late, or a snapshot held elsewhere keeps dead rows alive, each such scan passes over all of
-them. So when the table has many dead rows, claims resume after the last job taken in each lane. They scan from the
-start often enough that a job which becomes due out of order waits for ``claim_resume_time`` at most, and rarely enough
-that those scans take a tenth of the time.
+entries. If vacuum is late, or an old snapshot keeps dead rows alive, each such scan reads all of them. So when the
+table has many dead rows, claims resume after the last job taken in each lane. Full scans remain frequent enough that a
+job which becomes due out of order waits at most ``claim_resume_time``. They take at most a tenth of the time.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,11 +14,11 @@ from uuid import UUID
 
 from goqueue.models import Job
 
-# With fewer dead rows a scan from the start is not worth avoiding: they cost it about a millisecond at most.
+# Below this number, dead rows cost a full scan about a millisecond at most.
 _MANY_DEAD_ROWS: Final = 5000
-# After a scan from the start that took a time t, the next one follows after ten times t.
+# After a full scan that took time t, the next one follows after ten times t.
 _SHARE: Final = 10
-# The sets of queues that a store remembers positions for.
+# The most sets of queues for which a store remembers positions.
 _MOST_SETS: Final = 100
 
 _FROM_THE_START: Final[Mapping[str, object]] = dict.fromkeys(
@@ -28,28 +27,27 @@ _FROM_THE_START: Final[Mapping[str, object]] = dict.fromkeys(
 
 
 class ClaimPositions:
-    """The last job taken in each lane, for one set of queues. Threads may share it: a lost update only makes a claim
-    read more."""
+    """The last job taken in each lane, for one set of queues. Threads can share it: a lost update only costs time."""
 
     def __init__(self, resume_seconds: float) -> None:
         self._resume_seconds = resume_seconds
         self._last: dict[tuple[str, int], tuple[datetime, UUID]] = {}
         self._has_claimed = self._is_bloated = False
-        # From when on to count dead rows, to scan from the start, and to do so after a claim that came up short.
+        # Times of the next count of dead rows, the next full scan, and the full scan after a short claim.
         self._count_at = self._scan_at = self._short_scan_at = 0.0
 
     @property
     def count_is_due(self) -> bool:
-        """Whether to count the table's dead rows before the next claim."""
+        """True if the table's dead rows are to be counted before the next claim."""
         return self._has_claimed and self._resume_seconds > 0 and monotonic() >= self._count_at
 
     def counted(self, dead_rows: int) -> None:
-        """Take note of the table's dead rows."""
+        """Record the number of the table's dead rows."""
         self._is_bloated = dead_rows >= _MANY_DEAD_ROWS
         self._count_at = monotonic() + self._resume_seconds
 
     def parameters(self) -> Mapping[str, object]:
-        """Return the lane_ parameters of claim_jobs: where to resume; all None to scan from the start."""
+        """Return the lane_ parameters of claim_jobs: the resume points, or all None for a full scan."""
         last = self._last
         if not (self._is_bloated and last) or monotonic() >= self._scan_at:
             return _FROM_THE_START
@@ -61,14 +59,14 @@ class ClaimPositions:
         }
 
     def claimed(self, jobs: Sequence[Job], lanes: Mapping[str, object], *, is_full: bool, start: float) -> None:
-        """Take note of a claim with ``lanes``: its jobs, whether it took all that were wanted, and when it started."""
+        """Record a claim with ``lanes``: its jobs, whether it found as many as wanted, and its start."""
         self._has_claimed = self._has_claimed or bool(jobs)
         if not self._is_bloated:
             return
         taken = {(job.queue, job.priority): (job.scheduled_at, job.id) for job in jobs}
         if lanes is _FROM_THE_START:
             now = monotonic()
-            # A lane that a scan took nothing from is found again by the next scan: what is kept stays small.
+            # Keep only lanes with jobs: the next full scan finds the others again.
             self._last = taken or self._last
             self._scan_at = now + min(self._resume_seconds, _SHARE * (now - start))
             self._short_scan_at = now if is_full else self._scan_at
@@ -78,14 +76,14 @@ class ClaimPositions:
                 self._scan_at = min(self._scan_at, self._short_scan_at)
 
     def looks_again(self, lanes: Mapping[str, object]) -> bool:
-        """Whether a claim with ``lanes`` that found nothing is to be followed by a scan from the start at once."""
+        """Return True if an empty claim with ``lanes`` is to be followed by a full scan at once."""
         return lanes is not _FROM_THE_START and monotonic() >= self._scan_at
 
 
 def positions_of(
     known: dict[tuple[str, ...], ClaimPositions], queues: Sequence[str], resume_seconds: float
 ) -> ClaimPositions:
-    """Return the positions for these queues, which are kept in ``known``."""
+    """Return the positions for these queues, stored in ``known``."""
     key = tuple(queues)
     if (positions := known.get(key)) is None:
         if len(known) >= _MOST_SETS:

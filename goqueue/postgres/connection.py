@@ -1,8 +1,8 @@
 # Made by `make catalogue` from connection_async.py; change that.
-"""Connections that never wait for the server without end.
+"""Connections that never wait for the server forever.
 
-psycopg waits for an answer as long as the connection stands, and that to a stopped server, or through a silent tunnel,
-stands for ever. It closes one that is cancelled twice, and its statement keeps running on the server.
+psycopg waits for an answer as long as the connection exists. With a stopped server or a silent tunnel, that is forever.
+After a second cancellation psycopg closes the connection, but the statement keeps running on the server.
 """
 
 from contextlib import suppress
@@ -21,34 +21,35 @@ from goqueue.postgres.libpq import DeadlineExceededError, Limits, attempts, in_t
 
 Value = TypeVar("Value")
 
-# What ends a wait early. The statement is cancelled then, and the connection stays usable.
+# Exceptions that interrupt a wait. The statement is then cancelled, and the connection stays usable.
 _INTERRUPTS: tuple[type[BaseException], ...] = (KeyboardInterrupt, SystemExit)
 
-# Seconds for an interrupted statement to be cancelled and to end; then the connection is closed.
+# Seconds for an interrupted statement to end. After that, the connection is closed.
 _PATIENCE = 1.5
 
-# When the present attempt to connect ends. psycopg counts whole seconds for each, and at least two.
+# End of the current connection attempt. psycopg's own limit is in whole seconds, at least two.
 _END: ContextVar[float] = ContextVar("goqueue_connect_end")
 
 
 class BoundedConnection(Connection[Row]):
-    """Closed when an answer has not come within its limits, and when an interrupted statement does not end."""
+    """A connection that closes if an answer is late or an interrupted statement does not end."""
 
     def __init__(self, pgconn: PGconn) -> None:
         super().__init__(pgconn)
         self.goqueue_limits = Limits(0.0, None)
-        #: What get_session says of it, for whoever opens the connection to set.
+        #: The row of get_session, set by the code that opens the connection.
         self.goqueue_session: Any = None
-        #: Whether it was closed because an answer did not come in time.
+        #: True if the connection was closed because an answer was late.
         self.goqueue_is_late = False
-        # The limit of the next exchange, where it is not the usual one.
+        # The limit of the next exchange, if it differs from the usual one.
         self._goqueue_next: float | None = None
 
     @classmethod
     def connect(  # type: ignore[override]
         cls, conninfo: str = "", *, limits: Limits, **kwargs: Any
     ) -> Self:
-        """psycopg's, within ``limits.connect`` seconds altogether: each host gets an equal share of what is left."""
+        """Connect as psycopg does, within ``limits.connect`` seconds in total. The remaining hosts share what is
+        left."""
         start = monotonic()
         errors: list[psycopg.Error] = []
         each = attempts(conninfo, limits.connect)
@@ -84,17 +85,16 @@ class BoundedConnection(Connection[Row]):
             return connection
 
     def goqueue_charge(self, seconds: float) -> None:
-        """Takes the time that the caller has waited for this connection off its next exchange, so that both together
-        are within the limit."""
+        """Deduct the caller's wait for this connection from the next exchange: the limit is for both together."""
         connect, answer = self.goqueue_limits
         self._goqueue_next = None if answer is None else answer - min(seconds, connect)
 
     def goqueue_hurry(self) -> None:
-        """Has the next exchange take no longer than connecting."""
+        """Limit the next exchange to the time allowed for connecting."""
         self._goqueue_next = self.goqueue_limits.connect
 
     def wait(self, gen: PQGen[Value], interval: float = 0.1, timeout: float | None = None) -> Value:
-        """psycopg's, within the limit. With a ``timeout`` its end is no failure: psycopg polls so for notifications."""
+        """Wait as psycopg does, within the limit. The end of a ``timeout`` (a poll for notifications) is no failure."""
         limit = timeout
         if limit is None:
             limit, self._goqueue_next = self._goqueue_next, None
@@ -102,7 +102,7 @@ class BoundedConnection(Connection[Row]):
                 limit = self.goqueue_limits.answer
         try:
             return waiting.wait(gen, self.pgconn.socket, interval=interval, timeout=limit)
-        except psycopg.errors._WaitTimeout:  # noqa: SLF001 - as psycopg's documentation names it
+        except psycopg.errors._WaitTimeout:  # noqa: SLF001 - the name in psycopg's documentation
             if timeout is not None:
                 raise
             self.goqueue_is_late = True
@@ -114,7 +114,7 @@ class BoundedConnection(Connection[Row]):
             raise
 
     def _end(self, gen: PQGen[Any], interval: float) -> None:
-        """Has the server cancel the statement, and reads its answer; without one the connection is closed."""
+        """Cancel the statement on the server and read its answer. Without an answer, close the connection."""
         end = monotonic() + _PATIENCE
         try:
             if capabilities.has_cancel_safe():
@@ -124,7 +124,7 @@ class BoundedConnection(Connection[Row]):
             left = max(0.0, end - monotonic())
             with suppress(psycopg.errors.QueryCanceled):
                 waiting.wait(gen, self.pgconn.socket, interval=interval, timeout=left)
-            # The rollback that follows must not wait either.
+            # The rollback that follows must be bounded too.
             self._goqueue_next = max(_PATIENCE / 5, end - monotonic())
-        except BaseException:  # noqa: BLE001 - whatever it was, nobody knows what would be read next
+        except BaseException:  # noqa: BLE001 - after any error, the protocol state is unknown
             self.pgconn.finish()

@@ -1,4 +1,4 @@
-"""What to pass to `bound_to` in place of another library's object."""
+"""Advice for `bound_to`: what to pass instead of another library's object."""
 
 import psycopg
 
@@ -6,18 +6,18 @@ from goqueue.errors import InvalidJobError
 from goqueue.validation import full_name
 
 _NEEDS_3 = "goqueue needs psycopg 3 (package psycopg, `import psycopg`)"
-_ENGINE = "of an engine postgresql+psycopg"
-_OPEN = "a store of its own pool is made by open(...)"
+_ENGINE = "of a postgresql+psycopg engine"
+_OPEN = "open(...) makes a store with its own pool"
 
-# By the full name of a type, or of one that it is derived from. None of these libraries is imported.
+# By the full name of a type or of one of its bases. None of these libraries is imported.
 _ADVICE = {
     "sqlalchemy.engine.base.Connection": f"pass connection.connection.driver_connection, {_ENGINE}",
     "sqlalchemy.engine.base.Engine": (
-        f"pass connection.connection.driver_connection of one of its connections (engine.begin() gives one), {_ENGINE}"
+        f"pass connection.connection.driver_connection of a connection (engine.begin() returns one), {_ENGINE}"
     ),
     "sqlalchemy.ext.asyncio.engine.AsyncEngine": (
         "pass (await connection.get_raw_connection()).driver_connection of one of its connections "
-        f"(engine.begin() gives one), {_ENGINE}"
+        f"(engine.begin() returns one), {_ENGINE}"
     ),
     "sqlalchemy.orm.session.Session": (f"pass session.connection().connection.driver_connection, {_ENGINE}"),
     "sqlalchemy.orm.scoping.scoped_session": (f"pass session.connection().connection.driver_connection, {_ENGINE}"),
@@ -55,10 +55,10 @@ _ADVICE = {
 
 
 def check_connection(given: object, wanted: type[psycopg.Connection] | type[psycopg.AsyncConnection]) -> None:
-    """Raise `InvalidJobError`, which says what to pass, unless ``given`` is a connection of psycopg 3."""
+    """Raise `InvalidJobError`, saying what to pass, unless ``given`` is a psycopg 3 connection."""
     if isinstance(given, wanted):
         return
-    # Its type alone: a URL is shown by nobody.
+    # Only its type: a URL may hold a password.
     names = (f"{kind.__module__}.{kind.__qualname__}" for kind in type(given).__mro__)
     advice = next((f"; {_ADVICE[name]}" for name in names if name in _ADVICE), "")
     expected = f"psycopg.{wanted.__name__}"

@@ -21,7 +21,7 @@ _MAX_TOKEN = 2**63 - 1
 
 
 class ClaimValues(TypedDict):
-    """The parameters of claim_jobs but for its lanes."""
+    """The parameters of claim_jobs, except its lanes."""
 
     queues: list[str]
     worker_id: str
@@ -30,7 +30,7 @@ class ClaimValues(TypedDict):
 
 
 def claim_values(queues: str | Collection[str], worker_id: str, limit: int, lease: timedelta) -> ClaimValues:
-    """Return them, checked."""
+    """Return the checked parameters."""
     return {
         "queues": queue_names(queues),
         "worker_id": check_name("worker_id", worker_id),
@@ -40,23 +40,23 @@ def claim_values(queues: str | Collection[str], worker_id: str, limit: int, leas
 
 
 def queue_names(queues: str | Collection[str]) -> list[str]:
-    """One name or several: sorted, without repetition."""
+    """Return one name or several as a sorted list without duplicates."""
     check_kind("queues", queues, str, Iterable)
     names = {check_name("queue", queue) for queue in ([queues] if isinstance(queues, str) else queues)}
     if not names:
-        raise InvalidJobError("no queue is given to take jobs from")
+        raise InvalidJobError("no queue was given to claim jobs from")
     return sorted(names)
 
 
 class Leases:
-    """What a holder names its jobs by."""
+    """The leases that a holder passes: job ids and fencing tokens."""
 
     def __init__(self, leases: Iterable[Held]) -> None:
-        """`InvalidJobError` for what is no lease."""
+        """Raise `InvalidJobError` for a value that is not a lease."""
         check_kind("leases", leases, Iterable)
         self.held: list[tuple[UUID, int]] = []
         for lease in leases:
-            if type(lease) is not Job:  # the commonest, spared the call
+            if type(lease) is not Job:  # the fast path for the usual type
                 check_kind("lease", lease, Job, Lease)
             job_id, token = lease.id, lease.lease_token
             if not (type(job_id) is UUID and type(token) is int and 0 <= token <= _MAX_TOKEN):
@@ -69,7 +69,7 @@ class Leases:
 
     @classmethod
     def failed(cls, failures: Iterable[tuple[Held, object]]) -> Self:
-        """Leases with the reason why each attempt failed."""
+        """Return leases, each with the reason why its attempt failed."""
         check_kind("failures", failures, Iterable)
         pairs = [_pair(failure) for failure in failures]
         self = cls([lease for lease, _ in pairs])
@@ -77,7 +77,7 @@ class Leases:
         return self
 
     def lost(self, done: Iterable[UUID], count: int) -> list[UUID]:
-        """The jobs that the caller doesn't hold: all but the newest lease of each of the ``count`` ones ``done``."""
+        """Return the jobs not held: all but the newest lease of each ``done`` job, of which there are ``count``."""
         if count == len(self.held):
             return []
         done = set(done)
@@ -91,7 +91,7 @@ def _pair(failure: object) -> tuple[Held, object]:
     return failure
 
 
-#: The parameters of fail_jobs, besides the leases, for jobs that are not to be tried again.
+#: The parameters of fail_jobs, besides the leases, for jobs without another attempt.
 FINAL: Final[Mapping[str, object]] = {
     "is_final": True,
     "retry_in": None,
@@ -103,10 +103,10 @@ FINAL: Final[Mapping[str, object]] = {
 
 
 def check_lost(ids: Sequence[UUID]) -> None:
-    """`LeaseLostError` if there are any."""
+    """Raise `LeaseLostError` if there are any ids."""
     if ids:
         names = ", ".join(map(str, ids[:10])) + (f" and {len(ids) - 10:,} more" if len(ids) > 10 else "")
         raise LeaseLostError(
-            f"not held any more: {names}; the lease expired, or the job was ended or deleted: stop working on it",
+            f"no longer held: {names}; the lease expired, or the job was ended or deleted: stop working on it",
             job_ids=ids,
         )

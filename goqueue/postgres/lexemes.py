@@ -1,10 +1,10 @@
-"""PostgreSQL's lexemes: statements in a text, without white space and comments."""
+"""PostgreSQL's lexemes: the statements of a text, without white space and comments."""
 
 import re
 from collections.abc import Iterator
 
-# What PostgreSQL's scanner takes for one thing, as far as white space, comments and semicolons depend on it. Comments
-# of several lines nest, so that no expression finds their ends.
+# The tokens of PostgreSQL's scanner, as far as white space, comments and semicolons depend on them. Block comments
+# nest, so no expression can find their ends.
 _LEXEME = re.compile(
     r"""
       (?P<blank>\s+|--[^\r\n]*)
@@ -21,7 +21,7 @@ _COMMENT_EDGE = re.compile(r"/\*|\*/")
 
 
 def _lexemes(text: str) -> Iterator[str]:
-    """The text in pieces: one space for each stretch of white space and comments, and what is quoted as it is."""
+    """Yield the text in pieces: a space for each run of white space and comments; quoted text unchanged."""
     place = 0
     while place < len(text):
         if text.startswith("/*", place):
@@ -42,7 +42,7 @@ def _lexemes(text: str) -> Iterator[str]:
 
 
 def bare(text: str) -> str:
-    """The text without comments and without semicolons at its end, white space outside of quotes made one space."""
+    """Return the text without comments and final semicolons. White space outside of quotes becomes one space."""
     pieces: list[str] = []
     for piece in _lexemes(text):
         if piece != " " or (pieces and pieces[-1] != " "):
@@ -53,12 +53,12 @@ def bare(text: str) -> str:
 
 
 def is_single(text: str) -> bool:
-    """Whether nothing but comments follows the statement's semicolon. The server has the last word."""
+    """Return True if only comments follow the statement's semicolon. The server makes the final check."""
     return ";" not in _lexemes(bare(text))
 
 
 def split(text: str) -> list[str]:
-    """The statements of a file, each without its semicolon and without comments."""
+    """Return the statements of a file, each without its semicolon and comments."""
     found: list[str] = []
     pieces: list[str] = []
     for piece in (*_lexemes(text), ";"):

@@ -1,4 +1,4 @@
-"""libpq: connection parameters as it resolves them, deadlines for its calls, sockets."""
+"""libpq's view of connections: resolved parameters, deadlines for calls, sockets."""
 
 import os
 import select
@@ -12,31 +12,31 @@ from psycopg.conninfo import conninfo_attempts, conninfo_to_dict, make_conninfo
 from psycopg.pq import PGconn
 
 Value = TypeVar("Value")
-# What psycopg takes for several hosts, and looks for in the string and the environment, but not in a service.
+# psycopg accepts these for several hosts. It reads them from the string and the environment, but not from a service.
 _HOSTS = ("host", "hostaddr", "port", "target_session_attrs", "load_balance_hosts")
 
 
 class DeadlineExceededError(psycopg.OperationalError):
-    """No answer came in time, and the connection was closed. What had been sent may have been carried out."""
+    """No answer came in time, and the connection was closed. The statement may have been executed."""
 
     @classmethod
     def after(cls, seconds: float | None) -> "DeadlineExceededError":
         return cls(
-            f"no answer within {seconds or 0:.1f} s: the server, or the network to it, stands still; "
+            f"no answer within {seconds or 0:.1f} s: the server or the network does not respond; "
             "the connection was closed"
         )
 
 
 class Limits(NamedTuple):
-    """The longest waits of a connection, in seconds; None for no limit."""
+    """The time limits of a connection, in seconds; None for no limit."""
 
-    #: For the connection to be made, all hosts and the resolution of their names included.
+    #: For connecting, including all hosts and name resolution.
     connect: float
-    #: For one exchange: until all of a statement's answer is there.
+    #: For one exchange, until a statement's answer is complete.
     answer: float | None
 
     def within(self, seconds: float | None) -> "Limits":
-        """Return these limits, none of them longer than that."""
+        """Return these limits, each reduced to at most ``seconds``."""
         if seconds is None:
             return self
         return Limits(min(self.connect, seconds), seconds if self.answer is None else min(self.answer, seconds))
@@ -45,9 +45,9 @@ class Limits(NamedTuple):
 def resolve(conninfo: str) -> dict[str, str]:
     """Return the connection's parameters as libpq finds them: in the string, the service, the PG* variables.
 
-    Its built-in defaults are left out. Empty for a string or service that libpq rejects: connecting says why.
+    libpq's defaults are left out. The result is empty if libpq rejects the string or service: connecting reports why.
     """
-    # libpq reads services and variables only when it connects. An impossible sslmode stops it before the first host.
+    # libpq reads services and variables only when it connects. An invalid sslmode stops it before the first host.
     attempt = PGconn.connect_start(make_conninfo(conninfo, sslmode="goqueue").encode())
     found = {
         option.keyword.decode(): option.val.decode(errors="replace")
@@ -60,9 +60,9 @@ def resolve(conninfo: str) -> dict[str, str]:
 
 
 def attempts(conninfo: str, seconds: float) -> list[str]:
-    """Return a connection string for each host and address, in the order in which to try them.
+    """Return a connection string for each host and address, in the order of the attempts.
 
-    Raises ConnectionTimeout when the names are not resolved in time.
+    Raises ConnectionTimeout if the names are not resolved in time.
     """
     found = resolve(conninfo)
     hosts = {name: found[name] for name in _HOSTS if name in found}
@@ -76,7 +76,7 @@ def attempts(conninfo: str, seconds: float) -> list[str]:
 
 
 def in_time(seconds: float, function: Callable[..., Value], *args: object) -> Value:
-    """Return the result of a call that nothing can interrupt. TimeoutError: it has not ended, and a thread keeps it."""
+    """Return the result of a call that can't be interrupted. After a TimeoutError it continues in a thread."""
     result: Future[Value] = Future()
 
     def run() -> None:
@@ -90,8 +90,8 @@ def in_time(seconds: float, function: Callable[..., Value], *args: object) -> Va
 
 
 def readable(fileno: int) -> bool:
-    """Whether the socket has something to read, or was closed by the other side."""
-    if hasattr(select, "poll"):  # select() takes no descriptor above 1023; Windows has nothing else.
+    """Return True if the socket has data to read or was closed by the other side."""
+    if hasattr(select, "poll"):  # select() fails for descriptors above 1023, but Windows has nothing else.
         poll = select.poll()
         poll.register(fileno, select.POLLIN)
         return bool(poll.poll(0))
@@ -99,10 +99,10 @@ def readable(fileno: int) -> bool:
 
 
 def abandon(fileno: int) -> None:
-    """Let go of a socket that this process shares with the one it was forked from.
+    """Release a socket that this process shares with its parent.
 
-    Closing the connection would send the server a goodbye, which ends the session of both. In the socket's place comes
-    /dev/null, because the driver still has its number.
+    Closing the connection would send the server a Terminate message, which ends the parent's session too. The socket is
+    replaced with /dev/null, because the driver still has its descriptor.
     """
     nowhere = os.open(os.devnull, os.O_RDWR)
     os.dup2(nowhere, fileno, inheritable=False)

@@ -1,4 +1,4 @@
-"""The listener: it waits for notifications of ready and cancelled jobs."""
+"""The listener, which waits for notifications of ready and cancelled jobs."""
 
 import asyncio
 import logging
@@ -24,14 +24,14 @@ from goqueue.validation import check_kind
 
 _log = logging.getLogger("goqueue")
 
-# Seconds between two attempts to open a connection again.
+# Seconds between two attempts to reconnect.
 _PAUSE = 1.0
 
 _CANCELLED = "goqueue_cancelled"
 
 
 class AsyncListener:
-    """An early wake-up for an idle worker, with a connection of its own. Use it in a ``with``::
+    """A wake-up call for an idle worker, with its own connection. Use it in a ``with`` statement::
 
         async with store.listen(["mail"]) as listener:
             while True:
@@ -40,16 +40,16 @@ class AsyncListener:
                 await listener.wait(timedelta(seconds=5))
 
     Jobs that are due at once send a notification when they are added, retried, rescheduled, released, rescued or
-    failed. It is a hint: it can be late, repeated or lost, and a job that is due later sends none. So poll as well;
+    failed. A job that is due later sends none, and a notification can be late, repeated or lost. So poll as well;
     `wait` only returns early if there is a job to claim.
 
-    A running job that is cancelled or deleted ends `wait` too. Its lease is in ``cancelled``.
+    `wait` also ends when a running job is cancelled or deleted. Its lease is then in ``cancelled``.
 
     A listener belongs to the process that opened it. In a forked process `wait` raises `StorageError`, and `close`
     leaves the parent's connection open.
 
-    No notification arrives through a pooler (pgbouncer). There `wait` is a pause, and a warning says so once. Set
-    GOQUEUE_DATABASE_LISTEN_URL to the server itself.
+    Notifications do not pass through a pooler (pgbouncer). There `wait` only pauses, and one warning is logged. Set
+    GOQUEUE_DATABASE_LISTEN_URL to a direct connection.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class AsyncListener:
         self._process = os.getpid()
         self._is_open = False
         self._is_pooled = False
-        #: The leases of running jobs of the queues that were cancelled or deleted, as reported by the last `wait`.
+        #: The leases of running jobs that were cancelled or deleted, as reported by the last `wait`.
         self.cancelled: frozenset[Lease] = frozenset()
 
     async def __aenter__(self) -> Self:
@@ -93,12 +93,12 @@ class AsyncListener:
             abandon(connection.fileno())
 
     async def wait(self, timeout: timedelta) -> frozenset[str]:
-        """Return the queues in which jobs became ready, as soon as there are some. Return none after ``timeout``, or
-        when a running job was cancelled (``cancelled``).
+        """Wait until jobs of the queues become ready, and return their queues. Return an empty set after ``timeout``,
+        or when a running job was cancelled (see ``cancelled``).
 
-        A lost connection is opened again, and all queues are returned, because a hint was perhaps missed. Failed
-        attempts are repeated once a second. An attempt ends with ``timeout``, but lasts a second at least: a server
-        that takes longer to accept needs a longer wait.
+        A lost connection is reopened, and all queues are returned, because a notification may have been missed. Failed
+        attempts are repeated once a second. An attempt ends with ``timeout``, but lasts at least a second: if the
+        server takes longer to accept a connection, use a longer ``timeout``.
 
         Raises: `ConnectionRejectedError` if another attempt can't succeed; `StorageError` if the listener is closed, or
         was opened in the parent process.
@@ -124,15 +124,15 @@ class AsyncListener:
 
     def _check_open(self) -> None:
         if self._process != os.getpid():
-            raise StorageError("this listener was opened in the process this one was forked from; open another")
+            raise StorageError("this listener was opened in the parent process; open another one after the fork")
         if not self._is_open:
             raise StorageError("the listener is closed: use it within `with store.listen(...) as listener`")
 
     async def _opened_again(self, seconds: float) -> bool:
-        """Whether there is a connection again; `ConnectionRejectedError` when trying once more does not help."""
+        """Reconnect, and return True on success. Raise `ConnectionRejectedError` if retries can't succeed."""
         try:
             await self._open(seconds)
-        except StorageUnavailableError:  # logged: another session keeps the lock
+        except StorageUnavailableError:  # already logged: another session holds the lock
             return False
         except psycopg.Error as exc:
             why = translate(exc, reconnecting=True)
@@ -142,11 +142,10 @@ class AsyncListener:
         return True
 
     async def _ready(self, connection: AsyncConnection[Any], timeout: float) -> frozenset[str] | None:
-        """The queues that were notified of in that many seconds; None when the connection is lost.
-        Sets ``cancelled``."""
+        """Set ``cancelled``, and return the queues notified of within ``timeout`` seconds; None if disconnected."""
         try:
             notes = [note async for note in connection.notifies(timeout=timeout, stop_after=1)]
-            # What has come along with it.
+            # Notifications that arrived with the first one.
             notes += [note async for note in connection.notifies(timeout=0)]
         except psycopg.Error as exc:
             log(_log, logging.WARNING, "listening was interrupted: %s", translate(exc))
@@ -159,7 +158,7 @@ class AsyncListener:
         return self._queues & {note.payload for note in notes if note.channel != _CANCELLED}
 
     async def _open(self, seconds: float | None = None) -> None:
-        """Opens the connection, within that many seconds altogether."""
+        """Open the connection, within ``seconds`` in total."""
         start = monotonic()
         connection = await self._connect(seconds)
         try:
@@ -169,8 +168,8 @@ class AsyncListener:
                 log(
                     _log,
                     logging.WARNING,
-                    "notifications do not come through a pooler, so idle workers poll alone; "
-                    "GOQUEUE_DATABASE_LISTEN_URL can name the server itself",
+                    "notifications do not pass through a pooler, so idle workers only poll; "
+                    "set GOQUEUE_DATABASE_LISTEN_URL to a direct connection",
                 )
                 return
             connection.goqueue_charge(monotonic() - start)
@@ -184,7 +183,7 @@ class AsyncListener:
         self._connection = connection
 
     async def _announce(self, connection: AsyncConnection[Any]) -> None:
-        """Takes the listeners' lock; `StorageUnavailableError` names the sessions that keep it."""
+        """Take the listeners' lock. Raise `StorageUnavailableError` naming the sessions that hold it."""
         try:
             await self._queries.announce_listener(connection)
         except (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled) as exc:
@@ -193,16 +192,16 @@ class AsyncListener:
                 raise
             sessions = "; ".join(f"pid {pid}, role {role}, application_name {name!r}" for pid, role, name in blockers)
             error = StorageUnavailableError(
-                "the listener can't open: it waits for the advisory lock that the triggers on goqueue.jobs take for a "
-                f"moment, and that a session has kept since its statement was cancelled: {sessions}; end that session "
-                f"(pg_terminate_backend({blockers[0][0]})) and run `goqueue migrate`: from V0010 on none keeps the lock"
+                "the listener can't open: it waits for the advisory lock of the triggers on goqueue.jobs. "
+                f"Since its statement was cancelled, a session has held that lock: {sessions}; end that session "
+                f"(pg_terminate_backend({blockers[0][0]})) and run `goqueue migrate`: V0010 fixes this"
             )
             log(_log, logging.WARNING, "%s", error)
             raise error from exc
 
 
 def _cancelled(payload: str) -> tuple[str, Lease | None]:
-    """The queue and the lease that goqueue.follow_changed_job has sent; no lease for what somebody else has."""
+    """Return the queue and the lease that goqueue.follow_changed_job has sent; no lease for another sender's text."""
     try:
         job_id, token, queue = payload.split(" ", 2)
         return queue, Lease(UUID(job_id), int(token))

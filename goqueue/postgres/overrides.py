@@ -1,7 +1,7 @@
-"""The check of a folder of SQL files at open: the server compares its statements with the shipped ones.
+"""The check of a folder of SQL files on opening: the server compares its statements with the shipped ones.
 
-Nothing here runs a statement of the folder. A statement goes to the server alone, as one Parse message, which takes one
-statement only. What the server rejects is not sent again. What it accepts is put into a statement of ours (`alone`).
+No statement of the folder is executed here. Each is sent in its own Parse message, which accepts only one statement. A
+rejected statement is not sent again. An accepted one is wrapped into a statement of ours (`alone`).
 """
 
 import re
@@ -20,29 +20,28 @@ from goqueue.postgres.libpq import DeadlineExceededError, Limits
 from goqueue.postgres.queries import Statement, load_statements
 
 _TAG = re.compile(r"/\* goqueue:\w+ \*/ ")
-#: What a statement that has a plan starts with. Only such ones give rows that depend on nothing but the tables.
+#: First words of statements that have a plan. Only these return rows that depend on nothing but the tables.
 _WITH_A_PLAN = ("SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "VALUES", "TABLE", "WITH")
 
 
 def check_overrides(connection: Any, folder: Path | str) -> list[str]:
-    """What is wrong with the files of ``folder``, one sentence each; nothing when the store can run them.
+    """Return what is wrong with the files of ``folder``, one sentence each; nothing if the store can run them.
 
-    ``connection`` is a psycopg connection of any kind in autocommit mode; it is asked directly (libpq), in some two
-    round trips for each changed statement and the shipped one. Raises `ConfigError` for files that can't even be
-    loaded, and psycopg's own error when the server can't answer. A reading of files and catalogue: takes no lock that
-    outlasts it, and runs nothing.
+    ``connection`` is a psycopg connection of any kind in autocommit mode. The check uses libpq directly, with about two
+    round trips for each changed statement. It reads files and the catalogue, executes nothing and keeps no lock. Raises
+    `ConfigError` for files that can't be loaded, and psycopg's own error if the server doesn't answer.
     """
     return compare_with_shipped(Libpq(connection), changed_statements(folder)).problems
 
 
 def require_sound_overrides(connection: Any, folder: Path | str) -> None:
-    """`check_overrides`, with a `ConfigError` that has all the problems."""
+    """Run `check_overrides`, and raise `ConfigError` with all problems, if any."""
     if problems := check_overrides(connection, folder):
         raise ConfigError(problems)
 
 
 class Libpq:
-    """libpq's own calls on a connection of any kind. Each ends within the connection's limit, as its statements do."""
+    """libpq's calls on a connection of any kind. Each ends within the connection's limit."""
 
     def __init__(self, connection: Any) -> None:
         self._pgconn: Any = connection.pgconn
@@ -73,7 +72,7 @@ class Libpq:
         sent = generators.execute(self._pgconn)
         try:
             [result] = waiting.wait(sent, self._pgconn.socket, interval=0.1, timeout=self._limit)
-        except psycopg.errors._WaitTimeout:  # noqa: SLF001 - as psycopg's documentation names it
+        except psycopg.errors._WaitTimeout:  # noqa: SLF001 - the name in psycopg's documentation
             self._pgconn.finish()
             raise DeadlineExceededError.after(self._limit) from None
         return result
@@ -81,27 +80,27 @@ class Libpq:
 
 class _Comparison(NamedTuple):
     problems: list[str]
-    #: What the server can't tell: result columns of which only a run would show whether they can be null.
+    #: What the server can't decide: result columns that may be null, which only execution would show.
     unproved: list[str]
-    #: The changed statements that the server has taken, with the types of their parameters.
+    #: The changed statements that the server accepted, with the types of their parameters.
     taken: list[tuple[Statement, tuple[int, ...]]]
-    #: The names of the others.
+    #: The names of the rejected statements.
     refused: list[str]
 
 
 class _Described(NamedTuple):
-    """A statement as the server describes it, types and tables by their ids; or why it doesn't."""
+    """A statement as the server describes it, with types and tables as ids; or the error."""
 
     parameters: tuple[int, ...] = ()
-    #: Of each result column: name and type.
+    #: Name and type of each result column.
     columns: tuple[tuple[str, int], ...] = ()
-    #: Of each result column: table and number of the column it is, (0, 0) for an expression.
+    #: Source of each result column: table and column number; (0, 0) for an expression.
     origins: tuple[tuple[int, int], ...] = ()
     error: str = ""
 
 
 def changed_statements(folder: Path | str) -> list[tuple[Statement, Statement]]:
-    """The folder's statements that are not the shipped ones, each with the shipped one."""
+    """Return the folder's statements that differ from the shipped ones, each with the shipped one."""
     shipped = load_statements()
     given = load_statements(folder)
     return [(statement, shipped[name]) for name, statement in given.items() if not statement.same_as(shipped[name])]
@@ -121,16 +120,16 @@ def compare_with_shipped(libpq: "Libpq", changed: Iterable[tuple[Statement, Stat
         problems = list(given.faults)
         if expected.error:
             problems.append(
-                f"it can't be compared, because the server refuses the shipped one as well: {expected.error}; run "
+                f"it can't be compared, because the server rejects the shipped one too: {expected.error}; run "
                 "`goqueue migrate` (or `pgmigrate migrate`) on this database, with this version's migrations"
             )
         elif got.error:
-            problems.append(f"the server refuses it: {got.error}")
+            problems.append(f"the server rejects it: {got.error}")
         else:
             problems += _differences(given, shipped, got, expected, names)
             command = bare(given.text).lstrip("( ").partition(" ")[0].upper()
             if not got.columns:
-                problems.append(f"it gives no rows, so it must be the shipped statement ({bare(shipped.text)})")
+                problems.append(f"it returns no rows, so it must be the shipped statement ({bare(shipped.text)})")
             elif not re.match(rf"({'|'.join(_WITH_A_PLAN)})\b", command):
                 problems.append(f"it is a command ({command}), expected one of {', '.join(_WITH_A_PLAN)}")
             if not problems:
@@ -148,14 +147,14 @@ def compare_with_shipped(libpq: "Libpq", changed: Iterable[tuple[Statement, Stat
 def _differences(
     statement: Statement, shipped: Statement, got: _Described, expected: _Described, names: "_Names"
 ) -> list[str]:
-    """Where parameters and result columns differ in number, name or type."""
+    """Return the differences of parameters and result columns in number, name or type."""
     if len(got.parameters) != len(statement.parameters):
-        counts = f"the server counts {len(got.parameters)} parameters, and {len(statement.parameters)} would be sent"
+        counts = f"the server finds {len(got.parameters)} parameters, but {len(statement.parameters)} would be sent"
         return [f"{counts}; write each as :name, and none inside quotes"]
     kinds = dict(zip(shipped.parameters, expected.parameters, strict=True))
     problems = [
-        f"the parameter {name} is taken for {names.types[kind]}, expected {names.types[kinds[name]]}; cast it where it "
-        f"stands (:{name}::{names.types[kinds[name]]})"
+        f"the parameter {name} has the type {names.types[kind]}, expected {names.types[kinds[name]]}; cast it where it "
+        f"is used (:{name}::{names.types[kinds[name]]})"
         for name, kind in zip(statement.parameters, got.parameters, strict=True)
         if name in kinds and kind != kinds[name]
     ]
@@ -179,7 +178,7 @@ def _differences(
 
 
 class _Names:
-    """The names of the types and columns that some descriptions mention."""
+    """The names of the types and columns in some descriptions."""
 
     def __init__(self, libpq: "Libpq", described: list[_Described]) -> None:
         types = {kind for one in described for kind in (*one.parameters, *(kind for _, kind in one.columns))}
@@ -191,8 +190,8 @@ class _Names:
         }
 
     def compare_origins(self, got: _Described, expected: _Described) -> tuple[list[str], list[str]]:
-        """Columns that can be null and must not be, or are another column of the same table; and those of which the
-        server can't tell."""
+        """Return columns that can be null and must not be, or that are another column of the table; and columns that
+        the server can't decide."""
         problems, unproved = [], []
         for place, (mine, theirs) in enumerate(zip(got.origins, expected.origins, strict=True)):
             if mine == theirs or theirs not in self.columns:
@@ -214,7 +213,7 @@ class _Names:
 
 @contextmanager
 def _transaction(libpq: "Libpq") -> Iterator[Any]:
-    """A transaction for several answers of one server (pgbouncer), rolled back; gives what begins another."""
+    """Run a read-only transaction, to stay on one server behind a pooler. Yield a function that restarts it."""
 
     def begin() -> None:
         libpq.exec_(b"ROLLBACK")
@@ -234,7 +233,7 @@ def _describe(libpq: "Libpq", statement: Statement, again: Any) -> _Described:
         described = libpq.describe_prepared(b"")
     if described.status != pq.ExecStatus.COMMAND_OK:
         error = psycopg.errors.error_from_result(described)
-        # 42: the statement's own fault; 22: a literal's; 0A: what the server has not. All else is the server's.
+        # 42: the statement's fault; 22: a literal's; 0A: an unsupported feature. Other errors are the server's.
         if (error.sqlstate or "")[:2] not in ("42", "22", "0A"):
             raise error
         again()
@@ -248,7 +247,7 @@ def _describe(libpq: "Libpq", statement: Statement, again: Any) -> _Described:
 
 
 def _at(text: str, position: str | None) -> str:
-    """The line of a statement that an error's position lies in."""
+    """Return the line of a statement at an error's position."""
     if position is None:
         return ""
     place = int(position) - 1
@@ -257,7 +256,7 @@ def _at(text: str, position: str | None) -> str:
 
 
 def ask(libpq: "Libpq", query: str, ids: Iterable[int | str]) -> list[tuple[str, ...]]:
-    """The rows of a query of checks.sql for ids or plain names, as text."""
+    """Return the rows of a query of checks.sql for ids or plain names, as text."""
     array = "{" + ",".join(map(str, ids)) + "}"
     result = libpq.exec_params(load_statements()[query].text.encode(), [array.encode()])
     _check(result)
@@ -268,8 +267,8 @@ def ask(libpq: "Libpq", query: str, ids: Iterable[int | str]) -> list[tuple[str,
 
 
 def alone(connection: Any, text: str) -> None:
-    """Run one statement of ours that has a folder's text in it, by the extended protocol: the server refuses the whole
-    of it where that text holds more than one statement."""
+    """Run one of our statements that contains a folder's text, by the extended protocol: the server rejects it if the
+    text holds more than one statement."""
     _check(Libpq(connection).exec_params(text.encode(), []))
 
 
@@ -279,7 +278,7 @@ def _check(result: Any) -> None:
 
 
 def refusal(connection: Any, statement: Statement) -> str:
-    """Why the server of this connection does not accept the statement; nothing when it does."""
+    """Return why the server of this connection rejects the statement, or nothing if it accepts it."""
     libpq = Libpq(connection)
     with _transaction(libpq) as again:
         return _describe(libpq, statement, again).error

@@ -1,4 +1,4 @@
-"""SQL files loaded by aiosql, their only reader."""
+"""Loading of SQL files by aiosql, their only reader."""
 
 import re
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ from goqueue.postgres.cursor_async import AsyncAdapter
 from goqueue.postgres.lexemes import bare
 from goqueue.postgres.wire import Rendered
 
-#: The kinds of result by aiosql's names for them, and the mark of each.
+#: The kinds of result, by aiosql's names: a description, and aiosql's mark.
 RESULTS = {
     "SELECT": ("rows", "no mark"),
     "SELECT_ONE": ("one row or none", "^"),
@@ -31,53 +31,53 @@ class Statement(NamedTuple):
     name: str
     file: Path
     sql: Rendered
-    #: aiosql's name for the kind of its result.
+    #: aiosql's name for the kind of result.
     result: str = "SELECT"
-    #: Its lines of comment, without their dashes.
+    #: Its comment lines, without the dashes.
     comments: str = ""
 
     @property
     def parameters(self) -> tuple[str, ...]:
-        """The parameters in the order that its file declares."""
+        """The parameters, in the declared order."""
         return self.sql.names
 
     @property
     def text(self) -> str:
-        """The query as the server gets it, with ``$1``, ``$2`` … for the parameters."""
+        """The query as the server receives it, with ``$1``, ``$2`` … for the parameters."""
         return self.sql.text
 
     @property
     def faults(self) -> list[str]:
-        """What keeps it from being sent as it is written."""
+        """Return why the query can't be sent as written, one sentence each."""
         faults = [
-            f":{parameter} is taken for a parameter; write a slice of an array in another way"
+            f":{parameter} is read as a parameter; write an array slice in another way"
             for parameter in re.findall(r"%\((\w+)\)s", self.sql)
             if parameter not in self.parameters
         ]
         if "%" in re.sub(r"%\(\w+\)s|%%", "", self.sql):
-            faults.append("a percent sign stands alone; write it twice (%%)")
+            faults.append("it has a single percent sign; write %% instead")
         return faults
 
     def same_as(self, other: "Statement") -> bool:
-        """Whether both are one statement, comments and white space outside of quotes aside."""
+        """Return True if both are the same statement, except for comments and white space outside of quotes."""
         return (self.parameters, bare(self.text)) == (other.parameters, bare(other.text))
 
 
 @cache
 def _parsed(file: Path) -> list[QueryDatum]:
-    """What aiosql reads in a file: once in a process, for both adapters and for all folders, so that whoever checks a
-    file and whoever runs it have the same."""
+    """Return what aiosql reads in a file. Cached for the process, for both adapters and all folders: a file's check and
+    its execution use the same text."""
     loader = aiosql.query_loader.QueryLoader(Adapter(), None, attribute="__")  # type: ignore[arg-type]
     try:
         loaded = loader.load_query_data_from_file(file, [], "utf-8-sig")
     except (aiosql.SQLLoadException, aiosql.SQLParseException) as exc:
         raise ValueError(str(exc)) from exc
-    # Numbered as declared, so that $1 is one parameter in the file, the server's log and every command.
+    # Numbered as declared: $1 is the same parameter in the file, in the server's log and in every command.
     return [query._replace(sql=Rendered(query.sql, query.parameters or ())) for query in loaded]
 
 
 def read_statements(file: Path) -> list[Statement]:
-    """Return the queries of a file, in its order. OSError or ValueError for a file that can't be read."""
+    """Return the queries of a file, in order. Raises OSError or ValueError for a file that can't be read."""
     return [
         Statement(query.query_name, file, cast("Rendered", query.sql), query.operation_type.name, query.doc_comments)
         for query in _parsed(file.absolute())
@@ -85,7 +85,7 @@ def read_statements(file: Path) -> list[Statement]:
 
 
 def compare_declarations(shipped: Iterable[Statement], own: Iterable[Statement]) -> list[str]:
-    """What is wrong with the own queries of a file, one sentence each."""
+    """Return what is wrong with a file's own queries, one sentence each."""
     expected, given = ({one.name: one for one in statements} for statements in (shipped, own))
     problems = [f"query {name}: it is missing" for name in expected if name not in given]
     problems += [
@@ -99,15 +99,14 @@ def compare_declarations(shipped: Iterable[Statement], own: Iterable[Statement])
             f"query {name}: it lacks the parameter {parameter}" for parameter in wanted if parameter not in got
         ]
         problems += [
-            f"query {name}: it has a parameter {parameter}, which nothing gives it; expected "
-            f"{', '.join(wanted) or 'none'}"
+            f"query {name}: it has an unknown parameter {parameter}; expected {', '.join(wanted) or 'none'}"
             for parameter in got
             if parameter not in wanted
         ]
         if given[name].result != expected[name].result:
             kinds = (one.result for one in (given[name], expected[name]))
             shown = ("{} ({})".format(*RESULTS[kind]) if kind in RESULTS else kind.lower() for kind in kinds)
-            problems.append(f"query {name}: its result is {' and was to be '.join(shown)}")
+            problems.append(f"query {name}: its result is {', expected '.join(shown)}")
     return problems
 
 
@@ -115,23 +114,24 @@ def compare_declarations(shipped: Iterable[Statement], own: Iterable[Statement])
 def load_queries(
     folder: Path | str | None = None, adapter: type[Adapter | AsyncAdapter] = Adapter, slow: float = 0
 ) -> Any:
-    """The shipped queries, each a method taking a connection and keyword parameters; a file of ``folder`` stands in
-    place of the shipped one of its name. Read once in a process.
+    """Return the shipped queries, each a method with a connection and keyword parameters. Files of ``folder`` replace
+    the shipped files of the same name. Files are read once per process.
 
-    A query marked ``^`` gives a row or None, ``$`` a value or None, ``!`` a number of rows, without a mark an iterator
-    over rows, which is what runs the statement: exhaust it. Rows are tuples. A statement that takes ``slow`` seconds or
-    longer is logged as a warning (0: none). Raises `ConfigError` with every problem: a file that is not one of
-    the shipped ones or that aiosql can't read, and a query that is missing, unknown, given twice, or declared otherwise
-    than in the shipped file.
+    A query marked ``^`` returns a row or None, ``$`` a value or None, ``!`` a number of rows. A query without a mark
+    returns an iterator over rows; iterating executes the statement, so exhaust it. Rows are tuples. A statement that
+    takes ``slow`` seconds or longer is logged as a warning (0: never).
+
+    Raises `ConfigError` with every problem: a file that is not one of the shipped ones or that aiosql can't read; a
+    query that is missing, unknown, duplicated, or declared differently than in the shipped file.
     """
     queries = aiosql.queries.Queries(adapter(slow))  # type: ignore[arg-type]
     problems: list[str] = []
     for file, shipped in sql_files(folder, shipped_folder("sql")):
         try:
-            # File by file, because loading a folder at once lets a name in two files silently override.
+            # File by file: if a folder is loaded at once, a name in two files overrides silently.
             data = _parsed(file.absolute())
             if not data and file == shipped:
-                problems.append(f"{file} holds no query: install goqueue again")
+                problems.append(f"{file} has no query: install goqueue again")
             queries.load_from_list(data)
         except (aiosql.SQLLoadException, OSError, ValueError) as exc:
             problems.append(f"{file} can't be loaded: {exc}{since_export(file, shipped)}")
@@ -147,8 +147,8 @@ def load_queries(
 
 @cache
 def load_statements(folder: Path | str | None = None) -> dict[str, Statement]:
-    """The statements of `load_queries`, by name: what it makes of the files and nothing else, so that what is checked
-    is what runs. Raises as it does."""
+    """Return the statements of `load_queries` by name, unaltered, so that the checked text is the executed text. Raises
+    the same errors."""
     load_queries(folder)
     files = [read_statements(file) for file, _ in sql_files(folder, shipped_folder("sql"))]
     return {statement.name: statement for statements in files for statement in statements}

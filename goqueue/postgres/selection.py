@@ -10,7 +10,7 @@ _NO_FILTER = JobFilter()
 
 
 def filter_values(job_filter: JobFilter | None) -> dict[str, object]:
-    """The parameters of list_jobs and count_jobs but for the page."""
+    """Return the parameters of list_jobs and count_jobs, except those of the page."""
     if job_filter is None:
         return _NO_FILTER.parameters()
     check_kind("job_filter", job_filter, JobFilter)
@@ -18,7 +18,7 @@ def filter_values(job_filter: JobFilter | None) -> dict[str, object]:
 
 
 def as_job_ids(jobs: JobId | Iterable[JobId]) -> list[UUID]:
-    """One id or many, as UUIDs."""
+    """Return one id or several as UUIDs."""
     if isinstance(jobs, (UUID, str)):
         return [as_job_id(jobs)]
     check_kind("jobs", jobs, Iterable)
@@ -26,7 +26,7 @@ def as_job_ids(jobs: JobId | Iterable[JobId]) -> list[UUID]:
 
 
 def as_statuses(statuses: JobStatus | Iterable[JobStatus]) -> set[JobStatus]:
-    """One status or several."""
+    """Return one status or several as a set."""
     check_kind("statuses", statuses, str, Iterable)
     return {
         check_choice("status", status, JobStatus) for status in ([statuses] if isinstance(statuses, str) else statuses)
@@ -34,7 +34,7 @@ def as_statuses(statuses: JobStatus | Iterable[JobStatus]) -> set[JobStatus]:
 
 
 def in_batches(ids: Iterable[UUID]) -> Iterator[list[UUID]]:
-    """Ids without repetition, in one order everywhere, so that callers never wait for each other in a circle."""
+    """Yield ids without duplicates, always in the same order, so that concurrent callers don't deadlock."""
     given = sorted(set(ids))
     for start in range(0, len(given), MAX_PAGE):
         yield given[start : start + MAX_PAGE]

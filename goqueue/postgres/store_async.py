@@ -104,10 +104,10 @@ Settled = TypeVar("Settled", bound=IdRow)
 # Longest time in seconds for a claim that finds only unreadable jobs.
 _SET_ASIDE_SECONDS = 1.0
 
-# Most jobs that one round of prune_jobs skips because they can't be deleted.
+# Most jobs that one round of prune_jobs skips because a foreign key refers to them.
 _MOST_KEPT = 10_000
 
-# Attempts at an insert that added nothing, while the conflicting job is not found.
+# Attempts at an insert that adds nothing although no conflicting job is found.
 _TRIES = 10
 
 
@@ -123,26 +123,26 @@ class AsyncBind(Protocol):
 
 
 class _BoundTo:
-    """A descriptor: `bound_to` of an open store has its settings, that of the class the defaults."""
+    """A descriptor: `bound_to` of an open store uses its settings, `bound_to` of the class the defaults."""
 
     def __get__(self, store: "AsyncPostgresStorage | None", owner: "type[AsyncPostgresStorage]") -> AsyncBind:
         def bound_to(connection: AsyncConnection[Any]) -> AsyncPostgresStorage:
-            """Return a store with the same methods on the caller's psycopg connection, in the caller's transaction.
+            """Return a store on the caller's psycopg connection, in the caller's transaction. It has the same methods.
 
-            The store never commits, rolls back or closes. After an error from the server, the caller rolls back. Any
-            row factory works. SQLAlchemy's psycopg connection is `connection.connection.driver_connection`, Django's
-            is `connection.connection`.
+            The store never commits, rolls back or closes. After a server error, the caller rolls back. Any row factory
+            works. SQLAlchemy's psycopg connection is `connection.connection.driver_connection`, Django's is
+            `connection.connection`.
 
-            While somebody listens, a transaction that adds due jobs sends a notification, and `PREPARE TRANSACTION`
-            fails after one. Start a two-phase commit with `SET LOCAL goqueue.notify = off`. Workers find its jobs when
-            they poll.
+            While a listener exists, a transaction that adds due jobs sends a notification, and a later `PREPARE
+            TRANSACTION` fails. Start a two-phase commit with `SET LOCAL goqueue.notify = off`. Workers then find the
+            jobs by polling.
 
             Queries: those of the methods.
             """
             check_connection(connection, AsyncConnection)
             if store is not None:
                 config, positions, kept = store.config, store._positions, store._kept  # noqa: SLF001
-            else:  # `listen` opens a connection of its own, to the same database.
+            else:  # `listen` opens its own connection to the same database.
                 info = connection.info
                 try:
                     config = DatabaseConfig(url=make_conninfo(info.dsn, password=info.password or None))
@@ -160,7 +160,7 @@ class AsyncPostgresStorage:
         async with await AsyncPostgresStorage.open("postgresql://app@db/app") as store:
             job = await store.create_job(NewJob(job_type="send_email", payload={"to": "a@example.com"}))
 
-    In the caller's own transaction, on the caller's connection::
+    In your own transaction, on your own connection::
 
         async with await psycopg.AsyncConnection.connect(...) as connection:
             await connection.execute("INSERT INTO orders ...")
@@ -179,7 +179,7 @@ class AsyncPostgresStorage:
         positions: dict[tuple[str, ...], ClaimPositions] | None = None,
         kept: dict[UUID, str] | None = None,
     ) -> None:
-        """For `open` (``pool``) and `bound_to` (the caller's ``connection``)."""
+        """Initialize the store for `open` (``pool``) or `bound_to` (the caller's ``connection``)."""
         check_kind("config (stores are made by open() and bound_to())", config, DatabaseConfig, secret=True)
         self.config = config
         self._pool = pool
@@ -208,8 +208,8 @@ class AsyncPostgresStorage:
         elif isinstance(config, Config):
             config = config.database
         check_kind("config", config, Config, DatabaseConfig, str, secret=True)
-        _queries(config, config.sql_dir)  # files that can't be read are told before anything is opened
-        # What is asked until the folder's statements are known to be sound.
+        _queries(config, config.sql_dir)  # reports unreadable files before connecting
+        # The shipped queries, until the folder's statements have been checked.
         shipped = _queries(config, "")
         pool = await open_pool(config, shipped)
         store = cls(config, pool=pool)
@@ -224,8 +224,8 @@ class AsyncPostgresStorage:
         return store
 
     async def close(self) -> None:
-        """Close the pool. A caller's own connection stays open. A second call does nothing."""
-        if self._pool is not None and self._process == os.getpid():  # else they are the parent's to close
+        """Close the pool. A connection passed to `bound_to` stays open. A second call does nothing."""
+        if self._pool is not None and self._process == os.getpid():  # in a fork, the pool belongs to the parent
             self._check_loop()  # async only
             await self._pool.close()
 
@@ -238,7 +238,7 @@ class AsyncPostgresStorage:
     # --- create -----------------------------------------------------------------------------------------------------
 
     async def create_job(self, job: NewJob) -> Job:
-        """Add a job, and return it. Creating the very same `NewJob` again returns the job of the first call.
+        """Add a job and return it. Creating the same `NewJob` again returns the job of the first call.
 
         Raises: `DuplicateJobError`, with the existing job's id, if the idempotency key or the id is taken.
         Queries: create_job; find_duplicate_job if that added nothing.
@@ -250,7 +250,8 @@ class AsyncPostgresStorage:
         raise duplicate_of(existing.id, None if existing.id == job.id else job.idempotency_key)
 
     async def get_or_create_job(self, job: NewJob) -> tuple[Job, bool]:
-        """Return the job that has the idempotency key or the id of ``job``, and whether this call created it.
+        """Return the job with the idempotency key or the id of ``job``, creating it if there is none. Return also
+        whether this call created it.
 
         Queries: create_job; find_duplicate_job if that added nothing.
         Repeating: returns the same job; created is then False.
@@ -267,14 +268,14 @@ class AsyncPostgresStorage:
         raise duplicate_unseen()
 
     async def create_jobs(self, jobs: Iterable[NewJob] | AsyncIterable[NewJob]) -> list[tuple[UUID, bool]]:
-        """Add many jobs: all of them, or none after an error. Return (id, created) of each, in the order given.
+        """Add many jobs: all, or none if one fails. Return (id, created) of each, in the given order.
 
-        ``jobs`` is read to its end before the transaction begins. A job is not created if a stored job or an earlier
-        one of ``jobs`` has its idempotency key; the id is then that job's. Jobs are added in the order of their keys
-        and ids, so that concurrent bulks with the same jobs wait for each other and do not deadlock.
+        ``jobs`` is read completely before the transaction begins. A job is not created if a stored job or an earlier
+        one of ``jobs`` has its idempotency key. The returned id is then that job's. Jobs are added in the order of
+        their keys and ids, so that concurrent bulks with the same jobs wait for each other instead of deadlocking.
 
         Queries: create_jobs, once for each ``batch_size`` jobs; find_duplicate_jobs for those not added.
-        Repeating: adds no `NewJob` twice; jobs that exist are not created.
+        Repeating: adds no `NewJob` twice; existing jobs are not created.
         """
         batches = [batch async for batch in self._batches(jobs)]
         order, batches = by_key(batches, self.config)
@@ -288,13 +289,12 @@ class AsyncPostgresStorage:
     async def create_jobs_in_batches(
         self, jobs: Iterable[NewJob] | AsyncIterable[NewJob]
     ) -> AsyncGenerator[list[tuple[UUID, bool]]]:
-        """Add the jobs of an iterable of any length, in constant memory. Yield (id, created) of each job, batch by
-        batch.
+        """Add the jobs of an iterable of any length, in constant memory. Yield lists of (id, created), batch by batch.
 
-        Each step reads, adds and commits one batch. Batches that were yielded stay, also if a later one fails.
+        Each step reads, adds and commits one batch. Committed batches remain even if a later one fails.
 
         Queries: create_jobs, once for each ``batch_size`` jobs; find_duplicate_jobs for those not added.
-        Repeating: adds no `NewJob` twice; jobs that exist are not created.
+        Repeating: adds no `NewJob` twice; existing jobs are not created.
         """
         async with aclosing(self._batches(jobs)) as batches:
             async for batch in batches:
@@ -329,7 +329,7 @@ class AsyncPostgresStorage:
         for _ in range(_TRIES):
             missing = [(job, encoded) for job, encoded in missing if job.id not in created]
             taken.update(await self._taken(connection, [job for job, _ in missing]))
-            # Neither added nor in the table: the conflicting jobs have been deleted since.
+            # Neither added nor found: the conflicting jobs were deleted in the meantime.
             missing = [item for item in missing if item[0].id not in taken and item[0].idempotency_key not in taken]
             if not missing:
                 break
@@ -343,7 +343,7 @@ class AsyncPostgresStorage:
         ]
 
     async def _taken(self, connection: AsyncConnection[Any], jobs: list[NewJob]) -> dict[UUID | str, UUID]:
-        """Which of the jobs' ids and idempotency keys are in the table, and the id of the job that has each."""
+        """Return the jobs' ids and idempotency keys that are taken, each with the id of the job that has it."""
         keys = [job.idempotency_key for job in jobs if job.idempotency_key is not None]
         rows = self._queries.find_duplicate_jobs(connection, ids=[job.id for job in jobs], idempotency_keys=keys)
         return {name: job_id async for job_id, key in rows for name in (job_id, key) if name is not None}
@@ -363,7 +363,7 @@ class AsyncPostgresStorage:
         return found(row, f"no job has the id {wanted}")
 
     async def get_jobs(self, job_ids: Iterable[JobId]) -> list[Job]:
-        """Return the jobs with these ids, in their order. Missing jobs are left out.
+        """Return the jobs with these ids, in the given order. Missing jobs are omitted.
 
         Raises: `CorruptJobError` if one of them can't be read.
         Query: get_jobs.
@@ -388,8 +388,8 @@ class AsyncPostgresStorage:
     async def list_jobs(self, job_filter: JobFilter | None = None, limit: int = 50, cursor: str | None = None) -> Page:
         """Return a page of ``limit`` (1 to 1000) jobs, newest first. Only the last page can be shorter.
 
-        ``cursor`` is the ``next_cursor`` of the page before, with the same filter. ``unreadable`` of the page names the
-        jobs whose payload Python can't hold, or whose status a later release has added.
+        ``cursor`` is the ``next_cursor`` of the previous page, with the same filter. The page's ``unreadable`` has the
+        jobs whose payload Python can't represent, or whose status a later release added.
 
         Raises: `InvalidCursorError` for a cursor of another filter.
         Query: list_jobs.
@@ -402,10 +402,10 @@ class AsyncPostgresStorage:
     async def _list(
         self, job_filter: JobFilter | None, limit: int, cursor: str | None
     ) -> tuple[list[JobRow], str | None]:
-        """Return the rows of a page, and the cursor of the next one."""
+        """Return the rows of a page, and the cursor of the next page."""
         wanted, size = filter_values(job_filter), check_limit(limit)
         created_at, job_id = read_cursor(wanted, cursor)
-        # One row more than the page, to know whether another one follows.
+        # One row more than the page shows whether another page follows.
         page = {"page_limit": size + 1, "cursor_created_at": created_at, "cursor_id": job_id}
         async with self._connection() as connection:
             rows = [row async for row in self._queries.list_jobs(connection, **wanted, **page)]
@@ -415,8 +415,8 @@ class AsyncPostgresStorage:
         return rows[:size], make_cursor(wanted, last.created_at, last.id)
 
     async def count_jobs(self, job_filter: JobFilter | None = None) -> JobCount:
-        """Count the jobs that match. The count is exact up to 10,000 jobs; beyond, it is an estimate, and ``exact`` is
-        False.
+        """Count the jobs that match. The count is exact up to 10,000 jobs. Beyond that it is an estimate, and its
+        ``exact`` is False.
 
         Query: count_jobs.
         Repeating: changes nothing.
@@ -429,13 +429,13 @@ class AsyncPostgresStorage:
     # --- change -----------------------------------------------------------------------------------------------------
 
     async def update_job(self, job_id: JobId, update: JobUpdate) -> Job:
-        """Change the given fields of a job, and return the changed job.
+        """Change the given fields of a job and return the changed job.
 
         Raises: `JobNotFoundError` if there is no such job; `JobStateError` if its status does not allow the new one;
         `DuplicateJobError` if another job has the idempotency key; `TransactionConflictError` if another session
         changed the job at the same time; `CorruptJobError`, after the change, if the payload can't be read.
         Queries: update_job; get_job and get_job_by_idempotency_key if that changed nothing.
-        Repeating: sets the same values again, over later changes of others.
+        Repeating: sets the same values again, and overwrites later changes by others.
         """
         wanted = as_job_id(job_id)
         check_kind("update", update, JobUpdate)
@@ -449,7 +449,7 @@ class AsyncPostgresStorage:
                 if other is not None and other.id != wanted:
                     raise duplicate_of(other.id, key)
         if update.status is UNSET:
-            raise TransactionConflictError(f"job {wanted} was changed by another at the same time; try again")
+            raise TransactionConflictError(f"job {wanted} was changed by another session at the same time; try again")
         raise JobStateError(f"job {wanted} is {current.status} and can't become {update.status}; nothing was changed")
 
     async def replace_pending_job(self, job: NewJob) -> Job:
@@ -458,7 +458,7 @@ class AsyncPostgresStorage:
         Raises: `DuplicateJobError` if the key's job is no longer pending, or another job has the id; `InvalidJobError`
         for a job without a key.
         Queries: replace_pending_job; get_job_by_idempotency_key if that changed nothing.
-        Repeating: replaces the job again, over later changes of others.
+        Repeating: replaces the job again, and overwrites later changes by others.
         """
         values = job_values(job, self.config)
         if job.idempotency_key is None:
@@ -473,31 +473,33 @@ class AsyncPostgresStorage:
         raise duplicate_unseen()
 
     async def cancel_jobs(self, jobs: Jobs) -> int:
-        """Cancel pending and running jobs, given by ids or by filter, and return how many. Others stay as they are.
+        """Cancel pending and running jobs, given by ids or by filter. Return how many. Jobs in other states are
+        unchanged.
 
-        The worker of a running job gets `LeaseLostError` at its next call. If it listens, it learns of it before
+        The worker of a running job gets `LeaseLostError` at its next call. If it listens, it is notified earlier
         (`AsyncListener.cancelled`).
 
         Queries: cancel_jobs, once for each 1000 jobs; list_jobs for a filter.
-        Repeating: does not count cancelled jobs; it cancels those that others retried meanwhile.
+        Repeating: does not count cancelled jobs; cancels jobs that were retried in the meantime.
         """
         return await self._for_each(jobs, self._queries.cancel_jobs, (JobStatus.PENDING, JobStatus.RUNNING))
 
     async def retry_jobs(self, jobs: Jobs) -> int:
-        """Make dead and cancelled jobs pending again, due at once and with all their attempts, and return how many.
+        """Make dead and cancelled jobs pending again, due at once, with all their attempts. Return how many.
 
         Queries: retry_jobs, once for each 1000 jobs; list_jobs for a filter.
-        Repeating: leaves pending jobs as they are; it retries those that ended meanwhile.
+        Repeating: leaves pending jobs unchanged; retries jobs that ended in the meantime.
         """
         return await self._for_each(jobs, self._queries.retry_jobs, (JobStatus.DEAD, JobStatus.CANCELLED))
 
     async def reschedule_jobs(
         self, jobs: Jobs, *, scheduled_at: datetime | None = None, delay: timedelta | None = None
     ) -> int:
-        """Set another time for pending jobs, and return how many: ``scheduled_at`` (aware), or ``delay`` from now.
+        """Set a new time for pending jobs: ``scheduled_at`` (aware), or ``delay`` from now. Return how many.
 
         Queries: reschedule_jobs, once for each 1000 jobs; list_jobs for a filter.
-        Repeating: sets the same ``scheduled_at`` again, or a new one after ``delay``, over later changes of others.
+        Repeating: sets the same ``scheduled_at`` again, or a new time from ``delay``; overwrites later changes by
+        others.
         """
         if (scheduled_at is None) == (delay is None):
             raise InvalidJobError("give either scheduled_at or delay")
@@ -511,7 +513,7 @@ class AsyncPostgresStorage:
     async def _for_each(
         self, jobs: Jobs, run: Callable[..., AsyncIterator[IdRow]], statuses: tuple[JobStatus, ...]
     ) -> int:
-        """Runs a query over the ids given, or over those of a filter (narrowed to ``statuses``), in batches."""
+        """Run a query in batches over the given ids, or over those of a filter (narrowed to ``statuses``)."""
         count = 0
         async with aclosing(self._ids(jobs, statuses)) as batches:
             async for ids in batches:
@@ -532,7 +534,7 @@ class AsyncPostgresStorage:
         while True:
             rows, cursor = await self._list(narrowed, MAX_PAGE, cursor)
             found_ids += [row.id for row in rows]
-            # In the caller's transaction the locks of all batches stay: there they have one order too.
+            # In the caller's transaction, locks outlast a batch. So all batches need one common order.
             if self._pool is None and cursor is not None:
                 continue
             for ids in in_batches(found_ids):
@@ -542,7 +544,7 @@ class AsyncPostgresStorage:
             found_ids.clear()
 
     async def delete_job(self, job_id: JobId) -> None:
-        """Delete a job, whatever its status, and the history of its failures.
+        """Delete a job in any status, with its failure history.
 
         Raises: `JobNotFoundError` if there is none; `JobStateError` if another table refers to it.
         Queries: delete_job, delete_failures.
@@ -561,12 +563,12 @@ class AsyncPostgresStorage:
         statuses: Collection[JobStatus] = (JobStatus.COMPLETED, JobStatus.DEAD, JobStatus.CANCELLED),
         limit: int = 1000,
     ) -> Pruned:
-        """Delete one batch of at most ``limit`` (1 to 1000) jobs that finished longer than ``older_than`` ago. Return
-        how many.
+        """Delete one batch of at most ``limit`` (1 to 1000) jobs that finished more than ``older_than`` ago. Return how
+        many.
 
         Call it until it returns fewer than ``limit``; each call is a short transaction. It skips and logs jobs that
-        another table refers to (by a foreign key without CASCADE or SET NULL), and ``kept`` of the result names them.
-        Such a round skips 10,000 jobs at most.
+        another table refers to (by a foreign key without CASCADE or SET NULL). The result's ``kept`` names them. One
+        round skips at most 10,000 jobs.
 
         Query: prune_jobs.
         Repeating: deletes the next batch.
@@ -587,7 +589,7 @@ class AsyncPostgresStorage:
                 if not reasons:
                     break
         pruned = Pruned(deleted, self._kept)
-        if deleted < limit:  # The next call is that of another round, and looks at all again.
+        if deleted < limit:  # The next call starts a new round, which reads all jobs again.
             self._kept.clear()
         return pruned
 
@@ -596,21 +598,22 @@ class AsyncPostgresStorage:
     async def claim_jobs(
         self, queues: str | Collection[str], worker_id: str, limit: int = 1, lease: timedelta = DEFAULT_LEASE
     ) -> list[Job]:
-        """Claim at most ``limit`` (1 to 1000) due jobs of the queues. ``worker_id`` holds each for ``lease``.
+        """Claim at most ``limit`` (1 to 1000) due jobs of the queues. ``worker_id`` holds each job exclusively for
+        ``lease``.
 
-        The order is by priority (the lower number first); among queues of one priority, the queue that has waited
-        longest first; then by scheduled_at and id. An empty list means that no job is due.
+        Jobs are ordered by priority (lower numbers first). Among queues of one priority, the queue that has waited
+        longest comes first; within it, jobs are ordered by scheduled_at and id. An empty list means that no job is due.
 
-        A job whose payload can't be read becomes dead, with the reason as its error, and is logged; the readable jobs
-        are returned. A claim that finds only such jobs ends after a second. Then the list is empty although jobs can be
-        due, and the queues' listeners are woken, the caller's too.
+        A job with an unreadable payload becomes dead, with the reason as its error, and is logged; the readable jobs
+        are returned. A claim that finds only such jobs ends after a second. Then the list is empty although jobs may be
+        due, and the queues' listeners are woken, including the caller's.
 
         While the table has many dead tuples (an old snapshot or a late vacuum), a claim can miss a job that becomes due
         out of order, for at most ``claim_resume_time`` (GOQUEUE_DATABASE_CLAIM_RESUME_TIME).
 
-        Queries: claim_jobs; estimate_dead_rows once in each ``claim_resume_time``; fail_jobs and wake_listeners for
+        Queries: claim_jobs; estimate_dead_rows once per ``claim_resume_time``; fail_jobs and wake_listeners for
         unreadable jobs.
-        Repeating: claims other jobs; those of a lost reply stay held until their leases expire.
+        Repeating: claims other jobs; jobs of a lost reply stay leased until their leases expire.
         """
         values = claim_values(queues, worker_id, limit, lease)
         async with self._connection() as connection:
@@ -626,14 +629,14 @@ class AsyncPostgresStorage:
     ) -> list[Job]:
         """Run `complete_jobs` and `claim_jobs` in one transaction.
 
-        Raises: `LeaseLostError` names the jobs whose lease was lost; the others are completed, and none is claimed.
+        Raises: `LeaseLostError` with the jobs whose leases were lost. The others are completed, and no job is claimed.
         Queries: complete_jobs, if there are leases, and those of `claim_jobs`.
-        Repeating: completes nothing twice and claims other jobs; those of a lost reply stay held until their leases
+        Repeating: completes nothing twice and claims other jobs; jobs of a lost reply stay leased until their leases
         expire.
         """
         values = claim_values(queues, worker_id, limit, lease)
         done = Leases(leases)
-        if not done.held:  # one statement, and no transaction around it
+        if not done.held:  # one statement needs no transaction
             async with self._connection() as connection:
                 return (await self._claim(connection, values)).jobs
         ids = [job_id for job_id, _ in done.held]
@@ -645,14 +648,14 @@ class AsyncPostgresStorage:
             rows = [row async for row in self._queries.complete_jobs(connection, **done.values)]
             lost = done.lost((row.id for row in rows), len(rows))
             if not lost:
-                # A statement of its own sees what other sessions have claimed while complete_jobs waited for a lock.
+                # A separate statement sees what other sessions claimed while complete_jobs waited for a lock.
                 jobs = (await self._claim(connection, values)).jobs
                 ids += [job.id for job in jobs]
         check_lost(lost)
         return jobs
 
     async def _claim(self, connection: AsyncConnection[Any], values: ClaimValues) -> Claimed:
-        """What claim_jobs gives; if that can't be read, what it gives then, for a second."""
+        """Return the jobs of claim_jobs. While all are unreadable, claim again, for at most a second."""
         deadline = monotonic() + _SET_ASIDE_SECONDS
         positions = positions_of(self._positions, values["queues"], self.config.claim_resume_time.total_seconds())
         while True:
@@ -666,15 +669,15 @@ class AsyncPostgresStorage:
             if claimed.jobs or not (claimed.unreadable or positions.looks_again(lanes)):
                 return claimed
             if monotonic() >= deadline:
-                # A hint. Its failure counts only in a transaction, which it aborts.
+                # The wake-up is a hint. Its failure matters only in a transaction, which it aborts.
                 is_committed = connection.info.transaction_status == pq.TransactionStatus.IDLE
                 with suppress(*(psycopg.Error, OutcomeUnknownError) if is_committed else ()):
                     _ = [row async for row in self._queries.wake_listeners(connection, queues=values["queues"])]
                 return claimed
 
     async def _bury(self, connection: AsyncConnection[Any], claimed: Claimed) -> None:
-        """Set the unreadable jobs of a claim aside. When that fails, after the claim's commit, they wait for their
-        leases to expire: the readable jobs must not be lost to their caller."""
+        """Make the unreadable jobs of a claim dead. If that fails after the claim's commit, they wait for their leases
+        to expire: the caller must not lose the readable jobs."""
         is_committed = connection.info.transaction_status == pq.TransactionStatus.IDLE
         unreadable = Leases.failed(claimed.unreadable).values
         try:
@@ -685,9 +688,9 @@ class AsyncPostgresStorage:
             claimed.not_buried(translate(exc) if isinstance(exc, psycopg.Error) else exc)
 
     async def heartbeat_jobs(self, leases: Iterable[Held], lease: timedelta = DEFAULT_LEASE) -> None:
-        """Renew the leases of running jobs, for ``lease`` from now.
+        """Renew the leases of running jobs for ``lease`` from now.
 
-        Raises: `LeaseLostError` names the jobs lost; the others are renewed.
+        Raises: `LeaseLostError` with the lost jobs; the others are renewed.
         Query: heartbeat_jobs.
         Repeating: renews the leases again.
         """
@@ -697,7 +700,7 @@ class AsyncPostgresStorage:
     async def complete_jobs(self, leases: Iterable[Held]) -> None:
         """Complete jobs.
 
-        Raises: `LeaseLostError` names the jobs lost; the others are completed.
+        Raises: `LeaseLostError` with the lost jobs; the others are completed.
         Query: complete_jobs.
         Repeating: succeeds under the same leases while the jobs are stored, and changes nothing.
         """
@@ -719,14 +722,14 @@ class AsyncPostgresStorage:
         retry_in: timedelta | None = None,
         backoff: Backoff = DEFAULT_BACKOFF,
     ) -> dict[UUID, JobStatus]:
-        """End attempts with an error: (lease, error) of each. Return the new status by id.
+        """Fail running attempts, given as pairs (lease, error). Return the new status by id.
 
-        A job waits for its next attempt, for ``retry_in`` or else by ``backoff``. Without an attempt left it is dead.
-        The errors are kept (`list_failures`).
+        A job with attempts left becomes pending again, due after ``retry_in`` or else ``backoff``. Otherwise it is
+        dead. The errors are stored (`list_failures`).
 
-        Raises: `LeaseLostError` names the jobs lost; the others fail.
+        Raises: `LeaseLostError` with the lost jobs; the others fail.
         Query: fail_jobs.
-        Repeating: raises `LeaseLostError` for the jobs that failed under these leases; no attempt fails twice.
+        Repeating: raises `LeaseLostError` for jobs that failed under these leases; no attempt fails twice.
         """
         check_kind("backoff", backoff, Backoff)
         run = partial(
@@ -744,7 +747,7 @@ class AsyncPostgresStorage:
     async def fail_job(
         self, lease: Held, error: str, *, retry_in: timedelta | None = None, backoff: Backoff = DEFAULT_BACKOFF
     ) -> JobStatus:
-        """End one attempt, as `fail_jobs` does. Return the new status: pending or dead.
+        """Fail one attempt, as `fail_jobs` does. Return the new status: pending or dead.
 
         Raises: `LeaseLostError` if the lease was lost.
         Query: fail_jobs.
@@ -754,31 +757,31 @@ class AsyncPostgresStorage:
         return status
 
     async def bury_jobs(self, failures: Iterable[tuple[Held, str]]) -> None:
-        """End attempts with an error, and make the jobs dead at once, whatever attempts they have left: (lease, error)
-        of each.
+        """Fail running attempts, given as pairs (lease, error), and make the jobs dead at once, even with attempts
+        left.
 
-        The errors are kept (`list_failures`). `retry_jobs` brings the jobs back.
+        The errors are stored (`list_failures`). `retry_jobs` makes the jobs pending again.
 
-        Raises: `LeaseLostError` names the jobs lost; the others are dead.
+        Raises: `LeaseLostError` with the lost jobs; the others are dead.
         Query: fail_jobs, with is_final.
-        Repeating: raises `LeaseLostError` for the jobs that died under these leases; no attempt fails twice.
+        Repeating: raises `LeaseLostError` for jobs that died under these leases; no attempt fails twice.
         """
         await self._settle(partial(self._queries.fail_jobs, **FINAL), Leases.failed(failures))
 
     async def release_jobs(self, leases: Iterable[Held], *, delay: timedelta = timedelta(0)) -> None:
-        """Return running jobs to pending without counting the attempt, as at a shutdown.
+        """Return running jobs to pending without counting the attempt, for example at shutdown.
 
-        They are due after ``delay``. Without one they keep their time, and so their place in the queue.
+        They are due after ``delay``. Without a delay they keep their time, and so their place in the queue.
 
-        Raises: `LeaseLostError` names the jobs lost; the others are released.
+        Raises: `LeaseLostError` with the lost jobs; the others are released.
         Query: release_jobs.
-        Repeating: raises `LeaseLostError` for the released jobs; no attempt is given back twice.
+        Repeating: raises `LeaseLostError` for the released jobs; no attempt is restored twice.
         """
         run = partial(self._queries.release_jobs, delay=check_interval("delay", delay))
         await self._settle(run, Leases(leases))
 
     async def _settle(self, run: Callable[..., AsyncIterator[Settled]], leases: Leases) -> list[Settled]:
-        """The rows of a query over leases, one for each that the caller held; `LeaseLostError` names the others."""
+        """Return the rows of a query over leases, one for each held job. Raise `LeaseLostError` with the others."""
         rows: list[Settled] = []
         if leases.held:
             async with self._connection() as connection:
@@ -787,19 +790,19 @@ class AsyncPostgresStorage:
         return rows
 
     async def rescue_jobs(self, limit: int = 1000) -> dict[UUID, JobStatus]:
-        """Make at most ``limit`` (1 to 1000) jobs whose lease has expired pending again, due at once, or dead without
-        an attempt left. Return the status by id. Each rescued job is logged.
+        """Recover at most ``limit`` (1 to 1000) jobs whose lease has expired: pending and due at once, or dead if no
+        attempt is left. Return the new status by id. Each rescued job is logged.
 
         Query: rescue_jobs.
-        Repeating: rescues the next ones.
+        Repeating: rescues the next jobs.
         """
         job_limit = check_limit(limit)
         async with self._connection() as connection:
             return rescued([row async for row in self._queries.rescue_jobs(connection, job_limit=job_limit)])
 
     async def next_job_at(self, queues: str | Collection[str]) -> datetime | None:
-        """Return when the next job of the queues is due; None if no job is pending. A time in the past means that one
-        is due.
+        """Return when the next job of the queues is due, or None if no job is pending. A time in the past means that a
+        job is due now.
 
         Query: next_job_at.
         Repeating: changes nothing.
@@ -813,8 +816,8 @@ class AsyncPostgresStorage:
         """Return an `AsyncListener`, which wakes an idle worker when jobs of the queues become ready. Open it in a
         ``with``.
 
-        It has a connection of its own, also on a bound store: to ``listen_url`` if that is set. Behind a pooler without
-        a ``listen_url``, the listener only pauses.
+        It has its own connection, even on a bound store: to ``listen_url`` if that is set. Behind a pooler without a
+        ``listen_url``, the listener only pauses.
 
         Queries: get_session, listen, listen_cancelled, announce_listener; find_listener_blockers if that fails.
         """
@@ -822,7 +825,7 @@ class AsyncPostgresStorage:
         return AsyncListener(partial(open_connection, config, self._queries), self._queries, queue_names(queues))
 
     async def list_failures(self, job_id: JobId) -> list[Failure]:
-        """Return the failed attempts of one job, the first one first.
+        """Return the failed attempts of one job, oldest first.
 
         Query: list_failures.
         Repeating: changes nothing.
@@ -832,9 +835,9 @@ class AsyncPostgresStorage:
             return [failure_of(row) async for row in self._queries.list_failures(connection, job_id=wanted)]
 
     async def queue_stats(self) -> list[QueueStats]:
-        """Return each queue's jobs by status, the age of its oldest due job, and its expired leases; ordered by queue.
+        """Return each queue's jobs by status, age of the oldest due job and expired leases, ordered by queue.
 
-        A count is exact up to 1,000; beyond, it is an estimate, and ``exact`` is False.
+        A count is exact up to 1,000. Beyond that it is an estimate, and its ``exact`` is False.
 
         Query: queue_stats.
         Repeating: changes nothing.
@@ -845,8 +848,8 @@ class AsyncPostgresStorage:
     async def get_transaction_status(self, transaction_id: str) -> TransactionStatus:
         """Return the outcome of the transaction that an `OutcomeUnknownError` names.
 
-        Use the server that the error came from: after a failover another transaction can have the same id. While the
-        status is in progress, call again: the server has perhaps not noticed the lost connection yet.
+        Use the server that the error came from: after a failover, another transaction can have the same id. While the
+        status is in progress, call again: the server may not have noticed the lost connection yet.
 
         Query: get_transaction_status.
         Repeating: changes nothing.
@@ -855,12 +858,12 @@ class AsyncPostgresStorage:
         async with self._connection() as connection:
             try:
                 status = await self._queries.get_transaction_status(connection, transaction_id=wanted)
-            except psycopg.errors.InvalidParameterValue:  # an id that this server has not given out
+            except psycopg.errors.InvalidParameterValue:  # an id that this server has not assigned
                 status = None
         return TransactionStatus(status or TransactionStatus.UNKNOWN)
 
     async def ping(self) -> None:
-        """Return if the server answers and the table can be read.
+        """Check that the server answers and the table can be read.
 
         Query: ping.
         Repeating: changes nothing.
@@ -868,14 +871,14 @@ class AsyncPostgresStorage:
         async with self._connection() as connection:
             await self._queries.ping(connection)
 
-    # --- the way to the server --------------------------------------------------------------------------------------
+    # --- connections and transactions -------------------------------------------------------------------------------
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[AsyncConnection[Any]]:
         if self._process != os.getpid():
-            # Two processes on one socket read each other's answers.
+            # Two processes on one socket would read each other's answers.
             raise StorageError(
-                "this store was opened in the process this one was forked from; open another"
+                "this store was opened in the parent process; open another one after the fork"
                 + ("" if self._pool is not None else ", on a connection of this process")
             )
         self._check_loop()  # async only
@@ -890,37 +893,37 @@ class AsyncPostgresStorage:
             connection.goqueue_charge(monotonic() - start)
             try:
                 yield connection
-            finally:  # not the pool's own context manager, which commits: there is nothing to commit
+            finally:  # unlike the pool's context manager, without a commit: there is nothing to commit
                 try:
                     await self._pool.putconn(connection)
                     if connection.goqueue_is_late:
-                        await self._pool.drain()  # the others are as silent
-                except Exception:  # noqa: BLE001 - the statement has run, and the pool's own logging has failed
+                        await self._pool.drain()  # the others are probably silent too
+                except Exception:  # noqa: BLE001 - the statement has run; only the pool's logging failed
                     record_lost("psycopg.pool")
                     await connection.close()
         except psycopg.Error as exc:
             if self._pool is None:
                 raise translate(exc) from exc
             if is_stale(exc):
-                await self._pool.drain()  # each of its connections would say so once
+                await self._pool.drain()  # each of its connections would fail once
             reason = reason_of(exc, self._pool)
             raise translate(reason, reconnecting=True) from reason
 
     def _check_loop(self) -> None:  # async only
         if self._loop is not None and self._loop is not asyncio.get_running_loop():  # async only
-            raise StorageError("this store was opened in another event loop; open one in each")  # async only
+            raise StorageError("this store was opened in another event loop; open one per event loop")  # async only
 
     @asynccontextmanager
     async def _transaction(
         self, connection: AsyncConnection[Any], operation: str, job_ids: Iterable[UUID], worker_id: str | None = None
     ) -> AsyncIterator[dict[str, str | None]]:
-        """All or nothing: a transaction on a connection of our own, or on the caller's in autocommit; a savepoint in
-        the caller's transaction, which stays the caller's to commit. Gives a place for its ``transaction_id``.
+        """Run a block atomically: in a transaction on a connection of our own or an autocommit one, else in a savepoint
+        of the caller's transaction. Yield a dict for its ``transaction_id``.
 
-        `OutcomeUnknownError` when the reply to its COMMIT, or a standby's, was lost.
+        Raise `OutcomeUnknownError` if the reply to its COMMIT, or a standby's, was lost.
         """
         if not connection.autocommit and connection.info.transaction_status == pq.TransactionStatus.IDLE:
-            await self._queries.ping(connection)  # psycopg begins the caller's transaction with it, and not one of ours
+            await self._queries.ping(connection)  # makes psycopg begin the caller's transaction instead of ours
         watch = StandbyWatch.of(connection)
         before = watch.unconfirmed
         commits = connection.info.transaction_status == pq.TransactionStatus.IDLE

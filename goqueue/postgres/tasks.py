@@ -1,7 +1,7 @@
-"""Cancellation: work and pools that stay whole when tasks are cancelled, and iteration for both kinds.
+"""Pools and work that stay intact when tasks are cancelled, and iteration over both kinds of iterables.
 
-psycopg's pool tolerates one cancellation at the usual moments. At another moment it lost a connection for good. anyio,
-and so FastAPI, cancels a task again and again until it has ended.
+psycopg's pool tolerates one cancellation at the usual moments. At other moments it lost a connection permanently.
+anyio, and so FastAPI, cancels a task repeatedly until it has ended.
 """
 
 import asyncio
@@ -16,8 +16,8 @@ Connection = TypeVar("Connection", bound=AsyncConnection[Any])
 
 
 async def to_the_end(work: Coroutine[Any, Any, None]) -> None:
-    """Awaits the work also when this task is cancelled meanwhile, however often; the cancellation comes after it."""
-    if sys.version_info >= (3, 12):  # mostly it is done at once
+    """Finish the work even if this task is cancelled meanwhile, any number of times. Then raise the cancellation."""
+    if sys.version_info >= (3, 12):  # it usually finishes at once
         task = asyncio.Task(work, loop=asyncio.get_running_loop(), eager_start=True)
     else:
         task = asyncio.create_task(work)
@@ -33,24 +33,24 @@ async def to_the_end(work: Coroutine[Any, Any, None]) -> None:
 
 
 class CancellableConnectionPool(AsyncConnectionPool[Connection]):
-    """Takes every connection back, and closes them all, also when the task is cancelled meanwhile."""
+    """A pool that takes back and closes all its connections even if the task is cancelled in the meantime."""
 
     async def putconn(self, conn: Connection) -> None:
         await to_the_end(super().putconn(conn))
 
-    # The timeout is psycopg's for tasks that still connect. They end by themselves, and a cancelled task must not wait.
+    # psycopg's timeout is for tasks that still connect. They end by themselves, and a cancelled task must not wait.
     async def close(self, timeout: float = 1.0) -> None:
         await to_the_end(super().close(timeout))
 
 
 Item = TypeVar("Item")
 
-# How many items are taken from an iterable that never waits, until the event loop's other tasks have a turn.
+# Items taken from an iterable that never waits, before the event loop's other tasks get a turn.
 _AT_ONCE = 100
 
 
 async def each(items: Iterable[Item] | AsyncIterable[Item]) -> AsyncIterator[Item]:
-    """The items, in their order, of an iterable of either kind."""
+    """Yield the items of an iterable of either kind, in order."""
     if isinstance(items, AsyncIterable):
         async for item in items:
             yield item

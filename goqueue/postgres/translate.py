@@ -1,4 +1,4 @@
-"""Turns psycopg's exceptions into goqueue's: the one place that does."""
+"""The only translation of psycopg's exceptions into goqueue's."""
 
 import re
 import socket
@@ -23,7 +23,7 @@ from goqueue.errors import (
     TransactionConflictError,
 )
 
-# The table's CHECK constraints, in the words of a caller.
+# Messages for violations of the table's CHECK constraints.
 _RULES = {
     "jobs_queue_length": "queue must have 1 to 255 characters",
     "jobs_job_type_length": "job_type must have 1 to 255 characters",
@@ -40,8 +40,8 @@ _RULES = {
 
 _NO_SLOT = "close idle ones, use smaller pools (GOQUEUE_DATABASE_POOL_MAX_SIZE), or raise the limit"
 
-# What the server, a pooler, libpq and psycopg say of a connection that no later attempt can get, and what to do.
-# The text is all there is: libpq hands out no error code for a connection that failed.
+# Messages of the server, a pooler, libpq or psycopg that a retry can't cure, each with advice. They are matched as
+# text, because libpq returns no error code for a failed connection.
 _REJECTIONS = {
     r"authentication failed|no password supplied|auth(?:entication)? method": (
         "correct the user or the password (GOQUEUE_DATABASE_URL, PGUSER, PGPASSWORD, the password file), or "
@@ -60,8 +60,8 @@ _REJECTIONS = {
     r"permission denied for database": "let a DBA grant the role CONNECT on the database",
     r"SSL error: (?!unexpected eof)|does not support SSL|does not match host name|[Cc]ertificate|private key|"
     r"does not support GSSAPI|GSSAPI encryption required|channel binding|response to (?:SSL|GSSAPI) negotiation": (
-        "correct sslmode, sslrootcert, sslcert and sslkey in the URL, or TLS on the server (what is no PostgreSQL "
-        "server answers like this too)"
+        "correct sslmode, sslrootcert, sslcert and sslkey in the URL, or TLS on the server (a server other than "
+        "PostgreSQL also answers like this)"
     ),
     r"unsupported startup parameter": (
         "set the session's settings on the server, and put the line `ignore_startup_parameters = options` into "
@@ -70,21 +70,21 @@ _REJECTIONS = {
     r"unrecognized configuration parameter|invalid value for parameter|invalid command-line argument|requires a value|"
     r"permission denied to set parameter": "correct `options` in the URL, the libpq service or PGOPTIONS",
     r"unsupported frontend protocol|protocol version|expected authentication request|bouncer config error": (
-        "what answers there is no PostgreSQL server of a supported version: correct host and port"
+        "no PostgreSQL server of a supported version answers there: correct host and port"
     ),
     r"invalid (?:integer value|port number|connection option|\S+ value)|could not match \d+|is too long|service file|"
     r"definition of service|Permission denied": "correct the URL (GOQUEUE_DATABASE_URL) or the PG* variables",
 }
 _CONNECTING = re.compile(r"connection failed: |connection is bad: |failed to resolve host |could not match ")
 _ATTEMPT = re.compile(r"- host: (\S+), port: (\S+), hostaddr: (\S+): (.*?)(?= - host: |$)")
-# A name that does not exist; EAI_AGAIN is a resolver that is away.
+# Errors for a name that does not exist. EAI_AGAIN means that the resolver is unavailable.
 _UNKNOWN_HOST = {getattr(socket, name) for name in ("EAI_NONAME", "EAI_NODATA") if hasattr(socket, name)}
 
 
 def translate(  # noqa: C901, PLR0911, PLR0912 - a table, in order
     error: psycopg.Error, *, reconnecting: bool = False
 ) -> GoQueueError:
-    """The goqueue error that says what ``error`` means to a caller; raise it ``from error``.
+    """Return the goqueue error for ``error``; raise it ``from error``.
 
     ``reconnecting``: the same settings have connected before.
     """
@@ -98,29 +98,29 @@ def translate(  # noqa: C901, PLR0911, PLR0912 - a table, in order
             return StorageError(f"the store is closed ({said}); open it first, and close it last")
         case PoolTimeout() | TooManyRequests():
             return StorageUnavailableError(
-                f"no database connection: {said}; the server is away, or all connections are in use "
+                f"no database connection: {said}; the server is unreachable, or all connections are in use "
                 "(GOQUEUE_DATABASE_POOL_MAX_SIZE, GOQUEUE_DATABASE_POOL_TIMEOUT)"
             )
         case pg.UniqueViolation():
-            # The statements look first: a race gets here, or an id that replace_pending_job finds taken.
+            # A race, or an id that replace_pending_job finds taken: otherwise the statements check first.
             return DuplicateJobError(f"another job has this idempotency key or id ({constraint})", job_id=None)
         case pg.CheckViolation():
             return InvalidJobError(_RULES.get(constraint or "", said), constraint=constraint)
         case pg.ForeignKeyViolation() | pg.RestrictViolation():
             return JobStateError(
-                f"another table refers to the job: {said}; delete or change its rows first, or let the foreign key say "
-                "ON DELETE CASCADE or SET NULL; nothing was changed"
+                f"another table refers to the job: {said}; delete or change its rows first, or declare the foreign key "
+                "with ON DELETE CASCADE or SET NULL; nothing was changed"
             )
         case pg.NotNullViolation():
             return InvalidJobError(f"{error.diag.column_name} can't be empty", constraint=constraint)
         case pg.QueryCanceled():
             return StorageUnavailableError(
-                f"the statement was stopped: {said} (GOQUEUE_DATABASE_STATEMENT_TIMEOUT sets how long it may take)"
+                f"the statement was stopped: {said} (GOQUEUE_DATABASE_STATEMENT_TIMEOUT sets the limit)"
             )
         case pg.LockNotAvailable():
             return StorageUnavailableError(
                 f"could not obtain a lock in time: {said}; another transaction holds it "
-                "(GOQUEUE_DATABASE_LOCK_TIMEOUT sets how long to wait)"
+                "(GOQUEUE_DATABASE_LOCK_TIMEOUT sets the limit)"
             )
         case pg.TooManyConnections():
             return StorageUnavailableError(f"the server has no connection left: {said}; {_NO_SLOT}")
@@ -128,22 +128,22 @@ def translate(  # noqa: C901, PLR0911, PLR0912 - a table, in order
             return StorageUnavailableError(f"the server's disk is full: {said}; free space there")
         case psycopg.OperationalError() if sqlstate.startswith("53"):
             return StorageUnavailableError(
-                f"a resource of the server is used up: {said}; call again when it is less busy, or see its limits"
+                f"a resource of the server is exhausted: {said}; retry when it is less busy, or raise its limits"
             )
         case psycopg.OperationalError() if sqlstate.startswith("58"):
-            return StorageError(f"the server's files or its system failed: {said}; see the server's log")
+            return StorageError(f"the server had a file or system error: {said}; see the server's log")
         case pg.SerializationFailure() | pg.DeadlockDetected():
             return TransactionConflictError(f"{said}; roll back and run the whole transaction again")
         case pg.FeatureNotSupported() if is_stale(error):
             return StorageUnavailableError(
-                f"the tables were changed under an open connection: {said}; call again (on a connection of your own, "
+                f"the tables were changed under an open connection: {said}; call again (on your own connection, "
                 "after `DEALLOCATE ALL` or on a new one)"
             )
         case pg.ReadOnlySqlTransaction():
             return StorageUnavailableError(
-                f"nothing can be written here: {said}; the server is a standby (put `target_session_attrs=read-write` "
-                "into the URL, beside the names of all servers), default_transaction_read_only is on (`goqueue check` "
-                "tells for whom), or the caller's own transaction is read only"
+                f"the session is read-only: {said}; the server is a standby (add `target_session_attrs=read-write` to "
+                "the URL, with the names of all servers), or default_transaction_read_only is on (`goqueue check` "
+                "names the roles), or the caller's transaction is read-only"
             )
         case (
             pg.UndefinedTable() | pg.InvalidSchemaName() | pg.UndefinedColumn() | pg.UndefinedFunction()
@@ -155,53 +155,53 @@ def translate(  # noqa: C901, PLR0911, PLR0912 - a table, in order
             )
         case pg.InsufficientPrivilege():
             return SchemaError(
-                f"{said}; grant the login the role that may do this (see Roles in migrations/README.md), "
-                "or connect as another"
+                f"{said}; grant the login a role with this right (see Roles in migrations/README.md), "
+                "or connect as another login"
             )
         case pg.IdleInTransactionSessionTimeout():
             return StorageUnavailableError(
-                f"the transaction stood idle for too long: {said} "
-                "(GOQUEUE_DATABASE_IDLE_IN_TRANSACTION_TIMEOUT sets how long it may)"
+                f"the transaction was idle for too long: {said} "
+                "(GOQUEUE_DATABASE_IDLE_IN_TRANSACTION_TIMEOUT sets the limit)"
             )
         case pg.InFailedSqlTransaction():
-            return StorageError(f"{said}; an earlier statement of it failed: roll back first")
+            return StorageError(f"{said}; an earlier statement in it failed: roll back first")
         case pg.InvalidSqlStatementName() | pg.DuplicatePreparedStatement():
             return StorageError(
-                f"{said}; a pooler hands the statements of one connection to several sessions: prepare none "
-                "(GOQUEUE_DATABASE_PREPARE_THRESHOLD=none; on a connection of your own, prepare_threshold=None)"
+                f"{said}; a pooler runs one connection's statements in several sessions: disable prepared statements "
+                "(GOQUEUE_DATABASE_PREPARE_THRESHOLD=none; on your own connection, prepare_threshold=None)"
             )
         case pg.UntranslatableCharacter() | pg.CharacterNotInRepertoire():
             return InvalidJobError(
-                f"a text has no form in the encoding of the connection or the database: {said}; use UTF8 for both"
+                f"a text can't be encoded for the connection or the database: {said}; use UTF8 for both"
             )
         case psycopg.DataError() | pg.ProgramLimitExceeded():
             return InvalidJobError(f"a value can't be stored: {said}")
         case psycopg.InterfaceError():
-            return StorageError(f"the database's driver can't be used in this way: {said}")
+            return StorageError(f"the database driver can't be used this way: {said}")
         case pg.CannotConnectNow():
-            return StorageUnavailableError(f"the server takes no connections now: {said}; call again")
+            return StorageUnavailableError(f"the server is not accepting connections now: {said}; call again")
         case psycopg.OperationalError() if sqlstate.startswith("57"):
             return StorageUnavailableError(f"the server ended the session: {said}; call again")
         case psycopg.OperationalError() if sqlstate and not sqlstate.startswith("08"):
-            return StorageError(f"the database refused the statement: {said}")
+            return StorageError(f"the database rejected the statement: {said}")
         case psycopg.OperationalError() if re.search(r"too many (?:clients|connections)|connection slots", said):
             return StorageUnavailableError(f"the server has no connection left: {said}; {_NO_SLOT}")
         case psycopg.OperationalError() if "the database system is" in said:
-            return StorageUnavailableError(f"the server takes no connections now: {said}; call again")
+            return StorageUnavailableError(f"the server is not accepting connections now: {said}; call again")
         case psycopg.OperationalError():
-            return StorageUnavailableError(f"the database can't be reached or went away: {said}")
+            return StorageUnavailableError(f"the database can't be reached, or the connection was lost: {said}")
         case _:
-            return StorageError(f"the database refused the statement: {said}")
+            return StorageError(f"the database rejected the statement: {said}")
 
 
 def _rejection(error: psycopg.Error, said: str, *, reconnecting: bool) -> str | None:
-    """What to do about a connection that no later attempt can get; None where one may succeed."""
+    """Return the advice for a connection error that a retry can't cure; None if a retry may succeed."""
     sqlstate = error.sqlstate or ""
     if sqlstate[:2] in ("28", "3D"):
         return _advice(said, reconnecting=reconnecting) or "correct user, password and database in the URL"
     if sqlstate[:2] != "08" and (sqlstate or not _CONNECTING.match(said)):
         return None
-    # One address of a host is enough to reject; of several hosts one may come back.
+    # Reject a host for one of its addresses. Retry if one of several hosts may recover.
     hosts: dict[tuple[str, str], str | None] = {}
     for host, port, address, why in _ATTEMPT.findall(said) or [("", "", "", said)]:
         name = (address if host == "None" else host, port)
@@ -211,44 +211,45 @@ def _rejection(error: psycopg.Error, said: str, *, reconnecting: bool) -> str | 
 
 def _advice(said: str, *, reconnecting: bool) -> str | None:
     if resolved := re.search(r"failed to resolve host .*\[Errno (-?\d+)\]", said):
-        # One that was known may come back: the name of a container vanishes with it.
+        # A known name may return: a container's name vanishes with the container.
         is_unknown = int(resolved[1]) in _UNKNOWN_HOST and not reconnecting
         return "no host has this name: correct it in the URL (GOQUEUE_DATABASE_URL, PGHOST)" if is_unknown else None
     return next((advice for pattern, advice in _REJECTIONS.items() if re.search(pattern, said)), None)
 
 
 def is_nobody_here(error: GoQueueError) -> bool:
-    """Whether nothing listens at the address, and the address is this machine's."""
+    """Return True if the address is this machine's and nothing listens there."""
     said = str(error.__cause__)
     local = re.search(r'on socket "|at "(?:127\.[\d.]+|::1|localhost)"|hostaddr: \'(?:127\.|::1)', said)
     return bool(local) and "Is the server running" in said
 
 
-# --- outcomes that are unknown --------------------------------------------------------------------------------------
+# --- unknown outcomes -----------------------------------------------------------------------------------------------
 
-# What psycopg says of a statement that was not sent to its end: the server never runs one.
+# psycopg's messages for a statement that was not sent completely: the server never runs it.
 _NOT_SENT = ("sending ", "flushing failed", "the connection is closed")
-# What pgbouncer says of one that it had no server for.
+# pgbouncer's messages for a statement that it had no server for.
 _NOT_FORWARDED = re.compile(r"query_wait_timeout|login|cannot connect|no such |no more connections|authentication")
 
 
 class StandbyWatch:
-    """Counts the commits of a connection whose wait for a synchronous standby was ended early.
+    """Counts a connection's commits whose wait for a synchronous standby ended early.
 
-    The server answers these with success and a warning. Its text depends on lc_messages, the function's name doesn't.
+    The server reports these as success, with a warning. The warning's text depends on lc_messages; its function name
+    doesn't.
     """
 
     def __init__(self) -> None:
         self.unconfirmed = 0
 
     def __call__(self, notice: psycopg.errors.Diagnostic) -> None:
-        """Take a notice of the server."""
+        """Count a notice of the server if it is such a warning."""
         if notice.source_function == "SyncRepWaitForLSN":
             self.unconfirmed += 1
 
     @classmethod
     def of(cls, connection: Any) -> "StandbyWatch":
-        """The connection's own, which is put on it once."""
+        """Return the connection's own watch, adding it the first time."""
         watch: StandbyWatch | None = getattr(connection, "goqueue_watch", None)
         if watch is None:
             watch = connection.goqueue_watch = cls()
@@ -257,9 +258,9 @@ class StandbyWatch:
 
 
 def is_unanswered(error: BaseException, *, at_commit: bool = False) -> bool:
-    """Whether a statement that commits was sent whole, and ``error`` does not say that it was rolled back.
+    """Return True if a committing statement was sent completely, and ``error`` does not report a rollback.
 
-    ``at_commit``: the statement was COMMIT. A session that ends there may have committed before.
+    ``at_commit``: the statement was COMMIT. If the session ended there, the commit may have succeeded.
     """
     if not isinstance(error, psycopg.Error):
         return False
@@ -268,16 +269,16 @@ def is_unanswered(error: BaseException, *, at_commit: bool = False) -> bool:
     if sqlstate.startswith("08") and _NOT_FORWARDED.search(_said(error)):
         return False
     severity = error.diag.severity_nonlocalized or error.diag.severity
-    # A pooler says 08P01 when it has lost the server; a PANIC can follow the commit.
+    # A pooler reports 08P01 when it loses the server; a PANIC can follow the commit.
     return severity == "PANIC" or (severity == "FATAL" and (at_commit or sqlstate[:2] == "08" or sqlstate == "57P02"))
 
 
 def unanswered(operation: str, job_ids: Iterable[UUID], *, cause: BaseException, **known: Any) -> OutcomeUnknownError:
-    """The error for a statement whose reply was lost, as ``cause`` tells."""
+    """Return the error for a statement whose reply was lost because of ``cause``."""
     said = _said(cause) if isinstance(cause, psycopg.Error) else str(cause)
     do = "look up the jobs (`job_ids`), or repeat the call as the method's docstring says"
     if known.get("transaction_id"):
-        do = f"ask get_transaction_status({known['transaction_id']!r}), {do}"
+        do = f"call get_transaction_status({known['transaction_id']!r}), {do}"
     return OutcomeUnknownError(
         f"{operation} was sent and its reply was lost: {said}; whether it was committed is unknown: {do}{_held(known)}",
         operation=operation,
@@ -289,11 +290,12 @@ def unanswered(operation: str, job_ids: Iterable[UUID], *, cause: BaseException,
 def unconfirmed(
     operation: str, job_ids: Iterable[UUID], *, cause: BaseException | None = None, **known: Any
 ) -> OutcomeUnknownError:
-    """The error for a commit that no synchronous standby has confirmed; ``cause`` where the session ended with it."""
+    """Return the error for a commit that no synchronous standby confirmed. ``cause``: the error that ended the
+    session."""
     said = f" ({_said(cause)})" if isinstance(cause, psycopg.Error) else ""
     return OutcomeUnknownError(
-        f"{operation} is committed on this server, but its wait for a synchronous standby was ended{said}: a failover "
-        "can lose it. The jobs (`job_ids`) are changed now: look them up, and look again after a failover"
+        f"{operation} is committed on this server, but its wait for a synchronous standby ended early{said}: a "
+        "failover can lose it. The jobs (`job_ids`) are changed: check them, and check again after a failover"
         f"{_held(known)}",
         operation=operation,
         job_ids=job_ids,
@@ -303,36 +305,36 @@ def unconfirmed(
 
 
 def _held(known: dict[str, Any]) -> str:
-    """Where the jobs of a claim are to be found."""
+    """Return where to find the jobs of a claim."""
     worker_id = known.get("worker_id")
-    return "" if worker_id is None else f". What it has claimed is held by {worker_id!r} until the leases expire"
+    return "" if worker_id is None else f". The claimed jobs are held by {worker_id!r} until their leases expire"
 
 
 def is_stale(error: psycopg.Error) -> bool:
-    """Whether a prepared statement's result is not what it was, because a table or type was changed since."""
+    """Return True if a prepared statement's result type is outdated because a table or type has changed."""
     return error.diag.source_function == "RevalidateCachedQuery"
 
 
 def duplicate_of(job_id: UUID | None, idempotency_key: str | None) -> DuplicateJobError:
-    """The error for a new job that ``job_id`` stands in the way of; ``idempotency_key`` if they share it."""
+    """Return the error for a new job that conflicts with ``job_id``, by ``idempotency_key`` unless it is None."""
     what = "this id" if idempotency_key is None else f"the idempotency key {idempotency_key!r}"
     return DuplicateJobError(
-        f"job {job_id} has {what} already; use get_or_create_job to get it instead",
+        f"job {job_id} already has {what}; use get_or_create_job to get that job",
         job_id=job_id,
         idempotency_key=idempotency_key,
     )
 
 
 def duplicate_unseen() -> DuplicateJobError:
-    """The error for a new job that is not added, without one to be seen in its way."""
+    """Return the error for a new job that was not added although no conflicting job is visible."""
     return DuplicateJobError(
-        "its id or idempotency key is taken by a job that this login may not see (another producer's: give each "
-        "application a prefix of its own), or a trigger or rule suppresses the insert; nothing was added",
+        "its id or idempotency key belongs to a job that this login can't see (another producer's: give each "
+        "application its own key prefix), or a trigger or rule suppresses the insert; nothing was added",
         job_id=None,
     )
 
 
 def _said(error: psycopg.Error) -> str:
-    """The server's or the driver's own words, on one line."""
+    """Return the server's or the driver's message, on one line."""
     primary = error.diag.message_primary or str(error) or type(error).__name__
     return " ".join(primary.split())

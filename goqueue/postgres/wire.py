@@ -1,4 +1,4 @@
-"""Statements, values and rows as they cross the wire, whatever adapters the application has registered."""
+"""Statements, values and rows on the wire, independent of the application's registered adapters."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -14,53 +14,51 @@ from psycopg.types.string import TextBinaryLoader
 
 from goqueue.errors import StorageError
 
-#: How values are written and read: psycopg's own ways, whatever the application has registered.
+#: psycopg's default adapters for values, without the application's registrations.
 ADAPTERS = AdaptersMap(types=psycopg.postgres.types)
 psycopg.postgres.register_default_adapters(ADAPTERS)
 register_all_arrays(ADAPTERS)
-# Results come in the binary format, which takes half the time to read, and the server less to write. That of an enum,
-# which psycopg knows nothing of, is its label.
+# Results come in binary format, which takes half the time to read and less to write. psycopg doesn't know the enum; its
+# binary format is its label.
 ADAPTERS.register_loader(0, TextBinaryLoader)
 _FIRST, _LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 
 
 def tagged(name: str, sql: str) -> str:
-    """The statement with its name behind the first word: pg_stat_statements drops a comment in front of it, and
-    pg_stat_activity cuts a long statement's end off. It never varies, so it neither defeats prepared statements nor
-    splits statistics."""
+    """Return the statement with its name in a comment after the first word. pg_stat_statements drops a leading comment,
+    and pg_stat_activity truncates long statements. The comment never varies, so it neither defeats prepared statements
+    nor splits statistics."""
     first_word, *rest = sql.split(maxsplit=1)
     if not rest:
-        raise ValueError(
-            f"query {name} is one word ({sql}), expected SELECT, INSERT, UPDATE or DELETE and what follows"
-        )
+        raise ValueError(f"query {name} is one word ({sql}), expected a whole SELECT, INSERT, UPDATE or DELETE")
     return f"{first_word} /* goqueue:{name} */ {rest[0]}"
 
 
 def tag_of(statement: str) -> str:
-    """What `tagged` has put into the comment: ``goqueue:`` and the query's name."""
+    """Return the text that `tagged` puts into the comment: ``goqueue:`` and the query's name."""
     return statement.split(maxsplit=3)[2]
 
 
-# What changes rows: a command, or the call of a function that is named for one. Not the UPDATE of a locking clause.
+# Commands that change rows, or calls of functions named after one. FOR UPDATE is no such command.
 _WRITES = re.compile(r"(?<!FOR )(?<!KEY )\b(?:INSERT|UPDATE|DELETE|MERGE)(?:\b|_\w+\()", re.IGNORECASE)
 
 
 class Rendered(str):
-    """A statement as aiosql keeps it, with ``%(name)s`` for its parameters, and as it is sent.
+    """A statement as aiosql stores it, with ``%(name)s`` for its parameters, and as it is sent.
 
-    ``names`` are the parameters in the order that the SQL file declares them: ``$1`` is the first of them, wherever it
-    stands. Rendered once: psycopg would parse a statement of more than 4,096 characters again at every call, which
-    costs more than sending it.
+    ``names`` are the parameters in the order of the SQL file's declaration: ``$1`` is the first of them, wherever it is
+    used. Rendered once: psycopg doesn't cache statements of more than 4,096 characters, and parsing costs more than
+    sending.
     """
 
     __slots__ = ("encoded", "names", "text", "writes")
 
     names: tuple[str, ...]
-    #: The statement with ``$1``, ``$2`` …; and as psycopg takes it soonest.
+    #: The statement with ``$1``, ``$2`` …; and in the form that psycopg processes fastest.
     text: str
     encoded: str | bytes
 
-    #: Whether it changes rows.
+    #: True if it changes rows.
     writes: bool
 
     def __new__(cls, sql: str, names: Sequence[str]) -> Self:
@@ -68,25 +66,25 @@ class Rendered(str):
         self.names = tuple(names)
         numbers = {name: f"${number}" for number, name in enumerate(self.names, 1)}
         self.text = re.sub(r"%%|%\((\w+)\)s", lambda found: numbers.get(found[1], found[0]), sql).replace("%%", "%")
-        # Bytes are sent as they are; what is not ASCII has to be encoded for the connection.
+        # Bytes are sent unchanged. Text that is not ASCII has to be encoded for the connection.
         self.encoded = self.text.encode() if self.text.isascii() else self.text
         self.writes = _WRITES.search(self.text) is not None
         return self
 
 
 def bound(connection: Any, statement: Rendered, parameters: Mapping[str, object]) -> list[object]:
-    """Return the parameters of a statement in its order, as psycopg takes them soonest.
+    """Return the parameters of a statement in its order, in the form that psycopg processes fastest.
 
-    `StorageError` for a caller's session whose answers could not be read, before the server does anything.
+    Raise `StorageError` if the session's answers could not be read, before the server executes anything.
     """
-    # None: a pooler does not tell.
+    # None: the pooler doesn't report it.
     if connection.pgconn.parameter_status(b"client_encoding") == b"SQL_ASCII":
         raise StorageError("the connection's client_encoding is SQL_ASCII: run `SET client_encoding TO UTF8` on it")
     return [_as_parameter(parameters[name]) for name in statement.names]
 
 
 def _as_parameter(value: object) -> object:
-    """Lists as PostgreSQL reads them: psycopg takes up to seven times as long for them."""
+    """Convert a list to PostgreSQL's array text: psycopg takes up to seven times as long for lists."""
     if type(value) is not list or not value:
         return value
     first = value[0]
@@ -100,7 +98,7 @@ def _as_parameter(value: object) -> object:
 
 
 class _EndlessTimes(TimestamptzBinaryLoader):
-    """Reads PostgreSQL's infinity, and its years after 9999, as the last time that Python has; likewise the first."""
+    """Loads PostgreSQL's infinity, and years after 9999, as Python's last time; likewise its first time."""
 
     def load(self, data: Any) -> datetime:
         try:
@@ -110,7 +108,7 @@ class _EndlessTimes(TimestamptzBinaryLoader):
 
 
 class _Tolerant:
-    """A cursor's way to read values (an AdaptContext), but for times."""
+    """An AdaptContext with a cursor's loaders, except for times."""
 
     def __init__(self, cursor: Any) -> None:
         self.connection = cursor.connection
@@ -119,14 +117,14 @@ class _Tolerant:
 
 
 def tolerant_rows(cursor: Any) -> list[tuple[Any, ...]]:
-    """All rows of a cursor, for when psycopg can't read them: an infinite time must not make the others unreadable."""
+    """Return all rows of a cursor that psycopg can't read: one infinite time must not make the others unreadable."""
     reader = Transformer(_Tolerant(cursor))
     reader.set_pgresult(cursor.pgresult)
     return reader.load_rows(0, cursor.pgresult.ntuples, cursor.row_factory(cursor))
 
 
 class Row(Protocol):
-    """A named tuple, as every query gives its rows."""
+    """A named tuple, the row type of every query."""
 
     _fields: tuple[str, ...]
 
@@ -138,7 +136,7 @@ class IdRow(Row, Protocol):
 
 
 class AddedRow(IdRow, Protocol):
-    #: In the first row of a bulk, if it has begun a transaction.
+    #: Set in the first row of a bulk that began a transaction.
     transaction_id: str | None
 
 
