@@ -40,7 +40,7 @@ def _of_each(queries: str, *mutants: tuple[str, str, str, str]) -> list[Mutant]:
 
 
 MUTANTS = [
-    *_of_each("create_job create_jobs", ("duplicates", "ON CONFLICT DO NOTHING", "", f"{_CONTRACT} -k Create")),
+    *_of_each("create_job create_missing_jobs", ("duplicates", "ON CONFLICT DO NOTHING", "", f"{_CONTRACT} -k Create")),
     *_of_each("replace_pending_job", ("status", "WHERE j.status = 'pending'", "", f"{_LEASES} -k ReplacePending")),
     *_of_each("get_jobs", ("order", "ORDER BY wanted.place", "ORDER BY wanted.place DESC", f"{_CONTRACT} -k Get")),
     *_of_each("list_jobs", ("order", "ORDER BY j.created_at DESC, j.id DESC", "ORDER BY j.id", f"{_CONTRACT} -k List")),

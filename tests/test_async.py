@@ -192,7 +192,7 @@ class TestCancelling:
     ) -> None:
         PostgresStorage.bound_to(other).create_job(NewJob(job_type="t", idempotency_key="k"))
         jobs = [NewJob(job_type="t", idempotency_key="k" if number == 2200 else None) for number in range(2500)]
-        await cancel(store.create_jobs(jobs), server.waits("create_jobs"))
+        await cancel(store.create_jobs(jobs), server.waits("create_missing_jobs"))
         other.rollback()
         assert await store.count_jobs() == 0
         assert len(await store.create_jobs(jobs)) == 2500
@@ -208,7 +208,7 @@ class TestCancelling:
             async for _ in store.create_jobs_in_batches(jobs):
                 pass
 
-        await cancel(add(), server.waits("create_jobs"))
+        await cancel(add(), server.waits("create_missing_jobs"))
         assert await store.count_jobs() == 2000
 
     @pytest.mark.usefixtures("clean")

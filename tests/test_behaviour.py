@@ -127,7 +127,8 @@ BROKEN = [
     Broken("update_job", NEXT_TOKEN, "j.lease_token + 1", "the highest token to running"),
     Broken("replace_pending_job", "WHERE j.status = 'pending'\nRETURNING", "RETURNING", "a completed job has"),
     Broken("create_job", "ON CONFLICT DO NOTHING", "ON CONFLICT (id) DO NOTHING", "expected [{"),
-    Broken("create_jobs", "coalesce(n.priority, 0::smallint)", "0::smallint", "(new 1, priority): 0, expected 2"),
+    Broken("create_jobs", "n.priority,", "0::smallint,", "(new 1, priority): 0, expected 2"),
+    Broken("create_missing_jobs", "n.priority,", "0::smallint,", "(new 1, priority): 0, expected 2"),
     Broken("delete_job", BY_ID, f"{BY_ID} AND j.status <> 'running'", "expected nothing"),
     Broken(
         "get_job", "SELECT\n", "WITH d AS (DELETE FROM goqueue.jobs AS k WHERE k.id = :id::uuid) SELECT\n", "(deleted)"

@@ -302,6 +302,7 @@ CASES = [
     Case("create_job", "new", lambda _: new_job("new"), set(), 0, 1),
     Case("create_job", "duplicate", lambda known: new_job(known.keys[0]), set(), 0, 1),
     Case("create_jobs", "1000", lambda _: {"jobs": new_jobs(1000)}, set(), 0, 1000),
+    Case("create_missing_jobs", "1000", lambda _: {"jobs": new_jobs(1000)}, set(), 0, 1000),
     Case("replace_pending_job", "new", lambda _: new_job("new"), set(), 0, 1),
     Case("replace_pending_job", "taken", lambda known: new_job(known.keys[0]), set(), 0, 1),
     Case(

@@ -472,7 +472,7 @@ class TestLostConnections:
             PostgresStorage.bound_to(blocker).create_job(NewJob(job_type="t", idempotency_key="k"))
             with ThreadPoolExecutor(1) as thread:
                 call = thread.submit(store.create_jobs, jobs)
-                self.lose_the_one_that_waits(goqueue_connection, "create_jobs")
+                self.lose_the_one_that_waits(goqueue_connection, "create_missing_jobs")
                 with pytest.raises(StorageUnavailableError):
                     call.result(10)
             blocker.rollback()

@@ -71,6 +71,7 @@ def test_each_query_is_run_by_the_store(name: str) -> None:
     if not name.startswith(
         (
             "find_",
+            "create_missing_jobs",
             "estimate_dead_rows",
             "announce_",
             "get_session",
@@ -147,6 +148,7 @@ def test_the_structs_fields_are_the_tables_columns(goqueue_connection: psycopg.C
     [
         ("create_job", [("payload", "text"), ("scheduled_at", "timestamptz"), ("created_at", "timestamptz")]),
         ("create_jobs", [("id", "uuid"), ("transaction_id", "text")]),
+        ("create_missing_jobs", [("id", "uuid"), ("transaction_id", "text")]),
         ("find_duplicate_jobs", [("id", "uuid"), ("idempotency_key", "text")]),
         ("count_jobs", [("job_count", "int8"), ("is_exact", "bool")]),
         ("delete_job", [("transaction_id", "text")]),

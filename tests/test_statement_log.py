@@ -62,6 +62,54 @@ def fields(record: logging.LogRecord) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("way", WAYS)
+class TestBulks:
+    """Which of the two statements adds the jobs."""
+
+    def queries(self, way: str, url: str, caplog: pytest.LogCaptureFixture, jobs: list[NewJob]) -> tuple[Any, Any]:
+        with opened(way, DatabaseConfig(url=url)) as store:
+            caplog.clear()
+            results = store.call("create_jobs", jobs)
+            return results, [record.query for record in statements(caplog) if "jobs" in record.query]
+
+    def test_new_jobs(self, way: str, goqueue_database: str, caplog: pytest.LogCaptureFixture) -> None:
+        jobs = [NewJob(job_type="t") for _ in range(3)]
+        results, queries = self.queries(way, goqueue_database, caplog, jobs)
+        assert queries == ["create_jobs"]
+        assert results == [(job.id, True) for job in jobs]
+
+    def test_jobs_of_which_one_exists(
+        self, way: str, goqueue_database: str, goqueue_store: PostgresStorage, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        jobs = [NewJob(job_type="t") for _ in range(3)]
+        goqueue_store.create_job(jobs[1])
+        results, queries = self.queries(way, goqueue_database, caplog, jobs)
+        assert queries == ["create_jobs", "create_missing_jobs", "find_duplicate_jobs"]
+        assert results == [(job.id, job is not jobs[1]) for job in jobs]
+        assert goqueue_store.count_jobs() == 3
+
+    def test_jobs_that_may_well_exist(self, way: str, goqueue_database: str, caplog: pytest.LogCaptureFixture) -> None:
+        """Nothing fails at the server for them."""
+        for jobs in (
+            [NewJob(job_type="t"), NewJob(job_type="t", idempotency_key="k")],
+            [NewJob(job_type="t", id=uuid4())],
+        ):
+            _, queries = self.queries(way, goqueue_database, caplog, jobs)
+            assert queries == ["create_missing_jobs"]
+
+    def test_earlier_work_of_the_callers_transaction_stays(
+        self, way: str, goqueue_database: str, goqueue_store: PostgresStorage
+    ) -> None:
+        if "bound" not in way:
+            pytest.skip("no transaction of a caller's")
+        jobs = [NewJob(job_type="t") for _ in range(3)]
+        with opened(way, DatabaseConfig(url=goqueue_database), autocommit=False) as store:
+            store.call("create_jobs", jobs[:2])
+            assert store.call("create_jobs", jobs) == [(job.id, job is jobs[2]) for job in jobs]
+            assert store.call("count_jobs") == 3
+            assert goqueue_store.count_jobs() == 0
+
+
+@pytest.mark.parametrize("way", WAYS)
 def test_each_statement_is_a_record(way: str, goqueue_database: str, caplog: pytest.LogCaptureFixture) -> None:
     with opened(way, DatabaseConfig(url=goqueue_database)) as store:
 
@@ -181,7 +229,7 @@ def test_what_a_job_holds_is_never_logged(
     with pytest.raises(InvalidJobError) as raised:
         goqueue_store.create_job(NewJob(job_type="t", payload=[SECRET]))
     assert SECRET in str(raised.value.__cause__)  # The server's message quotes the row.
-    assert {"create_job", "create_jobs", "fail_jobs"} <= {record.query for record in statements(caplog)}
+    assert {"create_job", "create_missing_jobs", "fail_jobs"} <= {record.query for record in statements(caplog)}
     assert SECRET not in str([vars(record) for record in caplog.records])
 
 

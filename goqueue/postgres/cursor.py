@@ -103,6 +103,7 @@ class Queries(Protocol):
     count_jobs: One[tuple[int, bool]]
     create_job: One[CreatedRow | None]
     create_jobs: Many[AddedRow]
+    create_missing_jobs: Many[AddedRow]
     delete_failures: Many[object]
     delete_job: One[str | None]
     estimate_dead_rows: One[int]

@@ -49,6 +49,8 @@ class Batch:
         self._ids: set[int] = set()
         self.jobs: list[NewJob] = []
         self.encoded: list[bytes] = []
+        #: Whether the jobs are new in all likelihood: none has a key, and each id is a UUIDv7, as `NewJob` makes it.
+        self.is_new = True
 
     def add(self, job: NewJob, encoded: bytes | None = None) -> bool:
         """Takes the job, or says False when that is for the next batch. `InvalidJobError` for what is no job.
@@ -65,6 +67,8 @@ class Batch:
         self.jobs.append(job)
         self.encoded.append(encoded)
         self._ids.add(job_id)
+        if job.idempotency_key is not None or job_id >> 76 & 15 != 7:
+            self.is_new = False
         self._size += len(encoded)
         return True
 

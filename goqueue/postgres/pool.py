@@ -79,7 +79,13 @@ def open_pool(config: DatabaseConfig, queries: Queries) -> Pool:
         name=config.application_name,
         open=False,
     )
-    pool.open()
+    try:
+        # Without waiting, the first call finds the pool empty, and opens a second connection.
+        pool.open(wait=True, timeout=config.pool_timeout.total_seconds())
+    except psycopg.Error as exc:
+        pool.close()
+        reason = reason_of(exc, pool)
+        raise translate(reason, reconnecting=True) from reason
     return pool
 
 

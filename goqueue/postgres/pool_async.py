@@ -79,7 +79,13 @@ async def open_pool(config: DatabaseConfig, queries: AsyncQueries) -> AsyncPool:
         name=config.application_name,
         open=False,
     )
-    await pool.open()
+    try:
+        # Without waiting, the first call finds the pool empty, and opens a second connection.
+        await pool.open(wait=True, timeout=config.pool_timeout.total_seconds())
+    except psycopg.Error as exc:
+        await pool.close()
+        reason = reason_of(exc, pool)
+        raise translate(reason, reconnecting=True) from reason
     return pool
 
 

@@ -84,7 +84,7 @@ from goqueue.postgres.translate import (
     unanswered,
     unconfirmed,
 )
-from goqueue.postgres.wire import IdRow, JobRow
+from goqueue.postgres.wire import AddedRow, IdRow, JobRow
 from goqueue.safelog import record_lost
 from goqueue.validation import (
     MAX_PAGE,
@@ -109,6 +109,11 @@ _MOST_KEPT = 10_000
 
 # Attempts at an insert that adds nothing although no conflicting job is found.
 _TRIES = 10
+
+
+def _keep_transaction_id(rows: list[AddedRow], known: dict[str, str | None]) -> None:
+    if rows and rows[0].transaction_id:
+        known["transaction_id"] = rows[0].transaction_id
 
 
 def _queries(config: DatabaseConfig, sql_dir: str) -> AsyncQueries:
@@ -274,17 +279,13 @@ class AsyncPostgresStorage:
         one of ``jobs`` has its idempotency key. The returned id is then that job's. Jobs are added in the order of
         their keys and ids, so that concurrent bulks with the same jobs wait for each other instead of deadlocking.
 
-        Queries: create_jobs, once for each ``batch_size`` jobs; find_duplicate_jobs for those not added.
+        Queries: create_jobs, once for each ``batch_size`` jobs; create_missing_jobs and find_duplicate_jobs instead
+        if a job has a key, an id that is no UUIDv7, or exists already.
         Repeating: adds no `NewJob` twice; existing jobs are not created.
         """
-        batches = [batch async for batch in self._batches(jobs)]
-        order, batches = by_key(batches, self.config)
-        results: list[tuple[UUID, bool]] = []
-        ids = (job.id for batch in batches for job in batch.jobs)
-        async with self._connection() as connection, self._transaction(connection, "create_jobs", ids) as known:
-            for batch in batches:
-                results += await self._create_batch(connection, batch, known)
-        return as_given(order, results)
+        order, batches = by_key([batch async for batch in self._batches(jobs)], self.config)
+        async with self._connection() as connection:
+            return as_given(order, await self._create(connection, batches))
 
     async def create_jobs_in_batches(
         self, jobs: Iterable[NewJob] | AsyncIterable[NewJob]
@@ -293,15 +294,15 @@ class AsyncPostgresStorage:
 
         Each step reads, adds and commits one batch. Committed batches remain even if a later one fails.
 
-        Queries: create_jobs, once for each ``batch_size`` jobs; find_duplicate_jobs for those not added.
+        Queries: create_jobs, once for each ``batch_size`` jobs; create_missing_jobs and find_duplicate_jobs instead
+        if a job has a key, an id that is no UUIDv7, or exists already.
         Repeating: adds no `NewJob` twice; existing jobs are not created.
         """
         async with aclosing(self._batches(jobs)) as batches:
             async for batch in batches:
-                order, [ordered] = by_key([batch], self.config)
-                ids = (job.id for job in batch.jobs)
-                async with self._connection() as connection, self._transaction(connection, "create_jobs", ids) as known:
-                    results = await self._create_batch(connection, ordered, known)
+                order, ordered = by_key([batch], self.config)
+                async with self._connection() as connection:
+                    results = await self._create(connection, ordered)
                 yield as_given(order, results)
 
     async def _batches(self, jobs: Iterable[NewJob] | AsyncIterable[NewJob]) -> AsyncGenerator[Batch]:
@@ -315,12 +316,28 @@ class AsyncPostgresStorage:
         if batch.jobs:
             yield batch.checked()
 
-    async def _create_batch(
+    async def _create(self, connection: AsyncConnection[Any], batches: list[Batch]) -> list[tuple[UUID, bool]]:
+        """Add the batches in one transaction: as new jobs, then, if one of them exists, those that don't."""
+        results: list[tuple[UUID, bool]] = []
+        ids = [job.id for batch in batches for job in batch.jobs]
+        if all(batch.is_new for batch in batches) and connection.pgconn.pipeline_status == pq.PipelineStatus.OFF:
+            with suppress(psycopg.errors.UniqueViolation):
+                async with self._transaction(connection, "create_jobs", ids) as known:
+                    for batch in batches:
+                        rows = self._queries.create_jobs(connection, jobs=document(batch.encoded).decode())
+                        _keep_transaction_id([row async for row in rows], known)
+                return [(job_id, True) for job_id in ids]
+        async with self._transaction(connection, "create_jobs", ids) as known:
+            for batch in batches:
+                results += await self._create_missing(connection, batch, known)
+        return results
+
+    async def _create_missing(
         self, connection: AsyncConnection[Any], batch: Batch, known: dict[str, str | None]
     ) -> list[tuple[UUID, bool]]:
-        rows = [row async for row in self._queries.create_jobs(connection, jobs=document(batch.encoded).decode())]
-        if rows and rows[0].transaction_id:
-            known["transaction_id"] = rows[0].transaction_id
+        encoded = document(batch.encoded).decode()
+        rows = [row async for row in self._queries.create_missing_jobs(connection, jobs=encoded)]
+        _keep_transaction_id(rows, known)
         if len(rows) == len(batch.jobs):
             return [(job.id, True) for job in batch.jobs]
         created: set[UUID] = {row.id for row in rows}
@@ -334,7 +351,7 @@ class AsyncPostgresStorage:
             if not missing:
                 break
             again = document(encoded for _, encoded in missing).decode()
-            created |= {row.id async for row in self._queries.create_jobs(connection, jobs=again)}
+            created |= {row.id async for row in self._queries.create_missing_jobs(connection, jobs=again)}
         else:
             raise duplicate_unseen()
         return [

@@ -151,6 +151,10 @@ _NEW_ONES: dict[str, Callable[[Stage], list[NewJob]]] = {
         stage.new("new 1", "a", -1, priority=2, idempotency_key="k", max_attempts=2),
         NewJob(id=IDS["new 2"], queue="b", job_type="type 2", payload=None, delay=2 * _KILO),
     ],
+    "with two without keys": lambda stage: [
+        stage.new("new 1", "a", -1, priority=2, max_attempts=2),
+        NewJob(id=IDS["new 2"], queue="b", job_type="type 2", payload=None, delay=2 * _KILO),
+    ],
     "with one whose key is taken": lambda stage: [
         stage.new("new 1", "a", -1, idempotency_key="twin"), stage.new("new 2", "b", 3),
     ],
@@ -259,7 +263,8 @@ def _creating() -> Iterator[Case]:
         if "key" in title:
             yield Case(f"replace_pending_job {title}", ("replace_pending_job",), replace, make)
     for title, make_many in _NEW_ONES.items():
-        yield Case(f"create_jobs {title}", ("create_jobs", "find_duplicate_jobs"), create_many, make_many)
+        queries = ("create_jobs", "create_missing_jobs", "find_duplicate_jobs")
+        yield Case(f"create_jobs {title}", queries, create_many, make_many)
 
 
 def _reading() -> Iterator[Case]:

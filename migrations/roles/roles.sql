@@ -113,11 +113,14 @@ TO goqueue_producer, goqueue_worker, goqueue_reader, goqueue_operator;
 GRANT SELECT ON goqueue.queue_metrics, goqueue.queue_status_metrics
 TO goqueue_worker, goqueue_reader, goqueue_operator;
 
--- The columns that create_job and create_jobs name.
+-- The columns that create_job, create_jobs and create_missing_jobs name.
 GRANT INSERT (id, queue, job_type, payload, priority, max_attempts, scheduled_at, idempotency_key) ON goqueue.jobs
 TO goqueue_producer, goqueue_operator;
 -- The default of an id that is not given, in a row inserted by hand.
 GRANT EXECUTE ON FUNCTION goqueue.uuid_v7()
+TO goqueue_producer, goqueue_operator;
+-- The rows of create_jobs and create_missing_jobs.
+GRANT EXECUTE ON FUNCTION goqueue.new_jobs(jsonb)
 TO goqueue_producer, goqueue_operator;
 
 -- The loose index scans of claim_jobs and next_job_at, and of list_jobs, count_jobs and prune_jobs.
