@@ -436,8 +436,8 @@ def test_which_statements_change_rows_is_known() -> None:
     queries = load_queries()
     changing = {name for name in queries.available_queries if getattr(queries, name).sql.writes}
     assert changing >= {
-        "create_job", "create_jobs", "create_missing_jobs", "update_job", "replace_pending_job", "cancel_jobs", "retry_jobs",
-        "reschedule_jobs", "delete_job", "delete_failures", "prune_jobs", "claim_jobs", "heartbeat_jobs",
+        "create_job", "create_jobs", "create_missing_jobs", "update_job", "replace_pending_job", "cancel_jobs",
+        "retry_jobs", "reschedule_jobs", "delete_job", "delete_failures", "prune_jobs", "claim_jobs", "heartbeat_jobs",
         "complete_jobs", "fail_jobs", "release_jobs", "rescue_jobs",
     }  # fmt: skip
     assert not changing & {

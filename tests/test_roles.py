@@ -220,7 +220,8 @@ def values_of(jobs: dict[str, UUID]) -> dict[str, dict[str, Any]]:
     return {
         "create_job": NEW,
         "find_duplicate_job": {"id": uuid4(), "idempotency_key": "pending"},
-        **dict.fromkeys(("create_jobs", "create_missing_jobs"), {"jobs": json.dumps([{**NEW, "id": str(NEW["id"])}])}),
+        "create_jobs": {"jobs": json.dumps([{**NEW, "id": str(NEW["id"])}])},
+        "create_missing_jobs": {"jobs": json.dumps([{**NEW, "id": str(NEW["id"])}])},
         "find_duplicate_jobs": {"ids": [], "idempotency_keys": ["pending"]},
         "get_job": {"id": jobs["dead"]},
         "get_jobs": {"ids": list(jobs.values())},
