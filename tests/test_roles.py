@@ -381,7 +381,7 @@ def test_nobody_else_has_a_grant(place: Place, admin: Connection) -> None:
                 connection.execute(f"SELECT FROM goqueue.{name}")
         with pytest.raises(REFUSED):
             connection.execute("SELECT goqueue.uuid_v7()")
-    with pytest.raises(SchemaError, match=r"permission denied.*grant the login the role"):
+    with pytest.raises(SchemaError, match=r"permission denied.*grant the login a role with this right"):
         PostgresStorage.open(place.url_of("nobody"))
 
 
