@@ -103,7 +103,9 @@ def test_a_file_s_name_makes_no_migration_pending(
     files = health.migration_files(shipped_folder("migrations"))
     files[1] = files[1]._replace(name="V0002__index_pending_jobs.sql", sha256="0" * 64)
     monkeypatch.setattr(health, "migration_files", lambda _: files)
-    assert finding(goqueue_connection, "migrations").found.startswith("V0002__index_pending_jobs.sql is not the text")
+    assert finding(goqueue_connection, "migrations").found.startswith(
+        "V0002__index_pending_jobs.sql differs from the applied text"
+    )
     assert check(goqueue_connection, "schema").level == Level.OK
 
 
@@ -128,7 +130,7 @@ def test_an_edited_migration_is_told_with_the_way_out(goqueue_connection: Connec
     goqueue_connection.execute("UPDATE goqueue.migration_checksums SET sha256 = repeat('0', 64) WHERE version = 2")
     found = finding(goqueue_connection, "migrations")
     assert found.level == Level.FAILED
-    assert found.found.startswith("V0002__index_jobs.sql is not the text that was applied: sha256 000000000000… then, ")
+    assert found.found.startswith("V0002__index_jobs.sql differs from the applied text: sha256 000000000000… then, ")
     goqueue_connection.execute(found.do.partition("no difference: ")[2].encode())
     assert check(goqueue_connection, "migrations").level == Level.OK
 
@@ -391,7 +393,7 @@ def test_another_applications_schema_of_this_name_is_one_finding(goqueue_connect
     done = {one.name: one for one in run_checks(goqueue_connection)}
     [found] = done["schema"].findings
     assert found.found == (
-        f"the schema goqueue in the database {goqueue_connection.info.dbname} is not what the migrations made: "
+        f"the schema goqueue in the database {goqueue_connection.info.dbname} is not the migrations': "
         "jobs has 2 of its 20 columns; job_failures is missing"
     )
     assert "goqueue config" in found.do
@@ -408,7 +410,7 @@ def test_another_applications_migrations_in_a_schema_of_this_name_are_one_findin
     done = list(run_checks(goqueue_connection))
     assert [one.name for one in done] == ["server", "settings", "migrations"]
     [found] = done[-1].findings
-    assert found.found.endswith(" migrations, and has no table goqueue.jobs")
+    assert found.found.endswith(" migrations, but has no table goqueue.jobs")
     assert not found.do.startswith("goqueue migrate")
     # Where all were undone, the way is to migrate.
     goqueue_connection.execute("DELETE FROM goqueue.schema_version")
@@ -456,7 +458,7 @@ def test_many_reasons_why_statements_fail_are_one_finding(goqueue_connection: Co
     )
     found = finding(goqueue_connection, "grants")
     assert re.fullmatch(r"\d+ statements can't be run, for \d reasons", found.found)
-    assert found.do == "mend what the checks schema and queries find"
+    assert found.do == "fix the problems that the checks schema and queries find"
 
 
 def test_statements_that_fail_alike_are_one_finding_with_what_to_do(goqueue_connection: Connection) -> None:
@@ -466,7 +468,7 @@ def test_statements_that_fail_alike_are_one_finding_with_what_to_do(goqueue_conn
         "delete_failures, fail_jobs, rescue_jobs, list_failures can't be run: "
         'relation "goqueue.job_failures" does not exist'
     )
-    assert found.do == "mend what the checks schema and queries find"
+    assert found.do == "fix the problems that the checks schema and queries find"
 
 
 @pytest.mark.parametrize(
@@ -483,7 +485,7 @@ def test_what_a_dba_has_added_is_a_note(goqueue_connection: Connection, statemen
     goqueue_connection.execute(statement.encode())
     said = finding(goqueue_connection, "schema")
     assert said.level == Level.NOTE
-    assert "is none of goqueue's" in said.found
+    assert "is not goqueue's" in said.found
 
 
 def test_every_kind_of_thing_is_in_the_snapshot() -> None:
@@ -505,7 +507,7 @@ def test_a_folder_is_proved(goqueue_connection: Connection, tmp_path: Path) -> N
         (tmp_path / name / "jobs.sql").write_text(given)
         folders[name] = check(goqueue_connection, "queries", sql_dir=str(tmp_path / name))
     assert {name: done.level for name, done in folders.items()} == {"same": "ok", "slow": "failed", "broken": "failed"}
-    assert folders["slow"].summary == f"{tmp_path}/slow: other than shipped: get_job"
+    assert folders["slow"].summary == f"{tmp_path}/slow: changed: get_job"
     assert "jobs.sql, query create_job: it is missing" in str(folders["broken"].findings)
 
 
@@ -564,7 +566,9 @@ def test_a_reader_is_a_note(role: Callable[..., Connection]) -> None:
     assert "claim_jobs" in found.found
     assert "get_job," not in found.found
     assert "permission denied for table jobs" in found.why
-    assert [one.found.startswith("of other roles' transactions") for one in done["horizon"].findings] == [True]
+    assert [
+        one.found.endswith("can't see the age of other roles' transactions") for one in done["horizon"].findings
+    ] == [True]
 
 
 def test_the_right_that_is_advised_for_others_sessions_is_enough(role: Callable[..., Connection]) -> None:
@@ -597,7 +601,7 @@ def test_what_a_role_may_not_see_is_skipped_and_says_why(role: Callable[..., Con
     done = {one.name: one for one in run_checks(role(SCHEMA))}
     for name in ("migrations", "claim index"):
         assert done[name].level == Level.SKIPPED
-        assert done[name].summary.startswith("can't be looked at: permission denied for table ")
+        assert done[name].summary.startswith("can't be checked: permission denied for table ")
     assert done["grants"].level == Level.FAILED
     assert done["schema"].level == Level.OK
 
@@ -650,9 +654,7 @@ def test_dead_rows_and_missing_statistics_are_warnings(
     )
     off, dead = check(goqueue_connection, "autovacuum").findings
     assert off.do == "ALTER TABLE goqueue.jobs RESET (autovacuum_enabled);"
-    assert re.match(
-        r"goqueue.jobs has 1\d\d dead rows beside 0 live ones, by the statistics; never vacuumed", dead.found
-    )
+    assert re.match(r"goqueue.jobs has 1\d\d dead rows and 0 live ones, by the statistics; never vacuumed", dead.found)
     goqueue_connection.execute(off.do.encode())
     goqueue_connection.execute(dead.do.encode())
     deadline = time.monotonic() + 20
@@ -691,8 +693,8 @@ def test_an_empty_claim_index_that_was_large_is_a_warning(
     goqueue_connection.execute("UPDATE goqueue.jobs SET status = 'dead', completed_at = now()")
     found = finding(goqueue_connection, "claim index")
     assert found.level == Level.WARNING
-    assert re.match(r"jobs_claim_idx takes \d+\.\d MB, and by an estimate 8 kB would do", found.found)
-    vacuum, reindex = found.do.split("   and if that leaves it so: ")
+    assert re.match(r"jobs_claim_idx takes \d+\.\d MB; an estimated 8 kB would be enough", found.found)
+    vacuum, reindex = found.do.split("   and if that is not enough: ")
     goqueue_connection.execute(vacuum.encode())
     goqueue_connection.execute(reindex.encode())
     assert check(goqueue_connection, "claim index").level == Level.OK
@@ -713,7 +715,7 @@ def test_without_statistics_the_claim_index_s_need_is_not_guessed(
     assert (done.level, "need" in done.summary) == (Level.OK, False)
     goqueue_connection.execute("ANALYZE goqueue.jobs")
     assert check(goqueue_connection, "claim index").level == Level.WARNING
-    assert ", which need some " in check(goqueue_connection, "claim index").summary
+    assert ", which need about " in check(goqueue_connection, "claim index").summary
 
 
 def test_pgstattuple_tells_how_full_the_claim_index_is(
@@ -916,7 +918,7 @@ def test_a_leaked_lock_of_the_insert_trigger_is_found_and_what_is_advised_ends_i
     pid = leaking.info.backend_pid
     assert found.level == Level.FAILED
     assert re.match(
-        rf"the session {pid} \(\w+, web, idle\) keeps the lock that .*; 0 sessions wait for it", found.found
+        rf"the session {pid} \(\w+, web, idle\) holds the lock that .*; 0 sessions wait for it", found.found
     )
     assert found.do.startswith(f"SELECT pg_terminate_backend({pid});")
     goqueue_connection.execute(found.do.partition(";")[0].encode())
@@ -1003,7 +1005,7 @@ def test_a_failure_has_status_3_and_is_explained(run: Run, goqueue_connection: C
     result = run("check")
     assert (result.code, result.err) == (3, "goqueue: failed: schema\n")
     assert "    failed: the index jobs_finished_type_idx is missing; expected CREATE INDEX" in result.out
-    assert "        why: the statements that rely on it read the whole table instead" in result.out
+    assert "        why: the statements that need it read the whole table" in result.out
     assert "        do:  CREATE INDEX CONCURRENTLY jobs_finished_type_idx ON goqueue.jobs" in result.out
 
 
@@ -1090,7 +1092,7 @@ def test_after_an_upgrade_the_diff_tells_who_has_changed_what(run: Run) -> None:
     assert jobs.startswith(
         "jobs.sql: the shipped file has changed since goqueue 0.0.9, this one has not; `goqueue sql ex"
     )
-    assert server == "server.sql: no line tells from which release it was exported"
+    assert server == "server.sql: it does not name the release it was exported from"
     assert stats.startswith(
         "stats.sql: changed here, and the shipped file has changed since goqueue 0.0.9: carry your "
     )

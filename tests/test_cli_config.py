@@ -84,7 +84,7 @@ def test_a_relative_path_is_shown_with_what_it_is_relative_to(
     monkeypatch.setenv("GOQUEUE_DATABASE_SQL_DIR", "sql")
     assert f"{tmp_path}/sql  environment" in run("config").out
     text = " ".join(run("config", "--help").out.split())
-    assert "A relative path belongs to the working directory, in the file to the file's folder." in text
+    assert "Relative paths start at the working directory; in the file, at its folder." in text
 
 
 def test_json_is_an_array_of_settings(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,8 +172,8 @@ def test_help_names_the_command_and_the_exit_statuses(run: Run) -> None:
     assert result.code == 0
     assert "config" in result.out
     for text in (result.out, run("config", "--help").out):
-        assert "Exit status: 0 when all went well" in " ".join(text.split())
-        assert "2 when the configuration or the call is invalid" in " ".join(text.split())
+        assert "Exit status: 0 on success; 1 after an error" in " ".join(text.split())
+        assert "2 if the configuration or the command line is invalid" in " ".join(text.split())
 
 
 def test_version_is_the_packages(run: Run) -> None:

@@ -111,7 +111,7 @@ def test_a_payload_that_cannot_be_read_is_named_beside_the_others(
     [
         (["list", "--status", "done"], "'done' is not one of"),
         (["list", "--created-from", "2026-01-31T08:00"], "has no time zone"),
-        (["list", "--created-from", "yesterday"], "is no time in ISO 8601"),
+        (["list", "--created-from", "yesterday"], "is not an ISO 8601 time"),
         (["list", "--limit", "0"], "--limit"),
         (["list", "--cursor", "abc"], "the cursor was not returned by list_jobs"),
         (["list", "--queue", ""], "queue is empty"),
@@ -119,15 +119,15 @@ def test_a_payload_that_cannot_be_read_is_named_beside_the_others(
         (["get", "nope"], "valid UUID"),
         (["create"], "give the job's TYPE"),
         (["create", ""], "job_type is empty"),
-        (["create", "x", "--payload", "{"], "it is no JSON"),
-        (["create", "x", "--payload", ""], "it is no JSON"),
+        (["create", "x", "--payload", "{"], "it is not JSON"),
+        (["create", "x", "--payload", ""], "it is not JSON"),
         (["create", "x", "--payload", "@none"], "No such file"),
         (["create", "x", "--delay", "5"], "is not a duration with its unit"),
         (["create", "x", "--delay", "1h", "--at", "2026-01-31T08:00Z"], "give one of them"),
         (["create", "x", "--priority", "99999"], "priority must be a whole number"),
         (["create", "--from", "none"], "No such file"),
-        (["create", "x", "--from", "/dev/null"], "with --from each line says all"),
-        (["update", str(uuid4())], "nothing to change is given"),
+        (["create", "x", "--from", "/dev/null"], "with --from, each line describes its job"),
+        (["update", str(uuid4())], "no change was given"),
         (["update", str(uuid4()), "--key", "a", "--clear", "key"], "--key and --clear key are both given"),
         (["cancel"], "give either ids or a filter"),
         (["cancel", str(uuid4()), "--status", "pending"], "give either ids or a filter"),
@@ -234,7 +234,7 @@ def test_lines_are_added_as_jobs(goqueue: Commands, goqueue_store: PostgresStora
     lines = [{"job_type": "x", "payload": {"n": n}, "queue": "q", "delay": "PT5M"} for n in range(2500)]
     keyed = [{"job_type": "y", "idempotency_key": "k"}] * 2
     file.write_text("\n\n".join(map(json.dumps, [*lines, *keyed])))
-    assert goqueue("jobs", "create", "--from", file) == (0, "2,501 jobs added, 1 had a key that is taken\n", "")
+    assert goqueue("jobs", "create", "--from", file) == (0, "2,501 jobs added, 1 had a key that another job has\n", "")
     assert goqueue_store.count_jobs(JobFilter(queue="q", job_type="x")) == 2500
     file.write_text('{"job_type": "y", "idempotency_key": "k"}\n{"job_type": "z"}')
     assert goqueue("jobs", "create", "--from", "-", "--json", stdin=file).json == {"created": 1, "existing": 1}
@@ -264,14 +264,14 @@ def test_a_bad_line_is_named_with_what_was_added_before_it(
     file.write_bytes(f"\n{good * 25}{bad}\n{good * 25}".encode("latin-1"))
     result = goqueue("jobs", "create", "--from", file)
     assert (result.code, result.out) == (2, "")
-    assert "lines 1 to 21 are added, and none after; `tail -n +22` gives the rest\n" in result.err
+    assert "lines 1 to 21 were added, and none after; `tail -n +22` prints the rest\n" in result.err
     assert "line 27: " in result.err
     assert message in result.err
     assert goqueue_store.count_jobs() == 20
     monkeypatch.setenv("GOQUEUE_DATABASE_BATCH_SIZE", "1000")
-    assert goqueue("jobs", "create", "--from", file).err.startswith("no line is added\n")
+    assert goqueue("jobs", "create", "--from", file).err.startswith("no line was added\n")
     file.write_text(bad)
-    assert "no line is added" in goqueue("jobs", "create", "--from", file).err
+    assert "no line was added" in goqueue("jobs", "create", "--from", file).err
 
 
 def test_a_read_only_database_is_known_to_have_added_nothing(
@@ -282,7 +282,7 @@ def test_a_read_only_database_is_known_to_have_added_nothing(
     (tmp_path / "jobs.jsonl").write_text('{"job_type": "x"}\n')
     result = goqueue("jobs", "create", "--from", "jobs.jsonl")
     assert (result.code, result.out) == (1, "")
-    assert result.err.startswith("no line is added\n")
+    assert result.err.startswith("no line was added\n")
     assert "target_session_attrs=read-write" in result.err
 
 
@@ -339,7 +339,7 @@ def test_ids_are_changed_and_those_that_could_not_be_are_named(
     missing = uuid4()
     result = goqueue("jobs", "cancel", one, done, missing)
     assert (result.code, result.out) == (1, "1 job cancelled\n")
-    assert sorted(result.err.splitlines()) == sorted([f"{done} is completed", f"{missing} is not there"])
+    assert sorted(result.err.splitlines()) == sorted([f"{done} is completed", f"{missing} does not exist"])
     assert goqueue("jobs", "cancel", one, two, "--json").json == {"cancelled": 1, "unchanged": {}}  # one is cancelled
     result = goqueue("jobs", "retry", one, done, "--json")
     assert (result.code, result.json) == (1, {"retried": 1, "unchanged": {str(done): "completed"}})
@@ -394,7 +394,7 @@ def test_prune_deletes_in_batches_what_finished_long_ago(goqueue: Commands, goqu
 
 def test_prune_s_help_says_why_it_doesn_t_ask(goqueue: Commands) -> None:
     text = " ".join(goqueue("jobs", "prune", "--help").out.split())
-    assert "made for cron" in text
+    assert "meant for cron" in text
     assert "--yes" not in text
 
 
@@ -426,7 +426,7 @@ def test_a_server_that_is_not_there_is_one_line_without_the_password(
         result = goqueue("jobs", *arguments)
         assert (result.code, result.out) == (1, "")
         assert result.err.startswith("goqueue: the database can't be reached")
-        assert result.err.endswith("`goqueue db start` starts one to develop with\n")
+        assert result.err.endswith("`goqueue db start` starts a development server\n")
         assert "hunter2" not in result.err
 
 
@@ -455,4 +455,4 @@ def test_every_command_has_help_with_the_exit_statuses(goqueue: Commands) -> Non
         assert re.search(rf"\b{name}\b", overview)
         text = " ".join(goqueue("jobs", name, "--help").out.split())
         assert "--json" in text
-        assert "3 when a check has found something wrong" in text
+        assert "3 if a check found a problem" in text

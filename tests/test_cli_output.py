@@ -252,7 +252,7 @@ def test_the_way_on_after_a_bad_line_works(goqueue: Commands, goqueue_store: Pos
     good = ['{"job_type": "x"}'] * 1001
     file.write_text("\n".join([*good, "{", *good[:2]]))
     said = goqueue("jobs", "create", "--from", file).err
-    [command] = re.findall(r"`(tail -n \+\d+)` gives the rest", said)
+    [command] = re.findall(r"`(tail -n \+\d+)` prints the rest", said)
     rest = subprocess.run([*command.split(), str(file)], capture_output=True, check=True).stdout
     file.write_bytes(rest.replace(b"\n{\n", b"\n"))
     assert goqueue("jobs", "create", "--from", file).code == 0

@@ -108,7 +108,7 @@ class TestTheCatalogue:
         Path("jobs.sql").write_text("-- name: get_job(id)\n-- Mine.\nSELECT :id;\n")
         incomplete = run("get_job", "--sql-dir", ".")
         assert incomplete.code == 2
-        assert "jobs.sql: the comment of get_job says nothing of returns, index, locks" in incomplete.err
+        assert "jobs.sql: the comment of get_job lacks returns, index, locks" in incomplete.err
 
     def test_a_folder_of_ones_own_goes_before(self, run: Callable[..., Result]) -> None:
         text = (shipped_folder("sql") / "server.sql").read_text("utf-8")
@@ -232,7 +232,7 @@ class TestTimes:
         with psycopg.connect(counted, dbname="template1") as connection:
             connection.execute("SELECT /* goqueue:get_job */ 1")
         result = run("--times", url=counted)
-        assert "counted no query of goqueue" in result.err
+        assert "no entry for a query of goqueue" in result.err
         assert result.out == ""
 
     def test_psql_takes_the_printed_query_and_the_file(self, counted: str, run: Callable[..., Result]) -> None:

@@ -77,7 +77,7 @@ def test_migrations_go_up_and_back_and_up_and_the_output_says_so(commands: Comma
 def test_on_a_terminal_undoing_is_asked_for_with_what_is_lost(goqueue: Commands, goqueue_database: str) -> None:
     with goqueue.terminal("migrate", "--undo-to", "0", columns=200) as terminal:
         asked = terminal.wait_for(r"\[y/N\]: ")
-        assert re.search(r"take back version [\d, ]+1\? All jobs are dropped with it\.", asked)
+        assert re.search(r"undo version [\d, ]+1\? All jobs are dropped with it\.", asked)
         terminal.type("n\n")
         assert terminal.end()[0] == 1
     with psycopg.connect(goqueue_database) as connection:
@@ -299,7 +299,7 @@ def test_windows_is_refused_kindly(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_every_command_has_help_with_the_exit_statuses(commands: Commands) -> None:
     for words in (["migrate"], ["db", "start"], ["db", "stop"], ["db", "status"], ["db", "url"], ["db", "psql"]):
         text = " ".join(commands(*words, "--help").out.split())
-        assert "3 when a check has found something wrong" in text
+        assert "3 if a check found a problem" in text
         assert ("--json" in text) is (words[-1] != "psql")
 
 
@@ -315,7 +315,9 @@ def test_a_user_without_a_home_folder_is_told_what_to_set(
     monkeypatch.delenv("HOME", raising=False)
     result = commands("db", command)
     assert result.code == 1
-    assert "this user has no home folder: name the server's with --data, or set HOME or XDG_STATE_HOME" in result.err
+    assert (
+        "this user has no home folder: set the server's folder with --data, or set HOME or XDG_STATE_HOME" in result.err
+    )
     if command == "status":
         assert commands("db", "status", "--data", tmp_path).code == 3
         monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))

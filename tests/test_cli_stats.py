@@ -233,7 +233,7 @@ def test_a_terminal_without_colours_shows_the_watch_too(
 def test_more_queues_than_lines_are_counted(goqueue: Commands, goqueue_store: PostgresStorage) -> None:
     goqueue_store.create_jobs(NewJob(job_type="x", queue=f"queue {number:03}") for number in range(100))
     with goqueue.terminal("stats", "--watch", "--interval", "200ms") as terminal:
-        assert re.search(r"and \d+ queues more: --queue chooses", terminal.wait_for("Ctrl-C ends it"))
+        assert re.search(r"and \d+ queues more: --queue selects", terminal.wait_for("Ctrl-C ends it"))
 
 
 def test_a_reader_that_goes_away_ends_the_watch(goqueue: Commands) -> None:

@@ -263,7 +263,7 @@ class TestTheCommand:
         result = run("get_job", "--rows", str(BIG), "--sql-dir", str(tmp_path), url=role)
         assert result.code == 3
         assert "seq scan: jobs is read whole: 20,000 rows read" in result.out
-        assert "too much is read by get_job" in result.err
+        assert "too many rows are read by get_job" in result.err
 
     @pytest.mark.parametrize(
         ("change", "expected"),
@@ -292,7 +292,7 @@ class TestTheCommand:
         kinds = {each["kind"] for each in query["regressions"]}
         assert kinds & {"rows", "pages", "time"} >= expected
         assert (result.code == 3) is bool(kinds)
-        assert ("dearer than the shipped text: get_job" in result.err) is bool(expected)
+        assert ("more expensive than the shipped text: get_job" in result.err) is bool(expected)
 
     def test_both_texts_stand_side_by_side_also_for_the_configured_folder(
         self, run: Callable[..., Result], role: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -306,7 +306,9 @@ class TestTheCommand:
         assert re.search(r"^ +custom +as shipped +generic +as shipped", result.out, re.MULTILINE)
         assert re.search(r"^rows read +20,00\d +1 +20,00\d +1 *$", result.out, re.MULTILINE)
         assert "generic plan of the shipped text" in result.out
-        assert re.search(r"dearer than shipped: 20,00\d rows read, and 1 by the shipped text \(generic\)", result.out)
+        assert re.search(
+            r"more expensive than shipped: 20,00\d rows read, 1 by the shipped text \(generic\)", result.out
+        )
         every = run("--all", "--rows", str(ROWS), url=role)
         assert re.search(r"^ +get_job as shipped +[\d.]+ +[\d.]+ +1/1 ", every.out, re.MULTILINE)
         assert "create_job as shipped" not in every.out
@@ -346,7 +348,7 @@ class TestTheCommand:
             "get_job", "--rows", "1000", url=make_conninfo(role, options="-c default_transaction_read_only=on")
         )
         assert result.code == 0
-        assert "read-only transaction. An embedded server serves." in result.err
+        assert "read-only transaction. Using an embedded server." in result.err
         assert databases_of(goqueue_server, role) == []
 
     @pytest.mark.parametrize(
@@ -354,11 +356,11 @@ class TestTheCommand:
         [
             (["get_jib"], "'get_jib': did you mean get_job"),
             (["vacuum"], "'vacuum': expected one of create_job"),
-            ([], "name a query, or give --all"),
-            (["get_job", "--all"], "name a query, or give --all"),
+            ([], "give either NAME or --all"),
+            (["get_job", "--all"], "give either NAME or --all"),
             (["get_job", "--param", "di=1"], "one of id"),
             (["get_job", "--param", "id"], "NAME=VALUE"),
-            (["get_job", "--scenario", "quiet"], "'quiet' is none of mixed"),
+            (["get_job", "--scenario", "quiet"], "'quiet' is not one of mixed"),
             (["get_job", "--rows", "0"], "greater than or equal to 1000"),
             (["get_job", "--sql-dir", "nowhere"], "nowhere does not exist"),
         ],

@@ -352,7 +352,7 @@ def test_a_plan_that_reads_a_table_whole_is_told(
         ("jobs.sql", FOUND_BY_ID, FOUND_BY_ID.replace(";", " FOR UPDATE;"),
          "get_job: it locks the rows that it reads, and the shipped one doesn't"),
         ("jobs.sql", FOUND_BY_ID, FOUND_BY_ID.replace(";", " AND pg_sleep(5) IS NOT NULL;"),
-         "get_job: it calls pg_sleep(), and the shipped one doesn't; the server takes it to do anything"),
+         "get_job: it calls pg_sleep(), and the shipped one doesn't; the server assumes that it can do anything"),
         ("jobs.sql", FOUND_BY_ID, FOUND_BY_ID.replace(";", " AND set_config('jit', 'on', TRUE) <> '';"),
          "get_job: it calls set_config(), "),
         ("jobs.sql", FOUND_BY_ID, FOUND_BY_ID.replace(";", " AND (SELECT pg_notify('goqueue', 'x')) IS NOT NULL;"),
@@ -392,7 +392,7 @@ def test_a_plan_that_is_far_dearer_on_the_present_table_is_told(
         "INSERT INTO goqueue.jobs (job_type) SELECT 't' FROM generate_series(1, 30000); ANALYZE goqueue.jobs"
     )
     [problem], unproved = proved(goqueue_connection, given)
-    assert re.match(r"jobs\.sql, query get_job: its plan is estimated to cost [\d,]{5,}, and the shipped", problem)
+    assert re.match(r"jobs\.sql, query get_job: its plan's estimated cost is [\d,]{5,}, and the shipped", problem)
     assert "goqueue explain get_job" in problem
     assert unproved == []
 
@@ -434,9 +434,9 @@ def test_what_a_role_has_no_right_to_find_out_is_not_proved(reader: psycopg.Conn
     assert problems == []
     references, plan = (text.partition(": ")[2] for text in unproved)
     assert references.startswith(
-        "what it refers to is not known, because no temporary function can be made: permission"
+        "its references are unknown, because a temporary function can't be created: permission"
     )
-    assert plan == "its plan can't be had: permission denied for table jobs"
+    assert plan == "its plan can't be made: permission denied for table jobs"
 
 
 # --- the shipped files ----------------------------------------------------------------------------------------------

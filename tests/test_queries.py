@@ -240,7 +240,7 @@ def test_what_is_made_from_files_is_fresh() -> None:
 
 def test_a_catalogue_needs_every_part_of_a_comment(tmp_path: Path) -> None:
     (tmp_path / "jobs.sql").write_text("-- name: quick()$\n-- What for.\n-- Returns: one.\nSELECT 1;\n")
-    with pytest.raises(ValueError, match="comment of quick says nothing of index, locks"):
+    with pytest.raises(ValueError, match="comment of quick lacks index, locks"):
         read_notes(tmp_path)
 
 

@@ -458,11 +458,11 @@ def test_the_rights_are_well_after_the_script(applied: Connection) -> None:
         ("DROP POLICY own_jobs_failures_are_read ON goqueue.job_failures", "failed",
          "the policy own_jobs_failures_are_read on goqueue.job_failures is missing; "),
         ("CREATE POLICY mine ON goqueue.jobs FOR SELECT TO goqueue_producer USING (queue = 'shared')", "failed",
-         "the policy mine on goqueue.jobs is none of roles.sql's: AS PERMISSIVE FOR SELECT TO goqueue_producer "),
+         "the policy mine on goqueue.jobs is not from roles.sql: AS PERMISSIVE FOR SELECT TO goqueue_producer "),
         ("CREATE POLICY mine ON goqueue.jobs USING (TRUE)", "failed",
-         "the policy mine on goqueue.jobs is none of roles.sql's: AS PERMISSIVE FOR ALL TO PUBLIC"),
+         "the policy mine on goqueue.jobs is not from roles.sql: AS PERMISSIVE FOR ALL TO PUBLIC"),
         ("CREATE POLICY mine ON goqueue.jobs AS RESTRICTIVE TO goqueue_worker USING (queue = 'mine')", "warning",
-         "the policy mine on goqueue.jobs is none of roles.sql's: AS RESTRICTIVE FOR ALL TO goqueue_worker"),
+         "the policy mine on goqueue.jobs is not from roles.sql: AS RESTRICTIVE FOR ALL TO goqueue_worker"),
         ("GRANT ALL ON goqueue.jobs TO public", "failed",
          "PUBLIC has DELETE, INSERT, "),
         ("GRANT SELECT (payload) ON goqueue.jobs TO public", "failed",
@@ -499,9 +499,9 @@ def test_the_rights_are_well_after_the_script(applied: Connection) -> None:
          "goqueue_producer has SELECT on goqueue.queue_metrics; expected less"),
         ("GRANT ALL ON ALL TABLES IN SCHEMA goqueue TO goqueue_producer", "failed", "goqueue_producer has DELETE, INS"),
         ("GRANT SELECT ON goqueue.jobs TO goqueue_worker WITH GRANT OPTION", "failed",
-         "goqueue_worker can give away SELECT on goqueue.jobs"),
+         "goqueue_worker has the grant option for SELECT on goqueue.jobs"),
         ("GRANT INSERT (queue) ON goqueue.jobs TO goqueue_producer WITH GRANT OPTION", "failed",
-         "goqueue_producer can give away INSERT (queue) on goqueue.jobs"),
+         "goqueue_producer has the grant option for INSERT (queue) on goqueue.jobs"),
         ("ALTER TABLE goqueue.jobs OWNER TO CURRENT_USER", "failed", "goqueue.jobs is owned by "),
         ("ALTER TABLE goqueue.jobs OWNER TO goqueue_worker", "failed", "goqueue.jobs is owned by goqueue_worker; "),
         ("ALTER VIEW goqueue.queue_metrics OWNER TO CURRENT_USER", "failed", "goqueue.queue_metrics is owned by "),
@@ -605,7 +605,7 @@ def test_a_login_whose_role_lost_a_grant_fails_the_check_of_its_rights(
         done = {one.name: one for one in run_checks(connection)}
         [finding] = done["grants"].findings
         assert done["roles"].level == done["grants"].level == Level.FAILED
-        assert "a member of goqueue_worker, may not run cancel_jobs, " in finding.found
+        assert "a member of goqueue_worker, can't run cancel_jobs, " in finding.found
         assert "claim_jobs" in finding.found
         assert "update_job" not in finding.found
         assert "permission denied for table jobs" in finding.why

@@ -24,7 +24,7 @@ app = typer.Typer(
     epilog=EXIT_CODES,
     no_args_is_help=True,
     add_completion=False,
-    # A traceback of ours with its local variables could show a password.
+    # A traceback with local variables could show a password.
     pretty_exceptions_enable=False,
 )
 
@@ -56,15 +56,15 @@ app.add_typer(sql_app, name="sql")
 
 
 def main() -> None:
-    """Run the command; the entry point of `goqueue` on the shell. The one place where errors become exit statuses."""
-    # What the driver warns of, the error says; its lines would break into a live table.
+    """Run the command: the entry point of `goqueue`. Errors become exit statuses here only."""
+    # The error repeats the driver's warnings, whose lines would break into a live table.
     logging.getLogger("psycopg").addHandler(logging.NullHandler())
     open_streams()
     try:
         try:
             app()
         finally:
-            sys.stdout.flush()  # at the interpreter's end it is too late to be quiet about `| head`
+            sys.stdout.flush()  # at interpreter exit it is too late to handle `| head`
     except OutputError as error:
         drop_output()
         if error.is_left:

@@ -1,4 +1,4 @@
-"""`goqueue jobs create --from`: many jobs out of JSON lines."""
+"""`goqueue jobs create --from`: add many jobs from JSON lines."""
 
 import os
 from collections import deque
@@ -14,7 +14,7 @@ from goqueue.errors import GoQueueError, InvalidJobError, OutcomeUnknownError
 from goqueue.models import NewJob
 from goqueue.payload import check_payload
 
-#: How a value is written that JSON has no form for, by the place that msgspec's message ends with.
+#: Hints for values without a JSON type, by the end of msgspec's message.
 _FORMS = {
     "`$.delay`": '; write "PT5M" (ISO 8601) for five minutes',
     "`$.scheduled_at`": '; write "2026-01-31T08:00:00Z" (ISO 8601, with a zone)',
@@ -22,7 +22,7 @@ _FORMS = {
 
 
 class _Lines:
-    """The jobs in a file of JSON lines, and how far they have been read and added."""
+    """The jobs in a file of JSON lines, with the numbers of the last line read and the last line added."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self.stream = stream
@@ -37,32 +37,32 @@ class _Lines:
             if line.strip():
                 try:
                     job = decode(utf8(line) if self.read == 1 else line)
-                except (ValueError, RecursionError) as error:  # of msgspec, and of text that is not UTF-8
+                except (ValueError, RecursionError) as error:  # from msgspec, or from text that is not UTF-8
                     form = next((form for place, form in _FORMS.items() if str(error).endswith(place)), "")
                     raise InvalidJobError(f"{error}{form}") from None
-                check_payload(job.payload)  # the store checks a whole batch at once, when later lines have been read
+                check_payload(job.payload)  # the store checks whole batches, after reading later lines
                 self._waiting.append(self.read)
                 yield job
 
     def settle(self, count: int) -> None:
-        """The next ``count`` jobs have been added."""
+        """Record that the next ``count`` jobs have been added."""
         for _ in range(count):
             self.added = self._waiting.popleft()
 
     def state(self, *, known: bool) -> str:
-        """Which lines have been added, and how to go on."""
-        done = "no line is added"
+        """Describe which lines have been added, and how to resume."""
+        done = "no line was added"
         if self.added:
-            done = "line 1 is added" if self.added == 1 else f"lines 1 to {self.added:,} are added"
+            done = "line 1 was added" if self.added == 1 else f"lines 1 to {self.added:,} were added"
         if known and not self.added:
             return done
         if not known:
-            return f"{done}; it is not known whether the lines up to {self.read:,} are: look before you go on"
-        return f"{done}, and none after; `tail -n +{self.added + 1}` gives the rest"
+            return f"{done}; it is not known whether the lines up to {self.read:,} were added: check before you resume"
+        return f"{done}, and none after; `tail -n +{self.added + 1}` prints the rest"
 
 
 def create_from(stream: BinaryIO, file: Path | None, *, as_json: bool) -> None:
-    """Add the jobs in the stream, and print how many. ``file``: the configuration."""
+    """Add the jobs in the stream and print how many were added. ``file`` is the configuration file."""
     created = existing = 0
     size = os.fstat(stream.fileno()).st_size  # 0 for a pipe
     lines = _Lines(stream)
@@ -75,10 +75,10 @@ def create_from(stream: BinaryIO, file: Path | None, *, as_json: bool) -> None:
                 advance(lines.bytes_read, counted(created + existing))
         except (GoQueueError, KeyboardInterrupt) as error:
             note(lines.state(known=not isinstance(error, (OutcomeUnknownError, KeyboardInterrupt))))
-            if isinstance(error, InvalidJobError) and error.__cause__ is None:  # not the server's: the last line read
+            if isinstance(error, InvalidJobError) and error.__cause__ is None:  # caused by the last line read
                 raise InvalidJobError(f"line {lines.read}: {error}") from None
             raise
-    done = f"{counted(created)} added" + (f", {existing:,} had a key that is taken" if existing else "")
+    done = f"{counted(created)} added" + (f", {existing:,} had a key that another job has" if existing else "")
     with saying(done):
         if as_json:
             print_json({"created": created, "existing": existing})

@@ -1,4 +1,4 @@
-"""`goqueue check`: is all as goqueue needs it?"""
+"""`goqueue check`: checks of the server, the schema, the SQL files, rights and vacuum."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ _STYLES = {
 
 
 class Scratch(StrEnum):
-    """Where a scratch database is made."""
+    """The server for the scratch database."""
 
     EMBEDDED = "embedded"
     SERVER = "server"
@@ -46,13 +46,13 @@ class Scratch(StrEnum):
 def check(
     sql_dir: Annotated[
         str | None,
-        typer.Option("--sql-dir", metavar="DIR", help="Prove this folder of SQL files instead of the configured one."),
+        typer.Option("--sql-dir", metavar="DIR", help="Check this folder of SQL files instead of the configured one."),
     ] = None,
     scratch: Annotated[
         Scratch,
         typer.Option(
-            help="Where changed queries are run and compared: on an embedded server, in a database made on the "
-            "configured server (which needs CREATEDB) and dropped afterwards, or nowhere."
+            help="Where to run and compare changed queries: on an embedded server, in a temporary database on the "
+            "configured server (needs CREATEDB), or nowhere."
         ),
     ] = Scratch.EMBEDDED,
     strict: Annotated[bool, typer.Option("--strict", help="Count warnings as failures.")] = False,
@@ -61,17 +61,17 @@ def check(
 ) -> None:
     """Check the server, the migrations, the schema, the SQL files, the roles' rights and the vacuum.
 
-    Changes nothing. Each check has one line; under it stands what was
-    found, why it matters and what to do. Run it as the role that the
-    programs connect as; a check that this role has no right to is skipped.
+    Changes nothing. Prints a line for each check, and below it each problem,
+    why it matters and what to do. Run it as the role that your programs use.
+    Checks that this role has no right to run are skipped.
 
-    Of a folder of SQL files the server only parses and plans the changed
-    queries. What they do is compared with what the shipped ones do on a
-    scratch database (--scratch), with jobs of every kind, stale tokens and
-    other sessions that hold or change the same jobs.
+    The server only parses and plans changed queries of a folder of SQL files.
+    On a scratch database (--scratch), their effects are compared with those
+    of the shipped queries: with all kinds of jobs, stale tokens, and other
+    sessions that lock or change the same jobs.
 
-    ok: fine. note: good to know. skipped: could not be looked at.
-    warning: will hurt some day. failed: is broken now (exit status 3).
+    ok: no problem. note: for information. skipped: could not be checked.
+    warning: a future problem. failed: broken now (exit status 3).
     """
     config = read_config(file).database
     folder = config.sql_dir if sql_dir is None else sql_dir
@@ -94,7 +94,7 @@ def check(
 
 def _checks(config: DatabaseConfig, folder: str, scratch: Scratch) -> Iterator[Check]:
     try:
-        # As a caller's own connection has them: with empty options ours are not sent.
+        # As on a caller's own connection: if the URL has empty options, ours are not sent.
         with connect(replace(config, url=make_conninfo(config.url, options=""))) as connection:
             settings = read_settings(connection)
         with open_connection(config, load_queries()) as connection:
@@ -102,17 +102,17 @@ def _checks(config: DatabaseConfig, folder: str, scratch: Scratch) -> Iterator[C
             yield from run_checks(connection, sql_dir=folder, settings=settings, compare=compare)
     except psycopg.Error as error:
         lost = translate(error)
-        do = "see `goqueue config` for the server meant, and the server's log" * isinstance(
+        do = "see `goqueue config` for the server's address, and the server's log" * isinstance(
             lost, (ConnectionRejectedError, StorageUnavailableError)
         )
         yield Check("server", Level.FAILED, "", (Finding(Level.FAILED, str(lost), "nothing more can be checked", do),))
 
 
 def _behaviour(config: DatabaseConfig, folder: str, where: Scratch, names: list[str]) -> Check:
-    """Compares what the folder's queries do with what the shipped ones do."""
+    """Compare the effects of the folder's queries with those of the shipped ones."""
     hint = "run `goqueue check --scratch server` (a role with CREATEDB), or pip install 'goqueue[embedded]'"
     if where is Scratch.NONE:
-        return _not_compared(names, "--scratch none was given", "leave --scratch out, or name embedded or server")
+        return _not_compared(names, "--scratch none was given", "omit --scratch, or use embedded or server")
     conninfo = None
     if where is Scratch.SERVER:
         options: dict[str, Any] = {"application_name": "goqueue check", **conninfo_to_dict(config.url)}
@@ -123,7 +123,7 @@ def _behaviour(config: DatabaseConfig, folder: str, where: Scratch, names: list[
             note(f"comparing {', '.join(names)} with the shipped queries, in a scratch database")
             proven = compare_behaviour(connection, folder, names)
     except REFUSALS as error:
-        role = "the role may not make databases there"
+        role = "the role can't create databases there"
         return _not_compared(
             names, f"{role}: {error.diag.message_primary}", "ALTER ROLE … CREATEDB, or --scratch embedded"
         )
@@ -149,13 +149,13 @@ def _behaviour(config: DatabaseConfig, folder: str, where: Scratch, names: list[
 
 
 def _not_compared(names: list[str], why: str, do: str) -> Check:
-    found = f"not compared with what the shipped queries do: {', '.join(names)}, because {why}"
-    told = "a query that loses jobs, or gives one to two workers, can pass the other checks"
+    found = f"effects not compared with the shipped queries': {', '.join(names)}, because {why}"
+    told = "a query that loses jobs, or assigns one to two workers, can pass the other checks"
     return Check("behaviour", Level.WARNING, "not compared", (Finding(Level.WARNING, found, told, do),))
 
 
 def _show(out: Console, done: Check) -> None:
-    """Wrapped and indented on a terminal; in a pipe one line each, whole."""
+    """Print a check: wrapped and indented on a terminal, one line per finding in a pipe."""
     head = (Text(f"{done.level:<8}", style=_STYLES[done.level]), Text(f"{done.name:<12}", style="bold"), done.summary)
     lines = [Text.assemble(*head)]
     details = []

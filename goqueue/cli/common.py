@@ -1,4 +1,4 @@
-"""What the commands share: options, output, the store."""
+"""The options, output and store that the commands share."""
 
 import codecs
 import errno
@@ -28,27 +28,27 @@ from goqueue.postgres.store import PostgresStorage
 from goqueue.postgres.translate import is_nobody_here
 
 EXIT_CODES = (
-    "Exit status: 0 when all went well, 1 after an error, without a yes to a question, when some of the ids given "
-    "were left unchanged, or when standard output took no more (what was done is then said on standard error), "
-    "2 when the configuration or the call is invalid, or the server rejects the connection, 3 when a check has found "
-    "something wrong, 130 after Ctrl-C."
+    "Exit status: 0 on success; 1 after an error, if a question was not answered with yes, if some of the given ids "
+    "were unchanged, or if standard output could not be written (standard error then has the result); "
+    "2 if the configuration or the command line is invalid, or the server rejects the connection; 3 if a check "
+    "found a problem; 130 after Ctrl-C."
 )
 
-#: The options that every command spells alike.
+#: Options that are the same for every command.
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 ConfigFile = Annotated[
     Path | None,
     typer.Option("--file", metavar="PATH", help="Read this file instead of GOQUEUE_CONFIG or ./goqueue.yaml."),
 ]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Don't ask; needed where there is no terminal to ask on.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Don't ask for confirmation; required without a terminal.")]
 
 
 class CheckFailedError(GoQueueError):
-    """A check has found something wrong: the command did what it was asked for, and the exit status is 3."""
+    """A check found a problem. The command itself succeeded; its exit status is 3."""
 
 
 class OutputError(GoQueueError):
-    """Standard output takes no more. ``is_left``: its reader has gone, as in `| head`, which nobody has to be told."""
+    """Standard output can't be written. ``is_left``: its reader has exited, as in `| head`, which needs no message."""
 
     def __init__(self, message: str, *, is_left: bool = False) -> None:
         super().__init__(message)
@@ -57,12 +57,12 @@ class OutputError(GoQueueError):
 
 # --- the streams ------------------------------------------------------------------------------------------------------
 
-#: What ASCII has in place of the characters that we write ourselves.
+#: ASCII replacements for the characters in our own text.
 _PLAIN = {"…": "...", "→": "->"}
 
 
 def _spell(error: UnicodeError) -> tuple[str, int]:
-    """For text that the stream's encoding lacks: a likeness or an escape, never an exception."""
+    """Replace text that the stream's encoding lacks with a similar character or an escape; never raise."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     missing = error.object[error.start : error.end]
@@ -74,7 +74,7 @@ codecs.register_error("goqueue", _spell)
 
 
 class _Output(io.FileIO):
-    """Standard output, whose errors have a name of their own: an OSError could be that of any file."""
+    """Standard output, with its own error type: an OSError could come from any file."""
 
     def write(self, data: Any, /) -> int:
         try:
@@ -86,7 +86,7 @@ class _Output(io.FileIO):
 
 
 class _Messages(io.FileIO):
-    """Standard error. What can't be said there is not said, and the exit status is what it was to be."""
+    """Standard error. Ignores write errors, so that the exit status stays the same."""
 
     def write(self, data: Any, /) -> int:
         try:
@@ -96,18 +96,18 @@ class _Messages(io.FileIO):
 
 
 def open_streams() -> None:
-    """Make the standard streams take any text, and fail as `OutputError`.
+    """Make the standard streams accept any text, and report write errors as `OutputError`.
 
-    A closed one is opened, before a socket or a file gets its number.
+    A closed stream is opened first, so that no socket or file gets its descriptor.
     """
     for number, mode in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, mode)  # which takes the lowest number that is free; standard output can't be written
+            os.open(os.devnull, mode)  # takes the lowest free descriptor; standard output stays unwritable
     if sys.stdin is None:
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
-    if sys.stdout is sys.__stdout__:  # else a test has put its own in the place
+    if sys.stdout is sys.__stdout__:  # otherwise a test has replaced it
         sys.stdout = _text_stream(_Output(1, "wb", closefd=False), sys.stdout)
     if sys.stderr is sys.__stderr__:
         sys.stderr = _text_stream(_Messages(2, "wb", closefd=False), sys.stderr)
@@ -122,13 +122,13 @@ def _text_stream(raw: io.FileIO, old: Any) -> io.TextIOWrapper:
 
 
 def drop_output() -> None:
-    """Let what standard output still holds go nowhere, so that the interpreter's end is quiet about it."""
+    """Discard the rest of standard output, so that no error appears at interpreter exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 @contextmanager
 def saying(done: str) -> Iterator[None]:
-    """Print a result inside: where standard output doesn't take it, ``done`` says on standard error what was done."""
+    """Print a result inside this block. If standard output can't be written, print ``done`` on standard error."""
     try:
         yield
         sys.stdout.flush()
@@ -138,24 +138,24 @@ def saying(done: str) -> Iterator[None]:
 
 
 def print_line(text: object) -> None:
-    """A line for people. (typer's own echo takes a pipe that wants ASCII for a mistake, and writes UTF-8 to it.)"""
+    """Print a line for people. (typer's echo mistakes a pipe that wants ASCII, and writes UTF-8 to it.)"""
     sys.stdout.write(f"{text}\n")
 
 
 def write(text: str) -> None:
-    """Text for programs, in UTF-8 whatever the locale is: SQL, patches, metrics."""
+    """Write text for programs, in UTF-8 in any locale: SQL, patches, metrics."""
     sys.stdout.flush()
-    sys.stdout.buffer.write(text.encode(errors="surrogateescape"))  # a path that is no UTF-8 stays as it is
+    sys.stdout.buffer.write(text.encode(errors="surrogateescape"))  # keeps paths that are not UTF-8
 
 
 def write_json(text: str) -> None:
-    """JSON in UTF-8. A lone surrogate, which UTF-8 lacks, becomes JSON's escape for it."""
+    """Write JSON in UTF-8. Lone surrogates become JSON escapes."""
     sys.stdout.flush()
     sys.stdout.buffer.write(text.encode(errors="backslashreplace"))
 
 
 def print_json(value: Any) -> None:
-    """One JSON document. Structs, times and durations (ISO 8601) become what msgspec makes of them."""
+    """Print one JSON document. msgspec converts Structs, times and durations (ISO 8601)."""
     plain = msgspec.to_builtins(value, str_keys=True, enc_hook=str)  # paths
     write_json(json.dumps(plain, indent=2, ensure_ascii=False) + "\n")
 
@@ -164,7 +164,7 @@ def print_json(value: Any) -> None:
 
 
 class _Screen(Console):
-    """Prints text as it is: no markup, no emoji, and control characters, whoever wrote them, as escapes."""
+    """Prints text without markup and emoji, with control characters as escapes."""
 
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, highlight=False, markup=False, emoji=False)
@@ -178,17 +178,17 @@ class _Screen(Console):
 
 
 def console() -> Console:
-    """Standard output: with colour on a terminal, plain in a pipe."""
+    """Return the console for standard output: coloured on a terminal, plain in a pipe."""
     return _Screen()
 
 
 def error_console() -> Console:
-    """Standard error: where progress and messages go, so that a pipe gets the result alone."""
+    """Return the console for standard error, for progress and messages: a pipe receives only the result."""
     return _Screen(stderr=True)
 
 
 class Column(NamedTuple):
-    """A column of `table`: ``least`` are the cells that it keeps when there is no room; None for all of them."""
+    """A column of `table`. ``least``: the cells that it keeps if space is short; None for all."""
 
     title: str
     justify: Literal["left", "right"] = "right"
@@ -198,9 +198,10 @@ class Column(NamedTuple):
 def table(
     columns: Sequence[Column], rows: Sequence[Sequence[str | Text]], width: int, *, heading: bool = True
 ) -> RenderableType:
-    """Lay rows out in so many cells. The first column says what a row is about, and is never cut.
+    """Lay rows out in the given number of cells. The first column identifies the row and is never cut.
 
-    Others are cut first, then the first one is folded. Where that is not enough, each row becomes a paragraph.
+    If space is short, the others are cut first, then the first is folded. If that is not enough, each row becomes a
+    paragraph.
     """
     cells = [[cell if isinstance(cell, Text) else Text(printable(cell)) for cell in row] for row in rows]
     titles = [cell_len(column.title) * heading for column in columns]
@@ -225,7 +226,7 @@ def table(
 
 
 def _paragraph(columns: Sequence[Column], row: Sequence[Text], width: int) -> Text:
-    """A row as its first cell, and under it `title value` for each of the others."""
+    """Lay out a row as its first cell, with `title value` below it for each of the others."""
     lines = [Text("  ")]
     for column, cell in zip(columns[1:], row[1:], strict=True):
         if not cell.plain.strip():
@@ -242,41 +243,41 @@ def _paragraph(columns: Sequence[Column], row: Sequence[Text], width: int) -> Te
 
 
 def read_config(file: Path | None = None) -> Config:
-    """The configuration in force. Raises ConfigError."""
+    """Return the configuration in force. Raises ConfigError."""
     return load_config(file)
 
 
 @contextmanager
 def open_store(file: Path | None = None) -> Iterator[PostgresStorage]:
-    """The configured store, closed at the end."""
+    """Open the configured store, and close it at the end."""
     config = load_config(file)
     try:
         store = PostgresStorage.open(config)
     except (ConnectionRejectedError, StorageUnavailableError) as error:
-        hint = "`goqueue config` shows which server is meant"
+        hint = "`goqueue config` shows the server's address"
         if is_nobody_here(error):
-            hint += "; `goqueue db start` starts one to develop with"
+            hint += "; `goqueue db start` starts a development server"
         raise type(error)(f"{error}\n{hint}") from error
     with store:
         yield store
 
 
 def note(message: str, style: str | None = None) -> None:
-    """A line for the person at the terminal, on standard error."""
+    """Print a line for the user on standard error."""
     error_console().print(message, style=style, soft_wrap=True)
 
 
 def confirm(question: Callable[[], str], *, yes: bool) -> None:
-    """Return when the answer is yes. ``question`` may cost something, and is made only where it is asked."""
+    """Return if the answer is yes. ``question`` is only called if it is asked, because it may be expensive."""
     if yes:
         return
     if not sys.stdin.isatty():
-        raise typer.BadParameter("there is no terminal to ask on: add --yes to go ahead")
+        raise typer.BadParameter("there is no terminal to ask on: add --yes to continue")
     typer.confirm(question(), abort=True, err=True)
 
 
 def duration(text: str) -> timedelta:
-    """For an option's ``parser``: a duration as the settings spell it."""
+    """Parse an option's duration, written as in the settings."""
     try:
         return parse_duration(text)
     except ValueError as error:
@@ -284,38 +285,39 @@ def duration(text: str) -> timedelta:
 
 
 def aware_time(text: str) -> datetime:
-    """For an option's ``parser``: a time in ISO 8601 with its zone."""
+    """Parse an option's time, in ISO 8601 with a time zone."""
     try:
         time = datetime.fromisoformat(text)
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is no time in ISO 8601, such as 2026-01-31T08:00Z") from None
+        raise typer.BadParameter(f"{text!r} is not an ISO 8601 time, such as 2026-01-31T08:00Z") from None
     if time.utcoffset() is None:
         whole = time.isoformat(timespec="auto" if time.second or time.microsecond else "minutes")
-        raise typer.BadParameter(f"{text!r} has no time zone: write {whole}Z or {whole}+01:00, say")
+        raise typer.BadParameter(f"{text!r} has no time zone: write {whole}Z or {whole}+01:00, for example")
     return time
 
 
 def utf8(data: bytes) -> bytes:
-    """JSON without the byte order mark that some editors put first. Raises ValueError for UTF-16 and UTF-32."""
+    """Return JSON without the byte order mark that some editors add. Raises ValueError for UTF-16 and UTF-32."""
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)) or b"\0" in data[:4]:
-        raise ValueError("it is UTF-16 or UTF-32, and UTF-8 was expected: save it as UTF-8")
+        raise ValueError("it is UTF-16 or UTF-32, expected UTF-8: save it as UTF-8")
     return data.removeprefix(codecs.BOM_UTF8)
 
 
 def in_words(value: timedelta, units: int = 2) -> str:
-    """A duration by its largest units, such as `3h 12m`; `0s` below a second."""
+    """Return a duration in its largest units, such as `3h 12m`; `0s` below a second."""
     whole = timedelta(seconds=max(0, int(value.total_seconds())))
     return " ".join(re.findall(r"\d+[a-z]+", format_duration(whole))[:units])
 
 
 def printable(text: str) -> str:
-    """Text from outside on one line: line breaks and terminal codes are written as escapes."""
+    """Return outside text on one line: line breaks and terminal codes become escapes."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 @contextmanager
 def progress(total: int | None = None) -> Iterator[Callable[[int, str], None]]:
-    """A bar (a spinner without a total) on standard error, if that is a terminal. Gives what moves it on."""
+    """Show a bar (a spinner if there is no total) on standard error, if that is a terminal. Yield a function to advance
+    it."""
     screen = error_console()
     text = TextColumn("{task.description}", markup=False)
     columns = (SpinnerColumn(_spinner(screen)), *((BarColumn(),) if total else ()), text)
@@ -328,7 +330,7 @@ def progress(total: int | None = None) -> Iterator[Callable[[int, str], None]]:
 
 @contextmanager
 def working(text: str) -> Iterator[Callable[[str], None]]:
-    """Show on standard error that something goes on; gives what changes the text."""
+    """Show on standard error that work is in progress. Yield a function that changes the text."""
     screen = error_console()
     with screen.status(Text(text), spinner=_spinner(screen)) as shown:
         yield lambda other: shown.update(Text(other))

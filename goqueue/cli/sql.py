@@ -1,4 +1,4 @@
-"""`goqueue sql`: the SQL files for a DBA's hand."""
+"""`goqueue sql`: export the SQL files, and compare changed files with the shipped ones."""
 
 import shlex
 from difflib import unified_diff
@@ -12,27 +12,26 @@ from goqueue.counts import counted
 from goqueue.errors import ConfigError
 from goqueue.files import APART, exported, is_outdated, read_export, shipped_folder, sql_files, without_stamp
 
-sql_app = typer.Typer(help="Take the SQL files out, change them, and see what was changed.", no_args_is_help=True)
+sql_app = typer.Typer(help="Export the SQL files for tuning, and compare changed ones.", no_args_is_help=True)
 
 
 @sql_app.command("export", epilog=EXIT_CODES)
 def export(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to write to; made when missing.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to write to; created if missing.")],
     files: Annotated[
-        list[str] | None, typer.Argument(metavar="FILE", help="Such as jobs.sql; without any, all of them.")
+        list[str] | None, typer.Argument(metavar="FILE", help="Such as jobs.sql; all files by default.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite files that were changed.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Copy the shipped SQL files to a folder, to be tuned there.
+    """Copy the shipped SQL files to a folder, for tuning.
 
-    Point GOQUEUE_DATABASE_SQL_DIR (or database: sql_dir in goqueue.yaml)
-    at the folder, and the store runs its files in place of the shipped
-    ones; a file that is not there is the shipped one. `goqueue check`
-    proves that each query keeps its interface, and the store refuses to
-    open with one that plainly doesn't.
+    Set GOQUEUE_DATABASE_SQL_DIR (or database: sql_dir in goqueue.yaml) to the
+    folder. Its files then replace the shipped files of the same names.
+    `goqueue check` checks that each query keeps its interface. A store rejects
+    a folder with an incompatible query when it opens.
 
-    A file that was changed since it was exported is not overwritten.
+    A file that was changed since its export is not overwritten.
     """
     shipped = {file.name: file for file in sorted(shipped_folder("sql").glob("*.sql")) if file.name not in APART}
     wanted = files or list(shipped)
@@ -40,7 +39,7 @@ def export(
                 if name not in shipped]  # fmt: skip
     if not force:
         problems += [
-            f"{directory / name} was changed, or not exported by goqueue: name another folder, or use --force to lose "
+            f"{directory / name} was changed, or not exported by goqueue: use another folder, or --force to lose "
             "the changes"
             for name in wanted
             if name in shipped and _is_changed(directory / name, shipped[name])
@@ -78,10 +77,9 @@ def diff(
 ) -> None:
     """Show how a folder of SQL files differs from the shipped ones.
 
-    The differences go to standard output, as a patch. On standard error
-    each file of the folder has a line that tells who has changed it: you,
-    or a goqueue release since the file was exported. JSON has both, in an
-    object for each file.
+    Standard output has the differences as a patch. Standard error has a line
+    for each file that tells who changed it: you, or a goqueue release since
+    the export. JSON has both, in an object per file.
     """
     folder = directory or read_config(file).database.sql_dir
     if not folder:
@@ -109,9 +107,9 @@ def diff(
 def _history(own: Path, shipped: Path) -> str:
     known = read_export(own)
     if known is None:
-        return "no line tells from which release it was exported"
+        return "it does not name the release it was exported from"
     release = f"the shipped file has changed since goqueue {known.version}" if is_outdated(own, shipped) else ""
     if not known.changed:
-        again = f"; `{shlex.join(['goqueue', 'sql', 'export', str(own.parent), own.name])}` brings the new one"
+        again = f"; `{shlex.join(['goqueue', 'sql', 'export', str(own.parent), own.name])}` exports the new one"
         return f"{release}, this one has not{again}" if release else "as shipped"
-    return f"changed here, and {release}: carry your change over to the new text" if release else "changed here"
+    return f"changed here, and {release}: apply your change to the new text" if release else "changed here"

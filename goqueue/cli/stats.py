@@ -1,4 +1,4 @@
-"""`goqueue stats`: the queues at a glance, for people, programs and Prometheus."""
+"""`goqueue stats`: queue statistics for people, programs and Prometheus."""
 
 import sys
 import threading
@@ -36,42 +36,42 @@ from goqueue.errors import StorageUnavailableError, TransactionConflictError
 from goqueue.models import JobStatus, QueueStats
 from goqueue.postgres.store import PostgresStorage
 
-#: Jobs a second by queue; of a queue whose counts are estimates there is none.
+#: Jobs per second by queue, without the queues whose counts are estimates.
 Rates = dict[str, float]
 
 
 def show_stats(
     *,
-    queue: Annotated[list[str] | None, typer.Option(help="This queue only; repeatable.")] = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Again and again, until Ctrl-C.")] = False,
+    queue: Annotated[list[str] | None, typer.Option(help="Only this queue; repeatable.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Repeat until Ctrl-C.")] = False,
     interval: Annotated[
-        timedelta | None, typer.Option(parser=duration, metavar="2s", help="How often to watch.", show_default="2s")
+        timedelta | None, typer.Option(parser=duration, metavar="2s", help="Interval of --watch.", show_default="2s")
     ] = None,
     prometheus: Annotated[
-        bool, typer.Option("--prometheus", help="Print metrics, as for node_exporter's textfile collector.")
+        bool, typer.Option("--prometheus", help="Print metrics, for example for node_exporter's textfile collector.")
     ] = False,
     file: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show each queue's jobs by status, how long its oldest due job waits, and its expired leases.
+    """Show each queue's jobs by status, the age of its oldest due job, and its expired leases.
 
     "~" marks an estimate: counts are exact up to a thousand.
     An expired lease is a running job whose worker is lost.
     With --watch and --json each line is a JSON document.
 
-    Watching runs one statement (queue_stats) an interval on one connection:
-    some 50 ms of the server's time at a million jobs in a hundred queues,
-    more with more queues. While the server is away it goes on trying, and
-    says how old the figures are; an error that stays, such as a wrong
-    password or a missing table, ends it.
+    --watch runs one statement (queue_stats) per interval on one connection.
+    It takes the server about 50 ms for a million jobs in a hundred queues, and
+    more with more queues. While the server is unreachable it retries and shows
+    the age of the figures. A permanent error, such as a wrong password or a
+    missing table, ends it.
     """
     if interval is not None and not watch:
-        raise typer.BadParameter("--interval goes with --watch")
+        raise typer.BadParameter("--interval needs --watch")
     if prometheus and (watch or as_json):
-        raise typer.BadParameter("--prometheus goes alone, without --watch and --json")
+        raise typer.BadParameter("--prometheus excludes --watch and --json")
     pause = 2.0 if interval is None else interval.total_seconds()
     if pause < 0.1:
-        raise typer.BadParameter("100ms is the least", param_hint="--interval")
+        raise typer.BadParameter("the minimum is 100ms", param_hint="--interval")
     with open_store(file) as store:
         if watch:
             _watch(store, queue, pause, as_json=as_json)
@@ -138,17 +138,17 @@ def _plain(stats: QueueStats) -> dict[str, Any]:
 
 
 def _metrics(stats: list[QueueStats]) -> str:
-    """Prometheus's text exposition format; names, labels and words as in docs/metrics.md."""
+    """Return metrics in Prometheus's text exposition format; docs/metrics.md describes their names and labels."""
     counts = [((each.queue, status), count) for each in stats for status, count in each.counts.items()]
     jobs = [(labels, int(count)) for labels, count in counts]
     exact = [(labels, int(count.exact)) for labels, count in counts]
     ages = [((each.queue,), (each.oldest_ready_age or timedelta()).total_seconds()) for each in stats]
     expired = [((each.queue,), each.expired_leases) for each in stats]
     metrics: list[tuple[str, str, list[tuple[tuple[str, ...], float]]]] = [
-        ("goqueue_jobs", "Jobs by queue and status. Above 1000 an estimate.", [*jobs]),
+        ("goqueue_jobs", "Jobs by queue and status. Estimated above 1000.", [*jobs]),
         ("goqueue_jobs_exact", "Whether goqueue_jobs is exact (1) or an estimate (0).", [*exact]),
-        ("goqueue_oldest_ready_age_seconds", "How long the oldest due job waits. 0 when none does.", [*ages]),
-        ("goqueue_expired_leases", "Running jobs whose worker was not heard of in time.", [*expired]),
+        ("goqueue_oldest_ready_age_seconds", "Age of the oldest due job, 0 if there is none.", [*ages]),
+        ("goqueue_expired_leases", "Running jobs whose lease has expired.", [*expired]),
     ]
     lines = []
     for name, help_text, samples in metrics:
@@ -169,7 +169,7 @@ def _label(value: str) -> str:
 
 @dataclass
 class _Seen:
-    """The queues as last seen, how fast their waiting jobs become more or fewer, and what has gone wrong since."""
+    """The last figures of the queues, the rates of change of their waiting jobs, and the error since, if any."""
 
     stats: list[QueueStats] = field(default_factory=list)
     rates: Rates = field(default_factory=dict)
@@ -178,7 +178,7 @@ class _Seen:
 
 
 def _watch(store: PostgresStorage, queues: list[str] | None, pause: float, *, as_json: bool) -> None:
-    """Shows what there is at each interval. Ctrl-C is the way to end it, and no error."""
+    """Show the figures at each interval, until Ctrl-C."""
     screen = console()
     try:
         if as_json or not sys.stdout.isatty() or screen.is_dumb_terminal:
@@ -193,15 +193,15 @@ def _watch(store: PostgresStorage, queues: list[str] | None, pause: float, *, as
 
 
 def _picture(screen: Console, seen: _Seen, pause: float) -> RenderableType:
-    """As many queues as the screen has room for, and under them how old that is."""
-    how = f"each {pause:g} s; Ctrl-C ends it"
+    """Return as many queues as the screen has room for, with the age of the figures below them."""
+    how = f"every {pause:g} s; Ctrl-C ends it"
     if seen.at is None:
         foot = Text(f"no figures yet, {how}", style="dim")
     else:
         age = datetime.now(UTC) - seen.at
         foot = Text(f"{seen.at:%H:%M:%S} UTC, {how}", style="dim")
         if seen.error or age.total_seconds() > pause + 2:
-            foot = Text(f"STALE, {in_words(age)} old: as of {seen.at:%H:%M:%S} UTC; trying {how}", style="bold red")
+            foot = Text(f"STALE, {in_words(age)} old: as of {seen.at:%H:%M:%S} UTC; retrying {how}", style="bold red")
     if seen.error:
         foot.append(f"\n{printable(seen.error)}")
     rates = seen.rates if screen.width >= 100 else None
@@ -210,20 +210,20 @@ def _picture(screen: Console, seen: _Seen, pause: float) -> RenderableType:
     while shown and len(screen.render_lines(_table(shown, screen.width, rates), pad=False)) > room:
         shown.pop()
     if hidden := len(seen.stats) - len(shown):
-        foot = Text.assemble((f"and {counted(hidden, 'queue')} more: --queue chooses\n", "dim"), foot)
+        foot = Text.assemble((f"and {counted(hidden, 'queue')} more: --queue selects\n", "dim"), foot)
     return Group(_table(shown, screen.width, rates), foot)
 
 
 def _answers(store: PostgresStorage, queues: list[str] | None, pause: float) -> Iterator[_Seen]:
-    """What `_rounds` gives, and the last of it again each second in which it gives nothing: a server that is frozen
-    must not make old figures look new."""
+    """Yield from `_rounds`, repeating the last result every second without a new one: if the server hangs, the age of
+    the figures must keep growing."""
     answers: Queue[_Seen | BaseException] = Queue()
 
     def read() -> None:
         try:
             for seen in _rounds(store, queues, pause):
                 answers.put(seen)
-        except BaseException as error:  # noqa: BLE001 - raised again below
+        except BaseException as error:  # noqa: BLE001 - re-raised below
             answers.put(error)
 
     threading.Thread(target=read, name="goqueue-watch", daemon=True).start()
@@ -240,7 +240,7 @@ def _answers(store: PostgresStorage, queues: list[str] | None, pause: float) -> 
 
 
 def _rounds(store: PostgresStorage, queues: list[str] | None, pause: float) -> Iterator[_Seen]:
-    """At each interval what was seen. Raises what does not go away by itself."""
+    """Yield the figures at each interval. Raise permanent errors."""
     seen = _Seen()
     taken = time.monotonic()
     while True:

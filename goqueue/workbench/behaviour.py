@@ -1,4 +1,4 @@
-"""What a folder's statements do, beside what the shipped ones do: both run on a scratch database, never on another.
+"""Comparison of a folder's statements with the shipped ones. Both run on a scratch database, never on another.
 
 Statements: sql/behaviour.sql.
 """
@@ -29,21 +29,21 @@ from goqueue.workbench.cases import CASES, NAMES, Case, Stage, populate
 
 __all__ = ["NOT_COMPARED", "Proven", "Shown", "compare_behaviour"]
 
-#: What no comparison of a few runs can show; said of every folder that passes.
+#: Aspects that a comparison of a few runs can't show; named for every folder that passes.
 NOT_COMPARED = (
     "how fast they are on many rows (`goqueue explain`), what they do under heavy concurrency, what they notify, and "
     "the places where a claim resumes among dead index entries"
 )
 
 _KILO = timedelta(seconds=1000)
-# A statement that takes longer has an end all the same.
+# Bounds a statement that does not end.
 _STATEMENT_SECONDS = 10
 _POLL_SECONDS = 0.001
-# The jobs are made anew before the times in them, as seen from now, are other than before by what is compared.
+# Recreate the jobs before their ages, seen from now, change what is compared.
 _FRESH = timedelta(seconds=30)
-# A statement that takes so much longer on two dozen jobs is told, whatever the machine is busy with.
+# A statement that takes this much longer on two dozen jobs is reported, even on a busy machine.
 _SLOW_SECONDS = 2.0
-# So many differences of a query are shown.
+# The number of differences shown per query.
 _SHOWN = 3
 _TABLES = ("jobs", "job_failures")
 _IDS = re.compile("|".join(map(str, NAMES)))
@@ -53,7 +53,7 @@ _IDS = re.compile("|".join(map(str, NAMES)))
 
 
 class _Bound(PostgresStorage):
-    """A store on a connection, with queries of several origins."""
+    """A store on a given connection, with queries from several sources."""
 
     def __init__(self, connection: Connection[Any], queries: Any) -> None:
         super().__init__(DatabaseConfig(), connection=connection)
@@ -61,7 +61,7 @@ class _Bound(PostgresStorage):
 
 
 class _Mixed:
-    """The shipped queries with one of a folder among them."""
+    """The shipped queries, one of them replaced with the folder's."""
 
     def __init__(self, name: str, folder: str | None) -> None:
         self._name, self._own, self._shipped = name, load_queries(folder), load_queries()
@@ -71,17 +71,17 @@ class _Mixed:
 
 
 class _Observed(NamedTuple):
-    """What one run has shown: each aspect by its name, with what can be compared as plain values."""
+    """The observations of one run, by aspect, as comparable plain values."""
 
     aspects: dict[str, Any]
-    #: The jobs that it has locked or changed.
+    #: The jobs that it locked or changed.
     touched: frozenset[UUID] = frozenset()
     seconds: float = 0
 
 
 class _Theatre:
-    """Four sessions on a scratch database: one runs the case, one is the other client, one looks on, and one is in a
-    transaction that is older than all jobs."""
+    """Four sessions on a scratch database: the actor runs the case, one acts as another client, one observes, and one
+    has a transaction older than all jobs."""
 
     def __init__(
         self, actor: Connection[Any], other: Connection[Any], onlooker: Connection[Any], elder: Connection[Any]
@@ -97,7 +97,7 @@ class _Theatre:
         self._old = ExitStack()
 
     def close(self) -> None:
-        """Leave the tables empty."""
+        """Empty the tables."""
         self._pool.shutdown()
         self._old.close()
         self._queries.empty_tables(self.onlooker)
@@ -107,7 +107,7 @@ class _Theatre:
         return now
 
     def populate(self) -> None:
-        """Make the tables what every case starts from."""
+        """Create the rows that every case starts with."""
         self._old.close()
         self._old.enter_context(self._open(self.elder))
         self._queries.empty_tables(self.onlooker)
@@ -121,12 +121,12 @@ class _Theatre:
         self._times = {moment: f"the time {rank}" for rank, moment in enumerate(sorted(times))}
 
     def refresh(self) -> None:
-        """Make the jobs anew if they have aged."""
+        """Recreate the jobs if they have aged."""
         if self.now() - self._populated > _FRESH:
             self.populate()
 
     def _restore(self) -> None:
-        """Make the rows again that `populate` has made."""
+        """Restore the rows that `populate` created."""
         self._queries.empty_tables(self.onlooker)
         jobs, failures = (self._kept[name] for name in _TABLES)
         list(self._queries.restore_rows(self.onlooker, restored_jobs=jobs, restored_failures=failures))
@@ -134,10 +134,10 @@ class _Theatre:
     def _read_rows(self, connection: Connection[Any]) -> list[tuple[str, dict[str, Any]]]:
         return [(table, json.loads(fields)) for table, fields in self._queries.list_rows(connection)]
 
-    # The ways to run a case. Each leaves the rows as `populate` has made them.
+    # The ways to run a case. Each restores the rows of `populate`.
 
     def alone(self, case: Case, queries: Any) -> _Observed:
-        """In a transaction, with nobody else about: what it returns, changes, locks and sets."""
+        """Run in a transaction without other sessions: observe results, changes, locks and settings."""
         start = self.now()
         try:
             with self._open(self.actor):
@@ -162,7 +162,7 @@ class _Theatre:
         return _Observed(aspects, frozenset(touched), seconds)
 
     def beside_locks(self, case: Case, queries: Any, locked: Iterable[UUID]) -> _Observed:
-        """While another session has locked some jobs: what it returns, or what it has locked when it waits."""
+        """Run while another session has locked some jobs: observe the results, or the locks held while it waits."""
         start = self.now()
         with self._open(self.other):
             self._lock(locked)
@@ -183,7 +183,7 @@ class _Theatre:
         return _Observed(aspects)
 
     def beside_changes(self, case: Case, queries: Any, change: Callable[[PostgresStorage], Any]) -> _Observed:
-        """While another session changes jobs, and commits as soon as the case waits for it or has ended."""
+        """Run while another session changes jobs. That session commits when the case waits for it or has ended."""
         start = self.now()
         try:
             with ExitStack() as stack:
@@ -207,7 +207,7 @@ class _Theatre:
         return _Observed(aspects)
 
     def after_its_start(self, case: Case, queries: Any) -> _Observed:
-        """In a transaction that is older than all jobs: what counts is the time of the statement."""
+        """Run in a transaction older than all jobs: the statement's time must count, not the transaction's."""
         start = self.now()
         with self._open(self.elder):
             aspects = {"returns": self._plain(self._call(case, queries, self.elder), start)}
@@ -216,7 +216,7 @@ class _Theatre:
         self._queries.release_advisory_locks(self.elder)
         return _Observed(aspects)
 
-    # Their parts.
+    # Helpers of these.
 
     @contextmanager
     def _open(self, connection: Connection[Any]) -> Iterator[None]:
@@ -224,7 +224,7 @@ class _Theatre:
             yield
 
     def _call(self, case: Case, queries: Any, session: Connection[Any] | None = None) -> Any:
-        """What the case's call returns or raises, in the actor's session or this one."""
+        """Return what the case's call returns or raises, in the actor's session or the given one."""
         actor = session or self.actor
 
         def run(name: str, **values: Any) -> Any:
@@ -233,11 +233,11 @@ class _Theatre:
 
         try:
             return case(Stage(_Bound(actor, queries), self.jobs, run, self._populated))
-        except Exception as error:  # noqa: BLE001 - whatever the method makes of the rows is its outcome
+        except Exception as error:  # noqa: BLE001 - any error of the method is its outcome
             return error
 
     def _ends_or_waits(self, running: "Future[Any]") -> bool:
-        """Whether it ends; False when it waits for a lock."""
+        """Return True if it ends, False if it waits for a lock."""
         while not running.done():
             if self._queries.is_waiting(self.onlooker, backend_pid=self.actor.info.backend_pid):
                 return False
@@ -248,11 +248,11 @@ class _Theatre:
         return {job.id for job in self.jobs.values()}
 
     def _locked(self) -> set[UUID]:
-        """The jobs that somebody else than the onlooker has locked."""
+        """Return the jobs locked by sessions other than the observer."""
         return self._all() - {row[0] for row in self._queries.list_unlocked_jobs(self.onlooker)}
 
     def _lock(self, ids: Iterable[UUID]) -> None:
-        """Locks jobs as a holder's statement does."""
+        """Lock jobs as a holder's statement does."""
         list(self._queries.lock_jobs(self.other, ids=list(ids)))
 
     def _held_locks(self) -> list[str]:
@@ -260,11 +260,11 @@ class _Theatre:
         return [row[0] for row in self._queries.list_held_locks(self.onlooker, backend_pid=pid)]
 
     def _release(self) -> None:
-        """Give back what outlasts a transaction."""
+        """Release what outlasts a transaction."""
         self._queries.release_advisory_locks(self.actor)
 
     def _changes(self, start: datetime, session: Connection[Any] | None = None) -> dict[str, Any]:
-        """The rows that are other than before, in the transaction of the actor or this session."""
+        """Return the rows that have changed, as seen by the actor's transaction or the given session's."""
         before = {_key(table, row): row for table, row in self._rows}
         now = {_key(table, row): row for table, row in self._read_rows(session or self.actor)}
         return {
@@ -274,7 +274,7 @@ class _Theatre:
         }
 
     def _plain(self, value: Any, start: datetime) -> Any:
-        """The value for comparison with another run's: times by what they mean, ids by their names."""
+        """Convert a value for comparison with another run: times become their meaning, ids become names."""
         plain = partial(self._plain, start=start)
         match value:
             case Exception():
@@ -300,9 +300,9 @@ class _Theatre:
         return value
 
     def _since(self, moment: datetime, start: datetime) -> str:
-        """A time that no job had before, by its distance: two runs are never at the same time."""
+        """Describe a new time by its distance from now: two runs never happen at the same time."""
         seconds = (moment - start).total_seconds()
-        if moment < self._populated and abs(seconds) < 50:  # only in a transaction older than all jobs
+        if moment < self._populated and abs(seconds) < 50:  # only happens in a transaction older than all jobs
             return "the time at which the transaction began"
         return f"{100 * round(seconds / 100):+,} s from now"
 
@@ -332,19 +332,19 @@ def _named(ids: Iterable[UUID]) -> list[str]:
 
 
 class Proven(NamedTuple):
-    """What the runs of one folder's statements have shown."""
+    """The results of a comparison."""
 
-    #: For each query that was run, in how many ways.
+    #: The number of runs of each query.
     runs: dict[str, int]
-    #: Where a query does otherwise than the shipped one.
+    #: Differences from the shipped queries.
     problems: list[str]
-    #: The queries that were not run, and why.
+    #: The queries that were not run, each with the reason.
     unproved: list[str]
 
 
 @contextmanager
 def _theatre(scratch: Connection[Any]) -> Iterator[_Theatre]:
-    """Four sessions such as the store opens, on the database of ``scratch``."""
+    """Open four sessions like the store's on the database of ``scratch``."""
     url = make_conninfo(scratch.info.dsn, password=scratch.info.password or None)
     limit = timedelta(seconds=_STATEMENT_SECONDS)
     short = DatabaseConfig(
@@ -365,11 +365,11 @@ def compare_behaviour(
     report: Callable[[str], None] = lambda _: None,
     shipped: "Shown | None" = None,
 ) -> Proven:
-    """Run these queries of the folder, and the shipped ones, in every case that `CASES` has for them.
+    """Run the folder's queries, and the shipped ones, in every case that `CASES` has for them.
 
-    ``scratch`` is a connection to an empty scratch database that has all migrations; all its jobs are lost. Each query
-    is run among the shipped ones, so that a difference is its own. What those do is looked at once in each way;
-    ``shipped`` hands it on from one call to the next on the same server.
+    ``scratch`` is a connection to an empty scratch database with all migrations; all its jobs are deleted. Each query
+    runs among the shipped ones, so that every difference is its own. The shipped queries run once in each way; pass
+    ``shipped`` from call to call to reuse their results on the same server.
     """
     found = Proven({}, [], [])
     shipped = {} if shipped is None else shipped
@@ -379,7 +379,7 @@ def compare_behaviour(
         for name in names:
             if refused := refusal(scratch, load_statements(folder)[name]):
                 version = scratch.info.parameter_status("server_version")
-                found.unproved.append(f"query {name}: the scratch server (PostgreSQL {version}) refuses it: {refused}")
+                found.unproved.append(f"query {name}: the scratch server (PostgreSQL {version}) rejects it: {refused}")
                 continue
             cases = [case for case in CASES if name in case.queries]
             if not cases:
@@ -397,22 +397,22 @@ def compare_behaviour(
                     found.runs[name] += 1
                     if difference := _difference(expected, own):
                         differences.append(f"query {name}, {case.title}{way}: {difference}")
-                        is_slow = "takes" in own  # no need to wait for it again
-                        break  # the other ways show the same again
+                        is_slow = "takes" in own  # don't wait for it again
+                        break  # the other ways would show the same
                 if len(differences) == _SHOWN or is_slow:
                     break
             found.problems.extend(differences)
     return found
 
 
-#: What the shipped queries show, by the case and the way it was run in.
+#: The results of the shipped queries, by case and way.
 Shown = dict[tuple[Case, str], _Observed]
 
 
 def _runs(
     theatre: _Theatre, case: Case, mixed: _Mixed, shown: Shown
 ) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
-    """Each way to run a case, with what the shipped queries show and what those with the folder's show."""
+    """Run a case in each way. Yield the way, the results of the shipped queries and those with the folder's."""
 
     def of_shipped(way: str, run: Callable[[Case, Any], _Observed]) -> _Observed:
         if (case, way) not in shown:
@@ -425,7 +425,7 @@ def _runs(
     shipped, own = of_shipped("", theatre.alone), theatre.alone(case, mixed)
     expected, got = shipped.aspects, own.aspects
     if own.seconds > shipped.seconds + _SLOW_SECONDS:
-        # Once more, since the machine may be busy with something else.
+        # Repeat, since the machine may be busy.
         seconds = min(own.seconds, theatre.alone(case, mixed).seconds)
         if seconds > shipped.seconds + _SLOW_SECONDS:
             got = {**got, "takes": f"{seconds:.1f} s"}
@@ -455,7 +455,7 @@ _CHANGES: dict[str, Callable[..., Any]] = {
 
 
 def _difference(expected: Mapping[str, Any], got: Mapping[str, Any]) -> str:
-    """The first thing that is other than with the shipped statement; nothing when all is the same."""
+    """Return the first difference from the shipped statement, or nothing if there is none."""
     for aspect in [*expected, *(name for name in got if name not in expected)]:
         mine, theirs = got.get(aspect), expected.get(aspect)
         if mine != theirs:
@@ -465,7 +465,7 @@ def _difference(expected: Mapping[str, Any], got: Mapping[str, Any]) -> str:
 
 
 def _first(expected: Any, got: Any, path: str = "") -> tuple[str, Any, Any]:
-    """Where two values differ first, and how."""
+    """Return the place and the values of the first difference."""
     match expected, got:
         case dict(), dict():
             for key in [*expected, *(key for key in got if key not in expected)]:

@@ -1,7 +1,6 @@
-"""The calls that a folder's statements and the shipped ones are compared by, and the jobs that they find.
+"""The calls that compare a folder's statements with the shipped ones, and the jobs for them.
 
-A case is a call of the store, and says nothing of a statement's text: whatever is written otherwise, and does the same,
-passes.
+A case is a call of the store and does not depend on a statement's text: any text with the same effect passes.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -29,7 +28,7 @@ def _id(number: int) -> UUID:
     return UUID(f"019a0000-0000-7000-8000-{number:012d}")
 
 
-#: Each job's id by its name in messages. The order of ids is not the order of their creation.
+#: The id of each job, by its name in messages. Ids are not in the order of creation.
 IDS = {
     name: _id(number)
     for number, name in enumerate(
@@ -46,13 +45,13 @@ NAMES = {job_id: name for name, job_id in IDS.items()}
 
 
 def _new(now: datetime, name: str, queue: str, due: float, **fields: Any) -> NewJob:
-    """A job that is due ``due`` thousands of seconds from now."""
+    """Return a job that is due in ``due`` thousand seconds."""
     fields = {"job_type": "type 1", "payload": {"name": name}, **fields}
     return NewJob(id=IDS[name], queue=queue, scheduled_at=now + due * _KILO, **fields)
 
 
 def populate(store: PostgresStorage, connection: Connection[Any], now: datetime) -> dict[str, Job]:
-    """Make jobs of every kind, by the shipped statements; return them by name.
+    """Create jobs of every kind with the shipped statements; return them by name.
 
     ``store`` is bound to ``connection``. Queries: backdate_jobs, wear_out_tokens, and those of the methods.
     """
@@ -103,11 +102,11 @@ def populate(store: PostgresStorage, connection: Connection[Any], now: datetime)
 
 
 class Stage(NamedTuple):
-    """What a case calls: the store, whose one query is the folder's or the shipped one, and the jobs by name."""
+    """The arguments of a case: the store, with one query from the folder or the shipped files, and the jobs by name."""
 
     store: PostgresStorage
     jobs: Mapping[str, Job]
-    #: Runs a query by itself, where no method does so alone.
+    #: Runs a query by itself, for queries without a method of their own.
     run: Callable[..., Any]
     now: datetime
 
@@ -115,19 +114,19 @@ class Stage(NamedTuple):
         return _new(self.now, name, queue, due, **fields)
 
     def held(self, *names: str) -> list[Held]:
-        """The leases of jobs as their last claim left them; absent ones have a token all the same."""
+        """Return the leases of jobs as of their last claim; absent jobs get a token too."""
         return [self.jobs[name] if name in self.jobs else Lease(IDS[name], 1) for name in names]
 
 
 class Case:
-    """A call of the store, and the queries that it is to show the behaviour of."""
+    """A call of the store, and the queries that it tests."""
 
     def __init__(self, title: str, queries: tuple[str, ...], call: Callable[..., Any], *arguments: Any) -> None:
         self.title, self.queries = title, queries
         self._call, self._arguments = call, arguments
 
     def __call__(self, stage: Stage) -> Any:
-        """What the method returns."""
+        """Run the call and return its result."""
         return self._call(stage, *self._arguments)
 
 
@@ -200,7 +199,7 @@ _SETTLING: dict[str, Callable[[Stage, list[Held]], Any]] = {
     ),
     "bury_jobs": lambda stage, leases: stage.store.bury_jobs([(held, "it can't be done") for held in leases]),
 }
-#: The query of those of them that are not named for it.
+#: The query of each of these whose name differs.
 _QUERY = {"complete_and_claim": "complete_jobs", "bury_jobs": "fail_jobs"}
 _EVERY_KIND = (
     "twin 2", "twin 1", "due 1", "held 3", "held 1", "completed", "dead", "cancelled", "failed twice", "future",
@@ -326,7 +325,7 @@ def _listing() -> Iterator[Case]:
         return stage.store.list_jobs(make(stage)).jobs
 
     def pages(stage: Stage, make: Callable[[Stage], JobFilter | None]) -> Any:
-        """All pages, of three jobs each."""
+        """Return all pages, each of three jobs."""
         found: list[list[Job]] = []
         cursor = None
         while len(found) <= len(IDS):
@@ -387,7 +386,7 @@ def _pruning() -> Iterator[Case]:
         "of dead ones": {"older_than": timedelta(), "statuses": ["dead"]},
         "of what finished an hour ago and more": {"older_than": timedelta(hours=1)},
         "of all but two that are kept": {"older_than": timedelta(), "kept_ids": _ids("completed", "cancelled")},
-        # The method lets no such call through.
+        # The method rejects such a call.
         "of pending and running jobs": {"older_than": timedelta(), "statuses": list(JobStatus)},
     }
     for title, values in pruned.items():
@@ -445,5 +444,5 @@ def _working() -> Iterator[Case]:
         )
 
 
-#: All cases; those of a query are the ones that name it.
+#: All cases. A query's cases are those that name it.
 CASES = (*_creating(), *_reading(), *_listing(), *_changing(), *_working())

@@ -1,4 +1,4 @@
-"""Plans of queries with values, in both modes, compared with the shipped text's."""
+"""Plans of queries with values, in both modes, compared with those of the shipped text."""
 
 from collections.abc import Iterator, Mapping
 from statistics import median
@@ -18,14 +18,14 @@ from goqueue.workbench.notes import QueryNote
 from goqueue.workbench.plans import Flag, Plan
 
 MODES = ("custom", "generic")
-"""custom: planned for the values given, with the server's settings, as on a connection of the caller's own. generic:
-planned once for any values, with the settings of goqueue's connections."""
+"""custom: planned for the given values with the server's settings, as on a caller's own connection. generic: planned
+once for any values, with the settings of goqueue's connections."""
 _RUNS = 5
-# A changed statement is dearer than the shipped one ...
-_DEARER = 2  # ... by so many times the rows or pages, and ...
-_MORE_ROWS, _MORE_PAGES = 1000, 100  # ... at least so many of them
-_SLOWER, _MORE_MS = 10, 10  # ... or by so many times the time and so many milliseconds, each at its fastest
-_COSTLY = {"seq scan", "filter", "sort", "spill", "jit"}  # ... or by a flag of such a kind
+# A changed statement is more expensive than the shipped one if it takes ...
+_DEARER = 2  # ... this many times the rows or pages, and ...
+_MORE_ROWS, _MORE_PAGES = 1000, 100  # ... at least this many more of them
+_SLOWER, _MORE_MS = 10, 10  # ... or this many times the time and this many more milliseconds, each at its fastest
+_COSTLY = {"seq scan", "filter", "sort", "spill", "jit"}  # ... or if it has a new flag of one of these kinds
 
 
 class Explainer:
@@ -34,23 +34,23 @@ class Explainer:
     def __init__(
         self, connection: psycopg.Connection[Any], notes: Mapping[str, QueryNote], *, prefix: str = ""
     ) -> None:
-        """``prefix`` of the prepared statements' names: what tells two explainers on one connection apart."""
+        """``prefix`` starts the prepared statements' names: it separates two explainers on one connection."""
         self.connection = connection
         self.notes = notes
         self._prefix = prefix
         self._prepared: set[str] = set()
 
     def plan(self, name: str, values: Mapping[str, Any], mode: str, options: str = "ANALYZE, BUFFERS") -> Plan:
-        """The plan of one run with these values, one for each parameter; ``mode`` is one of MODES."""
+        """Return the plan of one run with these values, one per parameter. ``mode`` is one of MODES."""
         [(document,)] = self.execute(f"EXPLAIN ({options}, FORMAT JSON) ", name, values, mode)
         return Plan(document[0])
 
     def run(self, name: str, values: Mapping[str, Any], mode: str = "custom") -> list[tuple[Any, ...]]:
-        """The rows of one run."""
+        """Return the rows of one run."""
         return self.execute("", name, values, mode)
 
     def execute(self, prefix: str, name: str, values: Mapping[str, Any], mode: str) -> list[tuple[Any, ...]]:
-        """The rows of EXECUTE with ``prefix`` before it, rolled back."""
+        """Return the rows of EXECUTE with ``prefix`` before it. Roll back."""
         note = self.notes[name]
         if name not in self._prepared:
             types = f"({', '.join(note.types[parameter] for parameter in note.parameters)})" if note.parameters else ""
@@ -70,13 +70,13 @@ class Explainer:
             return self.connection.execute(statement).fetchall()
 
     def before_a_run(self) -> None:
-        """For a test: called at the start of each transaction."""
+        """Do nothing. A hook for tests, called at the start of each transaction."""
 
 
 class ModeResult(msgspec.Struct, frozen=True):
-    """One way to plan a query. Times in milliseconds: planning and execution are the median of some runs without
-    instruments (a generic plan is made once: its planning is the first run's), fastest is the shortest of them,
-    instrumented is the run of the plan."""
+    """The results of a query in one mode. Times are in milliseconds: planning and execution are the median of several
+    runs without instrumentation; fastest is the shortest of them; instrumented is the run of the plan. A generic plan
+    is made once: its planning time is that of the first run."""
 
     mode: str
     planning_ms: float
@@ -87,7 +87,7 @@ class ModeResult(msgspec.Struct, frozen=True):
     pages_read: int
     rows_read: float
     rows_returned: float
-    #: None when no row was returned.
+    #: None if no row was returned.
     rows_read_per_row: float | None
     flags: list[Flag]
     #: EXPLAIN's JSON.
@@ -99,7 +99,7 @@ class ModeResult(msgspec.Struct, frozen=True):
 
 
 class Regression(msgspec.Struct, frozen=True):
-    """Something that a changed query costs, in one mode, far above the shipped one: rows, pages, time, or a flag."""
+    """A cost of a changed query, in one mode, that far exceeds the shipped one's: rows, pages, time, or a flag."""
 
     mode: str
     kind: str
@@ -107,12 +107,12 @@ class Regression(msgspec.Struct, frozen=True):
 
 
 class Explanation(msgspec.Struct, frozen=True):
-    """A query, the values it was given (as text), and its plans; of a changed one those of the shipped text, too."""
+    """A query, its values (as text), and its plans; for a changed query, those of the shipped text too."""
 
     name: str
     parameters: dict[str, str | None]
     plans: list[ModeResult]
-    #: None where the query is the shipped one.
+    #: None if the query is the shipped one.
     shipped: list[ModeResult] | None = None
     regressions: list[Regression] = []
 
@@ -122,20 +122,20 @@ class Explanation(msgspec.Struct, frozen=True):
 
 
 def is_changed(note: QueryNote, shipped: QueryNote) -> bool:
-    """Whether it is another statement; comments and white space outside of quotes aside."""
+    """Return True if the statement differs, except for comments and white space outside of quotes."""
     return (note.parameters, bare(note.statement)) != (shipped.parameters, bare(shipped.statement))
 
 
 def regressions(given: ModeResult, shipped: ModeResult) -> Iterator[Regression]:
-    """What the given text costs in a mode, far above the shipped one."""
+    """Yield the costs of the given text, in one mode, that far exceed the shipped one's."""
     for kind, mine, theirs, more in (
         ("rows", given.rows_read, shipped.rows_read, _MORE_ROWS),
         ("pages", given.pages, shipped.pages, _MORE_PAGES),
     ):
         if mine > _DEARER * theirs and mine - theirs >= more:
-            yield Regression(given.mode, kind, f"{mine:,.0f} {kind} read, and {theirs:,.0f} by the shipped text")
+            yield Regression(given.mode, kind, f"{mine:,.0f} {kind} read, {theirs:,.0f} by the shipped text")
     if given.fastest_ms > _SLOWER * shipped.fastest_ms and given.fastest_ms - shipped.fastest_ms >= _MORE_MS:
-        text = f"{given.fastest_ms:,.2f} ms at its fastest, and {shipped.fastest_ms:,.2f} ms by the shipped text"
+        text = f"{given.fastest_ms:,.2f} ms at its fastest, {shipped.fastest_ms:,.2f} ms by the shipped text"
         yield Regression(given.mode, "time", text)
     known = {flag.kind for flag in shipped.flags}
     for flag in given.flags:
@@ -144,7 +144,7 @@ def regressions(given: ModeResult, shipped: ModeResult) -> Iterator[Regression]:
 
 
 def explainable(notes: Mapping[str, QueryNote]) -> list[str]:
-    """The names of the queries that have a plan worth a look, in the files' order: the store's that read its tables."""
+    """Return the names of the store's queries that read its tables, in the files' order."""
     return [
         name
         for name, note in notes.items()
@@ -159,10 +159,10 @@ def explain_query(
     examples: Mapping[str, str],
     shipped: Explainer | None = None,
 ) -> Explanation:
-    """The plans of a query; ``given`` are values by parameter, ``examples`` stand in for the others.
+    """Return the plans of a query. ``given`` has values by parameter; ``examples`` supplies the others.
 
     With ``shipped``, an explainer of the shipped queries, a changed query is compared with the shipped one. Raises
-    `ExplainError`, with the server's words, when it refuses the query or a value.
+    `ExplainError`, with the server's message, if it rejects the query or a value.
     """
     note = explainer.notes[name]
     values = {
@@ -210,5 +210,5 @@ def _explain_mode(explainer: Explainer, note: QueryNote, values: Mapping[str, An
 
 
 def example_values(connection: psycopg.Connection[Any]) -> dict[str, str]:
-    """Values from a seeded database by "parameter" or "query.parameter". Query: example_values."""
+    """Return values from a seeded database, by "parameter" or "query.parameter". Query: example_values."""
     return dict(load_queries().example_values(connection))

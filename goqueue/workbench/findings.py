@@ -9,7 +9,7 @@ __all__ = ["Check", "Finding", "Level", "ended"]
 
 
 class Level(StrEnum):
-    """How a check has ended, or how much a finding matters. Only `failed` is an error."""
+    """The result of a check, or the weight of a finding. Only `failed` is an error."""
 
     OK = "ok"
     NOTE = "note"
@@ -19,7 +19,7 @@ class Level(StrEnum):
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """What was found, why it matters, and what to do: a command or a statement, where there is one."""
+    """A problem: what was found, why it matters, and what to do (a command or a statement, if possible)."""
 
     level: Level
     found: str
@@ -28,7 +28,7 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 class Check(msgspec.Struct, frozen=True):
-    """One check: its name, how it has ended, what it saw in a few words, and what it found."""
+    """A check: its name, result, a short summary, and its findings."""
 
     name: str
     level: Level
@@ -37,7 +37,7 @@ class Check(msgspec.Struct, frozen=True):
 
 
 def ended(name: str, summary: str, findings: Iterable[Finding]) -> Check:
-    """Return the check, as bad as its worst finding, with the worst first."""
+    """Return a check whose result is that of its worst finding. The findings are sorted, worst first."""
     order = list(Level)
     sorted_findings = sorted(findings, key=lambda finding: -order.index(finding.level))
     worst = sorted_findings[0].level if sorted_findings else Level.OK

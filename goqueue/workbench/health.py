@@ -1,4 +1,4 @@
-"""What `goqueue check` looks at: server, migrations, schema, queries, rights, vacuum. Nothing here changes anything.
+"""The checks of `goqueue check`: server, migrations, schema, queries, rights, vacuum. Nothing is changed.
 
 Statements: sql/checks.sql.
 """
@@ -27,24 +27,25 @@ from goqueue.workbench.schema import check_schema
 __all__ = ["Check", "Finding", "Level", "SettingValue", "read_settings", "run_checks"]
 
 OLDEST_SERVER, NEWEST_SERVER = 14, 19
-#: A transaction that has been open for longer keeps more dead rows than claims can pass over cheaply.
+#: A transaction open for longer keeps more dead rows than claims can skip cheaply.
 OLD_TRANSACTION = timedelta(minutes=5)
-#: Standbys and slots tell no time; so many transactions behind, they keep as much.
+#: The same limit in transactions, for standbys and slots, which report no time.
 _FAR_BEHIND = 1_000_000
-#: 8 MB: below, reading a table whole is what the planner rightly does.
+#: 8 MB: reading a smaller table whole can be the best plan.
 _LARGE_PAGES = 1000
-#: Five times what lets autovacuum begin (V0006__tune_autovacuum.sql).
+#: Five times autovacuum's threshold (V0006__tune_autovacuum.sql).
 _MANY_DEAD = 100_000
 _COUNTED_PENDING = 200_000
-#: The trigger holds its lock for microseconds: who has it at each of so many looks, these seconds apart, has leaked it.
+#: The trigger holds its lock for microseconds. A session that has it in all of these looks, this many seconds apart,
+#: has leaked it.
 _LOOKS, _LOOK_AGAIN = 4, 0.15
-#: More reasons why statements can't be run are one cause, which the check of the schema names.
+#: More reasons than these for failing statements have one cause, which the check of the schema names.
 _MOST_REASONS = 2
 _MIGRATE = "goqueue migrate   (or pgmigrate migrate, where the PG* variables name the database)"
 
 
 class _State(NamedTuple):
-    """The row of the query server_state, and what every check shares."""
+    """The row of the query server_state, and the values that all checks share."""
 
     version_number: int
     version: str
@@ -66,7 +67,7 @@ class _State(NamedTuple):
         return self.has_roles and self.roles == ["goqueue_producer"]
 
     def restore(self, groups: Iterable[str]) -> str:
-        """Return what gives the role back its rights as a member of one of the groups."""
+        """Return the statement that restores the role's rights as a member of one of the groups."""
         groups = list(groups)
         if any(group in self.inherited for group in groups):
             return RUN_ROLES
@@ -76,7 +77,7 @@ class _State(NamedTuple):
         return f"GRANT {groups[0]} TO {role} WITH INHERIT TRUE;   (or let its programs SET ROLE {groups[0]})"
 
     def grant(self, privileges: str) -> str:
-        """The statement that gives the role its rights; by way of roles.sql's roles where they are."""
+        """Return the statement that grants the role its rights; through the roles of roles.sql if they exist."""
         role = identifier(self.role)
         if self.has_roles:
             return (
@@ -102,14 +103,14 @@ def run_checks(
     old_transaction: timedelta = OLD_TRANSACTION,
     settings: list[SettingValue] | None = None,
 ) -> Iterator[Check]:
-    """Each check in turn, on a connection in autocommit mode. ``sql_dir``: the folder of SQL files to prove;
-    ``compare`` gets the names of its changed queries that are fit to be run elsewhere; ``settings``: those of a
-    connection without goqueue's own (`read_settings`), which hide the server's.
+    """Yield each check in turn, on a connection in autocommit mode. ``sql_dir`` is the folder of SQL files to check.
+    ``compare`` receives the names of its changed queries that are safe to run elsewhere. ``settings`` are those of a
+    connection without goqueue's own (`read_settings`), which would hide the server's.
 
-    A check that the role has no right to, or that the server stops for its time, is skipped and says so; the others go
-    on. Raises psycopg's error when the connection is lost.
+    A check is skipped, with the reason, if the role lacks the right or the server times it out; the others continue.
+    Raises psycopg's error if the connection is lost.
     """
-    # At a rollback psycopg deallocates what it has prepared, and generic_plans' own statement with it.
+    # On rollback psycopg deallocates its prepared statements, and with them generic_plans' own.
     connection.prepare_threshold = None
     queries = load_queries()
     state = _State(*queries.server_state(connection))
@@ -124,8 +125,8 @@ def run_checks(
             yield _run("roles", lambda: check_roles(connection))
         yield ended(
             "grants",
-            "the schema is closed",
-            [Finding(Level.FAILED, f"the role {state.role} may not use the schema goqueue", "every statement names it",
+            "no right on the schema",
+            [Finding(Level.FAILED, f"the role {state.role} can't use the schema goqueue", "every statement needs it",
                      state.restore(state.roles) if state.roles else state.grant("USAGE ON SCHEMA goqueue"))],
         )  # fmt: skip
         return
@@ -149,7 +150,7 @@ def run_checks(
     yield _run("roles", lambda: _roles(connection, state, unlike))
     plans = generic_plans(connection, [one for one in statements.values() if one.file.name not in APART])
     yield _run("grants", lambda: _grants(state, plans, pending=pending))
-    own_only = "the role sees its own jobs only (goqueue_producer); let another role look"
+    own_only = "the role sees only its own jobs (goqueue_producer); check with another role"
     yield (
         Check("plans", Level.SKIPPED, own_only)
         if state.sees_own_jobs_only
@@ -169,9 +170,9 @@ def _run(name: str, check: Callable[[], Check]) -> Check:
     try:
         return check()
     except (errors.InsufficientPrivilege, errors.QueryCanceled, errors.LockNotAvailable) as error:
-        return Check(name, Level.SKIPPED, f"can't be looked at: {_said(error)}")
+        return Check(name, Level.SKIPPED, f"can't be checked: {_said(error)}")
     except (errors.UndefinedTable, errors.UndefinedColumn, errors.UndefinedFunction) as error:
-        return Check(name, Level.SKIPPED, f"can't be looked at before all migrations are applied: {_said(error)}")
+        return Check(name, Level.SKIPPED, f"can't be checked before all migrations are applied: {_said(error)}")
 
 
 # --- the server -----------------------------------------------------------------------------------------------------
@@ -202,7 +203,7 @@ def _server(state: _State) -> Check:
             Finding(
                 Level.FAILED,
                 f"the database {state.database} is encoded in {state.encoding}",
-                "names and payloads are any Unicode; here some can't be stored, or come back as bytes",
+                "names and payloads can be any Unicode; some can't be stored here, or are returned as bytes",
                 f"createdb --encoding=UTF8 --template=template0 NEW && pg_dump {state.database} | psql NEW",
             )
         )
@@ -211,7 +212,7 @@ def _server(state: _State) -> Check:
             Finding(
                 Level.FAILED,
                 "the server is a standby",
-                "nothing can be written here: jobs are neither created nor claimed",
+                "it is read-only: jobs can't be created or claimed",
                 "connect to the primary (target_session_attrs=read-write in the URL)",
             )
         )
@@ -223,7 +224,7 @@ def _server(state: _State) -> Check:
 
 
 class _Setting(NamedTuple):
-    """The value that a setting is to have (None: the server's own), how much it matters and why."""
+    """The expected value of a setting (None: the server's own), the level of a difference and the reason."""
 
     wanted: str | None
     level: Level
@@ -240,55 +241,55 @@ def _is_off(value: str) -> bool:
 
 
 def _is_short(value: str) -> bool:
-    """Return whether a limit is set, to less than a second. A number without a unit is milliseconds."""
+    """Return True if a limit is set to less than a second. A number without a unit is in milliseconds."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(us|ms|)", value.strip())
     return match is not None and 0 < float(match[1]) < (1_000_000 if match[2] == "us" else 1000)
 
 
 def _hides_catalogue(value: str) -> bool:
-    """Return whether a search path names pg_catalog behind another schema. Left out, it comes first."""
+    """Return True if a search path names pg_catalog after another schema. If not named, it comes first."""
     return "pg_catalog" in [name.strip(' "') for name in value.split(",")][1:]
 
 
 _UNSAFE = "a crash of the host can destroy the whole cluster, not only the latest jobs"
-_LIMIT = "a statement that works or waits for longer is ended: StorageUnavailableError"
-_BLIND = "the plans read whole tables, where each statement has its index"
-#: Settings that change what our statements do, on our own connections or on a caller's (`bound_to`). Others were tried
-#: and change nothing: see tests/test_odd_connections.py.
+_LIMIT = "a statement that runs or waits for longer is cancelled: StorageUnavailableError"
+_BLIND = "plans read whole tables instead of each statement's index"
+#: Settings that change the effect of our statements, on our own connections or a caller's (`bound_to`). Other settings
+#: change nothing: see tests/test_odd_connections.py.
 _SETTINGS = {
     "fsync": _Setting("on", Level.WARNING, _UNSAFE, _is_off),
     "full_page_writes": _Setting(
-        "on", Level.WARNING, "a crash in the middle of a write can destroy pages for good", _is_off
+        "on", Level.WARNING, "a crash in the middle of a write can destroy pages permanently", _is_off
     ),
-    "synchronous_commit": _Setting(  # has stronger values than on
+    "synchronous_commit": _Setting(  # some values are stronger than on
         "on",
         Level.WARNING,
-        "a job can be lost that its creator was told is stored: a crash takes the latest commits",
+        "a crash loses the latest commits: jobs that were reported as created",
         _is_off,
     ),
     "default_transaction_read_only": _Setting("off", Level.FAILED, "no job can be created, claimed or ended", _is_on),
     "default_transaction_isolation": _Setting(
         "'read committed'",
         Level.WARNING,
-        "on a caller's connection, claims and changes beside others fail with TransactionConflictError",
+        "on a caller's connection, concurrent claims and changes fail with TransactionConflictError",
         lambda value: value.lower() in ("serializable", "repeatable read"),
     ),
     "session_replication_role": _Setting(
-        "origin", Level.WARNING, "no trigger fires: a new job wakes no idle worker", lambda value: value == "replica"
+        "origin", Level.WARNING, "triggers don't fire: new jobs wake no idle worker", lambda value: value == "replica"
     ),
     "row_security": _Setting(
-        "on", Level.FAILED, "each statement that policies hold for is refused: of producers, workers, readers", _is_off
+        "on", Level.FAILED, "statements subject to policies are rejected: of producers, workers, readers", _is_off
     ),
     "search_path": _Setting(
         None,
         Level.WARNING,
-        "a function or operator of another schema runs in place of the server's of the same name",
+        "another schema's function or operator replaces the server's of the same name",
         _hides_catalogue,
     ),
     "client_encoding": _Setting(
         "UTF8",
         Level.WARNING,
-        "on a caller's connection, text that the encoding lacks is refused",
+        "on a caller's connection, text outside the encoding is rejected",
         lambda value: re.sub(r"\W", "", value).upper() not in ("UTF8", "UNICODE"),
     ),
     "statement_timeout": _Setting(None, Level.WARNING, _LIMIT, _is_short),
@@ -297,7 +298,7 @@ _SETTINGS = {
     "idle_in_transaction_session_timeout": _Setting(
         None, Level.WARNING, "a program that pauses in a transaction for longer loses its connection", _is_short
     ),
-    "exit_on_error": _Setting("off", Level.WARNING, "any error ends the session, a duplicate key's too", _is_on),
+    "exit_on_error": _Setting("off", Level.WARNING, "any error ends the session, even a duplicate key", _is_on),
     "enable_indexscan": _Setting("on", Level.WARNING, _BLIND, _is_off),
     "enable_indexonlyscan": _Setting("on", Level.WARNING, _BLIND, _is_off),
 }
@@ -305,7 +306,7 @@ _SHOWN = (*list(_SETTINGS)[:4], "default_transaction_isolation")
 
 
 def read_settings(connection: Connection[Any]) -> list[SettingValue]:
-    """The settings that `run_checks` looks at, as this connection has them. Query: list_settings."""
+    """Return the settings for `run_checks`, as this connection has them. Query: list_settings."""
     return sorted(SettingValue(*row) for row in load_queries().list_settings(connection, names=list(_SETTINGS)))
 
 
@@ -313,7 +314,7 @@ def _settings(connection: Connection[Any], state: _State, values: list[SettingVa
     findings = []
     for name, value, set_by in values:
         if set_by == "client" and name.endswith("_timeout"):
-            continue  # goqueue's own configuration
+            continue  # set by goqueue's own configuration
         if _matters(name, value, state, state.roles):
             wanted, level, why, _ = _SETTINGS[name]
             findings.append(Finding(level, f"{name} is {value}", why, _set(name, wanted, set_by)))
@@ -328,7 +329,7 @@ def _settings(connection: Connection[Any], state: _State, values: list[SettingVa
 
 
 def _matters(name: str, value: str, state: _State, roles: list[str]) -> bool:
-    """``roles``: those of roles.sql that the login has whose setting it is."""
+    """Return True if the value is a problem. ``roles``: the roles.sql roles of the login that has the setting."""
     if not _SETTINGS[name].is_bad(value):
         return False
     if name == "default_transaction_read_only":
@@ -340,9 +341,9 @@ def _matters(name: str, value: str, state: _State, roles: list[str]) -> bool:
 
 def _set(name: str, value: str | None, set_by: str | None) -> str:
     if set_by == "client":
-        return f"take {name} out of the connection's own options (options in the URL, or PGOPTIONS)"
+        return f"remove {name} from the connection's own options (options in the URL, or PGOPTIONS)"
     change = f"RESET {name}" if value is None else f"SET {name} = {value}"
-    if set_by is not None:  # goes before the server's own
+    if set_by is not None:  # overrides the server's own
         return f"{set_by} {change};   (for new sessions)"
     return f"ALTER SYSTEM {change}; SELECT pg_reload_conf();"
 
@@ -359,37 +360,37 @@ def _unmigrated(connection: Connection[Any], state: _State) -> Finding:
         return Finding(
             Level.FAILED,
             f"the database {state.database} has no goqueue tables",
-            "nothing can run without; or another database is meant (`goqueue config` shows which one is configured)",
+            "nothing works without them; or this is the wrong database (`goqueue config` shows the configured one)",
             _MIGRATE,
         )
     return Finding(
         Level.FAILED,
         f"the database {state.database} has goqueue.jobs, but not goqueue.schema_version",
-        "which migrations ran is not known, and to migrate again would fail on what is there",
+        "the applied migrations are unknown, and migrating again would fail on existing objects",
         "restore goqueue.schema_version from a backup (pg_restore -n goqueue -t schema_version)",
     )
 
 
 def _migrations(connection: Connection[Any], state: _State, pending: list[Finding], newer: list[int]) -> Check:
-    """``pending`` gets the finding that some are not applied, ``newer`` the versions that only a newer release knows;
-    other checks go by them."""
+    """Fill ``pending`` with a finding if migrations are pending, and ``newer`` with the versions of a newer release,
+    for other checks."""
     shipped = {file.version: file for file in migration_files(shipped_folder("migrations"))}
-    why = "the statements rely on columns and indexes that are not there"
+    why = "the statements need columns and indexes that are missing"
     if not state.has_checksums:
         count = load_queries().count_applied_migrations(connection)
         if count and not _has_jobs(connection):
             pending.append(
                 Finding(
                     Level.FAILED,
-                    f"the database {state.database} records {count} migrations, and has no table goqueue.jobs",
+                    f"the database {state.database} records {count} migrations, but has no table goqueue.jobs",
                     "it is another application's schema of this name, or a backup was restored in part",
-                    "see with `goqueue config` that this is the database meant; then restore the schema from a backup",
+                    "check with `goqueue config` that the database is right; then restore the schema from a backup",
                 )
             )
-            return ended("migrations", "they are not goqueue's", pending)
+            return ended("migrations", "not goqueue's", pending)
         found = "migrations are pending: there is no table goqueue.migration_checksums"
         pending.append(Finding(Level.FAILED, found, why, _MIGRATE))
-        return ended("migrations", "the first of them are applied", pending)
+        return ended("migrations", "only the first are applied", pending)
     applied = {version: sha256 for version, _, sha256 in load_queries().list_applied_migrations(connection)}
     if missing := [file.name for version, file in shipped.items() if version not in applied]:
         pending.append(Finding(Level.FAILED, f"pending: {', '.join(missing)}", why, _MIGRATE))
@@ -400,7 +401,7 @@ def _migrations(connection: Connection[Any], state: _State, pending: list[Findin
             Finding(
                 Level.WARNING,
                 f"this goqueue does not know the database's version {', '.join(map(str, newer))}",
-                "it was migrated by a newer release; what that release changed is not known here",
+                "a newer release migrated it; its changes are unknown here",
                 "upgrade goqueue here to the release that migrated the database",
             )
         )
@@ -411,7 +412,7 @@ def _migrations(connection: Connection[Any], state: _State, pending: list[Findin
                 Finding(
                     Level.NOTE,
                     f"no checksum was recorded for {file.name}",
-                    "whether the file was edited after it was applied can't be told",
+                    "it is unknown whether the file was edited after it was applied",
                     "psql -f migrations/callbacks/record_checksums.sql",
                 )
             )
@@ -419,11 +420,10 @@ def _migrations(connection: Connection[Any], state: _State, pending: list[Findin
             findings.append(
                 Finding(
                     Level.FAILED,
-                    f"{file.name} is not the text that was applied: sha256 {recorded[:12]}… then, "
-                    f"{file.sha256[:12]}… now",
-                    "the file was edited after it was applied, or the database was migrated from other files: it can "
-                    "differ from what this release expects",
-                    "bring the file back as it was, and write a new migration for the change; or, when "  # noqa: S608
+                    f"{file.name} differs from the applied text: sha256 {recorded[:12]}… then, {file.sha256[:12]}… now",
+                    "the file was edited after it was applied, or the database was migrated from other files: the "
+                    "schema may differ from what this release expects",
+                    "restore the file, and write a new migration for the change; or, if "  # noqa: S608
                     "the check schema finds no difference: UPDATE goqueue.migration_checksums SET sha256 = "
                     f"'{file.sha256}' WHERE version = {version};",
                 )
@@ -435,8 +435,8 @@ def _migrations(connection: Connection[Any], state: _State, pending: list[Findin
 
 
 def _queries(connection: Connection[Any], sql_dir: str, statements: dict[str, Statement], runnable: list[str]) -> Check:
-    """``statements`` has the shipped ones, and gets those of the folder that are fit to be planned; ``runnable`` gets
-    the names of those that are fit to be run on a database of their own."""
+    """Fill ``statements``, which has the shipped ones, with the folder's that are safe to plan. Fill ``runnable`` with
+    the names of those that are safe to run on a scratch database."""
     if not sql_dir:
         return Check("queries", Level.OK, "the shipped SQL files (GOQUEUE_DATABASE_SQL_DIR is not set)")
     proof, fit = examine(connection, sql_dir)
@@ -448,24 +448,24 @@ def _queries(connection: Connection[Any], sql_dir: str, statements: dict[str, St
         Finding(
             Level.FAILED,
             problem,
-            "a call would go wrong, or get slower with the table; the store refuses to open with what is plainly wrong",
+            "calls would fail, or slow down as the table grows; the store rejects an incompatible folder",
             f"goqueue sql diff {sql_dir}",
         )
         for problem in proof.problems
     ]
     findings += [
-        Finding(Level.WARNING, text, "what the release has mended there is not in force", f"goqueue sql diff {sql_dir}")
+        Finding(Level.WARNING, text, "the release's changes to it have no effect", f"goqueue sql diff {sql_dir}")
         for text in proof.outdated
     ]
     findings += [Finding(Level.NOTE, f"not proved: {text}") for text in proof.unproved]
-    changed = "it can't be used" if proof.changed is None else "all as shipped"
+    changed = "can't be used" if proof.changed is None else "all as shipped"
     if proof.changed:
-        changed = f"other than shipped: {', '.join(proof.changed)}"
+        changed = f"changed: {', '.join(proof.changed)}"
     return ended("queries", f"{sql_dir}: {changed}", findings)
 
 
 def _roles(connection: Connection[Any], state: _State, unlike: str) -> Check:
-    """``unlike``: why the schema is another one than this release's; empty where it is not."""
+    """Check the roles. ``unlike``: why the schema differs from this release's; empty if it doesn't."""
     if state.has_roles:
         if unlike:
             return Check("roles", Level.SKIPPED, f"not compared: {unlike}")
@@ -475,7 +475,7 @@ def _roles(connection: Connection[Any], state: _State, unlike: str) -> Check:
         finding = Finding(
             Level.FAILED,
             f"the role {state.role} is a member of {groups}, which has no rights in the database {state.database}",
-            "the roles are the server's, and their rights each database's own: roles.sql was not run in this one",
+            "roles belong to the server, rights to each database: roles.sql was not run in this one",
             RUN_ROLES,
         )
         return ended("roles", "migrations/roles/roles.sql was not run in this database", [finding])
@@ -489,10 +489,10 @@ def _grants(state: _State, plans: dict[str, GenericPlan | psycopg.Error], *, pen
     reasons: dict[str, list[str]] = {}
     for name, error in broken.items():
         reasons.setdefault(_said(error), []).append(name)
-    mend = "mend what the checks schema and queries find"
+    mend = "fix the problems that the checks schema and queries find"
     if not pending and len(reasons) > _MOST_REASONS:
         count = f"{len(broken)} statements can't be run, for {len(reasons)} reasons"
-        findings.append(Finding(Level.FAILED, count, "the store's methods of their names fail", mend))
+        findings.append(Finding(Level.FAILED, count, "the store's methods of these names fail", mend))
     elif not pending:
         findings += [
             Finding(
@@ -505,7 +505,7 @@ def _grants(state: _State, plans: dict[str, GenericPlan | psycopg.Error], *, pen
         ]
     elif broken:
         count = f"{counted(len(broken), 'statement')} can't be run before all migrations are applied"
-        findings.append(Finding(Level.FAILED, count, "the store's methods of their names fail", _MIGRATE))
+        findings.append(Finding(Level.FAILED, count, "the store's methods of these names fail", _MIGRATE))
     known = expected_rights().queries
     groups = [role for role in state.roles if state.has_roles and denied.keys() & set(known[role])]
     lost = [name for name in denied if any(name in known[role] for role in groups)]
@@ -514,7 +514,7 @@ def _grants(state: _State, plans: dict[str, GenericPlan | psycopg.Error], *, pen
         findings.append(
             Finding(
                 Level.FAILED,
-                f"the role {state.role}, a member of {', '.join(groups)}, may not run {', '.join(lost)}",
+                f"the role {state.role}, a member of {', '.join(groups)}, can't run {', '.join(lost)}",
                 said,
                 state.restore(groups),
             )
@@ -523,15 +523,15 @@ def _grants(state: _State, plans: dict[str, GenericPlan | psycopg.Error], *, pen
         findings.append(
             Finding(
                 Level.FAILED if "ping" in denied else Level.NOTE,
-                f"the role {state.role} may not run {', '.join(denied)}",
-                f"{said}. Fine for a role that only looks on",
+                f"the role {state.role} can't run {', '.join(denied)}",
+                f"{said}. Fine for a role that only reads",
                 state.grant("SELECT, INSERT, UPDATE, DELETE ON goqueue.jobs, goqueue.job_failures"),
             )
         )
     may = len(plans) - len(denied) - len(broken)
     member = f" ({', '.join(state.roles)})" if state.roles and denied else ""
     statements = counted(len(plans), "statement")
-    return ended("grants", f"the role {state.role}{member} may run {may} of {statements}", findings)
+    return ended("grants", f"the role {state.role}{member} can run {may} of {statements}", findings)
 
 
 def _plans(connection: Connection[Any], plans: dict[str, GenericPlan | psycopg.Error]) -> Check:
@@ -541,7 +541,7 @@ def _plans(connection: Connection[Any], plans: dict[str, GenericPlan | psycopg.E
         Finding(
             Level.WARNING,
             f"{name} would read the table goqueue.{table} whole, {counted(pages[table], 'page')} of it",
-            "by the statistics the server takes that for the cheapest way; it grows with the table",
+            "by the statistics, the server considers that cheapest; its cost grows with the table",
             f"VACUUM (ANALYZE) goqueue.{table};   then see the checks schema and queries",
         )
         for name, plan in known.items()
@@ -561,7 +561,7 @@ def _autovacuum(connection: Connection[Any]) -> Check:
         Finding(
             Level.WARNING,
             f"{name} is off",
-            "autovacuum does not run: dead rows pile up, and claims get slower with every job",
+            "autovacuum does not run: dead rows accumulate, and claims get slower with every job",
             _set(name, "on", None),
         )
         for name, value, _ in queries.list_settings(connection, names=["autovacuum", "track_counts"])
@@ -578,7 +578,7 @@ def _autovacuum(connection: Connection[Any]) -> Check:
                 Finding(
                     Level.WARNING,
                     f"autovacuum is off for {table}",
-                    "dead rows pile up, and claims get slower with every job",
+                    "dead rows accumulate, and claims get slower with every job",
                     f"ALTER TABLE {table} RESET (autovacuum_enabled);",
                 )
             )
@@ -587,8 +587,8 @@ def _autovacuum(connection: Connection[Any]) -> Check:
             findings.append(
                 Finding(
                     Level.WARNING,
-                    f"{table} has {dead:,} dead rows beside {live:,} live ones, by the statistics; {when}",
-                    "vacuum does not keep up, or something keeps the rows (see horizon): claims pass over them",
+                    f"{table} has {dead:,} dead rows and {live:,} live ones, by the statistics; {when}",
+                    "vacuum is late, or something holds the horizon back (see horizon): claims read these rows",
                     f"VACUUM (ANALYZE, VERBOSE) {table};",
                 )
             )
@@ -597,7 +597,7 @@ def _autovacuum(connection: Connection[Any]) -> Check:
                 Finding(
                     Level.WARNING,
                     f"{table} was never analyzed",
-                    "plans are made from guesses",
+                    "the planner has to guess",
                     f"ANALYZE {table};",
                 )
             )
@@ -620,12 +620,12 @@ def _horizon(connection: Connection[Any], state: _State, old: timedelta) -> Chec
         findings.append(
             Finding(
                 Level.NOTE,
-                f"of other roles' transactions the role {state.role} sees no age",
-                "they can keep dead rows, and are not listed here",
+                f"the role {state.role} can't see the age of other roles' transactions",
+                "they can hold the snapshot horizon back, and are not listed here",
                 f"GRANT pg_read_all_stats TO {identifier(state.role)};",
             )
         )
-    what = f"dead rows are kept from vacuum by {len(rows)}" if rows else "nothing keeps dead rows from vacuum"
+    what = f"vacuum is held back by {len(rows)}" if rows else "nothing holds vacuum back"
     return ended("horizon", f"{what} (transactions from {format_duration(old)} on)", findings)
 
 
@@ -656,7 +656,7 @@ def _holder(connection: Connection[Any], row: _Holder) -> Finding:
         if unused:
             do = f"SELECT pg_drop_replication_slot({quoted});   (when nothing uses it any more)"
         level = Level.WARNING if unused or (row.transactions or 0) > _FAR_BEHIND else Level.NOTE
-    return Finding(level, found, "no vacuum removes what has died since: claims pass over ever more of it", do)
+    return Finding(level, found, "vacuum can't remove rows that died since: claims read ever more of them", do)
 
 
 def _listeners(connection: Connection[Any]) -> Check:
@@ -670,9 +670,9 @@ def _listeners(connection: Connection[Any]) -> Check:
     findings = [
         Finding(
             Level.FAILED,
-            f"the session {pid} ({', '.join(part for part in (role, application, state) if part)}) keeps the lock that "
+            f"the session {pid} ({', '.join(part for part in (role, application, state) if part)}) holds the lock that "
             f"the insert trigger takes for a moment; {waiting} sessions wait for it",
-            "no listener can open, and those that run hear of no new job: workers find it at their next poll",
+            "no listener can open, and open ones get no notification: workers find jobs at their next poll",
             f"SELECT pg_terminate_backend({pid});   (its process; the lock ends with the session)",
         )
         for pid, (role, application, state, waiting) in holders.items()
@@ -687,11 +687,11 @@ def _claim_index(connection: Connection[Any]) -> Check:
         return Check("claim index", Level.SKIPPED, "it is missing (see schema)")
     size, entries, entry_bytes, extension_schema = row
     pending = queries.count_pending_jobs(connection, most=_COUNTED_PENDING)
-    # When there are more, the server's own number from the last vacuum is all there is.
+    # Beyond this number, only the server's figure from the last vacuum is available.
     many = max(pending, entries) if pending == _COUNTED_PENDING else pending
-    # A B-tree's pages are between half and nine tenths full. Without statistics an entry may take 46 bytes or 300.
+    # A B-tree's pages are 50 to 90 percent full. Without statistics, assume from 46 to 300 bytes per entry.
     needed = None if many and entry_bytes is None else max(many * (entry_bytes or 0) * 10 // 7, 8192)
-    need = "" if needed is None else f", which need some {_bytes(needed)}"
+    need = "" if needed is None else f", which need about {_bytes(needed)}"
     density = _density(connection, extension_schema)
     full = "" if density is None else f", its pages {density:.0f} % full (pgstattuple; dead entries count as full)"
     about = "about " if many > pending else ""
@@ -701,17 +701,17 @@ def _claim_index(connection: Connection[Any]) -> Check:
         findings.append(
             Finding(
                 Level.WARNING,
-                f"jobs_claim_idx takes {_bytes(size)}, and by an estimate {_bytes(needed)} would do",
-                "dead or empty space, from a backlog that was larger once or from dead rows that vacuum can't remove "
+                f"jobs_claim_idx takes {_bytes(size)}; an estimated {_bytes(needed)} would be enough",
+                "dead or empty space: left by a larger backlog, or by dead rows that vacuum can't remove "
                 "(see horizon); claims read through the dead entries",
-                "VACUUM goqueue.jobs;   and if that leaves it so: REINDEX INDEX CONCURRENTLY goqueue.jobs_claim_idx;",
+                "VACUUM goqueue.jobs;   and if that is not enough: REINDEX INDEX CONCURRENTLY goqueue.jobs_claim_idx;",
             )
         )
     return ended("claim index", summary, findings)
 
 
 def _density(connection: Connection[Any], extension_schema: str | None) -> float | None:
-    """How full the index's pages are, per cent; None where that can't be read."""
+    """Return how full the index's pages are, in percent; None if that can't be read."""
     if extension_schema is None:
         return None
     queries = load_queries()

@@ -1,4 +1,4 @@
-"""Notes of the queries: purpose, result, index and locks, as their files say."""
+"""Notes of the queries: purpose, result, index and locks, as stated in their files."""
 
 import json
 import re
@@ -13,8 +13,8 @@ from goqueue.postgres.lexemes import is_single
 from goqueue.postgres.queries import RESULTS, Statement, load_queries, read_statements
 
 _TYPE = r"(?:double precision|[a-z_]\w*(?:\.\w+)?)(?:\[\])?"
-# What stands for a parameter in an example: by "query.parameter", else by its name, else by its type. NULL where
-# nothing does: for what may be left out, such as a filter's times, and a lane to go on in.
+# Example values for parameters: by "query.parameter", else by name, else by type. NULL otherwise, for parameters that
+# can be omitted, such as a filter's times or a lane to resume in.
 _EXAMPLES = {
     "backoff_jitter": "0.1",
     "backoff_max": "'1 hour'",
@@ -56,12 +56,12 @@ _EXAMPLES = {
     "interval": "'1 minute'",
 }
 COLUMNS_FILE = "columns.json"
-#: For each query the name and the type of each result column.
+#: For each query, the name and type of each result column.
 Columns = dict[str, list[tuple[str, str]]]
 
 
 class QueryNote(msgspec.Struct, frozen=True):
-    """What a SQL file says of one of its queries."""
+    """A query's description in its SQL file."""
 
     name: str
     file: str
@@ -72,29 +72,29 @@ class QueryNote(msgspec.Struct, frozen=True):
     returns: str
     index: str
     locks: str
-    #: The query as the server gets it: with its name behind the first word, and parameters $1, $2 ... in order.
+    #: The query as the server receives it: with its name in a comment, and parameters $1, $2 ... in order.
     statement: str
     notes: str = ""
 
     @property
     def types(self) -> dict[str, str]:
-        """The parameters in their order, and the type that each is cast to; unknown where it is not."""
+        """The parameters in order, with the types that they are cast to; unknown without a cast."""
         casts = dict(re.findall(rf"\$(\d+)::({_TYPE})", self.statement))
         return {name: casts.get(str(number), "unknown") for number, name in enumerate(self.parameters, 1)}
 
     @property
     def can_be_prepared(self) -> bool:
-        """Whether PREPARE and EXPLAIN take it; they do not take LISTEN, VACUUM and the like."""
+        """True if PREPARE and EXPLAIN accept it; they reject LISTEN, VACUUM and the like."""
         return self.statement.split(maxsplit=1)[0] in ("SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "WITH")
 
 
 def read_notes(folder: Path | str | None = None) -> list[QueryNote]:
-    """The notes of all queries, in the files' order; a file of ``folder`` stands in place of the shipped one of its
-    name. ValueError for a query that lacks a part of its comment or is more than one statement, `ConfigError` for a
-    folder that can't be loaded."""
+    """Return the notes of all queries, in the files' order. Files of ``folder`` replace the shipped ones of the same
+    name. Raises ValueError for a query that lacks a part of its comment or is more than one statement, `ConfigError`
+    for a folder that can't be loaded."""
     files = [file for file, _ in sql_files(folder, shipped_folder("sql"))]
     statements: list[Statement] = []
-    with suppress(OSError, ValueError):  # load_queries reports every file that can't be read
+    with suppress(OSError, ValueError):  # load_queries reports unreadable files
         statements = [statement for file in files for statement in read_statements(file)]
     notes = [_note(statement) for statement in statements]
     load_queries(folder)
@@ -104,14 +104,14 @@ def read_notes(folder: Path | str | None = None) -> list[QueryNote]:
 def _note(query: Statement) -> QueryNote:
     parts = {"purpose": ""}
     part = "purpose"
-    # aiosql has the comments within the statement here too: an empty one ends the heading.
+    # aiosql also returns the comments inside the statement: an empty one ends the heading.
     for comment in query.comments.partition("\n\n")[0].splitlines():
         heading, colon, rest = comment.partition(": ")
         if colon and heading in ("Returns", "Index", "Locks", "Notes"):
             part, comment = heading.lower(), rest  # noqa: PLW2901
         parts[part] = f"{parts.get(part, '')} {comment}".strip()
     if missing := [name for name in ("purpose", "returns", "index", "locks") if not parts.get(name)]:
-        raise ValueError(f"{query.file.name}: the comment of {query.name} says nothing of {', '.join(missing)}")
+        raise ValueError(f"{query.file.name}: the comment of {query.name} lacks {', '.join(missing)}")
     if not is_single(query.text):
         raise ValueError(
             f"{query.file.name}: {query.name} is more than one statement, expected one: remove what follows it"
@@ -127,7 +127,7 @@ def _note(query: Statement) -> QueryNote:
 
 
 def psql_text(note: QueryNote, columns: Columns) -> str:
-    """The query for psql: a comment, a PREPARE with typed parameters, and how to run and explain it."""
+    """Return the query for psql: a comment, a PREPARE with typed parameters, and commands to run and explain it."""
     about = [f"{note.name}: {note.purpose}", f"Result ({note.result}): {note.returns}"]
     if described := columns.get(note.name):
         about.append("Columns: " + ", ".join(f"{name} {kind}" for name, kind in described))
@@ -146,7 +146,7 @@ def psql_text(note: QueryNote, columns: Columns) -> str:
             f"PREPARE {note.name}{types} AS",
             f"{note.statement};",
             "",
-            "-- To run it, and to see its plan without leaving a change (force_generic_plan is how goqueue runs it):",
+            "-- To run it, and to see its plan without changing anything (goqueue runs it with force_generic_plan):",
             f"-- {call}",
             "-- SET plan_cache_mode = force_generic_plan;",
             "-- BEGIN;",
@@ -158,6 +158,6 @@ def psql_text(note: QueryNote, columns: Columns) -> str:
 
 
 def read_columns() -> Columns:
-    """The result columns of the shipped queries, as a server has described them."""
+    """Return the result columns of the shipped queries, as recorded from a server."""
     columns: Columns = json.loads(read_shipped("sql", COLUMNS_FILE))
     return columns

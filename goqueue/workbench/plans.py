@@ -1,4 +1,4 @@
-"""Query plans: generic plans without values, and plans of a run with flags."""
+"""Query plans: generic plans without values, and plans of a run, with flags."""
 
 import re
 from collections import Counter
@@ -20,30 +20,30 @@ from goqueue.workbench.notes import QueryNote
 
 PREPARED = "goqueue_check"
 _TABLES = ("jobs", "job_failures")
-# Before PostgreSQL 18 a scan that a setting turns off and that nothing replaces is priced at 10^10. That is no cost:
-# such a plan is priced with all scans allowed.
+# Before PostgreSQL 18, an unavoidable scan of a disabled kind costs 10^10 more. That is no estimate: such a plan is
+# costed again with all scans enabled.
 _PENALTY = 1e10
 _ANY_SCAN = MappingProxyType({"enable_seqscan": "on"})
 
 
 class GenericPlan(NamedTuple):
-    """A plan for no values in particular."""
+    """A plan without parameter values."""
 
     document: dict[str, Any]
 
     @property
     def cost(self) -> float:
-        """The planner's estimate; reading a page in sequence is 1."""
+        """The planner's estimate; a sequential page read costs 1."""
         return float(self.document["Total Cost"])
 
     @property
     def scanned_tables(self) -> set[str]:
-        """The tables of goqueue that are read from one end to the other."""
+        """The tables of goqueue that are read whole."""
         return {table for table, node in self._scans() if node["Node Type"] == "Seq Scan"}
 
     @property
     def whole_reads(self) -> Counter[str]:
-        """Tables read whole, and indexes read without a condition, each as often as it stands in the plan."""
+        """Tables read whole and indexes read without a condition, with the number of their nodes in the plan."""
         whole: Counter[str] = Counter()
         for table, node in self._scans():
             if node["Node Type"] in ("Seq Scan", "Sample Scan", "Tid Range Scan"):
@@ -54,7 +54,7 @@ class GenericPlan(NamedTuple):
 
     @property
     def writes(self) -> Counter[str]:
-        """What it does to which table, each as often as it stands in the plan."""
+        """Commands and their tables, with the number of their nodes in the plan."""
         return Counter(
             f"{_WRITES[node['Operation']]} {node['Schema']}.{node['Relation Name']}"
             for node in self._nodes()
@@ -63,13 +63,13 @@ class GenericPlan(NamedTuple):
 
     @property
     def row_locks(self) -> int:
-        """In how many places it has FOR UPDATE or the like; how strong, and what it does about others' locks, no plan
-        shows."""
+        """The number of nodes with FOR UPDATE or the like. A plan shows neither the lock's strength nor SKIP LOCKED and
+        NOWAIT."""
         return sum(node["Node Type"] == "LockRows" for node in self._nodes())
 
     @property
     def order(self) -> list[str]:
-        """What the rows that it returns are sorted by, where it sorts them; columns without their table."""
+        """The columns that the returned rows are sorted by, if they are, without their tables."""
         node = self.document
         while "Sort Key" not in node and len(node.get("Plans", ())) == 1:
             [node] = node["Plans"]
@@ -77,7 +77,7 @@ class GenericPlan(NamedTuple):
 
     @property
     def functions(self) -> set[str]:
-        """The names of the functions that it calls; those in the schema goqueue left out."""
+        """The names of the functions that it calls, except those in the schema goqueue."""
         texts = [text for node in self._nodes() for value in node.values() for text in _texts(value)]
         return {name for text in texts for schema, name in _CALL.findall(text) if schema != "goqueue."}
 
@@ -88,11 +88,11 @@ class GenericPlan(NamedTuple):
             waiting += node.get("Plans", ())
 
     def _scans(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The nodes that read a table of goqueue's or an index of one, with the table's name."""
+        """Yield the nodes that read a table of goqueue's or an index of one, with the table's name."""
         waiting = [("", self.document)]
         while waiting:
             above, node = waiting.pop()
-            # A bitmap's index stands below the node that names the table.
+            # A bitmap index scan is below the node that names the table.
             table = node.get("Relation Name") or ("" if node["Node Type"] == "ModifyTable" else above)
             if table in _TABLES and ("Relation Name" in node or "Index Name" in node):
                 yield table, node
@@ -104,7 +104,7 @@ _WRITES = {"Insert": "inserts into", "Update": "updates", "Delete": "deletes fro
 
 
 def _texts(value: Any) -> list[str]:
-    """The expressions among the values of a plan's node."""
+    """Return the expressions in a plan node's values."""
     return (
         [value]
         if isinstance(value, str)
@@ -117,16 +117,16 @@ def _texts(value: Any) -> list[str]:
 def generic_plans(
     connection: Connection[Any], statements: Iterable[Statement]
 ) -> dict[str, GenericPlan | psycopg.Error]:
-    """The plan of each statement as the store's connections get it, by name; or the error that the server gave, such as
-    a missing privilege. Nothing is run.
+    """Return the plan of each statement by name, as on the store's connections, or the server's error, such as a
+    missing privilege. Nothing is executed.
 
-    For a connection in autocommit mode; the transaction is read only and rolled back. Statements without a plan
-    (LISTEN) are left out.
+    Needs a connection in autocommit mode; the read-only transaction is rolled back. Statements without a plan (LISTEN)
+    are omitted.
     """
     queries = load_queries()
     plans: dict[str, GenericPlan | psycopg.Error] = {}
     with connection.transaction(force_rollback=True):
-        # Planning runs functions that are declared immutable, whatever they do.
+        # The planner executes functions that are declared immutable.
         for name, value in {"transaction_read_only": "on", **PLANNING}.items():
             queries.set_local(connection, name=name, value=value)
         for statement in statements:
@@ -149,20 +149,20 @@ def generic_plans(
 def _explained(
     connection: Connection[Any], statement: Statement, settings: Mapping[str, str] = MappingProxyType({})
 ) -> dict[str, Any]:
-    """The top node of a statement's generic plan, made with ``settings`` beside the transaction's."""
+    """Return the top node of a statement's generic plan, made with ``settings`` and the transaction's settings."""
     nulls = ", ".join("NULL" for _ in statement.parameters)
     explain = f"EXPLAIN (VERBOSE, FORMAT JSON) EXECUTE {PREPARED}{f'({nulls})' if nulls else ''}".encode()
     with connection.transaction(force_rollback=True):
         for name, value in settings.items():
             load_queries().set_local(connection, name=name, value=value)
-        # A prepared statement and EXECUTE, because EXPLAIN (GENERIC_PLAN) came with PostgreSQL 16.
+        # EXECUTE of a prepared statement, because EXPLAIN (GENERIC_PLAN) needs PostgreSQL 16.
         alone(connection, f"PREPARE {PREPARED} AS {statement.text}")
         try:
-            # Within, so that what follows an error can still be sent.
+            # In a savepoint, so that statements can follow an error.
             with connection.transaction(force_rollback=True):
                 row: Any = connection.execute(explain, prepare=False).fetchone()
         finally:
-            # A rollback would keep it.
+            # A rollback would not remove it.
             connection.execute(f"DEALLOCATE {PREPARED}".encode(), prepare=False)
     top: dict[str, Any] = row[0][0]["Plan"]
     return top
@@ -170,13 +170,13 @@ def _explained(
 
 # A flag is raised ...
 _MANY_ROWS = 10_000  # ... for a sort of more rows
-_FACTOR, _ROWS = 100, 1000  # ... for an estimate that is so many times off, and on one side at least so many rows
-_SMALL_TABLE = 10_000  # ... for a table that was read whole; it is a failure from so many rows on
-_WASTED, _TIMES = 1000, 10  # ... for rows read in vain, and so many times those of use; 10 times as many are a failure
+_FACTOR, _ROWS = 100, 1000  # ... for an estimate wrong by this factor, with at least this many rows on one side
+_SMALL_TABLE = 10_000  # ... for a table read whole; from this many rows on, it is a failure
+_WASTED, _TIMES = 1000, 10  # ... for rows discarded, this many times those used; ten times as many are a failure
 
 
 class Flag(msgspec.Struct, frozen=True):
-    """Something in a plan worth a look. ``is_failure``: it costs more the more jobs there are."""
+    """A conspicuous part of a plan. ``is_failure``: its cost grows with the number of jobs."""
 
     kind: str
     text: str
@@ -185,7 +185,7 @@ class Flag(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Plan:
-    """What EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) says of one run of a statement."""
+    """The output of EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) for one run of a statement."""
 
     document: dict[str, Any]
 
@@ -203,7 +203,7 @@ class Plan:
 
     @property
     def named_indexes(self) -> set[str]:
-        """The indexes that stand in the plan, run or not, those that decide about a conflict included."""
+        """The indexes in the plan, executed or not, including those that detect conflicts."""
         arbiters = {name for node in self.nodes for name in node.get("Conflict Arbiter Indexes", ())}
         return arbiters | {node["Index Name"] for node in self.nodes if "Index Name" in node}
 
@@ -214,13 +214,13 @@ class Plan:
 
     @property
     def table_scans(self) -> set[str]:
-        """The kinds of nodes, run or not, that read a whole table or an unknown part of it."""
+        """The kinds of nodes, executed or not, that read a whole table or an unknown part of it."""
         kinds = {node["Node Type"] for node in self.nodes if _is_of_a_table(node)}
         return kinds & {"Seq Scan", "Sample Scan", "Tid Range Scan"}
 
     @property
     def rows_read(self) -> float:
-        """The rows of the tables, or the entries of their indexes, that scans gave out or threw away."""
+        """The table rows and index entries that scans returned or discarded."""
         return sum(map(rows_read, self.nodes))
 
     @property
@@ -240,12 +240,12 @@ class Plan:
 
     @property
     def pages(self) -> int:
-        """The pages that were looked at, in memory or not; one looked at twice counts twice."""
+        """The pages read, from memory or not, counted each time."""
         return self.pages_hit + self.pages_read
 
     @property
     def shape(self) -> list[tuple[Any, ...]]:
-        """What makes two plans the same: the nodes and what they read, without any figure."""
+        """The nodes and what they read, without figures: equal for equal plans."""
         return [tuple(node.get(part) for part in ("Node Type", "Relation Name", "Index Name")) for node in self.nodes]
 
     @cached_property
@@ -253,14 +253,14 @@ class Plan:
         return list(_flagged(self.document["Plan"]))
 
     def flags_of(self, node: dict[str, Any]) -> list[Flag]:
-        """What is worth a look in this node alone."""
+        """Return the flags of this node alone."""
         return [flag for flagged, flag in self._flagged if flagged is node]
 
     def flags(self, note: QueryNote) -> list[Flag]:
-        """What is worth a look, each once; an index that the query's comment doesn't name, too."""
+        """Return the flags, each once, including one for each index that the query's comment doesn't name."""
         flags = [flag for _, flag in self._flagged]
         if self.is_compiled:
-            flags.append(Flag("jit", "the plan is compiled (jit), which mostly takes longer than it saves here"))
+            flags.append(Flag("jit", "the plan is compiled (jit), which usually takes longer than it saves here"))
         strangers = sorted(index for index in self.named_indexes if index not in note.index)
         flags += [Flag("index", f"{index} is not named by the query's comment") for index in strangers]
         return list(dict.fromkeys(flags))
@@ -272,10 +272,10 @@ class Plan:
 def _flagged(
     node: dict[str, Any], *, is_cut_short: bool = False, is_guess: bool = False
 ) -> Iterator[tuple[dict[str, Any], Flag]]:
-    """Each node with a flag of its own, from the top.
+    """Yield each node that has its own flag, from the top.
 
-    Below a Limit (``is_cut_short``) a scan ends before its estimate. Of a recursion's rounds the server knows nothing
-    (``is_guess``).
+    Below a Limit (``is_cut_short``) a scan ends before its estimate. The server can't estimate the rounds of a
+    recursion (``is_guess``).
     """
     kind, planned, actual = node["Node Type"], node["Plan Rows"], node.get("Actual Rows", 0)
     loops = node.get("Actual Loops", 0)
@@ -284,10 +284,10 @@ def _flagged(
         seen = f"{_rows(read)} read" if loops else f"not run this time, {_rows(planned)} expected"
         is_failure = max(read, planned) >= _SMALL_TABLE
         yield node, Flag("seq scan", f"{node['Relation Name']} is read whole: {seen}", is_failure=is_failure)
-    elif _is_of_a_table(node) and kind != "Sample Scan":  # which is bounded by its share of the table
+    elif _is_of_a_table(node) and kind != "Sample Scan":  # it reads a fixed share of the table
         wasted = loops * sum(node.get(f"Rows Removed by {part}", 0) for part in ("Filter", "Index Recheck"))
         if wasted >= _WASTED and wasted > _TIMES * actual * loops:
-            text = f"{_title(node)}: {wasted:,.0f} rows are read and thrown away, {actual * loops:,.0f} are of use"
+            text = f"{_title(node)}: {wasted:,.0f} rows are read and discarded, {actual * loops:,.0f} are used"
             yield node, Flag("filter", text, is_failure=wasted >= 10 * _WASTED)
     if kind in ("Sort", "Incremental Sort") and actual * loops > _MANY_ROWS:
         yield node, Flag("sort", f"{actual * loops:,.0f} rows are sorted by {', '.join(node.get('Sort Key', ()))}")
@@ -295,9 +295,9 @@ def _flagged(
         yield node, Flag("spill", f"{kind} writes to temporary files: work_mem is too small for it")
     is_guess = is_guess or kind in ("Recursive Union", "CTE Scan")
     children = node.get("Plans", ())
-    # Where it went wrong first, and not all the way up.
+    # Report the first wrong estimate, not its consequences further up.
     is_first = _is_misestimated(node) and not any(map(_is_misestimated, children))
-    # A branch that the parameters switch off was not estimated wrongly either: something below it never ran.
+    # A branch that the parameters disable is not a wrong estimate: something below it was never executed.
     is_cut_off = is_cut_short or not all(child.get("Actual Loops", 0) for child in children)
     if is_first and not is_guess and (actual > planned or not is_cut_off):
         yield node, Flag("estimate", f"{_title(node)}: {_rows(planned)} expected, {actual:,.0f} came")
@@ -316,7 +316,7 @@ def _is_misestimated(node: dict[str, Any]) -> bool:
 
 
 def plan_nodes(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The node and all below it, from the top."""
+    """Yield the node and all nodes below it, from the top."""
     yield node
     for child in node.get("Plans", ()):
         yield from plan_nodes(child)
@@ -327,7 +327,7 @@ def _is_of_a_table(node: dict[str, Any]) -> bool:
 
 
 def rows_read(node: dict[str, Any]) -> float:
-    """The rows of a table, or the entries of an index, that this node gave out or threw away, in all its loops."""
+    """Return the table rows or index entries that this node returned or discarded, in all its loops."""
     if not _is_of_a_table(node) or not node["Node Type"].endswith("Scan"):
         return 0
     parts = ("Actual Rows", "Rows Removed by Filter", "Rows Removed by Index Recheck")

@@ -16,50 +16,49 @@ from goqueue.postgres.overrides import Libpq, alone, ask, changed_statements, co
 from goqueue.postgres.queries import Statement, load_queries
 from goqueue.workbench.plans import PREPARED, GenericPlan, generic_plans
 
-# By the planner's estimate a changed statement may be so many times as dear as the shipped one, or cost so much: some
-# milliseconds.
+# The limits for a changed statement's estimated cost: a multiple of the shipped one's, or an amount (some
+# milliseconds).
 _DEARER, _CHEAP = 10, 1000
 
 
 class Proof(NamedTuple):
-    """What was found out about a folder."""
+    """The results for a folder."""
 
-    #: The names of the queries that differ from the shipped ones; None where the files can't be loaded.
+    #: The names of the queries that differ from the shipped ones; None if the files can't be loaded.
     changed: list[str] | None
     problems: list[str]
-    #: What could not be proved, and why.
+    #: What could not be proved, with the reason.
     unproved: list[str]
-    #: Files whose shipped counterpart has changed since they were exported.
+    #: Files whose shipped counterpart has changed since the export.
     outdated: list[str]
 
 
 def prove_overrides(connection: Connection[Any], folder: Path | str) -> Proof:
-    """All that can be known of the files of ``folder`` without running them, on a connection in autocommit mode.
+    """Return all that can be proved about the files of ``folder`` without running them, on a connection in autocommit
+    mode.
 
-    Beyond `check_overrides`: a statement refers to nothing outside the schema goqueue and the server's own catalogue,
-    as the server resolves it; its plan reads no table or index whole that the shipped one doesn't, on a server that is
-    told to avoid it; and by the planner's estimate it is not ten times as dear.
+    In addition to `check_overrides`, three things are proved. A statement refers to nothing outside the schema goqueue
+    and the server's catalogue, as the server resolves names. With sequential scans disabled, its plan reads no table or
+    index whole that the shipped one doesn't. Its estimated cost is less than ten times the shipped one's.
     """
     return examine(connection, folder)[0]
 
 
 class Fit(NamedTuple):
-    """What may be done with the changed statements of a folder; each by name."""
+    """The names of a folder's changed statements, by what is safe to do with them."""
 
-    #: Those that refer to nothing which planning could run.
+    #: Safe to plan: they refer to nothing that planning could execute.
     planned: dict[str, Statement]
-    #: Those of them that, on a database of their own, can reach nothing else.
+    #: Of these, safe to run on a scratch database: they can reach nothing else.
     run: dict[str, Statement]
 
 
 def examine(connection: Connection[Any], folder: Path | str) -> tuple[Proof, Fit]:
-    """`prove_overrides`, and the changed statements that are fit for more."""
+    """Return the results of `prove_overrides`, and the changed statements that are safe for more."""
     try:
         load_queries(folder)
     except ConfigError as error:
-        return Proof(None, list(error.problems), [], []), Fit(
-            {}, {}
-        )  # each problem says itself when its file is outdated
+        return Proof(None, list(error.problems), [], []), Fit({}, {})  # each problem says if its file is outdated
     outdated = [
         f"{file} was exported from goqueue {export.version}, and the shipped file has changed since"
         for file, shipped in sql_files(folder, shipped_folder("sql"))
@@ -85,25 +84,25 @@ def examine(connection: Connection[Any], folder: Path | str) -> tuple[Proof, Fit
         where = f"{statement.file}, query {statement.name}"
         if not (isinstance(got, GenericPlan) and isinstance(expected, GenericPlan)):
             refused = got if isinstance(got, psycopg.Error) else expected
-            unproved.append(f"{where}: its plan can't be had: {refused}")
+            unproved.append(f"{where}: its plan can't be made: {refused}")
             continue
         volatile = ask(Libpq(connection), "list_volatile_functions", got.functions - expected.functions)
         if not volatile:
             run[statement.name] = statement
         problems += [
-            f"{where}: it calls {function}, and the shipped one doesn't; the server takes it to do anything"
+            f"{where}: it calls {function}, and the shipped one doesn't; the server assumes that it can do anything"
             for (function,) in volatile
         ]
         problems += [f"{where}: {problem}" for problem in _plan_problems(statement.name, got, expected)]
         if got.order != expected.order:
             orders = (", ".join(order) or "nothing" for order in (got.order, expected.order))
-            unproved.append(f"{where}: its plan sorts the rows by {' and the shipped one by '.join(orders)}")
+            unproved.append(f"{where}: its plan sorts the rows by {', the shipped one by '.join(orders)}")
     proof = Proof([given.name for given, _ in pairs], problems, unproved, outdated)
     return proof, Fit({statement.name: statement for statement in sound}, run)
 
 
 def _plan_problems(name: str, got: "GenericPlan", expected: "GenericPlan") -> list[str]:
-    """Where a plan writes, locks or reads otherwise than the shipped statement's."""
+    """Return how a plan's writes, locks or reads differ from the shipped statement's."""
     problems = [f"it {what}, and the shipped one doesn't" for what in sorted((got.writes - expected.writes).keys())]
     problems += [
         f"it {what} nowhere, and the shipped one does" for what in sorted(expected.writes.keys() - got.writes.keys())
@@ -123,28 +122,27 @@ def _plan_problems(name: str, got: "GenericPlan", expected: "GenericPlan") -> li
             for what in whole
         ]
     elif got.cost > max(_DEARER * expected.cost, _CHEAP):
-        costs = f"its plan is estimated to cost {got.cost:,.0f}, and the shipped one's {expected.cost:,.0f}"
+        costs = f"its plan's estimated cost is {got.cost:,.0f}, the shipped one's is {expected.cost:,.0f}"
         problems.append(f"{costs}; `goqueue explain {name}` shows where")
     return problems
 
 
 class _References(NamedTuple):
-    """What a statement refers to beyond what goqueue's migrations and the server itself have made."""
+    """A statement's references to objects other than goqueue's and the server's own."""
 
-    #: Outside goqueue and pg_catalog.
+    #: Objects outside goqueue and pg_catalog.
     foreign: list[str]
-    #: What is not known of it, and why.
+    #: Unknown references, with the reason.
     unknown: list[str]
-    #: Whether the statement can be planned: planning runs functions that are declared immutable or stable.
+    #: True if the statement is safe to plan: planning executes functions that are declared immutable or stable.
     are_known: bool
 
 
 @cache
 def _migrated() -> frozenset[str]:
-    """The names of the tables, views, functions and types that the migrations make; functions with their arguments'
-    types."""
+    """Return the names of the migrations' tables, views, functions and types; functions with their argument types."""
     things = json.loads((shipped_folder("migrations") / "schema.json").read_text(encoding="utf-8"))
-    # An argument stands there with its name: delete_unreferenced_jobs(ids uuid[]).
+    # The file includes the argument's name: delete_unreferenced_jobs(ids uuid[]).
     return frozenset(
         "goqueue." + re.sub(r"([(,]) ?\w+ ", r"\1", name)
         for kind, name, *_ in things
@@ -153,8 +151,9 @@ def _migrated() -> frozenset[str]:
 
 
 def _references(connection: Connection[Any], statement: Statement, types: tuple[int, ...]) -> _References:
-    """Ask the server, whose parser alone knows what a name means: a function with the statement for its body, made and
-    rolled back, depends on all that the statement names, whatever a planner would drop from it."""
+    """Return a statement's references, from the server, because only its parser resolves names. A function with the
+    statement as its body is created and rolled back. It depends on all objects that the statement names, including
+    those that the planner would drop."""
     queries = load_queries()
     names = {int(key): name for key, name in ask(Libpq(connection), "describe_types", types)}
     arguments = ", ".join(names[kind] for kind in types)
@@ -167,7 +166,7 @@ def _references(connection: Connection[Any], statement: Statement, types: tuple[
             )
             rows = list(queries.list_references(connection, function_name=PREPARED))
     except (psycopg.errors.InsufficientPrivilege, psycopg.errors.ReadOnlySqlTransaction) as error:
-        why = f"what it refers to is not known, because no temporary function can be made: {words_of(error)}"
+        why = f"its references are unknown, because a temporary function can't be created: {words_of(error)}"
         return _References([], [why], are_known=True)
     except psycopg.errors.FeatureNotSupported as error:
         return _References([f"command itself ({words_of(error)})"], [], are_known=False)
@@ -181,6 +180,6 @@ def _references(connection: Connection[Any], statement: Statement, types: tuple[
     ]
     return _References(
         foreign,
-        [f"its plan is not made, because it refers to the {what}, which goqueue has not made" for what in added],
+        [f"its plan is not made, because it refers to the {what}, which goqueue did not create" for what in added],
         are_known=not added,
     )

@@ -1,6 +1,6 @@
-"""Roles and rights: as roles.sql makes them, and how a database differs. Nothing is changed.
+"""Roles and rights: as roles.sql creates them, and a database's differences. Nothing is changed.
 
-The statements here are advice, which is shown and never sent.
+The statements here are advice that is shown and never executed.
 """
 
 import json
@@ -21,7 +21,7 @@ ROLES = ("goqueue_operator", "goqueue_owner", "goqueue_producer", "goqueue_reade
 
 
 class Right(NamedTuple):
-    """One fact about who may do what, as list_rights gives it: an owner, a grant, a policy …"""
+    """One fact of list_rights about rights: an owner, a grant, a policy …"""
 
     kind: str
     object: str
@@ -30,14 +30,14 @@ class Right(NamedTuple):
 
 
 class Rights(NamedTuple):
-    """What roles.sql makes: the facts, and for each role the names of the queries that it can run."""
+    """The rights that roles.sql creates: the facts, and for each role the names of the queries that it can run."""
 
     facts: set[Right]
     queries: dict[str, list[str]]
 
 
 def read_rights(connection: Connection[Any]) -> set[Right]:
-    """Who may do what in the schema goqueue, on a connection in autocommit mode. Query: list_rights."""
+    """Return the rights in the schema goqueue, on a connection in autocommit mode. Query: list_rights."""
     queries = load_queries()
     with connection.transaction(force_rollback=True):
         show_whole_names(connection)
@@ -45,25 +45,25 @@ def read_rights(connection: Connection[Any]) -> set[Right]:
 
 
 def expected_rights() -> Rights:
-    """What the shipped roles.sql makes, from migrations/roles/rights.json."""
+    """Return the rights that the shipped roles.sql creates, from migrations/roles/rights.json."""
     document = json.loads(read_shipped("migrations", "roles/rights.json"))
     return Rights({Right(*row) for row in document["rights"]}, document["queries"])
 
 
 def roles_script() -> Path:
-    """The shipped roles.sql."""
+    """Return the path of the shipped roles.sql."""
     return shipped_folder("migrations") / "roles" / "roles.sql"
 
 
 RUN_ROLES = "psql -v ON_ERROR_STOP=1 -f migrations/roles/roles.sql"
 
-#: More statements than these are left to roles.sql.
+#: Beyond this number of statements, the advice is to run roles.sql.
 _MOST_STATEMENTS = 4
 _JOBS = ("TABLE goqueue.jobs", "TABLE goqueue.job_failures")
 
 
 class _Drift(NamedTuple):
-    """The facts of one database, and what they lack and have beyond those of roles.sql; each by its kind."""
+    """The facts of one database, and the missing and extra ones compared with roles.sql, by kind."""
 
     expected: set[Right]
     missing: dict[str, list[Right]]
@@ -71,11 +71,11 @@ class _Drift(NamedTuple):
 
 
 def check_roles(connection: Connection[Any]) -> Check:
-    """Compare the rights in this database with what roles.sql makes. Query: list_rights."""
+    """Compare the rights in this database with those of roles.sql. Query: list_rights."""
     expected, found = expected_rights().facts, read_rights(connection)
     known, present = ({right.object for right in side if right.kind == "owner"} for side in (expected, found))
     roles = {right.object for right in found if right.kind == "role"}
-    # What concerns a missing object is the schema's matter, and what concerns another's object is its owner's.
+    # Missing objects belong to the check schema. Other owners' objects are their owner's concern.
     absent, foreign = known - present, present - known
     columns = {thing.name for thing in read_schema(connection) if thing.kind == "column"}
     drift = _Drift(
@@ -119,10 +119,10 @@ def _roles(drift: _Drift) -> Iterator[Finding]:
         severe = right.detail in ("SUPERUSER", "BYPASSRLS")
         yield Finding(
             Level.FAILED if severe else Level.WARNING,
-            f"the role {right.object} has the attribute {right.detail}; expected a group without attributes",
+            f"the role {right.object} has the attribute {right.detail}; expected none",
             f"each member has it after SET ROLE {right.object}"
             if right.detail != "LOGIN"
-            else "whoever logs in as the group shares one identity with all its members",
+            else "a login as the group is not distinguishable from its members",
             f"ALTER ROLE {right.object} NO{right.detail};",
         )
 
@@ -173,8 +173,8 @@ def _owners(drift: _Drift) -> Iterator[Finding]:
             f"{', '.join(map(_named, objects))} is owned by {owner}; expected goqueue_owner"
             if len(objects) == 1
             else f"{', '.join(map(_named, objects))} are owned by {owner}; expected goqueue_owner",
-            "policies do not hold for an owner, views read with its rights, and goqueue_owner can't migrate",
-            # A role that had grants has lost them by becoming the owner.
+            "policies don't apply to an owner, views read with its rights, and goqueue_owner can't migrate",
+            # A role loses its grants when it becomes the owner.
             RUN_ROLES
             if owner in ROLES
             else _statements([f"ALTER {thing} OWNER TO goqueue_owner;" for thing in objects]),
@@ -186,15 +186,15 @@ def _row_security(drift: _Drift) -> Iterator[Finding]:
         yield Finding(
             Level.FAILED,
             f"row level security is off for {_named(right.object)}",
-            "no policy holds: each producer sees all jobs",
+            "no policy applies: each producer sees all jobs",
             f"ALTER {right.object} ENABLE ROW LEVEL SECURITY;",
         )
     for right in drift.extra["row level security"]:
         if right.detail == "FORCE":
             yield Finding(
                 Level.FAILED,
-                f"row level security is forced on the owner of {_named(right.object)}; expected for the others alone",
-                "no policy is for the owner: the metrics' views, which read as the owner, see no job",
+                f"row level security is forced on the owner of {_named(right.object)}; expected only for other roles",
+                "no policy names the owner: the metrics' views, which read as the owner, see no jobs",
                 f"ALTER {right.object} NO FORCE ROW LEVEL SECURITY;",
             )
 
@@ -208,14 +208,14 @@ def _policies(drift: _Drift) -> Iterator[Finding]:
             yield Finding(
                 Level.FAILED,
                 f"the policy {right.role} on {table} is {changed.detail}; expected {right.detail}",
-                "its roles see or change other rows than they are for",
+                "its roles see or change the wrong rows",
                 f"BEGIN; DROP POLICY {right.role} ON {table}; {create} COMMIT;",
             )
         else:
             yield Finding(
                 Level.FAILED,
                 f"the policy {right.role} on {table} is missing; expected {right.detail}",
-                "the roles that it names see or add no row without it",
+                "without it, its roles see or add no rows",
                 create,
             )
     for right in extra.values():
@@ -223,12 +223,12 @@ def _policies(drift: _Drift) -> Iterator[Finding]:
         subjects = set(
             right.detail.partition(" TO ")[2].partition(" USING ")[0].partition(" WITH CHECK ")[0].split(", ")
         )
-        found = f"the policy {right.role} on {table} is none of roles.sql's: {right.detail}"
-        drop = f"DROP POLICY {right.role} ON {table};   (or name roles of your own in it)"
+        found = f"the policy {right.role} on {table} is not from roles.sql: {right.detail}"
+        drop = f"DROP POLICY {right.role} ON {table};   (or name your own roles in it)"
         if right.detail.startswith("AS RESTRICTIVE") and subjects & {"PUBLIC", *ROLES}:
-            yield Finding(Level.WARNING, found, "its roles see and change fewer rows than they are for", drop)
+            yield Finding(Level.WARNING, found, "its roles see and change fewer rows than they should", drop)
         elif subjects & {"PUBLIC", "goqueue_producer"}:
-            yield Finding(Level.FAILED, found, "producers see or add rows that are not their own", drop)
+            yield Finding(Level.FAILED, found, "producers see or add other producers' rows", drop)
         else:
             yield Finding(Level.NOTE, found)
 
@@ -241,15 +241,15 @@ def _grants(drift: _Drift) -> Iterator[Finding]:
     foreign: dict[str, list[Right]] = defaultdict(list)
     for role in ("PUBLIC", *ROLES):
         beyond = [right for right in drift.extra["grant"] if right.role == role]
-        # A column that a DBA has added is the DBA's to grant.
+        # The grants of a column that a DBA has added are the DBA's concern.
         foreign[role] = [right for right in beyond if (column := _column(right)) and column not in columns]
         if beyond := [right for right in beyond if right not in foreign[role]]:
             yield _excess(role, beyond, drift.expected)
         if options := [right for right in drift.extra["grant option"] if right.role == role]:
             yield Finding(
                 Level.FAILED,
-                f"{role} can give away {_listed(options)}",
-                "its members can give others what only a DBA is to give",
+                f"{role} has the grant option for {_listed(options)}",
+                "its members can grant what only a DBA should grant",
                 _statements(_each(options, "REVOKE GRANT OPTION FOR {} ON {} FROM {} CASCADE;")),
             )
     blind = {(right.role, right.object) for right in drift.extra["blind"]}
@@ -262,9 +262,9 @@ def _grants(drift: _Drift) -> Iterator[Finding]:
         tables = sorted({right.object for right in rights if (role, right.object) in blind})
         yield Finding(
             Level.WARNING if tables else Level.NOTE,
-            f"the role {role} has grants that are none of roles.sql's: {_listed(rights)}"
+            f"the role {role} has grants that are not from roles.sql: {_listed(rights)}"
             + (f"; it sees no row of {', '.join(map(_named, tables))}" if tables else ""),
-            "no policy of row level security is for it" if tables else "",
+            "no policy of row level security names it" if tables else "",
             f"GRANT goqueue_reader TO {identifier(role)};   (or write a policy for it)" if tables else "",
         )
 
@@ -274,14 +274,14 @@ def _lack(role: str, lacking: list[Right]) -> Finding:
     return Finding(
         Level.FAILED,
         f"{name} lacks {_listed(lacking)}",
-        "what it is for fails: permission denied",
+        "its work fails: permission denied",
         _statements(_each([right._replace(role=name) for right in lacking], "GRANT {} ON {} TO {};")),
     )
 
 
 def _excess(role: str, beyond: list[Right], expected: set[Right]) -> Finding:
     statements = _each(beyond, "REVOKE {} ON {} FROM {};")
-    # To revoke a privilege on a table revokes it on the table's columns too.
+    # Revoking a privilege on a table also revokes it on the table's columns.
     revoked = {(right.object, right.detail) for right in beyond if not _column(right)}
     lost = [
         right
@@ -294,7 +294,7 @@ def _excess(role: str, beyond: list[Right], expected: set[Right]) -> Finding:
     return Finding(
         Level.WARNING if reads_others else Level.FAILED,
         f"{role} has {_listed(beyond)}; expected " + ("no grant" if role == "PUBLIC" else "less"),
-        "every role of the server has it" if role == "PUBLIC" else "it can do more than it is for",
+        "every role of the server has it" if role == "PUBLIC" else "it can do more than it should",
         _statements(statements),
     )
 
@@ -304,7 +304,7 @@ def _default_grants(drift: _Drift) -> Iterator[Finding]:
         yield Finding(
             Level.WARNING,
             f"{right.role} does not get {right.detail} that goqueue_owner will create in the schema",
-            "it can't read what a later migration adds, until roles.sql is run again",
+            "it can't read a later migration's objects until roles.sql is run again",
             f"ALTER DEFAULT PRIVILEGES {right.object} GRANT {right.detail} TO {right.role};",
         )
     for right in drift.extra["default grant"]:
@@ -312,20 +312,20 @@ def _default_grants(drift: _Drift) -> Iterator[Finding]:
         role = "PUBLIC" if right.role == "PUBLIC" else identifier(right.role)
         yield Finding(
             Level.WARNING if known else Level.NOTE,
-            f"{right.role} gets {right.detail} that are created later ({right.object}); none of roles.sql's",
-            "what a later migration adds is open to it" if known else "",
+            f"{right.role} gets {right.detail} that are created later ({right.object}); not from roles.sql",
+            "it gets rights on a later migration's objects" if known else "",
             f"ALTER DEFAULT PRIVILEGES {right.object} REVOKE {right.detail} FROM {role};" if known else "",
         )
 
 
 def _column(right: Right) -> str:
-    """The table and column that a grant is on (``jobs.id``); nothing for one on the whole."""
+    """Return the table and column that a grant is on (``jobs.id``); empty for a grant on the whole table."""
     _, _, column = right.detail.partition(" (") if right.kind.startswith("grant") else ("", "", "")
     return f"{right.object.rpartition('.')[2]}.{column.rstrip(')')}" if column else ""
 
 
 def _privileges(details: Iterable[str]) -> str:
-    """``SELECT, UPDATE (error, status)``, of one privilege and column each."""
+    """Return ``SELECT, UPDATE (error, status)`` for pairs of a privilege and a column."""
     columns: dict[tuple[str, bool], list[str]] = defaultdict(list)
     for detail in details:
         privilege, _, column = detail.partition(" (")
@@ -344,7 +344,7 @@ def _by_object(rights: Iterable[Right]) -> dict[str, list[Right]]:
 
 
 def _listed(rights: Iterable[Right]) -> str:
-    """``SELECT on goqueue.jobs; USAGE on the schema goqueue``."""
+    """Return ``SELECT on goqueue.jobs; USAGE on the schema goqueue`` for rights."""
     return "; ".join(
         f"{_privileges(right.detail for right in some)} on {_named(thing)}"
         for thing, some in _by_object(rights).items()
@@ -352,7 +352,7 @@ def _listed(rights: Iterable[Right]) -> str:
 
 
 def _each(rights: Iterable[Right], statement: str) -> list[str]:
-    """A statement for each object, of rights of one role."""
+    """Return a statement for each object of one role's rights."""
     return [
         statement.format(
             _privileges(right.detail for right in some),
@@ -368,11 +368,11 @@ def _statements(statements: list[str]) -> str:
 
 
 def _named(thing: str) -> str:
-    """Return an object's name as a sentence has it: of tables and functions the name alone."""
+    """Return an object's name for a sentence; for tables and functions, the name alone."""
     kind, _, name = thing.partition(" ")
     return name if kind in ("TABLE", "ROUTINE") else f"the {kind.lower()} {name}"
 
 
 def identifier(name: str) -> str:
-    """A role's name as a statement has it."""
+    """Return a role's name for a statement."""
     return name if name in ROLES else sql.Identifier(name).as_string(None)

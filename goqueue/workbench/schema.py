@@ -1,6 +1,6 @@
-"""The schema: as the migrations make it, and how a database differs. Nothing is changed.
+"""The schema: as the migrations create it, and a database's differences. Nothing is changed.
 
-The statements here are advice, which is shown and never sent.
+The statements here are advice that is shown and never executed.
 """
 
 import json
@@ -19,24 +19,24 @@ from goqueue.workbench.findings import Check, Finding, Level, ended
 
 
 class SchemaObject(NamedTuple):
-    """One thing in the schema goqueue, as list_schema_objects gives it: a column, an index, a constraint …"""
+    """One object in the schema goqueue, from list_schema_objects: a column, an index, a constraint …"""
 
     kind: str
     name: str
     definition: str
-    #: Empty, or what keeps it from working: invalid, disabled, not validated.
+    #: Empty, or the reason why it doesn't work: invalid, disabled, not validated.
     state: str = ""
 
 
 class Difference(NamedTuple):
-    """What the migrations made (None: nothing) and what there is now (None: nothing)."""
+    """The object that the migrations created (None: nothing) and the present one (None: nothing)."""
 
     expected: SchemaObject | None
     found: SchemaObject | None
 
 
 def read_schema(connection: Connection[Any]) -> list[SchemaObject]:
-    """What is in the schema goqueue, on a connection in autocommit mode. Query: list_schema_objects."""
+    """Return the objects in the schema goqueue, on a connection in autocommit mode. Query: list_schema_objects."""
     queries = load_queries()
     with connection.transaction(force_rollback=True):
         show_whole_names(connection)
@@ -44,19 +44,19 @@ def read_schema(connection: Connection[Any]) -> list[SchemaObject]:
 
 
 def show_whole_names(connection: Connection[Any]) -> None:
-    """Make the server write definitions in one way, whatever the database's defaults are. Query: set_local."""
+    """Make the server's definitions independent of the database's defaults. Query: set_local."""
     queries = load_queries()
     queries.set_local(connection, name="search_path", value="pg_catalog")
     queries.set_local(connection, name="quote_all_identifiers", value="off")
 
 
 def expected_schema() -> list[SchemaObject]:
-    """What the shipped migrations make, from migrations/schema.json."""
+    """Return the objects that the shipped migrations create, from migrations/schema.json."""
     return [SchemaObject(*row) for row in json.loads(read_shipped("migrations", "schema.json"))]
 
 
 def compare(expected: list[SchemaObject], found: list[SchemaObject]) -> list[Difference]:
-    """All that is missing, changed, not in working order, or there besides."""
+    """Return the objects that are missing, changed, not working, or additional."""
     before, now = ({(thing.kind, thing.name): thing for thing in side} for side in (expected, found))
     return [
         Difference(before.get(key), now.get(key))
@@ -66,41 +66,41 @@ def compare(expected: list[SchemaObject], found: list[SchemaObject]) -> list[Dif
 
 
 _WHY = {
-    "table": "statements read and write it; an unlogged table is emptied by a crash",
-    "view": "queue_stats and the metrics' exporters read it",
+    "table": "statements read and write it; a crash empties an unlogged table",
+    "view": "queue_stats and the metrics exporters read it",
     "column": "statements name it, and the store reads its values by their type",
-    "default": "rows inserted by hand get another value, or none",
-    "constraint": "rows can be stored that the statements take for impossible",
-    "index": "the statements that rely on it read the whole table instead, or a key is not unique any more",
+    "default": "manually inserted rows get another value, or none",
+    "constraint": "rows can be stored that the statements consider impossible",
+    "index": "the statements that need it read the whole table, or a key is no longer unique",
     "function": "defaults and triggers call it",
-    "trigger": "idle workers are not woken by a new job: they find it at their next poll",
+    "trigger": "a new job doesn't wake idle workers: they find it at their next poll",
     "type": "statements name its values",
-    "setting": "the tables' vacuum and filling were chosen for a queue; a value of your own is fine",
+    "setting": "vacuum and fill factor were tuned for a queue; your own value is fine",
 }
 
 _WHY_INDEX = {
-    "jobs_claim_idx": "every claim reads the whole table, its finished jobs too, instead of the next jobs alone",
-    "jobs_idempotency_key_idx": "two jobs can have one idempotency key, and a look for a key reads the whole table",
+    "jobs_claim_idx": "every claim reads the whole table, including finished jobs, instead of the next jobs",
+    "jobs_idempotency_key_idx": "two jobs can have the same idempotency key, and a lookup by key reads the whole table",
 }
 
-#: What others are made of comes first.
+#: The kinds in order of dependency.
 _ORDER = ("type", "table", "column", "function", "constraint", "index", "default", "trigger", "view", "setting")
 
-#: Those that hold jobs.
+#: The tables that hold jobs.
 _TABLES = ("jobs", "job_failures")
 _LEVELS = {"default": Level.WARNING, "trigger": Level.WARNING, "setting": Level.NOTE}
 
 
 def check_schema(connection: Connection[Any], database: str, *, has_roles: bool) -> Check:
-    """Compare the schema with what the migrations make. Query: list_schema_objects.
+    """Compare the schema with that of the migrations. Query: list_schema_objects.
 
-    A schema that is another one altogether is one finding. A difference is reported together with its consequences.
+    An entirely different schema is one finding. A difference is reported together with its consequences.
     """
     expected, found = expected_schema(), read_schema(connection)
-    # Where roles.sql was run, the check roles compares the policies.
+    # If roles.sql was run, the check roles compares the policies.
     differences = [one for one in compare(expected, found) if not (has_roles and _either(one).kind == "policy")]
     changed = [one for one in differences if one.expected is not None]
-    summary = f"{len(found)} things compared with what the migrations made"
+    summary = f"{len(found)} objects compared with those of the migrations"
     if foreign := _another_schema(expected, found):
         return ended("schema", summary, [_wrong_schema(database, foreign)])
     causes, consequences = _sorted_out(changed)
@@ -119,7 +119,7 @@ def _either(difference: Difference) -> SchemaObject:
 
 
 def _another_schema(expected: list[SchemaObject], found: list[SchemaObject]) -> list[str]:
-    """Return the signs of another schema: a table of our name with other columns, or none of our tables."""
+    """Return the signs of a different schema: a table of our name with other columns, or none of our tables."""
     ours, theirs = _columns(expected), _columns(found)
     present = {thing.name for thing in found if thing.kind == "table"}
     foreign = {
@@ -147,16 +147,16 @@ def _columns(things: Iterable[SchemaObject]) -> dict[str, set[str]]:
 def _wrong_schema(database: str, foreign: list[str]) -> Finding:
     return Finding(
         Level.FAILED,
-        f"the schema goqueue in the database {database} is not what the migrations made: {'; '.join(foreign)}",
-        "goqueue.schema_version records them: this is another application's schema, or was restored in part",
-        "see with `goqueue config` that this is the database meant; if it is, restore the schema goqueue from a backup",
+        f"the schema goqueue in the database {database} is not the migrations': {'; '.join(foreign)}",
+        "goqueue.schema_version records migrations: this is another application's schema, or a partly restored one",
+        "check with `goqueue config` that this is the right database; if so, restore the schema goqueue from a backup",
     )
 
 
 def _sorted_out(changed: list[Difference]) -> tuple[list[Difference], dict[SchemaObject, list[SchemaObject]]]:
-    """The differences that are no consequence of another one; and for each of them its consequences.
+    """Return the differences that are no consequence of another one, and the consequences of each.
 
-    What belongs to a missing table, column or type is missing with it, and a primary key's index with the key.
+    An object of a missing table, column or type is missing with it; a primary key's index is missing with the key.
     """
     lost = [_either(one) for one in changed if one.found is None or _either(one).kind == "constraint"]
     causes: list[Difference] = []
@@ -192,7 +192,7 @@ def _follows(thing: SchemaObject, cause: SchemaObject, found: SchemaObject | Non
 
 
 def _table_of(thing: SchemaObject) -> str:
-    """The table that it belongs to; nothing for what stands by itself."""
+    """Return the table that an object belongs to; empty for an independent object."""
     if thing.kind == "index":
         return thing.definition.partition(" ON goqueue.")[2].partition(" ")[0]
     return thing.name.partition(".")[0] if "." in thing.name else ""
@@ -204,7 +204,7 @@ def _noun(thing: SchemaObject) -> str:
 
 def _difference(difference: Difference, consequences: list[SchemaObject], things: list[SchemaObject]) -> Finding:
     expected, found = difference
-    assert expected is not None  # noqa: S101 - additions have a function of their own
+    assert expected is not None  # noqa: S101 - additions have their own function
     kind = _noun(expected)
     what, level = f"the {kind} {expected.name}", _LEVELS.get(expected.kind, Level.FAILED)
     why = _WHY_INDEX.get(expected.name, _WHY.get(kind, ""))
@@ -221,21 +221,17 @@ def _difference(difference: Difference, consequences: list[SchemaObject], things
 
 def _addition(found: SchemaObject) -> Finding:
     state = f" ({found.state})" if found.state else ""
-    text = f"the {_noun(found)} {found.name} is none of goqueue's{state}: {_short(found.definition)}"
+    text = f"the {_noun(found)} {found.name} is not goqueue's{state}: {_short(found.definition)}"
     view, _, setting = found.name.partition(".")
     if (
         found.kind == "setting"
         and setting == "security_invoker"
         and found.definition not in ("off", "false", "0", "no")
     ):
-        why = (
-            "it reads with its reader's rights: who may read the views alone is refused, a producer's jobs alone count"
-        )
+        why = "it reads with the reader's rights: roles need rights on jobs, and producers see only their own"
         return Finding(Level.WARNING, text, why, f"ALTER VIEW goqueue.{view} RESET (security_invoker);")
     if found.kind == "index" and found.state == "invalid":
-        why = (
-            "every write keeps it up to date, and no statement reads it: a build or REINDEX CONCURRENTLY was broken off"
-        )
+        why = "every write updates it, and no statement reads it: CREATE INDEX or REINDEX CONCURRENTLY was interrupted"
         return Finding(Level.WARNING, text, why, f"DROP INDEX CONCURRENTLY goqueue.{found.name};")
     return Finding(Level.NOTE, text)
 
@@ -245,7 +241,8 @@ def _short(text: str) -> str:
 
 
 def _repair(expected: SchemaObject, found: SchemaObject | None, things: list[SchemaObject]) -> str:  # noqa: C901, PLR0911, PLR0912 - a table
-    """Return the statement that makes it as expected without a long lock; by hand where data could be lost."""
+    """Return the statement that repairs it without a long lock; for manual repair, a description, if data could be
+    lost."""
     table, _, name = expected.name.rpartition(".")
     definition = expected.definition
     match expected.kind:
@@ -281,11 +278,11 @@ def _repair(expected: SchemaObject, found: SchemaObject | None, things: list[Sch
                 f" DEFAULT {one.definition}" for one in expected_schema() if one[:2] == ("default", expected.name)
             ]
             return (
-                f"compare it with migrations/, which made it; search there for {name}; without its values: "
+                f"compare it with its definition in migrations/ (search for {name}); without its values: "
                 f"ALTER TABLE goqueue.{table} ADD COLUMN {name} {definition}{''.join(default)};"
             )
         case _:
-            return f"compare it with migrations/, which made it; search there for {name}"
+            return f"compare it with its definition in migrations/ (search for {name})"
 
 
 def _repair_index(expected: SchemaObject, found: SchemaObject | None, things: list[SchemaObject]) -> str:
@@ -300,7 +297,7 @@ def _repair_index(expected: SchemaObject, found: SchemaObject | None, things: li
             ):
                 return f"ALTER INDEX goqueue.{thing.name} RENAME TO {name};"
         return f"{create};"
-    # The old one serves until the new one is there.
+    # The old index serves until the new one is ready.
     create = create.replace(f" {name} ", f" {name}_new ", 1)
     return (
         f"{create}; BEGIN; ALTER INDEX goqueue.{name} RENAME TO {name}_old; "
@@ -316,14 +313,14 @@ def _repair_constraint(table: str, name: str, definition: str, found: SchemaObje
     if definition.startswith("PRIMARY KEY"):
         index = next(one.definition for one in expected_schema() if one[:2] == ("index", name))
         create = index.replace(" INDEX ", " INDEX CONCURRENTLY ", 1).replace(f" {name} ", f" {name}_new ", 1)
-        # The constraint takes the index under its own name.
+        # The constraint renames the index to its own name.
         return f"{create}; {alter} {drop}ADD CONSTRAINT {name} PRIMARY KEY USING INDEX {name}_new;"
-    # Checked in a second step, beside which the table can be written.
+    # Validated in a second step, which allows writes.
     return f"{alter} {drop}ADD CONSTRAINT {name} {definition} NOT VALID; {alter} VALIDATE CONSTRAINT {name};"
 
 
 class _Source(NamedTuple):
-    """The lines of a migration that create something, counted from one."""
+    """The lines of a migration that create an object, counted from one."""
 
     file: str
     first: int
@@ -331,14 +328,14 @@ class _Source(NamedTuple):
 
 
 def _place(thing: SchemaObject) -> tuple[int, str, int]:
-    """Where it comes in the findings: what others are made of first, and a view after those that it reads."""
+    """Return its place in the findings: dependencies first, and a view after those that it reads."""
     noun = _noun(thing)
     file, line, _ = _source("VIEW", thing.name) if noun == "view" else ("", 0, 0)
     return _ORDER.index(noun), file, line
 
 
 def _from_migration(kind: str, name: str, *, replace: bool = False) -> str:
-    """The command that runs a statement of the migrations, too long to be shown, once more."""
+    """Return the command that repeats a statement of the migrations that is too long to be shown."""
     source = _source(kind, name)
     lines = f"{source.first},{source.last}"
     script = f"{lines}{{s/^CREATE {kind}/CREATE OR REPLACE {kind}/;p;}}" if replace else f"{lines}p"
@@ -346,7 +343,7 @@ def _from_migration(kind: str, name: str, *, replace: bool = False) -> str:
 
 
 def _source(kind: str, name: str) -> _Source:
-    """The last statement of the migrations that creates it."""
+    """Return the last statement of the migrations that creates the object."""
     folder = shipped_folder("migrations")
     head = re.compile(rf"CREATE (OR REPLACE )?{kind} goqueue\.{name}\b")
     for migration in reversed(migration_files(folder)):
@@ -357,7 +354,7 @@ def _source(kind: str, name: str) -> _Source:
 
 
 def _length(lines: list[str]) -> int:
-    """Count the lines between a statement's first and its last."""
+    """Count a statement's lines."""
     quotes = 0
     for number, line in enumerate(lines):
         quotes += line.count("$$")
