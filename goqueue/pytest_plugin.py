@@ -1,9 +1,9 @@
-"""pytest fixtures that give each test a migrated database of its own: ``pytest_plugins = ["goqueue.pytest_plugin"]``.
-The SQL here is limited to making and dropping test databases.
+"""pytest fixtures with a migrated database for each test: ``pytest_plugins = ["goqueue.pytest_plugin"]``.
+The SQL here is limited to creating and dropping test databases.
 
-The server is the one of GOQUEUE_TEST_DATABASE_URL if set (its user needs CREATEDB), else a container where a Docker
-engine answers (image: GOQUEUE_TEST_POSTGRES_IMAGE), else an embedded one. GOQUEUE_TEST_SERVER=embedded or =docker
-forces one.
+The server is that of GOQUEUE_TEST_DATABASE_URL if set (its user needs CREATEDB), else a container if a Docker engine is
+available (image: GOQUEUE_TEST_POSTGRES_IMAGE), else an embedded one. GOQUEUE_TEST_SERVER=embedded or =docker forces
+one of these.
 """
 
 import importlib
@@ -38,35 +38,35 @@ _OF_TESTS = "^goqueue_test_[0-9]+_[0-9a-f]{12}$"
 
 
 class DatabaseUrl(Secret):
-    """A URL whose repr, which pytest prints of a failed test's arguments, has no password."""
+    """A URL whose repr, which pytest prints for a failed test's arguments, has no password."""
 
     __slots__ = ()
 
     def __repr__(self) -> str:
         try:
             return repr(_shown(self))
-        except psycopg.Error:  # no URL
+        except psycopg.Error:  # not a URL
             return super().__repr__()
 
 
 @dataclass(frozen=True)
 class DatabaseServer:
-    """Where the test databases are made: ``kind`` is url, docker or embedded."""
+    """The server of the test databases. ``kind`` is url, docker or embedded."""
 
     url: DatabaseUrl
     kind: str
 
     @property
     def lasting(self) -> bool:
-        """Whether the server, and so a database left on it, outlives the test run."""
+        """True if the server, and so a database left on it, outlives the test run."""
         return self.kind == "url"
 
 
 class _Run:
-    """One pytest process's view: the controller (or the only process) owns the server, a worker is told of it."""
+    """State of one pytest process. The controller (or the only process) owns the server; workers receive its URL."""
 
     def __init__(self, config: pytest.Config) -> None:
-        self.kept: list[tuple[str, str]] = []  # each database, and the test's id
+        self.kept: list[tuple[str, str]] = []  # (database, test id)
         self.note = ""
         self._closing = ExitStack()
         self._server: DatabaseServer | None = None
@@ -80,7 +80,7 @@ class _Run:
             self.kind = _choose_server()
 
     def server(self) -> DatabaseServer:
-        """The server, started when first asked for. Raises EmbeddedServerError, again at every call."""
+        """Return the server, started at the first call. Raises EmbeddedServerError, again at every call."""
         if self._error:
             raise EmbeddedServerError(self._error)
         if self._server is None:
@@ -89,12 +89,12 @@ class _Run:
                 self._server = DatabaseServer(url, self.kind)
             except EmbeddedServerError as error:
                 self._error = str(error)
-                without_frames(error)  # of what was tried: they may hold a password
+                without_frames(error)  # the frames may hold a password
                 raise
         return self._server
 
     def handed(self) -> dict[str, str]:
-        """What a worker is told."""
+        """Return the data that a worker receives."""
         try:
             return {"url": str(self.server().url), "kind": self.kind}
         except EmbeddedServerError as error:
@@ -109,11 +109,11 @@ class _Run:
         if self.kind == "docker":
             try:
                 return self._start_container()
-            except Exception as error:  # whatever the engine, the registry or the image's start may raise
-                reason = f"the image {_image()} can't be had from Docker ({type(error).__name__}: {error})"
+            except Exception as error:  # the engine, the registry or the image can raise anything
+                reason = f"the image {_image()} is unavailable from Docker ({type(error).__name__}: {error})"
                 if os.environ.get("GOQUEUE_TEST_SERVER") == "docker":
                     raise EmbeddedServerError(f"{reason}; GOQUEUE_TEST_SERVER=docker forbids another server") from error
-                self.note = f"{reason}; an embedded server took its place"
+                self.note = f"{reason}; using an embedded server"
                 self.kind = "embedded"
         return Secret(self._closing.enter_context(EmbeddedServer(settings=_FAST, durable=False)).url())
 
@@ -130,8 +130,8 @@ class _Run:
 
 
 _RUN = pytest.StashKey[_Run]()
-_DATABASE = pytest.StashKey[str]()  # of a test: the name of its database
-_FAILED = pytest.StashKey[bool]()  # of a test: its setup or its body failed
+_DATABASE = pytest.StashKey[str]()  # the name of a test's database
+_FAILED = pytest.StashKey[bool]()  # True if a test's setup or body failed
 
 
 def _image() -> str:
@@ -152,19 +152,19 @@ def _choose_server() -> str:
 def _docker_answers() -> bool:
     address = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
     try:
-        if address.startswith("unix://"):  # asked first, because the client leaves a socket open when nobody listens
+        if address.startswith("unix://"):  # probe first: the client leaks a socket if nobody listens
             with socket.socket(socket.AF_UNIX) as probe:
                 probe.settimeout(2)
                 probe.connect(address.removeprefix("unix://"))
         with closing(importlib.import_module("docker").from_env(timeout=2)) as client:
             return bool(client.ping())
-    except Exception:  # noqa: BLE001 - not installed, no socket, no permission, no answer in time: all the same here
+    except Exception:  # noqa: BLE001 - not installed, no socket, no permission, no answer in time
         return False
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.getgroup("goqueue").addoption(
-        "--keep-databases", action="store_true", help="keep the databases of passed tests too, as long as the server"
+        "--keep-databases", action="store_true", help="keep the databases of passed tests too, until the server ends"
     )
 
 
@@ -181,20 +181,20 @@ def pytest_report_header(config: pytest.Config) -> str:
     described = {
         "url": "PostgreSQL of GOQUEUE_TEST_DATABASE_URL",
         "docker": f"PostgreSQL in Docker, image {_image()}",
-        "embedded": "embedded PostgreSQL, thrown away at the end",
+        "embedded": "embedded PostgreSQL, deleted at the end",
     }
     return f"goqueue: {described[config.stash[_RUN].kind]}"
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Of pytest-xdist, in the controller: a worker is about to start."""
+    """Hand the server to a pytest-xdist worker that is about to start (in the controller)."""
     node.workerinput["goqueue_server"] = node.config.stash[_RUN].handed()
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Of pytest-xdist, in the controller: a worker has ended."""
+    """Collect the kept databases of a pytest-xdist worker that has ended (in the controller)."""
     node.config.stash[_RUN].kept += getattr(node, "workeroutput", {}).get("goqueue_kept", [])
 
 
@@ -213,9 +213,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
             server = item.config.stash[_RUN].server()
             name = item.stash[_DATABASE]
             how_long = (
-                f"Kept; when done with it: DROP DATABASE {name};"
+                f"Kept; to remove it: DROP DATABASE {name};"
                 if server.lasting
-                else "It ends with this run's server; set GOQUEUE_TEST_DATABASE_URL to keep such a one."
+                else "It ends with this run's server; set GOQUEUE_TEST_DATABASE_URL to keep such databases."
             )
             report.sections.append(("goqueue database", f"{_shown(_database_url(server.url, name))}\n{how_long}"))
     return report
@@ -229,7 +229,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.line(run.note)
     if run.kept:
         lasting = run.server().lasting
-        terminalreporter.line("kept, to be dropped by hand:" if lasting else "kept, and gone with this run's server:")
+        terminalreporter.line("kept, to be dropped manually:" if lasting else "kept until this run's server ends:")
         for name, test in run.kept:
             terminalreporter.line(f"  {name}")
             terminalreporter.line(f"    {_shown(_database_url(run.server().url, name))} ({test})")
@@ -242,18 +242,18 @@ def goqueue_server(pytestconfig: pytest.Config) -> DatabaseServer:
         return pytestconfig.stash[_RUN].server()
     except EmbeddedServerError as error:
         problem = str(error)
-    # Its message says it all, and a traceback with local variables may say too much.
+    # Only the message: a traceback with local variables could show a password.
     pytest.fail(problem, pytrace=False)
 
 
 @pytest.fixture(scope="session")
 def goqueue_template(goqueue_server: DatabaseServer) -> str:
-    """The name of a database with all migrations applied; made once for a server and a set of migration files."""
+    """The name of a database with all migrations applied, created once per server and set of migration files."""
     try:
         return _template(goqueue_server)
     except (psycopg.Error, GoQueueError) as error:
         problem = "\n".join([str(error).strip(), *getattr(error, "__notes__", ())])
-    pytest.fail(f"the template of the test databases can't be made: {problem}", pytrace=False)
+    pytest.fail(f"the template of the test databases can't be created: {problem}", pytrace=False)
 
 
 def _template(goqueue_server: DatabaseServer) -> str:
@@ -267,13 +267,13 @@ def _template(goqueue_server: DatabaseServer) -> str:
             importlib.import_module("goqueue.testing.scratch").drop_abandoned(connection, _OF_TESTS)
         if row == (True,):
             return name
-        if row is not None:  # made by a run that ended before the template was whole
+        if row is not None:  # left by a run that ended before the template was complete
             connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(identifier))
         create = sql.SQL("CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8'").format(identifier)
         try:
             connection.execute(create)
         except psycopg.errors.InsufficientPrivilege as error:
-            error.add_note("The user of GOQUEUE_TEST_DATABASE_URL may not make databases: ALTER ROLE ... CREATEDB")
+            error.add_note("The user of GOQUEUE_TEST_DATABASE_URL can't create databases: ALTER ROLE ... CREATEDB")
             raise
         migrate(_database_url(goqueue_server.url, name))
         whole = sql.SQL("ALTER DATABASE {} WITH IS_TEMPLATE true ALLOW_CONNECTIONS false").format(identifier)
@@ -285,23 +285,23 @@ def _template(goqueue_server: DatabaseServer) -> str:
 def goqueue_database(
     request: pytest.FixtureRequest, goqueue_server: DatabaseServer, goqueue_template: str
 ) -> Iterator[str]:
-    """The URL of a database of this test alone, migrated and empty. Dropped after it, unless the test failed."""
+    """The URL of this test's own migrated, empty database. It is dropped after the test, unless the test failed."""
     name = f"goqueue_test_{os.getpid()}_{secrets.token_hex(6)}"
     identifier = sql.Identifier(name)
-    # This connection stays open: its session holds the name, so that no other run takes the database for abandoned.
+    # This connection stays open: its session holds the name, so that no other run considers the database abandoned.
     with connect(goqueue_server.url) as connection:
         importlib.import_module("goqueue.postgres.queries").load_queries().hold_database(connection, name=name)
-        # Without fsync two checkpoints take less than 8 MB of WAL. On other servers, the server's own choice.
+        # Without fsync, two checkpoints take less time than 8 MB of WAL. Other servers use their default.
         copies = not goqueue_server.lasting and connection.info.server_version >= 150000
         strategy = sql.SQL(" STRATEGY FILE_COPY" if copies else "")
         create = sql.SQL("CREATE DATABASE {} TEMPLATE {}{}")
         connection.execute(create.format(identifier, sql.Identifier(goqueue_template), strategy))
         node: pytest.Item = request.node
         node.stash[_DATABASE] = name
-        node.stash[_FAILED] = False  # of this run: pytest-rerunfailures runs the same item several times
+        node.stash[_FAILED] = False  # for this run: pytest-rerunfailures runs an item several times
         yield _database_url(goqueue_server.url, name)
         del node.stash[_DATABASE]
-        with connect(goqueue_server.url) as ending:  # a test may have ended the other session
+        with connect(goqueue_server.url) as ending:  # the test may have ended the other session
             if node.stash[_FAILED] or request.config.getoption("keep_databases", default=False):
                 request.config.stash[_RUN].kept.append((name, node.nodeid))
                 with suppress(psycopg.errors.InvalidCatalogName):  # dropped by the test itself
@@ -312,7 +312,7 @@ def goqueue_database(
 
 @pytest.fixture
 def goqueue_connection(goqueue_database: str) -> Iterator[psycopg.Connection]:
-    """A connection in autocommit to this test's database."""
+    """An autocommit connection to this test's database."""
     with connect(goqueue_database) as connection:
         yield connection
 
@@ -325,7 +325,7 @@ def goqueue_store(goqueue_database: str) -> Iterator[Any]:
 
 
 def _checked(url: Secret) -> Secret:
-    """The URL of GOQUEUE_TEST_DATABASE_URL, if a server answers there; else EmbeddedServerError, without it."""
+    """Return the URL of GOQUEUE_TEST_DATABASE_URL if the server responds; else raise EmbeddedServerError without it."""
     try:
         DatabaseConfig(url=url)
         connect(url).close()
@@ -337,7 +337,7 @@ def _checked(url: Secret) -> Secret:
 
 
 def _database_url(server: str, database: str | None = None) -> DatabaseUrl:
-    """The server's URL, whichever form it was given in, or that of another of its databases."""
+    """Return the server's address, given in any form, as a URL; optionally that of another of its databases."""
     options = {name: str(value) for name, value in conninfo_to_dict(server).items() if value is not None}
     database = database or options.get("dbname", "")
     user, password = options.get("user", ""), options.get("password", "")
@@ -350,7 +350,7 @@ def _database_url(server: str, database: str | None = None) -> DatabaseUrl:
 
 
 def _shown(url: str) -> str:
-    """The URL without a password, of any kind: what leads to the database, and how it is encrypted."""
+    """Return the URL without any password: only the address of the database and the encryption."""
     given = conninfo_to_dict(url)
     names = ("host", "hostaddr", "port", "service", "sslmode", "sslrootcert")
     user, database = (quote(str(given.get(name) or ""), safe="") for name in ("user", "dbname"))

@@ -109,7 +109,7 @@ FROM restored_job AS d;
 
 
 -- name: lock_jobs(ids)
--- Lock jobs as an update does that changes no key.
+-- Lock jobs as an update that changes no key does.
 -- Returns: the ids, ordered.
 -- Index: jobs_pkey.
 -- Locks: the jobs' rows.
@@ -121,7 +121,7 @@ FOR NO KEY UPDATE;
 
 
 -- name: list_unlocked_jobs()
--- Return the jobs that no session has locked. A job deleted meanwhile is left out.
+-- Return the jobs that no session has locked. Jobs deleted meanwhile are omitted.
 -- Returns: the ids, in no order.
 -- Index: none; the table is read whole.
 -- Locks: each row, until the statement's transaction ends.

@@ -95,8 +95,8 @@ WHERE s.name = ANY(:names::text[]);
 -- name: list_default_settings(names)
 -- Return the defaults of these settings for the database, for all roles, and for this session's role and the members of
 -- the roles of migrations/roles/roles.sql.
--- Returns: one row for each default: name, value as given, the text to put before RESET, and those of our roles that
--- the default's role is a member of (empty for defaults of all).
+-- Returns: one row per default: name, value as given, the text to put before RESET, and those of our roles that the
+-- default's role is a member of (empty for defaults of all roles).
 -- Index: none; the server's catalogs are read.
 -- Locks: none.
 -- Notes: A session's own options hide them from list_settings.
@@ -134,9 +134,9 @@ ORDER BY set_by, name;
 
 
 -- name: list_lock_holders()
--- Return the sessions that hold the advisory lock by which the insert trigger detects listeners. The trigger holds it
+-- Return the sessions that hold the advisory lock with which the insert trigger detects listeners. The trigger holds it
 -- for microseconds within a statement. A session that keeps it blocks every new listener.
--- Returns: process id, role, application and state of each (null where the role has no right to see them), and the
+-- Returns: process id, role, application and state of each (null if the role has no right to see them), and the
 -- number of sessions that wait for the lock.
 -- Index: none; the server's catalogs are read.
 -- Locks: none.
@@ -179,7 +179,7 @@ SELECT count(*) FROM goqueue.schema_version AS a;
 
 -- name: list_applied_migrations()
 -- Return the migrations that pgmigrate has applied, with the checksum of each file at that time.
--- Returns: one row for each version, in their order; no file and no checksum where none was recorded.
+-- Returns: one row per version, in order; no file and no checksum if none was recorded.
 -- Index: none; the tables have one row for each migration.
 -- Locks: none.
 SELECT
@@ -199,10 +199,10 @@ ORDER BY a.version;
 -- validated); in no order.
 -- Index: none; the server's catalogs are read.
 -- Locks: none.
--- Notes: Run it with pg_catalog alone in the search path, so that every definition names its schema. A view is compared
--- by its columns, because the server writes its text differently from version to version; likewise NOT NULL counts as
--- part of the column (PostgreSQL 18 has a constraint for it). An index is compared without its storage settings, which
--- are things of their own, and nothing by its tablespace. pgmigrate's own table is left out.
+-- Notes: Run it with only pg_catalog in the search path, so that every definition names its schema. A view is compared
+-- by its columns, because its text differs between server versions. NOT NULL counts as part of the column, because only
+-- PostgreSQL 18 has a constraint for it. An index is compared without its storage settings, which are objects of their
+-- own. Tablespaces are not compared. pgmigrate's own table is left out.
 WITH relation AS (
     SELECT
         c.oid,
@@ -339,16 +339,16 @@ INNER JOIN pg_policy AS p ON r.oid = p.polrelid;
 -- Return the rights in the schema goqueue: owners, grants, default privileges, row level security, policies, and the
 -- attributes and memberships of the roles of migrations/roles/roles.sql. migrations/roles/rights.json is generated from
 -- it, and `goqueue check` compares both.
--- Returns: kind, object, role and detail, one row for each fact; in no order. owner: the object's owner. grant: the
--- privilege, with its column in parentheses; grant option: likewise. default grant: what later objects get. row level
--- security: ENABLE or FORCE. policy: its name in place of a role, and the rest of the statement that creates it. role:
--- one of ours that exists; attribute: what it has beyond a group's. member: one of ours that is in another role, or a
--- role that can give membership in ours away. exempt: a member of ours to which its limits do not apply, and why.
--- blind: a role that has a grant of its own on the table and sees none of its rows.
+-- Returns: kind, object, role and detail, one row per fact; in no order. owner: the object's owner. grant: the
+-- privilege, with its column in parentheses; grant option: likewise. default grant: the grants that later objects get.
+-- row level security: ENABLE or FORCE. policy: its name instead of a role, and the rest of the statement that creates
+-- it. role: one of ours that exists; attribute: one of its attributes. member: one of ours that is in another role, or
+-- a role that can grant membership in ours. exempt: a member of ours to which its limits do not apply, and why. blind:
+-- a role that has its own grant on the table and sees none of its rows.
 -- Index: none; the server's catalogs are read.
 -- Locks: none.
--- Notes: Run it with pg_catalog alone in the search path, so that every expression names its schema. OWNER stands for
--- the object's owner, PUBLIC for everyone. MAINTAIN (PostgreSQL 17) is left out of the owner's grants.
+-- Notes: Run it with only pg_catalog in the search path, so that every expression names its schema. OWNER means the
+-- object's owner, PUBLIC everyone. MAINTAIN (PostgreSQL 17) is left out of the owner's grants.
 --
 WITH our_role AS (
     SELECT
@@ -445,7 +445,7 @@ default_acl AS (
     WHERE n.nspname = 'goqueue'
 ),
 
--- PostgreSQL 16 and later tell for each membership whether it gives rights; before, all do.
+-- PostgreSQL 16 and later record for each membership whether its rights are inherited; before, all are.
 membership AS (
     SELECT
         m.roleid AS group_id,
@@ -517,7 +517,7 @@ SELECT
                 SELECT CASE i.role_id WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(i.role_id)) END AS name
             ) AS g
         ),
-        -- The server breaks lines where it shows an expression.
+        -- The server breaks an expression's text into lines.
         'USING (' || regexp_replace(pg_get_expr(p.polqual, p.polrelid), '[[:space:]]+', ' ', 'g') || ')',
         'WITH CHECK (' || regexp_replace(pg_get_expr(p.polwithcheck, p.polrelid), '[[:space:]]+', ' ', 'g') || ')'
     ) AS detail
@@ -563,7 +563,7 @@ WHERE
     OR (
         i.is_admin
         AND g.oid IN (SELECT r.oid FROM our_role AS r)
-        -- Who makes roles gives memberships away in any case.
+        -- A role that can create roles can grant memberships in any case.
         AND NOT (m.rolsuper OR m.rolcreaterole)
     )
 UNION
@@ -582,7 +582,7 @@ WHERE
     o.name <> 'goqueue_owner'
     AND m.oid NOT IN (SELECT r.oid FROM our_role AS r)
     AND CASE
-        -- A superuser counts as a member of every role: only one that was made a member is meant.
+        -- A superuser counts as a member of every role; only explicit members are meant.
         WHEN m.rolsuper
             THEN
                 EXISTS (
@@ -633,7 +633,7 @@ WHERE
 -- which have no time and are always returned), and the age in transactions; the oldest first.
 -- Index: none; the server's catalogs are read.
 -- Locks: none.
--- Notes: Of other roles' sessions only members of pg_read_all_stats see the age; server_state tells.
+-- Notes: Only members of pg_read_all_stats see the age of other roles' sessions; server_state reports it.
 SELECT
     'transaction' AS kind,
     a.pid::text AS name,
@@ -688,13 +688,13 @@ ORDER BY transactions DESC NULLS LAST;
 
 
 -- name: list_table_states()
--- Return how far autovacuum is behind on the tables.
--- Returns: one row for each table of goqueue's that programs write to: live and dead tuples, pages, the times of the
+-- Return the state of vacuum for the tables.
+-- Returns: one row per goqueue table that programs write to: live and dead tuples, pages, the times of the
 -- last vacuum and analyze (manual or automatic), the age of its oldest transaction id, the age at which the server
 -- forces a vacuum, and whether autovacuum is on for it.
 -- Index: none; the server's catalogs are read.
 -- Locks: none.
--- Notes: The figures are the statistics' own. They can be some seconds old, and a crash loses them.
+-- Notes: The figures are from the statistics: some seconds old, and lost in a crash.
 SELECT
     c.relname::text AS name,
     c.relpages,
@@ -724,13 +724,13 @@ ORDER BY c.relname DESC;
 -- Returns: its bytes now, its entries at the last vacuum or analyze (-1: never), the average bytes of an entry (null
 -- before the first analyze or without the right to read it), and the schema of the extension pgstattuple if it is
 -- installed; nothing without the index.
--- Index: jobs_claim_idx, its size alone.
+-- Index: jobs_claim_idx, only its size.
 -- Locks: none.
 --
 SELECT
     pg_relation_size(c.oid) AS size_bytes,
     c.reltuples::bigint AS entries,
-    -- The entry's header and its line pointer, the queue's name (rounded up as the server does), priority, time and id.
+    -- The entry's header and line pointer, the queue's name (rounded up as the server does), priority, time and id.
     (12 + 26 + ((w.avg_width + 7) / 8) * 8)::bigint AS entry_bytes,
     (
         SELECT e.extnamespace::regnamespace::text FROM pg_extension AS e
@@ -757,7 +757,7 @@ FROM (
 
 
 -- name: measure_claim_index()$
--- Measure how full the claim index's pages are, with the extension pgstattuple. Its schema has to be in the search
+-- Measure how full the claim index's pages are, with the extension pgstattuple, whose schema must be in the search
 -- path.
 -- Returns: the percentage of the leaf pages' space that holds entries, dead ones included; NaN for an empty index.
 -- Index: jobs_claim_idx, all of it.

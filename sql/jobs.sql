@@ -1,24 +1,24 @@
 -- The statements on goqueue.jobs, in the order of a job's life: create, get, list, count, update, delete.
 --
 -- Rules of this folder:
---   * A statement has the name of the storage method that runs it, and of its entry in the server's log. A few serve a
+--   * A statement has the name of the storage method that runs it, and the same name in the server's log. A few serve a
 --     method of another name, such as find_duplicate_job.
 --   * The comment under a name gives its purpose, result, index and locks. `make catalogue` writes the index in
---     sql/README.md from these comments. A line with `--` alone ends it, if comments follow within the statement.
---   * Each parameter is cast where it stands, so that the statement means the same for every client.
+--     sql/README.md from these comments. A line with only `--` ends the comment, if others follow inside the statement.
+--   * Each parameter is cast where it is used, so that the statement means the same for every client.
 --   * An interval counts as seconds. A day added to a time can be 23 hours long in a session whose time zone has
 --     daylight saving time.
---   * The condition of a partial index is a literal: a generic plan can't prove it from `status = $1`. So a statement on
---     finished jobs has `completed_at IS NOT NULL` beside `status = l.status`.
---   * ORDER BY names the status where the index has it, although the status is fixed. Comparing enums is not leakproof,
+--   * The condition of a partial index is a literal: a generic plan can't prove it from `status = $1`. So statements on
+--     finished jobs have `completed_at IS NOT NULL` in addition to `status = l.status`.
+--   * ORDER BY includes the status if the index does, although the status is fixed. Comparing enums is not leakproof,
 --     so under row level security the planner does not know that it is fixed, and would sort.
---   * Comments have lines of their own. A percent sign is written twice.
---   * The columns of a job have one order everywhere: that of goqueue.Job. A test compares them.
+--   * Comments are on their own lines. A percent sign is written twice.
+--   * The columns of a job are in the same order everywhere: that of goqueue.Job. A test compares them.
 
 
 -- name: create_job(id, queue, job_type, payload, priority, max_attempts, scheduled_at, delay, idempotency_key)^
 -- Add one pending job.
--- Returns: the values that the server sets: the payload as jsonb stores it, and the times. Nothing when the id or the
+-- Returns: the values that the server sets: the payload as stored in jsonb, and the times. Nothing if the id or the
 -- idempotency key is taken (find_duplicate_job returns the job that has it).
 -- Index: jobs_pkey and jobs_idempotency_key_idx decide conflicts.
 -- Locks: the new row; waits for a transaction that is adding the same id or key.
@@ -52,10 +52,10 @@ RETURNING
 
 -- name: find_duplicate_job(id, idempotency_key)^
 -- Return the job that conflicts with a new one: the one with its id, else the one with its idempotency key.
--- Returns: the job; nothing when it was deleted meanwhile.
+-- Returns: the job; nothing if it was deleted meanwhile.
 -- Index: jobs_pkey, jobs_idempotency_key_idx.
 -- Locks: none.
--- Notes: This is a statement of its own: only a new snapshot sees a job that another transaction committed while
+-- Notes: A separate statement, because only a new snapshot sees a job that another transaction committed while
 -- create_job waited for it.
 --
 SELECT
@@ -79,7 +79,7 @@ SELECT
     j.started_at,
     j.completed_at
 FROM goqueue.jobs AS j
--- Within a SELECT of its own: as a condition on j it would be no index condition under row level security.
+-- In its own SELECT: as a condition on j, it would not be an index condition under row level security.
 WHERE j.id = (
         SELECT coalesce(
             (
@@ -95,8 +95,8 @@ WHERE j.id = (
 
 
 -- name: create_jobs(jobs)
--- Add many pending jobs in one statement: all of them, or none after an error. The parameter is a JSON array of objects
--- with the columns' names, and delay (an interval) beside scheduled_at. A missing column takes its default.
+-- Add many pending jobs in one statement, or none if one fails. The parameter is a JSON array of objects with the
+-- columns' names, and delay (an interval) as an alternative to scheduled_at. A missing column takes its default.
 -- Returns: the id of each job, in the array's order. transaction_id is set only in the row of the array's first job.
 -- Index: jobs_pkey and jobs_idempotency_key_idx reject a job whose id or key is taken (unique_violation).
 -- Locks: the new rows; waits for a transaction that is adding one of the ids or keys.
@@ -164,7 +164,7 @@ FROM goqueue.new_jobs(:jobs::jsonb) AS n
 ON CONFLICT DO NOTHING
 RETURNING
     id,
-    -- In one row of the batch: in each, it would double what the client reads.
+    -- Only in one row of the batch: in every row, it would double what the client reads.
     CASE
         WHEN id = (SELECT (:jobs::jsonb -> 0 ->> 'id')::uuid) THEN pg_current_xact_id()::text
     END AS transaction_id;
@@ -172,7 +172,7 @@ RETURNING
 
 -- name: find_duplicate_jobs(ids, idempotency_keys)
 -- Return the jobs that conflict with new ones: those with one of the ids or one of the idempotency keys.
--- Returns: id and idempotency key of each, in no order; nothing for those deleted meanwhile.
+-- Returns: id and idempotency key of each, in no order; nothing for jobs deleted meanwhile.
 -- Index: jobs_pkey, jobs_idempotency_key_idx.
 -- Locks: none.
 -- Notes: A union of two index scans. An OR over both columns would leave the choice of plan to the estimates.
@@ -191,7 +191,7 @@ WHERE j.idempotency_key = ANY(:idempotency_keys::text[]);
 
 -- name: get_job(id)^
 -- Return one job by its id.
--- Returns: the job; nothing when there is none.
+-- Returns: the job; nothing if there is none.
 -- Index: jobs_pkey.
 -- Locks: none.
 SELECT
@@ -220,8 +220,8 @@ WHERE j.id = :id::uuid;
 
 -- name: get_jobs(ids)
 -- Return many jobs by their ids.
--- Returns: the jobs in the order of the ids; a repeated id is returned twice, a missing one not at all.
--- Index: jobs_pkey, one probe for each id.
+-- Returns: the jobs in the order of the ids. A repeated id is returned twice; a missing job is omitted.
+-- Index: jobs_pkey, one probe per id.
 -- Locks: none.
 --
 SELECT
@@ -276,7 +276,7 @@ ORDER BY wanted.place;
 
 -- name: get_job_by_idempotency_key(idempotency_key)^
 -- Return one job by its idempotency key.
--- Returns: the job; nothing when there is none.
+-- Returns: the job; nothing if there is none.
 -- Index: jobs_idempotency_key_idx.
 -- Locks: none.
 SELECT
@@ -304,17 +304,17 @@ WHERE j.idempotency_key = :idempotency_key::text;
 
 
 -- name: list_jobs(statuses, queues, job_types, created_from, created_before, cursor_created_at, cursor_id, page_limit)
--- Return a page of jobs, newest first (created_at, then id), from the cursor's position on. A null filter matches every
--- job. The range of created_at includes its start and excludes its end.
--- Returns: at most page_limit jobs. The cursor's position is the last job of the page before; it is not returned again.
+-- Return a page of jobs, newest first (created_at, then id), starting after the cursor's position. A null filter
+-- matches every job. The range of created_at includes its start and excludes its end.
+-- Returns: at most page_limit jobs. The cursor's position is the last job of the previous page, which is not repeated.
 -- Index: jobs_finished_type_idx, and jobs_finished_queue_idx if queues are given; jobs_pending_idx or jobs_claim_idx;
 -- jobs_running_idx; jobs_pkey for the rows.
 -- Locks: none.
--- Notes: Finished jobs are read lane by lane. A lane is one contiguous range of an index: a job type and a status, of
--- one queue or of all. goqueue.finished_lanes finds the lanes. From each lane one page is read from the position on, so
--- page 1000 costs no more than page 1. Pending jobs are read newest first: if few of them match the filter, all their
--- index entries are read. All running jobs are read: workers hold few. ANY(ARRAY[...]) keeps the planner from reading
--- the index by job type where statistics know one queue only.
+-- Notes: Finished jobs are read lane by lane. A lane is one contiguous range of an index: a job type and a status, in
+-- one queue or in all. goqueue.finished_lanes finds the lanes. From each lane one page is read, starting at the
+-- position, so page 1000 costs no more than page 1. Pending jobs are read newest first: if few of them match the
+-- filter, all their index entries are read. All running jobs are read: workers hold few. ANY(ARRAY[...]) keeps the
+-- planner from reading the index by job type if the statistics know only one queue.
 WITH page_start AS MATERIALIZED (
     SELECT
         coalesce(:cursor_created_at::timestamptz, :created_before::timestamptz, 'infinity') AS created_at,
@@ -426,10 +426,10 @@ ORDER BY j.created_at DESC, j.id DESC;
 
 -- name: count_jobs(statuses, queues, job_types, created_from, created_before)^
 -- Count the jobs that a filter of list_jobs matches.
--- Returns: the count, and whether it is exact. A count is exact up to 10,000. Above, it is an estimate from the rows of
--- some 500 random pages of the table.
+-- Returns: the count, and whether it is exact. Up to 10,000 it is. Above, the count is an estimate from the rows of
+-- about 500 random pages of the table.
 -- Index: jobs_finished_type_idx, and jobs_finished_queue_idx if queues are given; jobs_pending_idx or jobs_claim_idx;
--- jobs_running_idx. At most 10,001 of the entries that match are read.
+-- jobs_running_idx. At most 10,001 matching entries are read.
 -- Locks: none.
 -- Notes: The lanes are those of list_jobs.
 --
@@ -530,11 +530,11 @@ CROSS JOIN sampled AS s;
 
 
 -- name: update_job(id, changes)^
--- Change the given fields of one job, and the times and the holder that follow from a new status. The changes are a
--- JSON object with the columns' names. A missing field stays as it is; null clears it.
--- Returns: the job after the change. Nothing when there is no such job or the change is rejected: a finished job does
--- not start or finish again (dead and cancelled can become pending, completed is final), and another job's idempotency
--- key is not taken over.
+-- Change the given fields of one job. A new status also sets the times and the holder. The changes are a JSON object
+-- with the columns' names. A missing field is unchanged; null clears it.
+-- Returns: the job after the change. Nothing if there is no such job or the change is rejected: a finished job does not
+-- start or finish again (dead and cancelled can become pending, completed is final), and another job's idempotency key
+-- is not taken over.
 -- Index: jobs_pkey, jobs_idempotency_key_idx.
 -- Locks: the job's row.
 --
@@ -547,7 +547,7 @@ WITH locked_job AS MATERIALIZED (
         coalesce((:changes::jsonb ->> 'max_attempts')::integer, before.max_attempts) AS max_attempts_after
     FROM goqueue.jobs AS before
     WHERE before.id = :id::uuid
-    -- Locked first, so that the row's present status decides, and not the one that the statement saw at its start.
+    -- Locked first: the row's current status decides, not the one in the statement's snapshot.
     FOR NO KEY UPDATE
 )
 
@@ -558,7 +558,7 @@ SET
     payload = CASE WHEN c.fields ? 'payload' THEN c.fields -> 'payload' ELSE j.payload END,
     status = c.status_after,
     priority = CASE WHEN c.fields ? 'priority' THEN (c.fields ->> 'priority')::smallint ELSE j.priority END,
-    -- Made pending again, a finished job has all its attempts again, and a running one keeps at least one.
+    -- A finished job that becomes pending has all its attempts again; a running one keeps at least one.
     attempts = CASE
         WHEN c.fields ? 'attempts' THEN (c.fields ->> 'attempts')::integer
         WHEN c.status_after = 'pending' AND j.status IN ('dead', 'cancelled') THEN 0
@@ -571,15 +571,16 @@ SET
         WHEN c.fields ? 'idempotency_key' THEN c.fields ->> 'idempotency_key'
         ELSE j.idempotency_key
     END,
-    -- A running job has a holder: locked_by of the changes, else the present one, else application_name, else session_user.
+    -- The holder of a running job: locked_by of the changes, else the current one, else application_name, else
+    -- session_user.
     locked_by = CASE
         WHEN c.fields ->> 'locked_by' IS NOT NULL THEN c.fields ->> 'locked_by'
         WHEN c.status_after = 'running'
             THEN coalesce(j.locked_by, nullif(current_setting('application_name'), ''), session_user)
     END,
     locked_at = CASE WHEN c.status_after = 'running' THEN coalesce(j.locked_at, statement_timestamp()) END,
-    -- Set running or completed by hand, or given to another holder: whoever held it before has lost it, and has not
-    -- completed it.
+    -- If the job is set running or completed manually, or assigned to another holder, the previous holder has lost it
+    -- and did not complete it.
     lease_token = CASE
         WHEN
             (c.status_after IN ('running', 'completed') AND j.status <> c.status_after)
@@ -634,7 +635,7 @@ RETURNING
 
 -- name: replace_pending_job(id, queue, job_type, payload, priority, max_attempts, scheduled_at, delay, idempotency_key)^
 -- Add a job, or replace the pending job that has its idempotency key. The replaced job keeps its id.
--- Returns: the job; nothing when the key's job is no longer pending.
+-- Returns: the job; nothing if the key's job is no longer pending.
 -- Index: jobs_idempotency_key_idx decides conflicts.
 -- Locks: the job's row; waits for a transaction that is adding the same key.
 INSERT INTO goqueue.jobs AS j (
@@ -691,9 +692,9 @@ RETURNING
 
 
 -- name: cancel_jobs(ids)
--- Cancel pending and running jobs. The worker of a running job learns of it at its next heartbeat or completion.
--- Returns: the ids of the jobs cancelled; finished ones and those that do not exist are left out.
--- Index: jobs_pkey, two probes for each job.
+-- Cancel pending and running jobs. The worker of a running job finds out at its next heartbeat or completion.
+-- Returns: the ids of the cancelled jobs; finished and missing jobs are omitted.
+-- Index: jobs_pkey, two probes per job.
 -- Locks: the jobs' rows, in the order of their ids.
 WITH locked_job AS MATERIALIZED (
     SELECT
@@ -724,9 +725,9 @@ RETURNING j.id;
 
 
 -- name: retry_jobs(ids)
--- Make dead and cancelled jobs pending again, due at once and with all their attempts.
--- Returns: the ids of the jobs that are pending again; others are left out.
--- Index: jobs_pkey, two probes for each job.
+-- Make dead and cancelled jobs pending again, due at once, with all their attempts.
+-- Returns: the ids of the jobs that are pending again; others are omitted.
+-- Index: jobs_pkey, two probes per job.
 -- Locks: the jobs' rows, in the order of their ids.
 WITH locked_job AS MATERIALIZED (
     SELECT
@@ -756,9 +757,9 @@ RETURNING j.id;
 
 
 -- name: reschedule_jobs(ids, scheduled_at, delay)
--- Set another time for pending jobs: scheduled_at, or delay from now.
--- Returns: the ids of the jobs changed; jobs that are not pending are left out.
--- Index: jobs_pkey, two probes for each job.
+-- Set a new time for pending jobs: scheduled_at, or delay from now.
+-- Returns: the ids of the changed jobs; jobs that are not pending are omitted.
+-- Index: jobs_pkey, two probes per job.
 -- Locks: the jobs' rows, in the order of their ids.
 WITH locked_job AS MATERIALIZED (
     SELECT
@@ -785,8 +786,8 @@ RETURNING j.id;
 
 
 -- name: delete_job(id)$
--- Delete one job, whatever its status.
--- Returns: the transaction's id; nothing when there is no such job.
+-- Delete one job in any status.
+-- Returns: the transaction's id; nothing if there is no such job.
 -- Index: jobs_pkey.
 -- Locks: the job's row.
 DELETE FROM goqueue.jobs AS j
@@ -796,10 +797,10 @@ RETURNING pg_current_xact_id()::text AS transaction_id;
 
 -- name: delete_failures(job_id)
 -- Delete the history of a job's failures, after delete_job and in its transaction.
--- Returns: the tokens of the attempts that failed; no row when there was none.
+-- Returns: the tokens of the failed attempts; no row if there were none.
 -- Index: job_failures_pkey.
 -- Locks: the failures' rows.
--- Notes: This is a statement of its own: only a new snapshot sees a failure that another transaction recorded while
+-- Notes: A separate statement, because only a new snapshot sees a failure that another transaction recorded while
 -- delete_job waited for it.
 DELETE FROM goqueue.job_failures AS f
 WHERE f.job_id = :job_id::uuid
@@ -807,15 +808,15 @@ RETURNING f.lease_token;
 
 
 -- name: prune_jobs(older_than, statuses, job_limit, kept_ids)
--- Delete one batch of jobs that finished longer than older_than ago, and the history of their failures. It works lane
--- by lane, in each the first created jobs first. Jobs with an id in kept_ids are skipped.
--- Returns: the id of each job of the batch, and the reason why it was not deleted (null: it was). A batch smaller than
+-- Delete one batch of jobs that finished more than older_than ago, with their failure history. It works lane by lane,
+-- oldest job first. Jobs with an id in kept_ids are skipped.
+-- Returns: for each job of the batch, its id and the reason why it was not deleted (null: it was). A batch smaller than
 -- job_limit is the last one.
 -- Index: jobs_finished_type_idx (a job can't have finished before it was created), jobs_pkey, job_failures_pkey.
 -- Locks: the batch's rows. A job that another session has locked is skipped.
--- Notes: goqueue.delete_unreferenced_jobs deletes the batch in a savepoint. Where a foreign key of another table or a
--- trigger keeps a job, it deletes the others. Every call reads and skips jobs that were created long before they
--- finished, until they are due. An index on completed_at would avoid that, and would cost every completion.
+-- Notes: goqueue.delete_unreferenced_jobs deletes the batch in a savepoint. If a trigger or another table's foreign key
+-- keeps a job, it deletes the others. Every call reads and skips jobs that were created long before they finished,
+-- until they are due. An index on completed_at would avoid that, but would add a cost to every completion.
 WITH due_job AS MATERIALIZED (
     SELECT lane_job.id
     FROM goqueue.finished_lanes(:statuses::text[]::goqueue.job_status[], NULL, NULL) AS l

@@ -1,10 +1,10 @@
--- The statements of a running job: claim, heartbeat, complete, fail, release, rescue; and a worker's other queries. The
+-- The statements on a running job: claim, heartbeat, complete, fail, release, rescue; and a worker's other queries. The
 -- rules of this folder are in jobs.sql.
 --
--- A holder names each job by its id and the token of its claim (a fencing token). Such a statement has three steps:
--- lock the named rows in the order of their ids, so that no two of these statements deadlock; keep the jobs that the token
--- still holds; change those. The lock step searches by id alone, and the status is tested afterwards. So the planner
--- can't choose an index by status.
+-- A holder names each job by its id and the token of its claim (a fencing token). Such a statement has three steps. It
+-- locks the named rows in the order of their ids, so that no two of these statements deadlock. It keeps the jobs that
+-- the token still holds. It changes those. The lock step searches only by id, and the status is tested afterwards, so
+-- that the planner can't choose an index by status.
 --
 -- Due means scheduled_at <= statement_timestamp(). now() would be the start of the transaction.
 --
@@ -13,16 +13,16 @@
 
 
 -- name: claim_jobs(queues, worker_id, job_limit, lease, lane_queues, lane_priorities, lane_times, lane_ids)
--- Claim due jobs: by priority; between lanes of one priority, the lane that has waited longest first; within a lane by
--- scheduled_at, then id.
--- Returns: the jobs claimed, in the order of priority, scheduled_at, id.
+-- Claim due jobs by priority. Among lanes of one priority, the lane that has waited longest comes first; within a lane,
+-- jobs are ordered by scheduled_at, then id.
+-- Returns: the claimed jobs, ordered by priority, scheduled_at, id.
 -- Index: jobs_claim_idx, jobs_pkey.
--- Locks: the jobs claimed, skipping those that other sessions have locked.
+-- Locks: the claimed jobs; jobs locked by other sessions are skipped.
 -- Notes: A lane is a queue and a priority: one index scan with scheduled_at as a range, so that future jobs of a better
 -- priority are never read. The lane_ parameters name the lanes and where the last claim stopped in each. The scan
--- starts there, and reads no dead index entries again. It misses jobs before that point and jobs of other lanes. So
--- from time to time the store passes nulls, and every lane is scanned from its first job. 4611686018427387903 is the
--- largest token, 2^62 - 1; after it comes 1.
+-- starts there, and does not read dead index entries again. It misses jobs before that point and jobs of other lanes.
+-- So from time to time the store passes nulls, and every lane is scanned from its first job. 4611686018427387903 is the
+-- largest token, 2^62 - 1; the next one is 1.
 --
 WITH lane AS MATERIALIZED (
     SELECT
@@ -43,7 +43,7 @@ WITH lane AS MATERIALIZED (
     ) AS u (queue, priority, scheduled_at, id)
 ),
 
--- The outer LIMIT stops the scan: no job is locked that is not taken.
+-- The outer LIMIT stops the scan, so that only taken jobs are locked.
 due_job AS MATERIALIZED (
     SELECT lane_job.id
     FROM (
@@ -52,7 +52,7 @@ due_job AS MATERIALIZED (
             l.priority,
             l.scheduled_at,
             l.id,
-            -- As a column, the limit is unknown to the planner, which then scans in the index's order and does not sort.
+            -- As a column, the limit is unknown to the planner, which then scans in the index's order without a sort.
             :job_limit::bigint AS job_limit
         FROM lane AS l
         WHERE l.scheduled_at <= statement_timestamp()
@@ -85,7 +85,7 @@ claimed_job AS (
         lease_expires_at = statement_timestamp() + extract(EPOCH FROM :lease::interval) * interval '1 second',
         updated_at = statement_timestamp(),
         started_at = statement_timestamp()
-    -- An array: for a join, the planner would take the unknown LIMIT for a tenth of the table, and read all of it.
+    -- An array: in a join, the planner would estimate the unknown LIMIT as a tenth of the table, and read all of it.
     WHERE j.id = ANY(ARRAY(SELECT d.id FROM due_job AS d))
     RETURNING
         j.id,
@@ -136,7 +136,7 @@ ORDER BY c.priority, c.scheduled_at, c.id;
 -- name: heartbeat_jobs(ids, tokens, lease)
 -- Renew the leases of running jobs.
 -- Returns: the ids of the jobs that the caller still holds; their leases are renewed.
--- Index: jobs_pkey, two probes for each job. No indexed column changes, so no index entry is added (HOT).
+-- Index: jobs_pkey, two probes per job. No indexed column changes, so no index entry is added (HOT).
 -- Locks: the jobs, in the order of their ids.
 WITH locked_job AS MATERIALIZED (
     SELECT
@@ -159,10 +159,10 @@ RETURNING j.id;
 
 
 -- name: complete_jobs(ids, tokens)
--- Complete running jobs. A job that the same lease has completed already counts as completed, so that the call can be
+-- Complete running jobs. A job that the same lease has already completed counts as completed, so that the call can be
 -- repeated.
 -- Returns: the ids of the jobs that the caller held; they are completed.
--- Index: jobs_pkey, two probes for each job.
+-- Index: jobs_pkey, two probes per job.
 -- Locks: the jobs, in the order of their ids.
 WITH locked_job AS MATERIALIZED (
     SELECT
@@ -201,12 +201,11 @@ FROM held_job AS h;
 
 
 -- name: fail_jobs(ids, tokens, errors, is_final, retry_in, backoff_base, backoff_factor, backoff_max, backoff_jitter)
--- End attempts of running jobs with an error. A job waits for its next attempt; without an attempt left, or with
--- is_final, it is dead. The next attempt is due after retry_in. If that is null, the delay is the smaller of max and
--- base * factor ^ (attempts - 1), times a random factor from 1 to 1 + jitter. The factor spreads jobs that failed
--- together.
+-- Fail attempts of running jobs. A job becomes pending again; without an attempt left, or with is_final, it is dead.
+-- The next attempt is due after retry_in. If that is null, the delay is the smaller of max and base * factor ^
+-- (attempts - 1), times a random factor from 1 to 1 + jitter. The factor spreads jobs that failed together.
 -- Returns: id and status of the jobs that the caller held.
--- Index: jobs_pkey, two probes for each job. job_failures_pkey.
+-- Index: jobs_pkey, two probes per job. job_failures_pkey.
 -- Locks: the jobs, in the order of their ids.
 --
 WITH locked_job AS MATERIALIZED (
@@ -246,7 +245,7 @@ failed_job AS (
         scheduled_at = CASE
             WHEN h.has_attempt THEN statement_timestamp() + coalesce(
                 extract(EPOCH FROM :retry_in::interval) * interval '1 second',
-                -- Seconds as a double, because an interval could overflow. exp(300) is beyond any max, and no overflow.
+                -- Seconds as a double, because an interval could overflow. exp(300) is beyond any max.
                 least(
                     extract(EPOCH FROM :backoff_base::interval)::double precision
                     * exp(least(ln(:backoff_factor::double precision) * (j.attempts - 1), 300)),
@@ -280,7 +279,7 @@ recorded_failure AS (
         f.locked_by,
         f.last_error
     FROM failed_job AS f
-    -- A failure left behind by a job deleted by hand must not keep a job of the same id from failing.
+    -- A failure left behind by a manually deleted job must not block a job with the same id.
     ON CONFLICT (job_id, lease_token) DO UPDATE SET
         attempt = excluded.attempt,
         failed_at = excluded.failed_at,
@@ -296,10 +295,10 @@ FROM failed_job AS f;
 
 
 -- name: release_jobs(ids, tokens, delay)
--- Return running jobs to pending without counting the attempt, as at a shutdown. They are due after delay; with a delay
--- of zero, scheduled_at is unchanged.
+-- Return running jobs to pending without counting the attempt, for example at shutdown. They are due after delay; with
+-- a delay of zero, scheduled_at is unchanged.
 -- Returns: the ids of the jobs that the caller held; they are pending.
--- Index: jobs_pkey, two probes for each job.
+-- Index: jobs_pkey, two probes per job.
 -- Locks: the jobs, in the order of their ids.
 WITH locked_job AS MATERIALIZED (
     SELECT
@@ -330,13 +329,13 @@ RETURNING j.id;
 
 
 -- name: rescue_jobs(job_limit)
--- End attempts whose lease has expired without a heartbeat. The job is due for its next attempt at once, or dead
--- without an attempt left.
--- Returns: id and status of the jobs rescued; no row when no lease has expired.
+-- End attempts whose lease has expired without a heartbeat. The next attempt is due at once. Without an attempt left,
+-- the job is dead.
+-- Returns: id and status of the rescued jobs; no row if no lease has expired.
 -- Index: jobs_running_idx, jobs_pkey, job_failures_pkey.
--- Locks: the jobs rescued. A job that another session has locked is skipped.
+-- Locks: the rescued jobs. A job that another session has locked is skipped.
 -- Notes: All running jobs are read: workers hold few. Call it at intervals, not before every claim. Index entries of
--- finished runs are read too until vacuum removes them (20 ms for 150,000); a transaction left open elsewhere prevents
+-- finished runs are read too until vacuum removes them (20 ms for 150,000). A transaction left open elsewhere prevents
 -- that. An index on lease_expires_at would make every heartbeat add an entry.
 --
 WITH expired_job AS MATERIALIZED (
@@ -358,7 +357,7 @@ rescued_job AS (
         locked_by = NULL,
         locked_at = NULL,
         lease_expires_at = NULL,
-        -- Now: a claim that resumes after its old time would miss it.
+        -- Set to now, because a claim that resumes after its old time would miss it.
         scheduled_at = CASE WHEN j.attempts < j.max_attempts THEN statement_timestamp() ELSE j.scheduled_at END,
         updated_at = statement_timestamp(),
         completed_at = CASE WHEN j.attempts >= j.max_attempts THEN statement_timestamp() END
@@ -384,7 +383,7 @@ recorded_failure AS (
         r.last_error
     FROM rescued_job AS r
     INNER JOIN expired_job AS e ON r.id = e.id
-    -- A failure left behind by a job deleted by hand must not keep a job of the same id from failing.
+    -- A failure left behind by a manually deleted job must not block a job with the same id.
     ON CONFLICT (job_id, lease_token) DO UPDATE SET
         attempt = excluded.attempt,
         failed_at = excluded.failed_at,
@@ -401,7 +400,7 @@ FROM rescued_job AS r;
 
 -- name: list_failures(job_id)
 -- Return the failed attempts of one job.
--- Returns: the attempts in their order; no row when there are none.
+-- Returns: the attempts in order; no row if there are none.
 -- Index: job_failures_pkey.
 -- Locks: none.
 SELECT
@@ -418,17 +417,17 @@ ORDER BY f.lease_token;
 
 -- name: next_job_at(queues)$
 -- Return when the next job of the queues is due, for a worker that sleeps until then.
--- Returns: the earliest scheduled_at, in the past if a job is due already; null when no job is pending.
--- Index: jobs_claim_idx, one probe for each lane and one for each queue.
+-- Returns: the earliest scheduled_at, in the past if a job is already due; null if no job is pending.
+-- Index: jobs_claim_idx, one probe per lane and one per queue.
 -- Locks: none.
--- Notes: It scans each lane from the start, over the dead index entries that claims have left.
+-- Notes: It scans each lane from the start, including the dead index entries that claims have left.
 SELECT min(l.scheduled_at)
 FROM goqueue.pending_lanes(:queues::text[]) AS l;
 
 
 -- name: estimate_dead_rows()$
--- Estimate the dead tuples of goqueue.jobs. The store decides by it whether claims resume.
--- Returns: a number, some seconds old; 0 where track_counts is off.
+-- Estimate the dead tuples of goqueue.jobs. The estimate determines whether claims resume.
+-- Returns: a number, some seconds old; 0 if track_counts is off.
 -- Index: none; it reads autovacuum's statistics.
 -- Locks: none.
 SELECT pg_stat_get_dead_tuples('goqueue.jobs'::regclass);

@@ -8,7 +8,7 @@
 
 -- name: hold_database(name)$
 -- Mark a scratch database as in use, before it is created and until the session ends.
--- Returns: nothing of use.
+-- Returns: no meaningful value.
 -- Index: none.
 -- Locks: an advisory lock of the session.
 SELECT pg_advisory_lock(hashtextextended(:name::text, 0))::text AS held;
@@ -52,8 +52,7 @@ SELECT
 
 
 -- name: seed_jobs_table()!
--- Make goqueue.jobs unlogged and turn its autovacuum off, so that seeding is fast and plans do not change between two
--- looks.
+-- Make goqueue.jobs unlogged and turn its autovacuum off, so that seeding is fast and plans stay the same.
 -- Returns: nothing.
 -- Index: none.
 -- Locks: ACCESS EXCLUSIVE on goqueue.jobs.
@@ -94,10 +93,10 @@ ORDER BY i.indexrelid;
 -- Returns: the number of rows added.
 -- Index: none; the indexes are dropped while it runs.
 -- Locks: the new rows.
--- Notes: Without a queue of its own, a job's queue is one of queue_count: of a hundred queue_00 has two fifths of the
--- jobs, queue_98 0.2 of a hundred, queue_99 (with the type type_rare) one in 50,000. A queue has some four of 40 job
--- types. Ages: 28 days, evenly. One in 50 finished ten days after it was created. A tenth of the leases has expired. A
--- tenth of the jobs has an idempotency key. Ids are UUIDv7 in the order of creation.
+-- Notes: If queue is null, a job's queue is one of queue_count: of a hundred queues, queue_00 has two fifths of the
+-- jobs, queue_98 has 0.2 percent, queue_99 (with the type type_rare) one in 50,000. A queue has about four of 40 job
+-- types. Ages are spread evenly over 28 days. One job in 50 finished ten days after its creation. A tenth of the leases
+-- has expired. A tenth of the jobs has an idempotency key. Ids are UUIDv7 in the order of creation.
 --
 INSERT INTO goqueue.jobs (
     id,
@@ -183,7 +182,7 @@ FROM (
             random() AS luck
         FROM generate_series(:first_number::integer, :last_number::integer) AS g (n)
     ) AS r
-    -- Each expression once, and not wherever its column is used.
+    -- Evaluated once, not at each use of its column.
     OFFSET 0
 ) AS d;
 
@@ -224,7 +223,7 @@ VACUUM (ANALYZE) goqueue.job_failures;
 
 -- name: example_values()
 -- Return the values that `goqueue explain` uses for the parameters of a query, taken from the seeded jobs.
--- Returns: one row for each value: "parameter" for every query that has it, or "query.parameter" for that one; and the
+-- Returns: one row per value: "parameter" for every query that has it, or "query.parameter" for one query; and the
 -- value as text. A parameter without a row is null.
 -- Index: jobs_running_idx, jobs_pending_idx, jobs_finished_type_idx, jobs_idempotency_key_idx.
 -- Locks: none.

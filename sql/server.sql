@@ -13,15 +13,15 @@ WHERE j.id = '00000000-0000-0000-0000-000000000000';
 
 
 -- name: get_session(backend_pid)^
--- Return whether the session is the connection's own or lent by a pooler, and its settings. In a session of its own,
--- set what the client's environment overrides (PGTZ, PGDATESTYLE) and what only some servers accept.
--- Returns: one row: whether a pooler stands between (the server process differs from the one that the client connected
--- to); the names of the timeouts that are off; the statement_timeout; the isolation level; the time zone and date style
--- that were set; the client_connection_check_interval that was set. The last three are null otherwise.
+-- Return the session's settings, and whether the session is the connection's own or lent by a pooler. In its own
+-- session, set what the client's environment overrides (PGTZ, PGDATESTYLE) and what only some servers accept.
+-- Returns: one row: whether there is a pooler (the server process differs from the one that the client connected to);
+-- the names of the timeouts that are off; the statement_timeout; the isolation level; the time zone and date style that
+-- were set; the client_connection_check_interval that was set. The last three are null otherwise.
 -- Index: none; no row is read.
 -- Locks: none.
 -- Notes: client_connection_check_interval ends the statement of a client that has vanished. Only servers on Linux are
--- sure to accept it. A value that the role, the database or the URL sets stays.
+-- sure to accept it. A value that the role, the database or the URL sets is kept.
 SELECT
     s.is_pooled,
     array_remove(
@@ -52,9 +52,9 @@ FROM (SELECT pg_backend_pid() <> :backend_pid::integer AS is_pooled) AS s;
 
 
 -- name: get_transaction_status(transaction_id)$
--- Return the outcome of a transaction of this server, for a caller who has lost the reply to its COMMIT.
--- Returns: committed, aborted or in progress; null for an id too old to be known. An id that does not exist yet is an
--- error.
+-- Return the outcome of a transaction of this server, for a caller that lost the reply to its COMMIT.
+-- Returns: committed, aborted or in progress; null if the id is too old to be known. An id that does not exist yet is
+-- an error.
 -- Index: none; no row is read.
 -- Locks: none.
 SELECT pg_xact_status(:transaction_id::xid8);
@@ -78,7 +78,7 @@ LISTEN goqueue_cancelled;
 
 
 -- name: announce_listener()$
--- Make the triggers send notifications, for as long as the connection lives. Without a listener they send none.
+-- Make the triggers send notifications for as long as the connection exists. Without a listener they send none.
 -- Returns: nothing.
 -- Index: none; no row is read.
 -- Locks: a shared advisory lock of the session; the triggers try for the exclusive one and release it at once.
@@ -86,8 +86,8 @@ SELECT pg_advisory_lock_shared(7453300657348765004);
 
 
 -- name: find_listener_blockers()
--- Return the sessions that hold the lock of announce_listener exclusively. A trigger holds it for a moment; before
--- V0010 a cancelled insert could leave it with its session.
+-- Return the sessions that hold the lock of announce_listener exclusively. A trigger holds it for a moment. Before
+-- V0010, a cancelled insert could leave it to its session.
 -- Returns: each session's process, role and application.
 -- Index: none; the lock table and the sessions are in memory.
 -- Locks: none.
@@ -108,8 +108,8 @@ ORDER BY l.pid;
 
 
 -- name: wake_listeners(queues)
--- Wake the listeners of the queues, when a claim ended before it had read all due jobs.
--- Returns: true for each queue; false when nobody listens, or goqueue.notify is off.
+-- Wake the listeners of the queues, after a claim that ended before it had read all due jobs.
+-- Returns: true for each queue; false if nobody listens, or goqueue.notify is off.
 -- Index: none; no row is read.
 -- Locks: the exclusive form of announce_listener's lock, tried for and released at once.
 SELECT

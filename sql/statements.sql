@@ -1,16 +1,15 @@
--- What the server has counted for the statements of this folder. For psql and `goqueue queries --times`.
+-- The server's statistics of the statements in this folder. For psql and `goqueue queries --times`.
 
 
 -- name: statement_times()
--- Return the calls and times of each query of goqueue in this database, from pg_stat_statements; the most expensive
--- first.
--- Returns: one row for each query: calls, times in milliseconds (planning excluded), rows returned or changed, pages
--- read, and its share of the time of all goqueue queries, from 0 to 1.
+-- Return the calls and times of each goqueue query in this database, from pg_stat_statements, the most expensive first.
+-- Returns: one row per query: calls, times in milliseconds (without planning), rows returned or changed, pages read,
+-- and its share of the time of all goqueue queries, from 0 to 1.
 -- Index: none; the extension keeps its figures in memory.
 -- Locks: none.
 -- Notes: It needs pg_stat_statements in shared_preload_libraries (a restart), CREATE EXTENSION pg_stat_statements in
 -- this database, and membership in pg_read_all_stats to see other roles' statements. pg_stat_statements has one entry
--- for each role; here they are one row. The figures count from pg_stat_statements_reset() on.
+-- per role; here they are one row. The figures start at the last pg_stat_statements_reset().
 SELECT
     t.name,
     t.calls,

@@ -207,7 +207,7 @@ def test_drift_that_takes_a_human_is_told(goqueue_connection: Connection, statem
     goqueue_connection.execute(statement.encode())
     said = finding(goqueue_connection, "schema")
     assert (said.level, said.found[: len(found)]) == (Level.FAILED, found)
-    assert said.do.startswith("compare it with migrations/")
+    assert said.do.startswith("compare it with its definition in migrations/")
 
 
 def follow(connection: Connection, advice: str) -> None:
@@ -531,7 +531,7 @@ def test_a_folder_that_can_t_be_loaded_is_not_said_to_be_as_shipped(
         folder.mkdir()
         (folder / "jobs.sql").write_bytes(written)
     done = check(goqueue_connection, "queries", sql_dir=str(folder))
-    assert (done.level, done.summary) == (Level.FAILED, f"{folder}: it can't be used")
+    assert (done.level, done.summary) == (Level.FAILED, f"{folder}: can't be used")
     assert any(said in found.found for found in done.findings)
     assert check(goqueue_connection, "plans", sql_dir=str(folder)).level == Level.OK
 
@@ -1094,7 +1094,7 @@ def test_after_an_upgrade_the_diff_tells_who_has_changed_what(run: Run) -> None:
     )
     assert server == "server.sql: it does not name the release it was exported from"
     assert stats.startswith(
-        "stats.sql: changed here, and the shipped file has changed since goqueue 0.0.9: carry your "
+        "stats.sql: changed here, and the shipped file has changed since goqueue 0.0.9: apply your "
     )
     outdated = run("check", "--sql-dir", "old").out
     assert "warning: old/jobs.sql was exported from goqueue 0.0.9, and the shipped file has changed since" in outdated

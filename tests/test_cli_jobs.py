@@ -299,7 +299,7 @@ def test_ctrl_c_tells_which_lines_are_added(goqueue: Commands, goqueue_store: Po
         out, err = started.communicate()
     assert (started.returncode, out) == (130, "")
     assert re.fullmatch(
-        r"(no line is|lines 1 to 1,000 are) added; it is not known whether .* to 1,[0-9]{3} are: .*\n", err
+        r"(no line was|lines 1 to 1,000 were) added; it is not known whether .* to 1,[0-9]{3} were added: .*\n", err
     )
 
 
@@ -339,7 +339,7 @@ def test_ids_are_changed_and_those_that_could_not_be_are_named(
     missing = uuid4()
     result = goqueue("jobs", "cancel", one, done, missing)
     assert (result.code, result.out) == (1, "1 job cancelled\n")
-    assert sorted(result.err.splitlines()) == sorted([f"{done} is completed", f"{missing} does not exist"])
+    assert sorted(result.err.splitlines()) == sorted([f"{done} is completed", f"{missing} is not there"])
     assert goqueue("jobs", "cancel", one, two, "--json").json == {"cancelled": 1, "unchanged": {}}  # one is cancelled
     result = goqueue("jobs", "retry", one, done, "--json")
     assert (result.code, result.json) == (1, {"retried": 1, "unchanged": {str(done): "completed"}})

@@ -90,8 +90,8 @@ def test_on_a_terminal_undoing_is_asked_for_with_what_is_lost(goqueue: Commands,
         (["--target", "999"], "there is no version 999"),
         (["--undo-to", "999", "--yes"], "there is no version 999"),
         (["--undo-to", "-1"], "--undo-to"),
-        (["--target", "1", "--undo-to", "0"], "give one of"),
-        (["--list", "--dry-run"], "give one of"),
+        (["--target", "1", "--undo-to", "0"], "give only one of"),
+        (["--list", "--dry-run"], "give only one of"),
     ],
 )
 def test_a_migration_that_can_t_be_meant_ends_with_2(goqueue: Commands, arguments: list[str], message: str) -> None:
@@ -270,7 +270,7 @@ def test_a_folder_that_can_t_be_used_is_an_error_that_says_so(commands: Commands
     (tmp_path / "data" / "letter.txt").write_text("dear")
     result = commands("db", "start", "--data", tmp_path)
     assert (result.code, result.out) == (1, "")
-    assert "has files that are no PostgreSQL cluster" in result.err
+    assert "has files but no PostgreSQL cluster" in result.err
     wait_until_over(tmp_path)
     file = tmp_path / "file"
     file.write_text("")
@@ -292,7 +292,7 @@ def test_a_path_too_long_for_a_socket_gets_a_url_all_the_same(folder: Path) -> N
 
 def test_windows_is_refused_kindly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("goqueue.testing.devserver.os.name", "nt")
-    with pytest.raises(EmbeddedServerError, match="use a PostgreSQL server of your own"):
+    with pytest.raises(EmbeddedServerError, match="use your own PostgreSQL server"):
         DevServer(tmp_path)
 
 

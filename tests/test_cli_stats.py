@@ -186,12 +186,12 @@ def test_while_the_server_is_away_the_watch_says_how_old_its_figures_are(
         terminal.wait_for("Ctrl-C ends it")
         connection.execute(allow.format(sql.Identifier(name), sql.SQL("false")))
         connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
-        stale = terminal.wait_for(r"STALE, \d+s old: as of \d\d:\d\d:\d\d UTC; trying each 0.2 s")
+        stale = terminal.wait_for(r"STALE, \d+s old: as of \d\d:\d\d:\d\d UTC; retrying every 0.2 s")
         assert "mail" in stale
         terminal.wait_for("database")  # the server's reason
         terminal.wait_for(r"STALE, [2-9]s old")
         connection.execute(allow.format(sql.Identifier(name), sql.SQL("true")))
-        terminal.wait_for(r"\d\d:\d\d:\d\d UTC, each 0.2 s; Ctrl-C ends it")
+        terminal.wait_for(r"\d\d:\d\d:\d\d UTC, every 0.2 s; Ctrl-C ends it")
         terminal.interrupt()
         assert terminal.end()[0] == 0
 
@@ -204,7 +204,7 @@ def test_a_server_that_does_not_answer_makes_no_figures_look_new(
         with goqueue_connection.transaction():
             goqueue_connection.execute("LOCK TABLE goqueue.jobs IN ACCESS EXCLUSIVE MODE")
             assert "mail" in terminal.wait_for(r"STALE, \d+s old")
-        terminal.wait_for(r"\d\d:\d\d:\d\d UTC, each 0.2 s; Ctrl-C ends it")
+        terminal.wait_for(r"\d\d:\d\d:\d\d UTC, every 0.2 s; Ctrl-C ends it")
         terminal.interrupt()
         assert terminal.end()[0] == 0
 

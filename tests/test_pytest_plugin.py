@@ -109,7 +109,7 @@ def test_a_failed_test_s_database_is_kept_and_shown(
     result = run.runpytest_inprocess(*workers)
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(["*- goqueue database -*", "postgresql://*/goqueue_test_*", "Kept; *DROP DATABASE *;"])
-    result.stdout.fnmatch_lines(["*= goqueue databases =*", "kept, to be dropped by hand:", "  goqueue_test_*"])
+    result.stdout.fnmatch_lines(["*= goqueue databases =*", "kept, to be dropped manually:", "  goqueue_test_*"])
     kept = [line.strip() for line in result.outlines if line.startswith("  goqueue_test_")]
     assert len(kept) == 1
     assert databases(goqueue_server, kept[0]) == kept
@@ -178,9 +178,9 @@ def test_an_embedded_server_is_used_and_thrown_away(
     """)  # fmt: skip
     result = run.runpytest_inprocess("-rP", *workers)
     result.assert_outcomes(passed=2, failed=1)
-    result.stdout.fnmatch_lines(["goqueue: embedded PostgreSQL, thrown away at the end"])
+    result.stdout.fnmatch_lines(["goqueue: embedded PostgreSQL, deleted at the end"])
     result.stdout.fnmatch_lines(["It ends with this run's server; *"])
-    result.stdout.fnmatch_lines(["kept, and gone with this run's server:", "  goqueue_test_*"])
+    result.stdout.fnmatch_lines(["kept until this run's server ends:", "  goqueue_test_*"])
     host = next(line.split()[2] for line in result.outlines if line.startswith("host is"))
     assert not Path(host.partition("&")[0].replace("%2F", "/")).exists()
 
@@ -241,7 +241,7 @@ def test_a_docker_without_the_image_gives_way_to_the_embedded_server(
     run.makepyfile(PASSES)
     result = run.runpytest_inprocess(*workers)
     result.assert_outcomes(passed=2)
-    note = "the image postgres:18 can't be had from Docker (*); an embedded server took its place"
+    note = "the image postgres:18 is unavailable from Docker (*); using an embedded server"
     result.stdout.fnmatch_lines([note])
     monkeypatch.setenv("GOQUEUE_TEST_SERVER", "docker")
     result = run.runpytest_inprocess(*workers)
@@ -286,7 +286,7 @@ def test_a_user_who_may_not_make_databases_is_told(
     monkeypatch.setenv("GOQUEUE_TEST_DATABASE_URL", other_server.url.replace("postgres@", "plain@", 1))
     result = run.runpytest_inprocess()
     result.assert_outcomes(errors=2)
-    result.stdout.fnmatch_lines(["*may not make databases: ALTER ROLE ... CREATEDB"])
+    result.stdout.fnmatch_lines(["*can't create databases: ALTER ROLE ... CREATEDB"])
     monkeypatch.setenv("GOQUEUE_TEST_DATABASE_URL", other_server.url.replace("postgres@", "maker@", 1))
     run.runpytest_inprocess().assert_outcomes(passed=2)
 

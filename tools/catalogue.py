@@ -1,6 +1,6 @@
-"""Write what is made from other files: sql/README.md, columns.json, checksums, settings, the API reference, twins.
+"""Write the generated files: sql/README.md, columns.json, checksums, settings, the API reference, twins.
 
-``--check`` writes nothing and exits with 1 when a file is stale.
+``--check`` writes nothing and exits with 1 if a file is stale.
 """
 
 import argparse
@@ -29,7 +29,7 @@ _SETTINGS_END = "<!-- end of settings -->"
 
 
 def describe_columns(connection: psycopg.Connection[Any], notes: Iterable[QueryNote]) -> Columns:
-    """The names and types of the queries' result columns, as the server of a migrated database describes them."""
+    """Return the names and types of the queries' result columns, as described by the server of a migrated database."""
     columns: Columns = {}
     queries = load_queries()
     for note in notes:
@@ -48,7 +48,7 @@ def describe_columns(connection: psycopg.Connection[Any], notes: Iterable[QueryN
 
 
 def catalogue() -> str:
-    """The index of the statements at the end of sql/README.md: a line for each query."""
+    """Return the index of the statements for the end of sql/README.md: one line per query."""
     notes = read_notes()
     parts = (
         ("The statements of the store", [note for note in notes if note.file not in APART]),
@@ -71,11 +71,11 @@ def checksums() -> str:
         [
             "-- Made by `make catalogue` from the migration files; change those.",
             "--",
-            "-- Runs at the end of a `pgmigrate migrate` that applied something. What is recorded once stays: a file",
-            "-- that was edited after it was applied has another checksum than the one in the table, and shows.",
+            "-- Runs at the end of a `pgmigrate migrate` that applied something. A recorded checksum is never changed.",
+            "-- So it shows if a file was edited after it was applied.",
             "DO $$",
             "BEGIN",
-            "    -- A run with an earlier target ends before there is a table to record in.",
+            "    -- A run with an earlier target ends before the table exists.",
             "    IF to_regclass('goqueue.migration_checksums') IS NOT NULL THEN",
             "        INSERT INTO goqueue.migration_checksums (version, file_name, sha256)",
             "        SELECT",
@@ -96,7 +96,7 @@ def checksums() -> str:
 
 
 def settings_table() -> str:
-    """The table in docs/settings.md."""
+    """Return the table for docs/settings.md."""
     readers = [section.reader for section in SECTIONS if section.reader]
     marks = dict(zip(readers, "¹²³", strict=False))
     rows = (
@@ -123,7 +123,7 @@ def _checksums_file() -> Path:
 
 
 def made_files() -> dict[Path, str]:
-    """Each file that is made from others, and what it should hold."""
+    """Return the generated files, each with its expected text."""
     readme = shipped_folder("sql") / "README.md"
     by_hand = readme.read_text(encoding="utf-8").partition(_BEGIN)[0] if readme.exists() else ""
     settings = readme.parent.parent / "docs" / "settings.md"
@@ -145,17 +145,17 @@ def _write_columns() -> None:
             for extension in ("pg_stat_statements", "pgstattuple"):
                 connection.execute(f"CREATE EXTENSION {extension}".encode())
             columns = describe_columns(connection, read_notes())
-    # A query a line, so that a change shows as such.
+    # One line per query, for readable changes.
     lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(described)}" for name, described in columns.items())
     (shipped_folder("sql") / COLUMNS_FILE).write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a file is stale")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a file is stale")
     check = parser.parse_args().check
     if not check:
-        # The columns are described by a server that has been migrated, checksums and all.
+        # A fully migrated server describes the columns.
         _checksums_file().write_text(checksums(), encoding="utf-8")
         _write_columns()
     elif set(read_columns()) != {note.name for note in read_notes()}:

@@ -14,10 +14,10 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 ROOT = Path(__file__).parent.parent
-#: The longest that each document for one reader and one purpose may be, in lines.
+#: The most lines for each document with one reader and one purpose.
 LENGTHS = {"README.md": 150, "sql/README.md": 150, "migrations/README.md": 250, "CONTRIBUTING.md": 250}
 _FOLDERS = (".", "docs", "migrations", "sql", "tests/bench")
-# The published README is read outside of the repository, where only addresses work.
+# The published README is read outside the repository, so its links must be absolute.
 _PUBLISHED = "README.md"
 _ADDRESS = re.compile(
     r"https://(?:github\.com/goqueue/goqueue/blob|raw\.githubusercontent\.com/goqueue/goqueue)/main/(.+)"
@@ -32,12 +32,12 @@ def documents(root: Path = ROOT) -> list[Path]:
 
 
 def faults(root: Path = ROOT) -> Iterator[str]:
-    """Yield what is wrong, one sentence each."""
+    """Yield each fault as one sentence."""
     for file in documents(root):
         name, text = file.relative_to(root).as_posix(), file.read_text("utf-8")
         lines = len(text.splitlines())
         if lines > (most := LENGTHS.get(name, lines)):
-            yield f"{name} has {lines} lines, at most {most} are allowed: shorten it, or move a part beside its subject"
+            yield f"{name} has {lines} lines, at most {most} are allowed: shorten it, or move a part to its subject"
         for target in _targets(text):
             if fault := _fault(root, file, target):
                 yield f"{name} links to {target}: {fault}"
@@ -48,7 +48,7 @@ def faults(root: Path = ROOT) -> Iterator[str]:
 
 
 def _fault(root: Path, file: Path, target: str) -> str:
-    """Return what is wrong with a link; nothing for an address elsewhere."""
+    """Return what is wrong with a link; empty for an external address."""
     if own := _ADDRESS.fullmatch(target):
         path, _, anchor = own[1].partition("#")
         found = root / path
@@ -81,7 +81,7 @@ def _inline(text: str) -> Iterator[Token]:
 
 
 def anchors(text: str) -> set[str]:
-    """Return the anchors that GitHub gives to the headings of a document."""
+    """Return the anchors that GitHub assigns to the headings of a document."""
     found: set[str] = set()
     tokens = _markdown.parse(text)
     for heading, content in pairwise(tokens):

@@ -18,16 +18,16 @@ from goqueue.workbench.schema import read_schema
 
 
 def schema_text(connection: Connection[Any]) -> str:
-    """migrations/schema.json, of a freshly migrated database: one line a thing, so that changes can be read."""
+    """Return migrations/schema.json for a freshly migrated database: one line per object, for readable changes."""
     return _lines(json.dumps(thing[:3], ensure_ascii=False) for thing in read_schema(connection)) + "\n"
 
 
 def rights_text(connection: Connection[Any]) -> str:
-    """migrations/roles/rights.json, of a database where roles.sql has been run: one line a fact and a role.
+    """Return migrations/roles/rights.json for a database where roles.sql was run: one line per fact and role.
 
-    For a superuser, or a member of the roles. Facts about members are the server's own, and are left out.
+    Needs a superuser or a member of the roles. Facts about members belong to the server, and are omitted.
     """
-    # At a rollback psycopg deallocates what it has prepared, and generic_plans' own statement with it.
+    # On rollback psycopg deallocates its prepared statements, and with them generic_plans' own.
     connection.prepare_threshold = None
     facts = sorted(fact for fact in read_rights(connection) if fact.kind not in ("member", "exempt", "blind"))
     statements = [one for one in load_statements().values() if one.file.name not in APART]

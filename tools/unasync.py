@@ -1,7 +1,7 @@
-"""Makes the synchronous modules from the asynchronous ones beside them.
+"""Generates the synchronous modules from the asynchronous ones beside them.
 
-The rules are a few words' replacements over the whole text, comments and docstrings included. (The package unasync
-leaves docstrings as they are.)
+The rules replace a few words in the whole text, including comments and docstrings. (The package unasync leaves
+docstrings unchanged.)
 """
 
 import re
@@ -40,7 +40,7 @@ _RULES = [
 
 
 def made_modules() -> dict[Path, str]:
-    """Each synchronous module, and what it should hold."""
+    """Return each synchronous module with its expected text."""
     return {
         source.with_name(source.name.replace("_async", "")): synchronous(source)
         for source in sorted(PACKAGE.rglob("*_async.py"))
@@ -48,7 +48,7 @@ def made_modules() -> dict[Path, str]:
 
 
 def synchronous(source: Path) -> str:
-    """The text of an asynchronous module without what is asynchronous in it, laid out anew."""
+    """Return the synchronous text of an asynchronous module, formatted."""
     text = source.read_text(encoding="utf-8")
     for pattern, by in _RULES:
         text = pattern.sub(by, text)

@@ -376,7 +376,7 @@ def cancel_jobs(
 ) -> None:
     """Cancel pending and running jobs, by ids or by a filter.
 
-    A running job's worker is notified at its next call. `goqueue jobs retry`
+    A running job's worker finds out at its next call. `goqueue jobs retry`
     makes cancelled jobs pending again.
     """
     _change(_CANCEL, PostgresStorage.cancel_jobs, ids, job_filter, file, yes=yes, as_json=as_json)
@@ -482,7 +482,7 @@ def delete_jobs(
         else:
             print_line(done)
             for name in missing:
-                note(f"{name} does not exist")
+                note(f"{name} is not there")
     raise typer.Exit(1 if missing else 0)
 
 

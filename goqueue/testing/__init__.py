@@ -1,1 +1,1 @@
-"""Servers and databases to try goqueue on."""
+"""Servers and databases for trying goqueue."""

@@ -1,7 +1,7 @@
-"""A tour of the store on a real server: what `make run` shows.
+"""A tour of the store on a real server, shown by `make run`.
 
-Uses the database of GOQUEUE_DATABASE_URL (or goqueue.yaml) when there is one, else an embedded PostgreSQL that is
-thrown away at the end. A database of yours it migrates; of the jobs it touches its own queue's alone, and deletes them.
+It uses the database of GOQUEUE_DATABASE_URL (or goqueue.yaml) if configured, else a temporary embedded PostgreSQL. It
+migrates your database. It touches only the jobs of its own queue, and deletes them.
 """
 
 import sys
@@ -46,27 +46,27 @@ console = Console(highlight=False)
 def _database() -> Iterator[DatabaseConfig]:
     config = load_config().database
     if config.url:
-        console.print("[bold]Server[/]: the one that the configuration names (GOQUEUE_DATABASE_URL)")
+        console.print("[bold]Server[/]: the configured one (GOQUEUE_DATABASE_URL)")
         yield config
         return
     with console.status("starting an embedded PostgreSQL (the first start takes a second or two) ..."):
         server = EmbeddedServer()
         server.start()
     try:
-        console.print(f"[bold]Server[/]: embedded PostgreSQL {server.version}, thrown away at the end")
+        console.print(f"[bold]Server[/]: embedded PostgreSQL {server.version}, deleted at the end")
         yield msgspec.structs.replace(config, url=server.url())
     finally:
         server.stop()
-        console.print("[dim]The embedded server has stopped; nothing is left behind.[/]")
+        console.print("[dim]The embedded server has stopped; its files are deleted.[/]")
 
 
 def tour() -> None:
-    """Runs the tour. Raises `GoQueueError` when the server, the migrations or the store fail."""
+    """Run the tour. Raises `GoQueueError` if the server, the migrations or the store fail."""
     with _database() as config:
         with console.status("applying the migrations ..."):
             migrate(config.url)
         console.print("[bold]Schema[/]: migrated, as by `pgmigrate migrate`\n")
-        # A name of its own, so that two tours on one database do not meet.
+        # A unique name, so that two tours on one database don't interfere.
         queue = f"demo-{uuid4().hex[:8]}"
         with PostgresStorage.open(config) as store:
             try:
@@ -80,20 +80,20 @@ def _steps(store: PostgresStorage, config: DatabaseConfig, queue: str) -> None: 
     new = NewJob(queue=queue, job_type="send_email", payload={"to": "ada@example.com"}, idempotency_key=f"{queue}-1")
     job = store.create_job(new)
     _show([job])
-    _say("create_job", "the very same NewJob again, as after a lost connection: no second job")
+    _say("create_job", "the same NewJob again, as after a lost connection: no second job")
     console.print(f"   the same job: {store.create_job(new) == job}")
-    _say("create_job", "another job with that key: refused, and told which job has it")
+    _say("create_job", "another job with that key: rejected, with the id of the job that has it")
     try:
         store.create_job(NewJob(queue=queue, job_type="send_email", idempotency_key=new.idempotency_key))
     except DuplicateJobError as error:
         console.print(f"   [yellow]DuplicateJobError[/]: {error}")
-    _say("create_job", "a payload that no database could give back: refused before it is sent")
+    _say("create_job", "a payload that the database can't store: rejected before it is sent")
     try:
         store.create_job(NewJob(queue=queue, job_type="report", payload={"rows": [1.5, float("nan")]}))
     except InvalidJobError as error:
         console.print(f"   [yellow]InvalidJobError[/]: {error}")
 
-    _say("bound_to", "a job inside a transaction of the application's own, which rolls back")
+    _say("bound_to", "a job inside the application's transaction, which rolls back")
     with psycopg.connect(config.url) as connection:
         lost = store.bound_to(connection).create_job(NewJob(queue=queue, job_type="ship", delay=timedelta(hours=1)))
         connection.rollback()
@@ -108,37 +108,37 @@ def _steps(store: PostgresStorage, config: DatabaseConfig, queue: str) -> None: 
     )
     seconds = time.perf_counter() - start
     count = sum(created for _, created in results)
-    console.print(f"   {count:,} created in {seconds:.2f} s, {count / seconds:,.0f} a second")
+    console.print(f"   {count:,} created in {seconds:.2f} s, {count / seconds:,.0f} per second")
 
-    _say("list_jobs", "newest first, in pages; each goes on where the last one ended")
+    _say("list_jobs", "newest first, in pages; each continues after the previous one")
     job_filter = JobFilter(queue=queue, job_type=["report", "send_email"], status=JobStatus.PENDING)
     page = store.list_jobs(job_filter, limit=3)
     _show(page.jobs)
     pages, listed = 1, len(page.jobs)
     cursor = page.next_cursor
-    for _ in track(range(-(-_BULK // 500)), description="   reading on, 500 a page", console=console, transient=True):
+    for _ in track(range(-(-_BULK // 500)), description="   reading, 500 per page", console=console, transient=True):
         if cursor is not None:
             page = store.list_jobs(job_filter, limit=500, cursor=cursor)
             pages, listed, cursor = pages + 1, listed + len(page.jobs), page.next_cursor
     console.print(f"   {listed:,} jobs on {pages} pages; count_jobs says {store.count_jobs(job_filter)}")
 
-    _say("claim_jobs", "what a worker does: takes the next due jobs, each held by a lease")
+    _say("claim_jobs", "a worker claims the next due jobs, each held by a lease")
     first, second, *others = store.claim_jobs(queue, "worker-1", limit=10)
     _show([first, second])
-    _say("complete_and_claim", "says that they are done, and takes the next, in one transaction")
+    _say("complete_and_claim", "completes them and claims the next, in one transaction")
     start, done = time.perf_counter(), 0
     jobs = [first, *others]
     while jobs:
         done += len(jobs)
         jobs = store.complete_and_claim(jobs, queue, "worker-1", limit=100)
     seconds = time.perf_counter() - start
-    console.print(f"   {done:,} done in {seconds:.2f} s, {done / seconds:,.0f} a second; the others are not due yet")
-    _say("fail_job", "an attempt that failed is made again later; the error is kept")
-    store.fail_job(second, "the mail server was away")
+    console.print(f"   {done:,} done in {seconds:.2f} s, {done / seconds:,.0f} per second; the others are not due yet")
+    _say("fail_job", "a failed attempt is retried later; the error is stored")
+    store.fail_job(second, "the mail server was unavailable")
     _show([store.get_job(second.id)])
     [failure] = store.list_failures(second.id)
     console.print(f"   attempt {failure.attempt}, {failure.worker_id}: {failure.error}")
-    _say("complete_job", "by a worker that holds it no more: refused, nothing is finished twice")
+    _say("complete_job", "by a worker that no longer holds it: rejected, no job completes twice")
     try:
         store.complete_job(second)
     except LeaseLostError as error:
@@ -146,13 +146,13 @@ def _steps(store: PostgresStorage, config: DatabaseConfig, queue: str) -> None: 
     _say("queue_stats", "for an operator")
     stats = next(stats for stats in store.queue_stats() if stats.queue == queue)
     console.print("   " + ", ".join(f"{count} {status}" for status, count in stats.counts.items()))
-    _say("update_job", "by hand, as far as a job's state allows it")
+    _say("update_job", "manually, as far as the job's state allows it")
     try:
         store.update_job(first.id, JobUpdate(status=JobStatus.RUNNING))
     except JobStateError as error:
         console.print(f"   [yellow]JobStateError[/]: {error}")
 
-    _say("delete_job", "and it is gone")
+    _say("delete_job", "permanently")
     store.delete_job(job.id)
     try:
         store.get_job(job.id)
@@ -168,7 +168,7 @@ def _clear(store: PostgresStorage, queue: str) -> None:
             for job in jobs:
                 store.delete_job(job.id)
             removed += len(jobs)
-    console.print(f"[dim]The tour's {removed:,} jobs are deleted again.[/]")
+    console.print(f"[dim]The tour's {removed:,} jobs were deleted.[/]")
 
 
 def _say(name: str, what: str) -> None:
@@ -187,7 +187,7 @@ def _show(jobs: list[Job]) -> None:
 
 
 def main() -> None:
-    """Runs the tour; exits 1 with a short message when it can't."""
+    """Run the tour. Exit with 1 and a short message if it fails."""
     try:
         tour()
     except GoQueueError as error:

@@ -1,8 +1,8 @@
-"""An embedded server that outlives the command which starts it, for development.
+"""An embedded server for development that outlives the command which starts it.
 
-An `EmbeddedServer` ends with its process, so a process of its own keeps one: `python -m goqueue.testing.devserver
-FOLDER DESCRIPTOR`. Whether it lives is never read from a file, which could be stale: it listens at a FIFO and holds a
-lock, and both end with it. It is told to stop through the FIFO; nothing is signalled by its id.
+An `EmbeddedServer` ends with its process, so a separate process keeps it: `python -m goqueue.testing.devserver FOLDER
+DESCRIPTOR`. Its state is never read from a file, which could be stale: the process reads a FIFO and holds a lock, and
+both end with it. It is stopped through the FIFO, not by a signal to a process id.
 """
 
 import errno
@@ -24,7 +24,7 @@ from goqueue.testing.embedded import MAX_SOCKET_PATH, START_SECONDS, STOP_SECOND
 
 
 class Running(NamedTuple):
-    """A server that runs: its URL, its version, and the keeper's process id, for people to see."""
+    """A running server: its URL, its version, and the keeper's process id, for display."""
 
     url: str
     version: str
@@ -32,15 +32,15 @@ class Running(NamedTuple):
 
 
 class DevServer:
-    """The server of one folder: its cluster lies in ``folder/data`` and is kept. Raises EmbeddedServerError."""
+    """The server of one folder, with its cluster in ``folder/data``, which is kept. Raises EmbeddedServerError."""
 
     def __init__(self, folder: Path) -> None:
         if os.name != "posix":
-            raise EmbeddedServerError("the embedded server needs Linux or macOS; use a PostgreSQL server of your own")
+            raise EmbeddedServerError("the embedded server needs Linux or macOS; use your own PostgreSQL server")
         self.folder = folder.absolute()
 
     def start(self) -> tuple[Running, bool]:
-        """The running server, and whether this call started it."""
+        """Return the running server, and whether this call started it."""
         if running := self.running():
             return running, False
         try:
@@ -48,13 +48,13 @@ class DevServer:
             log = (self.folder / "keeper.log").open("wb")
         except OSError as error:
             raise EmbeddedServerError(f"{self.folder} can't be used: {error.strerror}") from error
-        # The keeper leaves this session and its parent. If we end before it answers (Ctrl-C), it can't, and stops.
-        # Its answer has a pipe of its own: what is imported when Python starts may print.
+        # The keeper leaves this session and its parent. If we end before it answers (Ctrl-C), it can't answer, and
+        # stops. It answers through its own pipe, because modules imported at Python's start may print.
         ours, theirs = os.pipe()
         command = [sys.executable, "-P", "-m", "goqueue.testing.devserver", str(self.folder), str(theirs)]
         with log, os.fdopen(ours, "rb") as pipe:
             try:
-                subprocess.run(  # noqa: S603 - its arguments are our own
+                subprocess.run(  # noqa: S603 - the arguments are fixed
                     command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", start_new_session=True,
                     pass_fds=[theirs], check=False,
                 )  # fmt: skip
@@ -62,13 +62,13 @@ class DevServer:
                 os.close(theirs)
             answer = pipe.readline()
         if not answer:
-            raise EmbeddedServerError(f"the server's keeper ended without a word: see {self.folder / 'keeper.log'}")
+            raise EmbeddedServerError(f"the server's keeper ended without an answer: see {self.folder / 'keeper.log'}")
         said: dict[str, Any] = json.loads(answer)
         if "error" in said:
             raise EmbeddedServerError(said["error"])
         if said:
             return Running(**said), True
-        # Another start was first, and its server is ours as well; or a stop has not ended yet.
+        # Another start was first, and its server is shared; or a stop has not ended yet.
         deadline = time.monotonic() + START_SECONDS
         while self._is_kept() and not self.running():
             if time.monotonic() > deadline:
@@ -77,14 +77,14 @@ class DevServer:
         return self.start()
 
     def stop(self) -> bool:
-        """Stops the server and its connections, and returns when it has ended. False when none was running."""
+        """Stop the server and its connections, and wait for its end. Return False if none was running."""
         if (control := self._control()) is None:
             return False
         try:
             with suppress(BrokenPipeError):  # it has just ended
                 os.write(control, b"stop\n")
             end = select.poll()
-            end.register(control, 0)  # tells that nobody reads any more: that keeper has ended, whoever comes after it
+            end.register(control, 0)  # reports that this keeper no longer reads, even if another one follows
             if not end.poll(2000 * STOP_SECONDS):
                 raise EmbeddedServerError(f"the server of {self.folder} did not stop in {2 * STOP_SECONDS:.0f} s")
         finally:
@@ -92,11 +92,11 @@ class DevServer:
         return True
 
     def running(self) -> Running | None:
-        """The server, if it takes connections."""
+        """Return the server if it accepts connections."""
         try:
             return Running(**json.loads((self.folder / "server.json").read_text())) if self._is_kept() else None
         except (FileNotFoundError, ValueError):
-            return None  # starting, or just gone
+            return None  # starting, or just ended
 
     def _is_kept(self) -> bool:
         if (control := self._control()) is None:
@@ -105,23 +105,23 @@ class DevServer:
         return True
 
     def _control(self) -> int | None:
-        """The FIFO, open for writing; None when no keeper reads it."""
+        """Return the FIFO, open for writing; None if no keeper reads it."""
         try:
             return os.open(self.folder / "control", os.O_WRONLY | os.O_NONBLOCK)
         except OSError as error:
             if error.errno in (errno.ENXIO, errno.ENOENT, errno.ENOTDIR):
                 return None
-            raise EmbeddedServerError(f"the server of {self.folder} can't be asked: {error.strerror}") from error
+            raise EmbeddedServerError(f"the server of {self.folder} can't be reached: {error.strerror}") from error
 
 
 def keep(folder: Path, answer: int) -> None:
-    """The keeper: run the server of ``folder`` until it is told to stop, or it ends by itself.
+    """Run the server of ``folder`` until it is stopped through the FIFO or ends by itself.
 
-    Whether it runs is written to the descriptor ``answer``.
+    Report on the descriptor ``answer`` whether it runs.
     """
     import fcntl  # noqa: PLC0415 - Windows has none
 
-    if os.fork():  # so that whoever started us has no child to wait for
+    if os.fork():  # so that the starting process has no child to wait for
         os._exit(0)
     lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
@@ -130,11 +130,11 @@ def keep(folder: Path, answer: int) -> None:
         return _say(answer, {})
     control, about = folder / "control", folder / "server.json"
     for name in (control, about):
-        name.unlink(missing_ok=True)  # of a keeper that was killed
+        name.unlink(missing_ok=True)  # left by a killed keeper
     os.mkfifo(control, 0o600)
-    # Open for writing too, or the first writer that closes it would end the waiting.
+    # Open for writing too: otherwise the first writer's close would end the wait.
     fifo = os.open(control, os.O_RDWR | os.O_NONBLOCK)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # by way of the with statement, which stops the server
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # the with statement then stops the server
     try:
         with EmbeddedServer(folder / "data") as server:
             running = Running(_stable_url(server.url(), folder), server.version, os.getpid())
@@ -147,20 +147,21 @@ def keep(folder: Path, answer: int) -> None:
     except EmbeddedServerError as error:
         _say(answer, {"error": str(error)})
     except BrokenPipeError:
-        pass  # whoever started us has ended, and would never know of this server
+        pass  # the starting process has ended and can't learn of this server
     finally:
         about.unlink(missing_ok=True)
-        os.close(lock)  # before the FIFO, so that the lock is free when a stop is over
+        os.close(lock)  # before the FIFO, so that the lock is free after a stop
 
 
 def _say(descriptor: int, answer: dict[str, Any]) -> None:
-    """Answer the command that waits for us, and let go of it. BrokenPipeError when it has ended."""
+    """Answer the waiting command and close its descriptor. Raises BrokenPipeError if it has ended."""
     os.write(descriptor, json.dumps(answer).encode() + b"\n")
     os.close(descriptor)
 
 
 def _stable_url(url: str, folder: Path) -> str:
-    """The same URL at each start, through a link to the socket's folder, where the link's path is not too long."""
+    """Return a URL that is the same at each start, through a link to the socket's folder if its path is short
+    enough."""
     link = folder / "socket"
     link.unlink(missing_ok=True)
     if len(os.fsencode(link / ".s.PGSQL.65535")) > MAX_SOCKET_PATH:

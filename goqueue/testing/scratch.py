@@ -23,10 +23,10 @@ _log = logging.getLogger("goqueue")
 SCRATCH = "^goqueue_explain_[0-9a-f]{12}$"
 """The names of scratch databases."""
 REFUSALS = (psycopg.errors.InsufficientPrivilege, psycopg.errors.ReadOnlySqlTransaction)
-"""What a server says where no database can be made."""
-_CHUNK = 50_000  # jobs added by one statement, so that there is progress to show
-_IN_MEMORY = 2_000_000  # rows that fit where the embedded server keeps throw-away data
-#: For each scenario the parts that the table is filled with: a share of the rows, and what add_jobs makes of them.
+"""Server errors when a database can't be created."""
+_CHUNK = 50_000  # jobs per statement, to show progress
+_IN_MEMORY = 2_000_000  # rows that fit into the embedded server's memory
+#: The parts of each scenario: a share of the rows, and the arguments of add_jobs.
 SCENARIOS: dict[str, list[tuple[float, dict[str, Any]]]] = {
     "mixed": [
         (0.9, {"finished": 0.8, "later": 0.5, "priorities": 3, "running": True}),
@@ -41,7 +41,7 @@ SCENARIOS: dict[str, list[tuple[float, dict[str, Any]]]] = {
     "queues": [(1.0, {"finished": 0.8, "later": 0.5, "priorities": 3, "running": True, "queue_count": 10_000})],
 }
 Report = Callable[[str, float], None]
-"""Is told what goes on, and how much of all of it is done (0 to 1)."""
+"""Receives a description of the current step, and the share of all work that is done (0 to 1)."""
 
 
 def _silent(_text: str, _done: float) -> None:
@@ -49,15 +49,15 @@ def _silent(_text: str, _done: float) -> None:
 
 
 class ExplainError(GoQueueError):
-    """A query, a parameter or a table that can't be explained or filled as asked for."""
+    """A query, a parameter or a table can't be explained or filled as requested."""
 
 
 @contextmanager
 def scratch_database(conninfo: str | None, rows: int) -> Iterator[psycopg.Connection[Any]]:
-    """A connection to a migrated, empty database of its own; it is dropped at the end, also after Ctrl-C or a SIGTERM.
+    """Yield a connection to a migrated, empty scratch database. Drop it at the end, also after Ctrl-C or a SIGTERM.
 
-    ``conninfo`` names a server whose role may make databases (one of REFUSALS else); None stands
-    for an embedded server, with room for ``rows`` jobs.
+    ``conninfo`` names a server on which the role can create databases (otherwise one of REFUSALS is raised). None means
+    an embedded server with room for ``rows`` jobs.
     """
     with ExitStack() as stack:
         stack.enter_context(_on_signals(signal.default_int_handler))
@@ -67,10 +67,10 @@ def scratch_database(conninfo: str | None, rows: int) -> Iterator[psycopg.Connec
         scratch = stack.enter_context(_made_database(conninfo))
         migrate(scratch)
         connection = stack.enter_context(connect(scratch))
-        # Whatever the role's own settings are: making an index may take its time.
+        # Override the role's settings: building an index can take long.
         connection.execute("SET statement_timeout = 0")
         connection.execute("SET idle_in_transaction_session_timeout = 0")
-        # After a kill -9 the session ends within a second, not with the statement: see `drop_abandoned`.
+        # After a kill -9 the session ends within a second instead of with the statement: see `drop_abandoned`.
         with suppress(psycopg.Error):  # a server on Windows has no such check
             connection.execute("SET client_connection_check_interval = '1s'")
         yield connection
@@ -80,7 +80,7 @@ def scratch_database(conninfo: str | None, rows: int) -> Iterator[psycopg.Connec
 def _made_database(conninfo: Secret) -> Iterator[Secret]:
     name = f"goqueue_explain_{secrets.token_hex(6)}"
     identifier = sql.Identifier(name)
-    # This connection stays open: its session holds the name, so that no other run takes the database for abandoned.
+    # This connection stays open: its session holds the name, so that no other run considers the database abandoned.
     with connect(conninfo) as connection:
         scratch = _conninfo_of(connection, name)
         fast = sql.SQL(" STRATEGY WAL_LOG" if connection.info.server_version >= 150000 else "")
@@ -102,8 +102,8 @@ def _made_database(conninfo: Secret) -> Iterator[Secret]:
 
 
 def _conninfo_of(connection: psycopg.Connection[Any], database: str) -> Secret:
-    """Another database of the connection's server, by the parameters in use, whichever service or variable they came
-    from."""
+    """Return the parameters for another database of the connection's server, from any source (URL, service,
+    variables)."""
     info = connection.info
     options: dict[str, Any] = conninfo_to_dict(info.dsn, password=info.password or None, dbname=database)
     options.pop("service", None)
@@ -111,19 +111,20 @@ def _conninfo_of(connection: psycopg.Connection[Any], database: str) -> Secret:
 
 
 def drop_abandoned(connection: psycopg.Connection[Any], pattern: str) -> list[str]:
-    """Drop the scratch databases of this role that a killed process has left, and return their names.
+    """Drop this role's scratch databases that killed processes left, and return their names.
 
-    ``pattern`` is a regular expression for the whole name. A database that a session holds (query hold_database), or
-    in which somebody has a session, is left alone; so is one that can't be dropped. Query: list_abandoned_databases.
+    ``pattern`` is a regular expression for the whole name. A database in use is left alone: one held by a session
+    (query hold_database), or with another session in it. So is one that can't be dropped. Query:
+    list_abandoned_databases.
     """
     dropped = []
     with suppress(psycopg.Error):
         for (name,) in load_queries().list_abandoned_databases(connection, pattern=pattern):
-            # Without FORCE: the server waits five seconds for sessions in it to end, and then refuses.
+            # Without FORCE: the server waits five seconds for its sessions to end, and then raises an error.
             with suppress(psycopg.Error):
                 connection.execute(sql.SQL("DROP DATABASE IF EXISTS {}").format(sql.Identifier(name)))
                 dropped.append(name)
-                log(_log, logging.INFO, "dropped %s, which a process that was killed had left", name)
+                log(_log, logging.INFO, "dropped %s, which a killed process had left", name)
     return dropped
 
 
@@ -132,13 +133,13 @@ def _drop(conninfo: Secret, identifier: sql.Identifier) -> None:
         with connect(conninfo) as connection:
             connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(identifier))
     except psycopg.Error as error:
-        said = f"the scratch database {identifier.as_string()} could not be dropped, do it by hand: {error}"
+        said = f"the scratch database {identifier.as_string()} could not be dropped; drop it manually: {error}"
         raise StorageError(said) from error
 
 
 @contextmanager
 def _on_signals(handler: Any) -> Iterator[None]:
-    """What Ctrl-C, a SIGTERM and a closed terminal do meanwhile; only the main thread can say so."""
+    """Handle Ctrl-C, SIGTERM and SIGHUP with ``handler`` inside the block. Only the main thread can do so."""
     before = {}
     if threading.current_thread() is threading.main_thread():
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
@@ -152,7 +153,7 @@ def _on_signals(handler: Any) -> Iterator[None]:
 
 
 def seed(connection: psycopg.Connection[Any], rows: int, scenario: str, report: Report = _silent) -> None:
-    """Fills the empty tables of a scratch database with ``rows`` jobs, as ``scenario`` (of SCENARIOS) has it."""
+    """Fill the empty tables of a scratch database with ``rows`` jobs, as ``scenario`` (of SCENARIOS) defines them."""
     parts = [(round(rows * share), options) for share, options in SCENARIOS[scenario]]
     with filling(connection, report):
         added = 0
@@ -167,11 +168,12 @@ def seed(connection: psycopg.Connection[Any], rows: int, scenario: str, report: 
 
 @contextmanager
 def filling(connection: psycopg.Connection[Any], report: Report = _silent) -> Iterator[None]:
-    """Before and after `add_jobs`: without indexes rows are added faster. Raises `ExplainError` if there are jobs."""
+    """Drop the indexes before `add_jobs` and rebuild them after it, for speed. Raises `ExplainError` if there are
+    jobs."""
     queries = load_queries()
     is_empty, *_ = queries.seed_session(connection)
     if not is_empty:
-        raise ExplainError("goqueue.jobs has rows: only an empty scratch database is filled")
+        raise ExplainError("goqueue.jobs has rows, expected an empty scratch database")
     queries.seed_jobs_table(connection)
     queries.seed_failures_table(connection)
     indexes = list(queries.index_statements(connection))
@@ -179,7 +181,7 @@ def filling(connection: psycopg.Connection[Any], report: Report = _silent) -> It
         connection.execute(drop.encode())
     yield
     for number, (_, create) in enumerate(indexes):
-        report("making the indexes", 0.6 + 0.3 * number / len(indexes))
+        report("building the indexes", 0.6 + 0.3 * number / len(indexes))
         connection.execute(create.encode())
     report("recording failures", 0.9)
     queries.seed_failures(connection)
@@ -202,9 +204,9 @@ def add_jobs(
     running_every: int = 2**31 - 1,
     chunk: int = 2**31 - 1,
 ) -> Iterator[int]:
-    """Adds ``rows`` jobs, and gives how many each statement added (at most ``chunk``). Query: seed_jobs.
+    """Add ``rows`` jobs. Yield the number that each statement added, at most ``chunk``. Query: seed_jobs.
 
-    The share ``finished`` of them is, and of the others the share ``later`` is not due yet.
+    The share ``finished`` of them is finished. Of the others, the share ``later`` is not due yet.
     """
     for first in range(1, rows + 1, chunk):
         yield load_queries().seed_jobs(

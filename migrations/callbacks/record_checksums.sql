@@ -1,10 +1,10 @@
 -- Made by `make catalogue` from the migration files; change those.
 --
--- Runs at the end of a `pgmigrate migrate` that applied something. What is recorded once stays: a file
--- that was edited after it was applied has another checksum than the one in the table, and shows.
+-- Runs at the end of a `pgmigrate migrate` that applied something. A recorded checksum is never changed.
+-- So it shows if a file was edited after it was applied.
 DO $$
 BEGIN
-    -- A run with an earlier target ends before there is a table to record in.
+    -- A run with an earlier target ends before the table exists.
     IF to_regclass('goqueue.migration_checksums') IS NOT NULL THEN
         INSERT INTO goqueue.migration_checksums (version, file_name, sha256)
         SELECT

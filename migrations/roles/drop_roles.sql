@@ -1,11 +1,11 @@
--- Takes roles.sql back in this database: everything belongs to whoever runs this, and no job is hidden from anyone who has
--- grants of his own. The roles go when no other database of the server uses them any more; logins that were members stay.
+-- Undoes roles.sql in this database: the role that runs this then owns everything, and every role with its own grants
+-- sees all jobs. The roles are dropped if no other database of the server uses them; logins that were members remain.
 --
 --     psql -v ON_ERROR_STOP=1 -f migrations/roles/drop_roles.sql
 --
--- For whoever may run roles.sql. Programs that had their rights from these roles have none then.
+-- Needs the rights that roles.sql needs. Programs with rights from these roles lose them.
 --
--- Locks: ACCESS EXCLUSIVE on goqueue's tables until it ends (some milliseconds); it waits for them 10 seconds at most.
+-- Locks: ACCESS EXCLUSIVE on goqueue's tables until it ends (some milliseconds); it waits at most 10 seconds for them.
 
 BEGIN;
 SET LOCAL lock_timeout = '10s';
@@ -13,7 +13,7 @@ SET LOCAL client_min_messages = warning;
 
 DO $$
 BEGIN
-    -- Not beside a run of roles.sql or of the migrations in this database; the number is the one of migrations.yml, and so is
+    -- Wait for a run of roles.sql or of the migrations in this database. migrations.yml has the same lock number, and
     -- the reason for polling.
     FOR attempt IN 1..100 LOOP
         EXIT WHEN pg_try_advisory_xact_lock(29114455692768613);
@@ -34,7 +34,7 @@ DROP POLICY IF EXISTS own_jobs_are_read ON goqueue.jobs;
 DROP POLICY IF EXISTS own_jobs_are_added ON goqueue.jobs;
 DROP POLICY IF EXISTS all_jobs ON goqueue.jobs;
 
--- What PUBLIC has where nothing is said.
+-- The default rights of PUBLIC.
 GRANT EXECUTE ON ALL ROUTINES IN SCHEMA goqueue TO public;
 GRANT USAGE ON TYPE goqueue.job_status, goqueue.schema_version_type TO public;
 

@@ -1,27 +1,28 @@
--- The roles of goqueue, what each may do, and whose jobs it sees. ../README.md has the table of queries and roles.
+-- The roles of goqueue, their rights, and the jobs that they see. ../README.md has the table of queries and roles.
 --
 --     psql -v ON_ERROR_STOP=1 -f migrations/roles/roles.sql
 --
--- For a superuser; or for a role with CREATEROLE that owns the schema goqueue (or is a member of its owner) and has CREATE
--- on the database: it becomes a member of goqueue_owner, or it couldn't hand the schema over and run this again.
--- Run it once the database is migrated, and again after every later `pgmigrate migrate`. Running it again, at the same time
--- or in another database of the server is fine; grants that are not in this file are taken from these roles again.
+-- Needs a superuser, or a role with CREATEROLE that owns the schema goqueue (or is a member of its owner) and has
+-- CREATE on the database. Such a role becomes a member of goqueue_owner, so that it can transfer the schema and run
+-- this again. Run it after the database is migrated, and again after every later `pgmigrate migrate`. Repeated and
+-- concurrent runs are safe, also in other databases of the server. Grants to these roles that are not in this file are
+-- revoked.
 --
--- Locks: ACCESS EXCLUSIVE on goqueue's tables until it ends (some milliseconds); it waits for them 10 seconds at most.
+-- Locks: ACCESS EXCLUSIVE on goqueue's tables until it ends (some milliseconds); it waits at most 10 seconds for them.
 
 BEGIN;
 SET LOCAL lock_timeout = '10s';
 SET LOCAL client_min_messages = warning;
 
 
--- The roles: groups that nobody logs in as. They are the server's, not the database's.
+-- The roles: groups without logins. They belong to the server, not to the database.
 
 DO $$
 DECLARE
     new_role record;
 BEGIN
-    -- Not beside another run of this file or of the migrations in this database; the number is the one of migrations.yml, and so is
-    -- the reason for polling.
+    -- Wait for another run of this file or of the migrations in this database. migrations.yml has the same lock number,
+    -- and the reason for polling.
     FOR attempt IN 1..100 LOOP
         EXIT WHEN pg_try_advisory_xact_lock(29114455692768613);
         IF attempt = 100 THEN
@@ -50,7 +51,7 @@ BEGIN
             EXECUTE format('CREATE ROLE %I NOLOGIN', new_role.name);
             EXECUTE format('COMMENT ON ROLE %I IS %L', new_role.name, new_role.purpose);
         EXCEPTION WHEN duplicate_object OR unique_violation THEN
-            NULL; -- Made in another database at the same time.
+            NULL; -- Created in another database at the same time.
         END;
     END LOOP;
     IF NOT pg_has_role('goqueue_owner', 'USAGE') THEN
@@ -60,7 +61,7 @@ END
 $$;
 
 
--- Ownership: the schema and everything in it. What has its owner already is not touched.
+-- Ownership: the schema and everything in it. Objects that already have the right owner are not changed.
 
 DO $$
 DECLARE
@@ -89,7 +90,8 @@ END
 $$;
 
 
--- Grants: first none, then these. Columns where a statement of sql/ writes some only: the others hold what can be forged.
+-- Grants: revoke all, then grant these. Where statements of sql/ write only some columns, the grant is on these
+-- columns, so that the others can't be forged.
 
 REVOKE ALL ON SCHEMA goqueue
 FROM public, goqueue_producer, goqueue_worker, goqueue_reader, goqueue_operator;
@@ -102,21 +104,21 @@ FROM public, goqueue_producer, goqueue_worker, goqueue_reader, goqueue_operator;
 
 GRANT USAGE ON SCHEMA goqueue
 TO goqueue_producer, goqueue_worker, goqueue_reader, goqueue_operator;
--- For everyone here, because each program checks that the schema is the one it was written for.
+-- For all roles here, because each program checks the schema's version.
 GRANT SELECT ON goqueue.schema_version, goqueue.migration_checksums
 TO goqueue_producer, goqueue_worker, goqueue_reader, goqueue_operator;
--- Of which rows: see the policies below.
+-- The policies below restrict the rows.
 GRANT SELECT ON goqueue.jobs, goqueue.job_failures
 TO goqueue_producer, goqueue_worker, goqueue_reader, goqueue_operator;
 
--- The views show all queues, whoever reads them: they read with the rights of goqueue_owner.
+-- The views show all queues to every reader: they read with the rights of goqueue_owner.
 GRANT SELECT ON goqueue.queue_metrics, goqueue.queue_status_metrics
 TO goqueue_worker, goqueue_reader, goqueue_operator;
 
--- The columns that create_job, create_jobs and create_missing_jobs name.
+-- The columns that create_job, create_jobs and create_missing_jobs write.
 GRANT INSERT (id, queue, job_type, payload, priority, max_attempts, scheduled_at, idempotency_key) ON goqueue.jobs
 TO goqueue_producer, goqueue_operator;
--- The default of an id that is not given, in a row inserted by hand.
+-- The default of an omitted id, in a manually inserted row.
 GRANT EXECUTE ON FUNCTION goqueue.uuid_v7()
 TO goqueue_producer, goqueue_operator;
 -- The rows of create_jobs and create_missing_jobs.
@@ -128,7 +130,7 @@ GRANT EXECUTE ON FUNCTION
 goqueue.pending_lanes(text[]), goqueue.finished_lanes(goqueue.job_status[], text[], text[])
 TO goqueue_producer, goqueue_worker, goqueue_reader, goqueue_operator;
 
--- The columns that the statements of leases.sql change. What a job is (its type, its payload) is not among them.
+-- The columns that the statements of leases.sql change. A job's type and payload are not among them.
 GRANT UPDATE (
     status, attempts, last_error, locked_by, locked_at, lease_token, lease_expires_at,
     scheduled_at, updated_at, started_at, completed_at
@@ -147,16 +149,16 @@ TO goqueue_operator;
 GRANT EXECUTE ON FUNCTION goqueue.delete_unreferenced_jobs(uuid[])
 TO goqueue_operator;
 
--- What later migrations add: nothing for PUBLIC, and a new table is read by those who read all. The rest comes with the
--- version of this file that knows it.
+-- Objects of later migrations: PUBLIC gets nothing; roles that read everything can read new tables. The later version
+-- of this file grants the rest.
 ALTER DEFAULT PRIVILEGES FOR ROLE goqueue_owner REVOKE ALL ON ROUTINES FROM public;
 ALTER DEFAULT PRIVILEGES FOR ROLE goqueue_owner REVOKE ALL ON TYPES FROM public;
 ALTER DEFAULT PRIVILEGES FOR ROLE goqueue_owner IN SCHEMA goqueue
 GRANT SELECT ON TABLES TO goqueue_reader, goqueue_operator;
 
 
--- Rows: a producer sees what it added. The owner and superusers see all, whatever stands here; anyone else, who has grants
--- of his own and is in none of these roles, sees nothing from now on.
+-- Rows: a producer sees the jobs it added. The owner and superusers always see all. Any other role with its own grants
+-- and none of these roles sees nothing from now on.
 
 DROP POLICY IF EXISTS all_jobs ON goqueue.jobs;
 CREATE POLICY all_jobs ON goqueue.jobs
@@ -181,15 +183,15 @@ USING (TRUE);
 DROP POLICY IF EXISTS own_jobs_failures_are_read ON goqueue.job_failures;
 CREATE POLICY own_jobs_failures_are_read ON goqueue.job_failures
 FOR SELECT TO goqueue_producer
--- The jobs' own policies hold in here: those that are read are the producer's.
+-- The policies on jobs apply inside: the jobs read are the producer's own.
 USING (EXISTS (SELECT FROM goqueue.jobs AS j WHERE j.id = job_id));
 
--- Not for the owner: the metrics' views read as the owner.
+-- Not for the owner: the metrics views read as the owner.
 ALTER TABLE goqueue.jobs ENABLE ROW LEVEL SECURITY, NO FORCE ROW LEVEL SECURITY;
 ALTER TABLE goqueue.job_failures ENABLE ROW LEVEL SECURITY, NO FORCE ROW LEVEL SECURITY;
 
 
--- Who loses sight by that is named.
+-- Name the roles that lose sight of jobs by that.
 
 DO $$
 DECLARE
