@@ -190,7 +190,6 @@ class JobUpdate(
     Struct, metaclass=HelpfulMeta, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
 ):
     """Changes to one job. Only the given fields change. None clears a nullable field, and sets ``scheduled_at`` to now.
-    ``scheduled_at`` to now.
 
     ``status`` determines the times and the holder. A job set running is held by ``locked_by``, else by the session's
     application_name. A job set completed, dead or cancelled gets its finish time. Raises `InvalidJobError`.

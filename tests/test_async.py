@@ -601,9 +601,9 @@ async def test_opening_can_be_cancelled(goqueue_database: str, server: Server, o
 
 async def test_another_event_loop_is_refused(store: AsyncPostgresStorage) -> None:
     def elsewhere() -> None:
-        with pytest.raises(StorageError, match="another event loop; open one in each"):
+        with pytest.raises(StorageError, match="another event loop; open one per event loop"):
             asyncio.run(store.ping())
-        with pytest.raises(StorageError, match="another event loop; open one in each"):
+        with pytest.raises(StorageError, match="another event loop; open one per event loop"):
             asyncio.run(store.close())
 
     await asyncio.to_thread(elsewhere)

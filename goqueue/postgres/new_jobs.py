@@ -9,7 +9,7 @@ from msgspec import UNSET
 from goqueue.config import DatabaseConfig
 from goqueue.errors import DuplicateJobError, InvalidJobError
 from goqueue.models import Job, JobUpdate, NewJob
-from goqueue.payload import check_payload, encode_checked, encode_json, reads_back
+from goqueue.payload import check_payload, check_payloads, encode_checked, encode_json
 from goqueue.validation import check_kind
 
 # A statement's one JSON parameter is kept far below jsonb's limit of 256 MB, and the client's memory modest.
@@ -74,10 +74,7 @@ class Batch:
 
     def checked(self) -> Self:
         """The batch, once all its payloads are known to be JSON; else `InvalidJobError`."""
-        payloads = [job.payload for job in self.jobs]
-        if not reads_back(document(self.encoded), payloads):
-            for payload in payloads:
-                check_payload(payload)
+        check_payloads(document(self.encoded), [job.payload for job in self.jobs])
         return self
 
 

@@ -44,7 +44,7 @@ from goqueue.models import (
     TransactionStatus,
 )
 from goqueue.postgres.claim_positions import ClaimPositions, positions_of
-from goqueue.postgres.cursor import Adapter, Queries
+from goqueue.postgres.cursor import Adapter, Many, Queries
 from goqueue.postgres.foreign import check_connection
 from goqueue.postgres.leases import FINAL, ClaimValues, Leases, check_lost, claim_values, queue_names
 from goqueue.postgres.listener import Listener
@@ -108,11 +108,6 @@ _MOST_KEPT = 10_000
 
 # Attempts at an insert that adds nothing although no conflicting job is found.
 _TRIES = 10
-
-
-def _keep_transaction_id(rows: list[AddedRow], known: dict[str, str | None]) -> None:
-    if rows and rows[0].transaction_id:
-        known["transaction_id"] = rows[0].transaction_id
 
 
 def _queries(config: DatabaseConfig, sql_dir: str) -> Queries:
@@ -312,27 +307,28 @@ class PostgresStorage:
             yield batch.checked()
 
     def _create(self, connection: Connection[Any], batches: list[Batch]) -> list[tuple[UUID, bool]]:
-        """Add the batches in one transaction: as new jobs, then, if one of them exists, those that don't."""
-        results: list[tuple[UUID, bool]] = []
-        ids = [job.id for batch in batches for job in batch.jobs]
+        # An error in the caller's pipeline would abort what is queued behind it.
         if all(batch.is_new for batch in batches) and connection.pgconn.pipeline_status == pq.PipelineStatus.OFF:
             with suppress(psycopg.errors.UniqueViolation):
-                with self._transaction(connection, "create_jobs", ids) as known:
-                    for batch in batches:
-                        rows = self._queries.create_jobs(connection, jobs=document(batch.encoded).decode())
-                        _keep_transaction_id(list(rows), known)
-                return [(job_id, True) for job_id in ids]
+                return self._create_by(self._queries.create_jobs, connection, batches)
+        return self._create_by(self._queries.create_missing_jobs, connection, batches)
+
+    def _create_by(
+        self, insert: Many[AddedRow], connection: Connection[Any], batches: list[Batch]
+    ) -> list[tuple[UUID, bool]]:
+        results: list[tuple[UUID, bool]] = []
+        ids = (job.id for batch in batches for job in batch.jobs)
         with self._transaction(connection, "create_jobs", ids) as known:
             for batch in batches:
-                results += self._create_missing(connection, batch, known)
+                results += self._create_batch(insert, connection, batch, known)
         return results
 
-    def _create_missing(
-        self, connection: Connection[Any], batch: Batch, known: dict[str, str | None]
+    def _create_batch(
+        self, insert: Many[AddedRow], connection: Connection[Any], batch: Batch, known: dict[str, str | None]
     ) -> list[tuple[UUID, bool]]:
-        encoded = document(batch.encoded).decode()
-        rows = list(self._queries.create_missing_jobs(connection, jobs=encoded))
-        _keep_transaction_id(rows, known)
+        rows = list(insert(connection, jobs=document(batch.encoded).decode()))
+        if rows and rows[0].transaction_id:
+            known["transaction_id"] = rows[0].transaction_id
         if len(rows) == len(batch.jobs):
             return [(job.id, True) for job in batch.jobs]
         created: set[UUID] = {row.id for row in rows}

@@ -44,7 +44,7 @@ from goqueue.models import (
     TransactionStatus,
 )
 from goqueue.postgres.claim_positions import ClaimPositions, positions_of
-from goqueue.postgres.cursor_async import AsyncAdapter, AsyncQueries
+from goqueue.postgres.cursor_async import AsyncAdapter, AsyncQueries, Many
 from goqueue.postgres.foreign import check_connection
 from goqueue.postgres.leases import FINAL, ClaimValues, Leases, check_lost, claim_values, queue_names
 from goqueue.postgres.listener_async import AsyncListener
@@ -109,11 +109,6 @@ _MOST_KEPT = 10_000
 
 # Attempts at an insert that adds nothing although no conflicting job is found.
 _TRIES = 10
-
-
-def _keep_transaction_id(rows: list[AddedRow], known: dict[str, str | None]) -> None:
-    if rows and rows[0].transaction_id:
-        known["transaction_id"] = rows[0].transaction_id
 
 
 def _queries(config: DatabaseConfig, sql_dir: str) -> AsyncQueries:
@@ -317,27 +312,28 @@ class AsyncPostgresStorage:
             yield batch.checked()
 
     async def _create(self, connection: AsyncConnection[Any], batches: list[Batch]) -> list[tuple[UUID, bool]]:
-        """Add the batches in one transaction: as new jobs, then, if one of them exists, those that don't."""
-        results: list[tuple[UUID, bool]] = []
-        ids = [job.id for batch in batches for job in batch.jobs]
+        # An error in the caller's pipeline would abort what is queued behind it.
         if all(batch.is_new for batch in batches) and connection.pgconn.pipeline_status == pq.PipelineStatus.OFF:
             with suppress(psycopg.errors.UniqueViolation):
-                async with self._transaction(connection, "create_jobs", ids) as known:
-                    for batch in batches:
-                        rows = self._queries.create_jobs(connection, jobs=document(batch.encoded).decode())
-                        _keep_transaction_id([row async for row in rows], known)
-                return [(job_id, True) for job_id in ids]
+                return await self._create_by(self._queries.create_jobs, connection, batches)
+        return await self._create_by(self._queries.create_missing_jobs, connection, batches)
+
+    async def _create_by(
+        self, insert: Many[AddedRow], connection: AsyncConnection[Any], batches: list[Batch]
+    ) -> list[tuple[UUID, bool]]:
+        results: list[tuple[UUID, bool]] = []
+        ids = (job.id for batch in batches for job in batch.jobs)
         async with self._transaction(connection, "create_jobs", ids) as known:
             for batch in batches:
-                results += await self._create_missing(connection, batch, known)
+                results += await self._create_batch(insert, connection, batch, known)
         return results
 
-    async def _create_missing(
-        self, connection: AsyncConnection[Any], batch: Batch, known: dict[str, str | None]
+    async def _create_batch(
+        self, insert: Many[AddedRow], connection: AsyncConnection[Any], batch: Batch, known: dict[str, str | None]
     ) -> list[tuple[UUID, bool]]:
-        encoded = document(batch.encoded).decode()
-        rows = [row async for row in self._queries.create_missing_jobs(connection, jobs=encoded)]
-        _keep_transaction_id(rows, known)
+        rows = [row async for row in insert(connection, jobs=document(batch.encoded).decode())]
+        if rows and rows[0].transaction_id:
+            known["transaction_id"] = rows[0].transaction_id
         if len(rows) == len(batch.jobs):
             return [(job.id, True) for job in batch.jobs]
         created: set[UUID] = {row.id for row in rows}
