@@ -21,6 +21,7 @@ from goqueue.errors import (
     StorageError,
     StorageUnavailableError,
     TransactionConflictError,
+    WorkerError,
 )
 from goqueue.logs import configure_logging
 from goqueue.models import (
@@ -43,13 +44,18 @@ from goqueue.postgres.store import PostgresStorage
 from goqueue.postgres.store_async import AsyncPostgresStorage
 from goqueue.storage import JobListener, Storage
 from goqueue.storage_async import AsyncJobListener, AsyncStorage
+from goqueue.work.context import BuryJob, JobContext, ReleaseJob, RetryJob, job_context
+from goqueue.work.worker import Worker
+from goqueue.work.worker_async import AsyncWorker
 
 __all__ = [
     "AsyncJobListener",
     "AsyncListener",
     "AsyncPostgresStorage",
     "AsyncStorage",
+    "AsyncWorker",
     "Backoff",
+    "BuryJob",
     "Config",
     "ConfigError",
     "ConnectionRejectedError",
@@ -62,6 +68,7 @@ __all__ = [
     "InvalidFilterError",
     "InvalidJobError",
     "Job",
+    "JobContext",
     "JobCount",
     "JobFilter",
     "JobListener",
@@ -80,6 +87,8 @@ __all__ = [
     "PostgresStorage",
     "Pruned",
     "QueueStats",
+    "ReleaseJob",
+    "RetryJob",
     "SchemaError",
     "ServerConfig",
     "Storage",
@@ -87,8 +96,11 @@ __all__ = [
     "StorageUnavailableError",
     "TransactionConflictError",
     "TransactionStatus",
+    "Worker",
     "WorkerConfig",
+    "WorkerError",
     "configure_logging",
+    "job_context",
     "load_config",
 ]
 

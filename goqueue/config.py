@@ -368,16 +368,15 @@ class DatabaseConfig(_Section, frozen=True, kw_only=True):
 class WorkerConfig(_Section, frozen=True, kw_only=True):
     """The queues, the leases and the timeouts of a worker. Raises ConfigError for invalid values.
 
-    They are for a worker built on this layer. goqueue checks and shows these settings, and does not use them.
+    A `Worker` and `goqueue work` read them.
     """
 
     section = "worker"
-    reader = "the worker to be built on this layer"
     ordered = (("heartbeat_interval", "lease", False),)
 
     concurrency: Annotated[int, _integer("Jobs run at once.", 1, 1000)] = 10
     queues: Annotated[tuple[str, ...], _names("Queues to take jobs from.")] = ("default",)
-    poll_interval: Annotated[timedelta, _duration("Pause when no job is ready.")] = timedelta(seconds=1)
+    poll_interval: Annotated[timedelta, _duration("Pause between two polls.")] = timedelta(seconds=1)
     job_timeout: Annotated[timedelta, _duration("Longest run of one job.")] = timedelta(minutes=5)
     lease: Annotated[timedelta, _duration("A job without a heartbeat for this long is lost.")] = timedelta(minutes=5)
     heartbeat_interval: Annotated[timedelta, _duration("How often a worker renews its lease.")] = timedelta(seconds=30)

@@ -97,6 +97,10 @@ class LeaseLostError(GoQueueError):
         self.job_ids = tuple(job_ids)
 
 
+class WorkerError(GoQueueError):
+    """A worker was made or run the wrong way: no handler for a job type, or two; a store of the other kind."""
+
+
 class StorageError(GoQueueError):
     """The database rejected a statement, or the store was used incorrectly. The driver's error is the cause."""
 

@@ -20,6 +20,7 @@ class Proxy:
         self._lose: bytes | None = None
         self._keep_request = False
         self._open: set[socket.socket] = set()
+        self._refuses = False
         #: Whether it was.
         self.lost = threading.Event()
         port = listening.getsockname()[1]
@@ -43,12 +44,24 @@ class Proxy:
             with suppress(OSError):
                 self._open.pop().shutdown(socket.SHUT_RDWR)
 
+    def refuse(self) -> None:
+        """End every connection, and those that come, until `accept`."""
+        self._refuses = True
+        self.cut()
+
+    def accept(self) -> None:
+        """Carry new connections again."""
+        self._refuses = False
+
     def serve(self) -> None:
         while True:
             try:
                 client, _ = self._listening.accept()
             except OSError:
                 return
+            if self._refuses:
+                client.close()
+                continue
             threading.Thread(target=self._carry, args=(client,), daemon=True).start()
 
     def _carry(self, client: socket.socket) -> None:

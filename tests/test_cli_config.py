@@ -20,7 +20,7 @@ ENVIRON = {name: value for name, value in os.environ.items() if not name.startsw
 READ_BY = {
     "server": "the server to be built on this layer",
     "database": "goqueue",
-    "worker": "the worker to be built on this layer",
+    "worker": "goqueue",
     "logging": "goqueue",
 }
 KEYS = [setting.key for section in SECTIONS for setting in settings_of(section)]
@@ -99,7 +99,7 @@ def test_json_is_an_array_of_settings(run: Run, monkeypatch: pytest.MonkeyPatch)
         "value": ["a", "b"],
         "source": "environment GOQUEUE_WORKER_QUEUES",
         "description": "Queues to take jobs from.",
-        "read_by": "the worker to be built on this layer",
+        "read_by": "goqueue",
     }
     assert {row["section"]: row["read_by"] for row in rows.values()} == READ_BY
     assert rows["database.prepare_threshold"]["value"] is None

@@ -38,13 +38,30 @@ def test_the_example_in_a_transaction_runs(goqueue_database: str, goqueue_store:
     assert [job.payload for job in goqueue_store.list_jobs().jobs] == [{"order": 17}]
 
 
-def test_the_workers_example_runs(goqueue_store: PostgresStorage) -> None:
-    goqueue_store.create_jobs(NewJob(job_type="t", payload=number) for number in range(25))
-    # The worker's loop has no end; here it ends when the jobs do.
-    example = EXAMPLES[1].replace("listener.wait(timedelta(seconds=1))", "break")
+def test_the_workers_example_runs(goqueue_store: PostgresStorage, capsys: Any) -> None:
+    goqueue_store.create_jobs(NewJob(job_type="send_email", payload={"to": number}) for number in range(25))
+    # The worker has no end; here it ends when the jobs do.
+    example = EXAMPLES[1].replace("worker.run(store)", "worker.run(store, until_empty=True)")
     assert example != EXAMPLES[1]
-    exec(example, {"store": goqueue_store})
+    assert len([line for line in example.splitlines() if line.strip()]) <= 10
+    exec(example, {"store": goqueue_store, "__name__": "__main__"})
     assert goqueue_store.count_jobs(JobFilter(status="completed")) == 25
+    assert "sending to 24\n" in capsys.readouterr().out
+
+
+def test_the_examples_of_the_page_on_workers_run(goqueue_store: PostgresStorage, capsys: Any) -> None:
+    handlers, loop = re.findall(r"```python\n(.*?)```", DOCUMENTS["docs/worker.md"], re.DOTALL)
+    goqueue_store.create_jobs(NewJob(job_type="import_file", payload={"rows": rows}) for rows in (2, 1, -1))
+    exec(f"{handlers}\nworker.run(store, until_empty=True)", {"store": goqueue_store})
+    assert sorted(capsys.readouterr().out.split("\n")[:-1]) == ["row 0", "row 0", "row 1"]
+    assert goqueue_store.count_jobs(JobFilter(status="completed")) == 2
+    assert goqueue_store.count_jobs(JobFilter(status="dead")) == 1
+    goqueue_store.create_jobs(NewJob(job_type="t", payload=number) for number in range(25))
+    # The loop has no end; here it ends when the jobs do.
+    ending = loop.replace("listener.wait(timedelta(seconds=1))", "break")
+    assert ending != loop
+    exec(ending, {"store": goqueue_store})
+    assert goqueue_store.count_jobs(JobFilter(status="completed")) == 27
 
 
 def test_the_example_that_gives_orphaned_claims_back_runs(goqueue_store: PostgresStorage) -> None:

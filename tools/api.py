@@ -20,11 +20,12 @@ connection. "Repeating" describes a second call with the same arguments, after t
 
 A `JobId` is a UUID or its text. `Jobs` are ids or a `JobFilter`. A `Held` is a claimed `Job` or a `Lease`.
 
-`AsyncPostgresStorage`, `AsyncListener`, `AsyncStorage` and `AsyncJobListener` have the same methods as coroutines. Open
-an asynchronous store in each event loop. Cancelling a task cancels its statement on the server.
+`AsyncPostgresStorage`, `AsyncWorker`, `AsyncListener`, `AsyncStorage` and `AsyncJobListener` have the same methods as
+coroutines. Open an asynchronous store in each event loop. Cancelling a task cancels its statement.
 """
 _GROUPS = (
     ("The store", ("PostgresStorage",)),
+    ("The worker", ("Worker", "job_context", "JobContext", "RetryJob", "BuryJob", "ReleaseJob")),
     ("The listener", ("Listener",)),
     (
         "Jobs",
@@ -37,7 +38,7 @@ _GROUPS = (
             "GoQueueError", "ConfigError", "InvalidJobError", "InvalidFilterError", "InvalidCursorError",
             "CorruptJobError", "DuplicateJobError", "JobNotFoundError", "JobStateError", "LeaseLostError",
             "StorageError", "ConnectionRejectedError", "StorageUnavailableError", "OutcomeUnknownError",
-            "TransactionConflictError", "SchemaError",
+            "TransactionConflictError", "SchemaError", "WorkerError",
         ),
     ),
     (
@@ -50,7 +51,9 @@ _GROUPS = (
     ("The contract of a backend", ("Storage", "JobListener")),
 )  # fmt: skip
 # The page includes the methods of these.
-_WITH_METHODS = ("PostgresStorage", "Listener")
+_WITH_METHODS = ("PostgresStorage", "Listener", "Worker", "JobContext")
+# The page includes the call that makes one of these.
+_WITH_CALL = ("Worker", "RetryJob", "BuryJob", "ReleaseJob")
 _HEADINGS = ("Raises", "Query", "Queries", "Repeating")
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -105,6 +108,9 @@ def _entry(name: str, found: Definitions) -> Iterator[str]:
         return
     if isinstance(node, ast.FunctionDef):
         yield f"```python\n{_signature(node)}\n```\n"
+    if name in _WITH_CALL and isinstance(node, ast.ClassDef):
+        [init] = (each for each in node.body if isinstance(each, ast.FunctionDef) and each.name == "__init__")
+        yield f"```python\n{_signature(init, name)}\n```\n"
     if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
         yield _prose(ast.get_docstring(node) or "") + "\n"
     if isinstance(node, ast.ClassDef):
@@ -128,14 +134,16 @@ def _methods(node: ast.ClassDef, found: Definitions) -> Iterator[Function]:
                 yield next(each for each in nested if each.name == "bound_to")
 
 
-def _signature(function: Function) -> str:
+def _signature(function: Function, made: str = "") -> str:
+    """Return how the function is called; of an ``__init__``, how an object of the class ``made`` is."""
     arguments = re.sub(r"^(self|cls)(, )?", "", ast.unparse(function.args)).replace("=", " = ")
-    returns = f" -> {ast.unparse(function.returns)}" if function.returns else ""
-    text = f"{function.name}({arguments}){returns}".replace("'", '"')
+    returns = f" -> {ast.unparse(function.returns)}" if function.returns and not made else ""
+    name = made or function.name
+    text = f"{name}({arguments}){returns}".replace("'", '"')
     if len(text) <= 110:
         return text
     parts = re.split(r", (?![^\[(]*[\])])", arguments)
-    return f"{function.name}(\n" + "".join(f"    {part},\n" for part in parts).replace("'", '"') + f"){returns}"
+    return f"{name}(\n" + "".join(f"    {part},\n" for part in parts).replace("'", '"') + f"){returns}"
 
 
 def _fields(node: ast.ClassDef, lines: list[str]) -> Iterator[str]:

@@ -21,6 +21,12 @@ _RULES = [
             r", for asyncio\. Open one per event loop and share it between tasks::",
             ". Open one per process and share it between threads::",
         ),
+        (
+            r"Runs jobs in tasks\. A handler is a coroutine function; a plain function is called in the event loop::",
+            "Runs jobs in threads. A handler is a function that takes the job::",
+        ),
+        (r"\bresult = (?=handler\()", ""),
+        (r"\bgoqueue\.work\.tasks\b", "goqueue.work.threads"),
         (r"with await Async(\w+)\.open\(", r"with \1.open("),
         (r"await psycopg\.AsyncConnection\.connect\(", "psycopg.connect("),
         (r"Awaitable\[((?:[^\[\]]|\[[^\[\]]*\])*)\]", r"\1"),

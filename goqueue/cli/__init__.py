@@ -15,6 +15,7 @@ from goqueue.cli.queries import show_plans, show_queries
 from goqueue.cli.server import db, run_migrations
 from goqueue.cli.sql import sql_app
 from goqueue.cli.stats import show_stats
+from goqueue.cli.work import work
 from goqueue.errors import ConfigError, ConnectionRejectedError, GoQueueError, InvalidJobError
 
 __all__ = ["app", "main"]
@@ -46,6 +47,7 @@ def _goqueue(
 
 app.command("config", epilog=EXIT_CODES)(show_config)
 app.add_typer(jobs, name="jobs")
+app.command("work", epilog=EXIT_CODES)(work)
 app.command("stats", epilog=EXIT_CODES)(show_stats)
 app.command("migrate", epilog=EXIT_CODES)(run_migrations)
 app.add_typer(db, name="db")

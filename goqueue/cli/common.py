@@ -251,15 +251,22 @@ def read_config(file: Path | None = None) -> Config:
 def open_store(file: Path | None = None) -> Iterator[PostgresStorage]:
     """Open the configured store, and close it at the end."""
     config = load_config(file)
-    try:
+    with hinting():
         store = PostgresStorage.open(config)
+    with store:
+        yield store
+
+
+@contextmanager
+def hinting() -> Iterator[None]:
+    """Open a store inside: an error of its connection says what can help."""
+    try:
+        yield
     except (ConnectionRejectedError, StorageUnavailableError) as error:
         hint = "`goqueue config` shows the server's address"
         if is_nobody_here(error):
             hint += "; `goqueue db start` starts a development server"
         raise type(error)(f"{error}\n{hint}") from error
-    with store:
-        yield store
 
 
 def note(message: str, style: str | None = None) -> None:

@@ -1,0 +1,584 @@
+"""One run of a worker: runners that call handlers, and those who claim, report, renew, rescue and listen for them."""
+
+import asyncio  # async only
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from math import inf
+from random import uniform
+from time import monotonic
+from typing import Any
+
+from goqueue.config import WorkerConfig, format_duration, settings_of
+from goqueue.errors import (
+    ConnectionRejectedError,
+    GoQueueError,
+    LeaseLostError,
+    OutcomeUnknownError,
+    SchemaError,
+)
+from goqueue.models import Backoff, Job, Lease
+from goqueue.safelog import log, record_lost
+from goqueue.storage_async import AsyncStorage
+from goqueue.work import tasks  # async only
+from goqueue.work.context import COMPLETED, RELEASED, Attempt, Outcome, Stopped, current, outcome_of
+from goqueue.work.tasks import Crew, Runner, Signal, interrupt, soon, this_runner
+
+_log = logging.getLogger("goqueue.worker")
+
+# Most jobs of one statement.
+_BATCH = 1000
+
+# The jobs that the runners finish in this time are claimed ahead.
+_AHEAD_SECONDS = 0.2
+
+# The mean duration of jobs is that of about this many.
+_RECENT = 200
+
+# Longest time to notice the end of the run while waiting for a notification.
+_SLICE = timedelta(seconds=0.1)
+
+# How long cancelled handlers have to end at a shutdown.
+_GRACE = 1.0
+
+# A runner that never waits lets the event loop's other tasks run this often.  # async only
+_TURN = 0.005  # async only
+
+
+class AsyncRun:
+    """What `AsyncWorker.run` does.
+
+    Threads share the collections without locks: each access is one atomic operation of a deque, a dict or a set.
+    """
+
+    def __init__(
+        self,
+        store: AsyncStorage,
+        config: WorkerConfig,
+        handlers: Mapping[str, Callable[[Job], Any]],
+        backoff: Backoff,
+        worker_id: str,
+        *,
+        until_empty: bool,
+    ) -> None:
+        self._store = store
+        self._config = config
+        self._handlers = handlers
+        self._backoff = backoff
+        self._worker_id = worker_id
+        self._until_empty = until_empty
+        #: Claimed and not started.
+        self._buffer: deque[Attempt] = deque()
+        #: The attempts whose handlers run. Whoever removes one from here decides its outcome.
+        self._running: dict[Attempt, Runner] = {}
+        #: Decided and not reported.
+        self._outcomes: deque[Attempt] = deque()
+        #: Claimed and not reported: their leases are renewed.
+        self._held: set[Attempt] = set()
+        #: Decided without their handlers, which have not returned.
+        self._overdue: set[Attempt] = set()
+        #: Runners that wait for a job.
+        self._idle: deque[Signal] = deque()
+        self._runners, self._claimer, self._reporter, self._others = Crew(), Crew(), Crew(), Crew()
+        self._end, self._room, self._news, self._retry, self._keeping, self._rescuing, self._listening = (
+            Signal() for _ in range(7)
+        )
+        self._signals = [
+            *(self._end, self._room, self._news, self._retry, self._keeping, self._rescuing, self._listening)
+        ]
+        self._wake_all = soon(self._set_all)
+        self._is_stopping = self._is_drained = self._is_over = False
+        self._wants_room = self._wants_news = False
+        self._ahead, self._busy, self._count = 0, 0.0, 0.0
+        self._report_until = inf
+        self._completed = 0
+        #: By what they do, who failed since the storage became unavailable, and how often.
+        self._failing: dict[str, int] = {}
+        self._error: BaseException | None = None
+
+    async def run(self) -> int:
+        """Run until `stop`. Return the number of jobs completed."""
+        config = self._config
+        settings = (
+            (setting.name, setting.shown(getattr(config, setting.name))) for setting in settings_of(WorkerConfig)
+        )
+        said = ", ".join(f"{name} {value}" for name, value in settings)
+        _say(logging.INFO, "worker %s starts: %s", self._worker_id, said, worker_id=self._worker_id)
+        for number in range(config.concurrency):
+            self._runners.start(f"goqueue-runner-{number}", partial(self._guarded, self._work))
+        self._claimer.start("goqueue-claimer", partial(self._guarded, self._claim))
+        self._reporter.start("goqueue-reporter", partial(self._guarded, self._report))
+        for name, role in (("keeper", self._keep), ("rescuer", self._rescue), ("listener", self._listen)):
+            self._others.start(f"goqueue-{name}", partial(self._guarded, role))
+        try:
+            while not self._is_stopping:
+                await self._end.wait()
+            await self._shut_down(self._config.shutdown_timeout.total_seconds())
+        except asyncio.CancelledError:  # async only
+            self.stop()  # async only
+            await tasks.to_the_end(self._shut_down(0.0))  # async only
+            raise  # async only
+        finally:
+            self._is_stopping = self._is_drained = self._is_over = True
+            self._set_all()
+            for crew in (self._runners, self._claimer, self._reporter, self._others):  # async only
+                crew.cancel()  # async only
+        if self._error is not None:
+            raise self._error
+        return self._completed
+
+    def stop(self) -> None:
+        """Make `run` end. Every thread can call it."""
+        self._is_stopping = True
+        self._wake_all()
+
+    def _set_all(self) -> None:
+        for signal in self._signals:
+            signal.set()
+
+    async def _shut_down(self, seconds: float) -> None:
+        deadline = self._report_until = monotonic() + seconds
+        _say(logging.INFO, "worker %s stops: it waits for %s running jobs", self._worker_id, len(self._running))
+        self._release_buffer(0)
+        await self._runners.join(seconds)
+        for attempt in self._running.copy():
+            self._give_up(attempt, "shutdown", RELEASED)
+        if self._overdue:
+            await self._runners.join(_GRACE)
+        await self._claimer.join()
+        self._release_buffer(0)
+        self._report_until = max(deadline, monotonic())
+        self._is_drained = True
+        self._news.set()
+        await self._reporter.join()
+        self._is_over = True
+        self._set_all()
+        await self._others.join()
+        _say(
+            logging.INFO,
+            "worker %s has stopped; it completed %s jobs, and left %s behind",
+            *(self._worker_id, self._completed, len(self._held) + len(self._overdue)),
+            worker_id=self._worker_id,
+        )
+
+    async def _guarded(self, role: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await role()
+        except asyncio.CancelledError:  # async only
+            raise  # async only
+        except BaseException as error:  # noqa: BLE001 - it ends the run, which raises it
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """End the run with this error."""
+        if self._error is None:
+            self._error = error
+        self.stop()
+
+    # --- jobs ---------------------------------------------------------------------------------------------------------
+
+    async def _work(self) -> None:
+        """A runner: call the handlers of buffered jobs, until the worker stops."""
+        buffer, running, wake, me = self._buffer, self._running, Signal(), this_runner()
+        self._signals.append(wake)
+        turn = 0.0  # async only
+        while not self._is_stopping:
+            try:
+                attempt = buffer.popleft()
+            except IndexError:
+                await self._wait_for_job(wake)
+                continue
+            if buffer and self._idle:
+                self._wake_runner()
+            if self._wants_room and len(buffer) <= self._ahead // 2:
+                self._room.set()
+            attempt.started = started = monotonic()
+            running[attempt] = me
+            if attempt.stopped is not None or started >= attempt.expires:
+                self._skip(attempt)
+                continue
+            outcome = await self._handle(attempt)
+            ended = monotonic()
+            if running.pop(attempt, None) is None:  # it was given up meanwhile
+                self._overdue.discard(attempt)
+                tasks.resume(me)  # async only
+                continue
+            attempt.seconds = ended - started
+            self._decide(attempt, outcome)
+            if outcome is not COMPLETED or _is_enabled(logging.INFO):
+                self._log_end(attempt)
+            if ended > turn:  # async only
+                await asyncio.sleep(0)  # async only
+                turn = monotonic() + _TURN  # async only
+
+    async def _wait_for_job(self, wake: Signal) -> None:
+        self._idle.append(wake)
+        if self._wants_room:
+            self._room.set()
+        # A job that came before this runner was among the idle ones has woken another one, or none.
+        if not self._buffer and not self._is_stopping:
+            await wake.wait()
+        with suppress(ValueError):  # it was woken
+            self._idle.remove(wake)
+
+    def _wake_runner(self) -> None:
+        with suppress(IndexError):  # all are awake
+            self._idle.pop().set()
+
+    async def _handle(self, attempt: Attempt) -> Outcome:
+        """Call the handler; return what becomes of the attempt."""
+        job = attempt.job
+        handler = self._handlers.get(job.job_type)
+        if handler is None:
+            names = ", ".join(sorted(self._handlers))
+            return Outcome("failed", f"no handler for the job type {job.job_type!r}; this worker has {names}")
+        current.set(attempt)
+        if _is_enabled(logging.DEBUG):
+            _say(logging.DEBUG, "job %s (%s) starts", job.id, job.job_type, **self._fields(attempt))
+        try:
+            result = handler(job)
+            if hasattr(result, "__await__"):  # async only
+                await result  # async only
+        except asyncio.CancelledError as error:  # async only
+            if attempt.stopped is None and _is_cancelled():  # async only
+                raise  # async only
+            return outcome_of(error)  # async only
+        except (KeyboardInterrupt, SystemExit) as error:
+            self._fail(error)
+            return outcome_of(error)
+        except BaseException as error:  # noqa: BLE001 - whatever the handler raises
+            return outcome_of(error)
+        return COMPLETED
+
+    def _decide(self, attempt: Attempt, outcome: Outcome) -> None:
+        attempt.outcome = outcome
+        self._outcomes.append(attempt)
+        if self._wants_news:
+            self._news.set()
+
+    def _skip(self, attempt: Attempt) -> None:
+        """Don't start a job whose lease is lost, or has passed: another worker may have it."""
+        self._running.pop(attempt, None)
+        self._overdue.discard(attempt)
+        if attempt.stopped is None:
+            self._warn("the lease of job %s (%s) passed before the job could start", attempt)
+            self._decide(attempt, RELEASED)
+
+    def _give_up(self, attempt: Attempt, reason: Stopped, outcome: Outcome | None) -> bool:
+        """Stop an attempt. Report the outcome, if there is one; whatever the handler does is ignored. Return whether
+        the handler ran."""
+        self._overdue.add(attempt)
+        attempt.stop(reason)
+        runner = self._running.pop(attempt, None)
+        if outcome is None:
+            self._held.discard(attempt)
+        if runner is None:  # it has not started, or it has just ended
+            self._overdue.discard(attempt)
+            return False
+        if outcome is not None:
+            attempt.seconds = monotonic() - attempt.started
+            self._decide(attempt, outcome)
+        interrupt(runner)
+        if len(self._overdue) >= self._config.concurrency and not self._is_stopping:
+            _say(logging.ERROR, "handlers that should stop take all %s slots", self._config.concurrency)
+        return True
+
+    # --- claims -------------------------------------------------------------------------------------------------------
+
+    async def _claim(self) -> None:
+        """Keep the buffer filled; without due jobs, wait for a notification, the next job's time or the next poll."""
+        config = self._config
+        while not self._is_stopping:
+            if len(self._buffer) > 4 * (self._ahead + config.concurrency):
+                self._release_buffer(self._ahead)  # They take longer than it seemed: others can have them.
+            if not (limit := self._wanted()):
+                self._wants_room = True
+                if not self._wanted() and not self._is_stopping:
+                    await self._room.wait()
+                self._wants_room = False
+                continue
+            was_quiet, sent = not self._held, monotonic()
+            try:
+                jobs = await self._store.claim_jobs(config.queues, self._worker_id, limit, config.lease)
+            except GoQueueError as error:
+                await self._room.wait(self._pause_after("claims", error))
+                continue
+            self._recovered("claims")
+            if jobs:
+                self._take(jobs, sent + config.lease.total_seconds())
+            elif self._until_empty and was_quiet:
+                self.stop()
+            else:
+                await self._room.wait(await self._poll_seconds())
+
+    def _wanted(self) -> int:
+        """How many jobs to claim; 0 while the buffer has enough."""
+        waiting = len(self._buffer)
+        return 0 if waiting > self._ahead // 2 else min(_BATCH, self._ahead + len(self._idle) - waiting)
+
+    def _take(self, jobs: Collection[Job], expires: float) -> None:
+        attempts = [Attempt(job=job, expires=expires) for job in jobs]
+        self._held.update(attempts)
+        self._buffer.extend(attempts)
+        self._wake_runner()
+
+    def _release_buffer(self, rest: int) -> None:
+        """Put back all but the first ``rest`` of the buffered jobs."""
+        while len(self._buffer) > rest:
+            try:
+                attempt = self._buffer.pop()
+            except IndexError:  # a runner has taken it
+                return
+            if attempt.stopped is None:
+                self._decide(attempt, RELEASED)
+
+    async def _poll_seconds(self) -> float:
+        poll = self._config.poll_interval.total_seconds() * uniform(0.9, 1.1)  # noqa: S311
+        try:
+            at = await self._store.next_job_at(self._config.queues)
+        except GoQueueError:  # the next claim meets it too
+            return poll
+        # If the clocks differ, this is no shorter than polling, and never repeated at once.
+        seconds = poll if at is None else (at - datetime.now(UTC)).total_seconds() + 0.001
+        return seconds if 0 < seconds < poll else poll
+
+    # --- reports ------------------------------------------------------------------------------------------------------
+
+    async def _report(self) -> None:
+        """Report the outcomes: each at once while there are few, and all that have come meanwhile in one call."""
+        while True:
+            attempts: list[Attempt] = []
+            try:
+                while len(attempts) < _BATCH:
+                    attempts.append(self._outcomes.popleft())
+            except IndexError:
+                pass
+            if attempts:
+                self._measure(attempts)
+                await self._settle(attempts)
+                if self._until_empty and not self._held:
+                    self._room.set()
+            elif self._is_drained:
+                return
+            else:
+                self._wants_news = True
+                if not self._outcomes and not self._is_drained:
+                    await self._news.wait()
+                self._wants_news = False
+
+    def _measure(self, attempts: Collection[Attempt]) -> None:
+        """Adapt the number of jobs claimed ahead to their recent duration."""
+        self._busy += sum([attempt.seconds for attempt in attempts])
+        self._count += len(attempts)
+        if self._count > _RECENT:
+            self._busy, self._count = self._busy * _RECENT / self._count, _RECENT
+        concurrency = self._config.concurrency
+        finished = _AHEAD_SECONDS * concurrency * self._count / max(self._busy, 1e-9)
+        self._ahead = int(max(min(finished, _BATCH) - concurrency, 0))
+        if len(self._buffer) > 4 * (self._ahead + concurrency):
+            self._room.set()
+
+    async def _settle(self, attempts: Collection[Attempt]) -> None:
+        groups: dict[tuple[str, timedelta | None], list[Attempt]] = {}
+        for attempt in attempts:
+            outcome = attempt.outcome or RELEASED
+            groups.setdefault((outcome.kind, outcome.delay), []).append(attempt)
+        for (kind, delay), group in groups.items():
+            await self._settle_group(kind, delay, group)
+
+    async def _settle_group(self, kind: str, delay: timedelta | None, attempts: list[Attempt]) -> None:
+        """Report attempts of one outcome, until it succeeds or the leases are lost."""
+        lost: Collection[Any] = ()
+        is_repeated = False
+        while True:
+            try:
+                await self._send(kind, delay, attempts)
+            except LeaseLostError as error:
+                lost = error.job_ids
+            except GoQueueError as error:
+                if not _can_pass(error):
+                    await self._report_apart(kind, delay, attempts, error)
+                    return
+                if (left := self._report_until - monotonic()) <= 0:
+                    _say(logging.ERROR, "%s jobs could not be reported as %s: %s", len(attempts), kind, error)
+                    return
+                is_repeated = is_repeated or isinstance(error, OutcomeUnknownError)
+                await self._retry.wait(min(self._pause_after("reports", error), left))
+                continue
+            break
+        self._recovered("reports")
+        self._held.difference_update(attempts)
+        if kind == "completed":
+            self._completed += len(attempts) - len(lost)
+        if lost and (kind == "completed" or not is_repeated):  # else the first call has reported them, perhaps
+            names = ", ".join(map(str, tuple(lost)[:10]))
+            _say(logging.WARNING, "%s jobs were lost before they were %s: %s", len(lost), kind, names)
+
+    async def _send(self, kind: str, delay: timedelta | None, attempts: list[Attempt]) -> None:
+        store = self._store
+        jobs = [attempt.job for attempt in attempts]
+        errors = [(attempt.job, attempt.outcome.error) for attempt in attempts if attempt.outcome]
+        if kind == "completed":
+            await store.complete_jobs(jobs)
+        elif kind == "failed":
+            await store.fail_jobs(errors, retry_in=delay, backoff=self._backoff)
+        elif kind == "buried":
+            await store.bury_jobs(errors)
+        else:
+            await store.release_jobs(jobs, delay=delay or timedelta(0))
+
+    async def _report_apart(
+        self, kind: str, delay: timedelta | None, attempts: list[Attempt], error: GoQueueError
+    ) -> None:
+        """After an error that a repetition can't correct, find the jobs that cause it. The others are reported."""
+        if isinstance(error, (SchemaError, ConnectionRejectedError)):
+            self._fail(error)
+        elif len(attempts) > 1:
+            half = len(attempts) // 2
+            await self._settle_group(kind, delay, attempts[:half])
+            await self._settle_group(kind, delay, attempts[half:])
+            return
+        self._held.difference_update(attempts)
+        names = ", ".join(str(attempt.job.id) for attempt in attempts[:10])
+        _say(logging.ERROR, "%s jobs can't be reported as %s: %s; %s", len(attempts), kind, names, error)
+
+    # --- leases -------------------------------------------------------------------------------------------------------
+
+    async def _keep(self) -> None:
+        """Renew all leases at intervals, and end jobs that run too long."""
+        every = self._config.heartbeat_interval.total_seconds()
+        longest = self._config.job_timeout.total_seconds()
+        renewal = monotonic() + every
+        while not self._is_over:
+            now = monotonic()
+            if now >= renewal:
+                renewal = now + min(every, await self._renew() or every)
+            next_check = min(renewal, now + longest)
+            for attempt in self._running.copy():
+                if now >= attempt.expires:
+                    self._lose(attempt, "lease lost")
+                elif now >= attempt.started + longest:
+                    text = f"the job ran longer than job_timeout ({format_duration(self._config.job_timeout)})"
+                    if self._give_up(attempt, "timed out", Outcome("failed", text)):
+                        self._warn(f"job %s (%s) is stopped: {text}", attempt)
+                else:
+                    next_check = min(next_check, attempt.started + longest)
+            await self._keeping.wait(next_check - monotonic())
+
+    async def _renew(self) -> float | None:
+        """Renew the leases of all that is held. Return the pause before another attempt, after an error."""
+        sent, held = monotonic(), self._held.copy()
+        try:
+            await self._store.heartbeat_jobs([attempt.job for attempt in held], self._config.lease)
+            lost: Collection[Any] = ()
+        except LeaseLostError as error:
+            lost = set(error.job_ids)
+        except GoQueueError as error:
+            return self._pause_after("heartbeats", error)
+        self._recovered("heartbeats")
+        for attempt in held:
+            if attempt.job.id not in lost:
+                attempt.expires = sent + self._config.lease.total_seconds()
+            elif attempt.outcome is None:  # else it was perhaps reported meanwhile
+                self._lose(attempt, "lease lost")
+        return None
+
+    def _lose(self, attempt: Attempt, reason: Stopped) -> None:
+        self._give_up(attempt, reason, None)
+        self._warn(f"job %s (%s) is stopped: {reason}", attempt)
+
+    async def _rescue(self) -> None:
+        """Rescue the jobs of dead workers, at intervals."""
+        every = min(max(self._config.lease.total_seconds() / 2, 1.0), 60.0)
+        while not self._is_over:
+            pause = every * uniform(0.75, 1.0)  # noqa: S311 - workers that started together drift apart
+            try:
+                while len(await self._store.rescue_jobs(_BATCH)) == _BATCH:
+                    pass
+                self._recovered("rescues")
+            except GoQueueError as error:
+                pause = self._pause_after("rescues", error)
+            await self._rescuing.wait(pause)
+
+    async def _listen(self) -> None:
+        """Wake the claimer when jobs become ready, and stop the handlers of cancelled jobs."""
+        while not self._is_over:
+            try:
+                async with self._store.listen(self._config.queues) as listener:
+                    self._recovered("notifications")
+                    while not self._is_over:
+                        if await listener.wait(_SLICE):
+                            self._room.set()
+                        if listener.cancelled:
+                            self._cancel(listener.cancelled)
+            except GoQueueError as error:
+                if not _can_pass(error):
+                    _say(logging.WARNING, "no notifications, so the worker polls alone: %s", error)
+                    return
+                await self._listening.wait(self._pause_after("notifications", error))
+
+    def _cancel(self, leases: Collection[Lease]) -> None:
+        for attempt in self._held.copy():
+            if Lease(attempt.job.id, attempt.job.lease_token) in leases and attempt.outcome is None:
+                self._lose(attempt, "cancelled")
+
+    # --- errors and the log -------------------------------------------------------------------------------------------
+
+    def _pause_after(self, role: str, error: GoQueueError) -> float:
+        """Return the pause before another attempt; raise an error that none can correct."""
+        if not _can_pass(error):
+            raise error
+        if isinstance(error, OutcomeUnknownError) and role == "claims":
+            _say(logging.WARNING, "the reply to a claim was lost; its jobs return when their leases expire: %s", error)
+        elif not self._failing:
+            _say(logging.WARNING, "the storage is unavailable (%s); the worker tries again: %s", role, error)
+        count = self._failing[role] = self._failing.get(role, 0) + 1
+        return min(2.0 ** (count - 1), 30.0) * uniform(0.75, 1.25)  # noqa: S311
+
+    def _recovered(self, role: str) -> None:
+        if self._failing and self._failing.pop(role, 0) and not self._failing:
+            _say(logging.INFO, "the storage is available again")
+
+    def _fields(self, attempt: Attempt) -> dict[str, Any]:
+        job = attempt.job
+        return {
+            "job_id": job.id, "job_type": job.job_type, "queue": job.queue, "attempt": job.attempts,
+            "worker_id": self._worker_id,
+        }  # fmt: skip
+
+    def _warn(self, message: str, attempt: Attempt) -> None:
+        _say(logging.WARNING, message, attempt.job.id, attempt.job.job_type, **self._fields(attempt))
+
+    def _log_end(self, attempt: Attempt) -> None:
+        job, outcome, milliseconds = attempt.job, attempt.outcome or COMPLETED, round(attempt.seconds * 1000, 3)
+        fields = self._fields(attempt) | {"duration_ms": milliseconds}
+        if outcome.error:
+            said = outcome.error.partition("\n")[0]
+            message = "job %s (%s) %s after %s ms: %s"
+            _say(logging.WARNING, message, job.id, job.job_type, outcome.kind, milliseconds, said, **fields)
+        else:
+            _say(logging.INFO, "job %s (%s) %s in %s ms", job.id, job.job_type, outcome.kind, milliseconds, **fields)
+
+
+def _is_cancelled() -> bool:  # async only
+    """Whether the runner itself is cancelled, and not something that its handler awaits."""  # async only
+    task = asyncio.current_task()  # async only
+    return task is not None and task.cancelling() > 0  # async only
+
+
+def _can_pass(error: GoQueueError) -> bool:
+    return error.can_retry or isinstance(error, OutcomeUnknownError)
+
+
+def _is_enabled(level: int) -> bool:
+    try:
+        return _log.isEnabledFor(level)
+    except Exception:  # noqa: BLE001 - a logger of the application's own class
+        record_lost(_log.name)
+        return False
+
+
+_say = partial(log, _log)

@@ -1,0 +1,64 @@
+"""What a worker needs of threads. `tasks` has the same names for asyncio."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from threading import Lock, Thread, current_thread
+from time import monotonic
+
+TAKES_COROUTINES = False
+
+#: Who runs a handler.
+Runner = Thread
+
+
+class Signal:
+    """Wakes the one thread that waits for it, or the next one that does.
+
+    `set` takes no lock, so that a signal handler can call it at any moment (`threading.Event.set` can deadlock there).
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._lock.acquire()
+
+    def set(self) -> None:
+        """Wake it. A second call before it wakes does nothing."""
+        with suppress(RuntimeError):  # it is set
+            self._lock.release()
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Wait until it is set, or that long."""
+        self._lock.acquire(timeout=-1 if seconds is None else max(seconds, 0.0))
+
+
+class Crew:
+    """Threads that are started and joined together. They end with the process."""
+
+    def __init__(self) -> None:
+        self._threads: list[Thread] = []
+
+    def start(self, name: str, work: Callable[[], None]) -> None:
+        """Start one."""
+        thread = Thread(target=work, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def join(self, seconds: float | None = None) -> None:
+        """Wait until all have ended, or that long."""
+        deadline = None if seconds is None else monotonic() + seconds
+        for thread in self._threads:
+            thread.join(None if deadline is None else max(deadline - monotonic(), 0.0))
+
+
+def this_runner() -> Runner:
+    """Return who calls."""
+    return current_thread()
+
+
+def interrupt(runner: Runner) -> None:
+    """Do nothing: a thread can't be interrupted, and its handler looks at its `JobContext`."""
+
+
+def soon(call: Callable[[], None]) -> Callable[[], None]:
+    """Return a function for every thread that makes the call."""
+    return call

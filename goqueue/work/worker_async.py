@@ -1,0 +1,130 @@
+"""`AsyncWorker`: handlers by job type, and their runs."""
+
+import os
+import socket
+from collections.abc import Callable, Mapping
+from inspect import iscoroutinefunction
+from secrets import token_hex
+from typing import Any, TypeVar
+
+from goqueue.config import Config, WorkerConfig
+from goqueue.errors import WorkerError
+from goqueue.models import Backoff, Job
+from goqueue.storage_async import AsyncStorage
+from goqueue.validation import check_kind, check_name
+from goqueue.work.context import check_handler
+from goqueue.work.run_async import AsyncRun
+from goqueue.work.signals import stopping
+from goqueue.work.tasks import TAKES_COROUTINES
+
+#: A function that takes the job. Its result is ignored.
+AsyncHandler = Callable[[Job], Any]
+Decorated = TypeVar("Decorated", bound=AsyncHandler)
+
+DEFAULT_CONFIG = WorkerConfig()
+DEFAULT_BACKOFF = Backoff()
+
+
+class AsyncWorker:
+    """Runs jobs in tasks. A handler is a coroutine function; a plain function is called in the event loop::
+
+        worker = AsyncWorker()
+
+        @worker.handler("send_email")
+        async def send_email(job: Job) -> None:
+            print("sending to", job.payload["to"])
+
+        await worker.run(store)  # until SIGTERM, SIGINT or worker.stop()
+
+    A handler that returns completes its job. One that raises fails the attempt, and ``backoff`` decides when the next
+    one is due. `RetryJob`, `BuryJob` and `ReleaseJob` are exceptions with another outcome. `job_context` tells a
+    handler that its job was cancelled, timed out or lost. A job can run again after a crash or a lost lease, so a
+    handler must tolerate a repetition.
+    """
+
+    def __init__(
+        self, handlers: Mapping[str, AsyncHandler] | None = None, *, backoff: Backoff = DEFAULT_BACKOFF
+    ) -> None:
+        check_kind("handlers", {} if handlers is None else handlers, Mapping)
+        check_kind("backoff", backoff, Backoff)
+        self._handlers: dict[str, AsyncHandler] = {}
+        self._backoff = backoff
+        self._run: AsyncRun | None = None
+        self._is_stopped = False
+        for job_type, handler in (handlers or {}).items():
+            self._add(job_type, handler)
+
+    def handler(self, *job_types: str) -> Callable[[Decorated], Decorated]:
+        """Decorate the handler of these job types.
+
+        Raises: `WorkerError` for a second handler of a job type, and for what can't be called with a job.
+        """
+        if not job_types or callable(job_types[0]):
+            raise WorkerError('handler() takes one or more job types, as in @worker.handler("send_email")')
+
+        def decorate(handler: Decorated) -> Decorated:
+            for job_type in job_types:
+                self._add(job_type, handler)
+            return handler
+
+        return decorate
+
+    def _add(self, job_type: str, handler: AsyncHandler) -> None:
+        name = check_handler(job_type, handler, takes_coroutines=TAKES_COROUTINES)
+        if name in self._handlers:
+            raise WorkerError(f"the job type {name!r} has a handler already: {self._handlers[name]!r}")
+        self._handlers[name] = handler
+
+    async def run(
+        self,
+        store: AsyncStorage,
+        config: WorkerConfig | Config = DEFAULT_CONFIG,
+        *,
+        worker_id: str | None = None,
+        until_empty: bool = False,
+    ) -> int:
+        """Run jobs until SIGTERM, SIGINT or `stop`. Return the number of jobs completed.
+
+        Signals count in the main thread only. The worker then claims no more, and releases the jobs that it has not
+        started. It waits ``shutdown_timeout`` for running ones, and then releases those too: their attempts do not
+        count. A second signal ends the program at once.
+
+        ``worker_id`` names the holder of the jobs; by default it consists of host name, process id and a random part.
+        With ``until_empty``, the worker ends when no job of its queues is due and none of its own runs.
+
+        It needs up to four connections of the store's pool, and one to listen. Without notifications (behind a pooler),
+        it finds jobs by polling. While the storage is unavailable, it waits; it repeats completions until they succeed
+        or the lease is lost.
+
+        Raises: `WorkerError` without handlers, for a store of the other kind, and while the worker runs; a
+        `StorageError` that another attempt can't correct, after the shutdown; SystemExit and KeyboardInterrupt of a
+        handler, after the shutdown. Their attempts fail.
+        """
+        config = config.worker if isinstance(config, Config) else config
+        check_kind("config", config, WorkerConfig, Config)
+        if iscoroutinefunction(getattr(store, "claim_jobs", None)) is not TAKES_COROUTINES:
+            kinds = f"{type(self).__name__} and {type(store).__name__}"
+            raise WorkerError(f"{kinds} don't work together: use two for threads, or two for asyncio")
+        if not self._handlers:
+            raise WorkerError("the worker has no handler: add one with @worker.handler(job_type)")
+        if self._run is not None:
+            raise WorkerError("the worker runs already: make another one to run two at once")
+        name = f"{socket.gethostname()[:200]}-{os.getpid()}-{token_hex(4)}" if worker_id is None else worker_id
+        run = AsyncRun(
+            store, config, self._handlers, self._backoff, check_name("worker_id", name), until_empty=until_empty
+        )
+        self._run = run
+        try:
+            if self._is_stopped:
+                run.stop()
+            with stopping(self.stop):
+                return await run.run()
+        finally:
+            self._run, self._is_stopped = None, False
+
+    def stop(self) -> None:
+        """Make `run` end, as SIGTERM does. Every thread and handler can call it. Without a run, the next one ends at
+        once."""
+        self._is_stopped = True
+        if (run := self._run) is not None:
+            run.stop()

@@ -1,0 +1,912 @@
+"""Workers of both kinds: what becomes of jobs, leases, and of the worker itself."""
+
+import asyncio
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+import pytest
+
+from goqueue import (
+    AsyncPostgresStorage,
+    AsyncWorker,
+    Backoff,
+    BuryJob,
+    DatabaseConfig,
+    InvalidJobError,
+    Job,
+    JobFilter,
+    JobStatus,
+    NewJob,
+    PostgresStorage,
+    ReleaseJob,
+    RetryJob,
+    SchemaError,
+    Worker,
+    WorkerError,
+    job_context,
+)
+from tests import pgbouncer, proxy
+from tests.workers import KINDS, StopError, Workers, pause, settings, until
+
+SECOND = timedelta(seconds=1)
+HOUR = timedelta(hours=1)
+PENDING, RUNNING, COMPLETED = JobStatus.PENDING, JobStatus.RUNNING, JobStatus.COMPLETED
+DEAD, CANCELLED = JobStatus.DEAD, JobStatus.CANCELLED
+
+
+@pytest.fixture(params=KINDS)
+def workers(request: pytest.FixtureRequest, goqueue_database: str) -> Workers:
+    return Workers(request.param, goqueue_database)
+
+
+@pytest.fixture
+def store(goqueue_store: PostgresStorage) -> PostgresStorage:
+    return goqueue_store
+
+
+def add(store: PostgresStorage, count: int = 1, **fields: Any) -> list[Any]:
+    return [job_id for job_id, _ in store.create_jobs(NewJob(**{"job_type": "t", **fields}) for _ in range(count))]
+
+
+def statuses(store: PostgresStorage, ids: list[Any]) -> Counter[str]:
+    return Counter(str(job.status) for job in store.get_jobs(ids))
+
+
+async def succeed(job: Job) -> None:
+    pass
+
+
+def messages(caplog: pytest.LogCaptureFixture, level: int = logging.WARNING) -> list[str]:
+    return [
+        record.getMessage() for record in caplog.records if record.name == "goqueue.worker" and record.levelno >= level
+    ]
+
+
+# --- outcomes ---------------------------------------------------------------------------------------------------------
+
+
+def test_each_job_is_handled_once_and_completed(workers: Workers, store: PostgresStorage) -> None:
+    ids = add(store, 300)
+    handled: list[Any] = []
+
+    async def handle(job: Job) -> None:
+        assert job_context().job is job
+        assert (job.status, job.attempts, job.locked_by) == (RUNNING, 1, "me")
+        handled.append(job.id)
+
+    assert workers.work({"t": handle}, worker_id="me") == 300
+    assert sorted(handled) == sorted(ids)
+    assert statuses(store, ids) == {"completed": 300}
+
+
+def test_a_worker_has_a_name_of_its_own(workers: Workers, store: PostgresStorage) -> None:
+    add(store, 1)
+    names: list[Any] = []
+
+    async def handle(job: Job) -> None:
+        names.append(job.locked_by)
+        if len(names) < 2:
+            raise RetryJob(timedelta(0))
+
+    workers.work({"t": handle})
+    add(store, 1)
+    workers.work({"t": handle})
+    assert len(names) == 3
+    assert len(set(names)) == 2
+
+
+def test_an_exception_fails_the_attempt_with_its_text_and_traceback(workers: Workers, store: PostgresStorage) -> None:
+    [job_id] = add(store)
+
+    async def handle(job: Job) -> None:
+        raise ValueError("no such address")
+
+    assert workers.run(workers.make({"t": handle}, backoff=Backoff(base=HOUR, jitter=0)), until_empty=True) == 0
+    job = store.get_job(job_id)
+    assert (job.status, job.attempts) == (PENDING, 1)
+    assert job.scheduled_at == job.updated_at + HOUR
+    assert job.last_error is not None
+    assert job.last_error.startswith("ValueError: no such address\n")
+    assert 'raise ValueError("no such address")' in job.last_error
+    assert "work/run" not in job.last_error
+
+
+def test_an_exception_that_cannot_be_shown_fails_the_attempt(workers: Workers, store: PostgresStorage) -> None:
+    class SilentError(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    class OddError(Exception):
+        @property  # type: ignore[misc]
+        def __traceback__(self) -> Any:
+            raise RuntimeError
+
+        @__traceback__.setter
+        def __traceback__(self, value: Any) -> None:
+            pass
+
+    ids = add(store, 1, job_type="silent") + add(store, 1, job_type="odd")
+
+    async def silent(job: Job) -> None:
+        raise SilentError
+
+    async def odd(job: Job) -> None:
+        raise OddError
+
+    workers.work({"silent": silent, "odd": odd})
+    errors = [str(job.last_error).partition("\n")[0] for job in store.get_jobs(ids)]
+    assert errors[0].endswith("SilentError: <exception str() failed>")
+    assert errors[1] == "OddError, which can't be shown"
+    assert statuses(store, ids) == {"pending": 2}
+
+
+def test_a_handler_retries_after_a_time_of_its_own(workers: Workers, store: PostgresStorage) -> None:
+    later, caused, last = (
+        add(store, 1, job_type="later")
+        + add(store, 1, job_type="caused")
+        + add(store, 1, job_type="caused", max_attempts=1)
+    )
+
+    async def handle_later(job: Job) -> None:
+        raise RetryJob(retry_in=HOUR, error="the server is busy")
+
+    async def handle_caused(job: Job) -> None:
+        try:
+            raise KeyError("name")
+        except KeyError as error:
+            raise RetryJob(retry_in=2 * HOUR) from error
+
+    workers.work({"later": handle_later, "caused": handle_caused})
+    job = store.get_job(later)
+    assert (job.status, job.last_error, job.scheduled_at) == (PENDING, "the server is busy", job.updated_at + HOUR)
+    job = store.get_job(caused)
+    assert (job.status, job.scheduled_at) == (PENDING, job.updated_at + 2 * HOUR)
+    assert str(job.last_error).startswith("KeyError: 'name'\n")
+    assert store.get_job(last).status == DEAD
+
+
+def test_a_handler_gives_a_job_up(workers: Workers, store: PostgresStorage) -> None:
+    [job_id] = add(store)
+
+    async def handle(job: Job) -> None:
+        raise BuryJob("the customer is gone")
+
+    workers.work({"t": handle})
+    job = store.get_job(job_id)
+    assert (job.status, job.attempts, job.last_error) == (DEAD, 1, "the customer is gone")
+    assert [failure.error for failure in store.list_failures(job_id)] == ["the customer is gone"]
+
+
+def test_a_handler_puts_a_job_back_without_counting_the_attempt(workers: Workers, store: PostgresStorage) -> None:
+    [job_id] = add(store, max_attempts=1)
+
+    async def handle(job: Job) -> None:
+        raise ReleaseJob(delay=HOUR)
+
+    workers.work({"t": handle})
+    job = store.get_job(job_id)
+    assert (job.status, job.attempts, job.scheduled_at) == (PENDING, 0, job.updated_at + HOUR)
+    assert store.list_failures(job_id) == []
+
+
+@pytest.mark.parametrize("make", [lambda: RetryJob(-SECOND), lambda: ReleaseJob(-SECOND), lambda: ReleaseJob(5)])  # type: ignore[arg-type]
+def test_an_outcome_with_a_time_that_cannot_be_is_an_error_at_once(make: Any) -> None:
+    with pytest.raises(InvalidJobError):
+        make()
+
+
+def test_a_job_type_without_a_handler_fails_with_the_ones_there_are(workers: Workers, store: PostgresStorage) -> None:
+    [unknown, last] = add(store, 1, job_type="other") + add(store, 1, job_type="other", max_attempts=1)
+    workers.work({"mail": succeed, "t": succeed})
+    assert [job.status for job in store.get_jobs([unknown, last])] == [PENDING, DEAD]
+    assert store.get_job(unknown).last_error == "no handler for the job type 'other'; this worker has mail, t"
+
+
+def test_system_exit_in_a_handler_fails_the_attempt_and_ends_the_worker(
+    workers: Workers, store: PostgresStorage
+) -> None:
+    first, *others = add(store, 40)
+
+    async def handle(job: Job) -> None:
+        if job.id == first:
+            raise SystemExit(7)
+        await pause(0.2)
+
+    with pytest.raises(SystemExit) as ended:
+        workers.work({"t": handle}, concurrency=2)
+    assert ended.value.code == 7
+    job = store.get_job(first)
+    assert (job.status, job.attempts) == (PENDING, 1)
+    assert str(job.last_error).startswith("SystemExit: 7")
+    waiting = [job for job in store.get_jobs(others) if job.status == PENDING]
+    assert waiting
+    assert {job.attempts for job in waiting} == {0}
+    assert store.count_jobs(JobFilter(status=RUNNING)) == 0
+
+
+# --- handlers ---------------------------------------------------------------------------------------------------------
+
+
+def test_one_function_handles_several_types_and_stays_itself(goqueue_store: PostgresStorage) -> None:
+    worker = Worker()
+
+    @worker.handler("a", "b")
+    def handle(job: Job) -> str:
+        return "ignored"
+
+    assert handle(None) == "ignored"  # type: ignore[arg-type]
+    add(goqueue_store, 1, job_type="a")
+    add(goqueue_store, 1, job_type="b")
+    assert worker.run(goqueue_store, settings(), until_empty=True) == 2
+
+
+def generator(job: Job) -> Iterator[None]:
+    yield
+
+
+class Called:
+    async def __call__(self, job: Job) -> None:
+        pass
+
+
+@pytest.mark.parametrize("kind", [Worker, AsyncWorker])
+@pytest.mark.parametrize("bad", [None, 5, "send", generator])
+def test_what_is_no_handler_is_an_error_at_once(kind: Any, bad: Any) -> None:
+    with pytest.raises(WorkerError, match="'t'"):
+        kind({"t": bad})
+    with pytest.raises(WorkerError, match="'t'"):
+        kind().handler("t")(bad)
+
+
+@pytest.mark.parametrize("bad", [succeed, Called()])
+def test_a_worker_in_threads_takes_no_coroutine_function(bad: Any) -> None:
+    with pytest.raises(WorkerError, match="AsyncWorker"):
+        Worker({"t": bad})
+    AsyncWorker({"t": bad})
+
+
+@pytest.mark.parametrize("kind", [Worker, AsyncWorker])
+def test_a_second_handler_or_a_forgotten_type_is_an_error_at_once(kind: Any) -> None:
+    worker = kind({"t": print})
+    with pytest.raises(WorkerError, match="'t' has a handler"):
+        worker.handler("u", "t")(print)
+    with pytest.raises(WorkerError, match="job types"):
+        worker.handler()
+    with pytest.raises(WorkerError, match="job types"):
+        worker.handler(print)
+    with pytest.raises(InvalidJobError, match="job_type"):
+        worker.handler("")(print)
+    with pytest.raises(InvalidJobError, match="backoff"):
+        kind(backoff=5)
+
+
+def test_a_worker_without_handlers_does_not_run(workers: Workers) -> None:
+    with pytest.raises(WorkerError, match="no handler"):
+        workers.work({})
+
+
+def test_a_worker_takes_a_store_of_its_kind_only(goqueue_store: PostgresStorage, goqueue_database: str) -> None:
+    async def run() -> None:
+        async with await AsyncPostgresStorage.open(goqueue_database) as store:
+            with pytest.raises(WorkerError, match="AsyncPostgresStorage"):
+                Worker({"t": print}).run(store)  # type: ignore[arg-type]
+        with pytest.raises(WorkerError, match="PostgresStorage"):
+            await AsyncWorker({"t": print}).run(goqueue_store)  # type: ignore[arg-type]
+
+    asyncio.run(run())
+
+
+def test_a_worker_runs_once_at_a_time_and_again_afterwards(workers: Workers, store: PostgresStorage) -> None:
+    with workers.running({"t": succeed}) as worker:
+        [job_id] = add(store)
+        until(lambda: store.get_job(job_id).status == COMPLETED)
+        with pytest.raises(WorkerError, match="runs already"):
+            workers.run(worker)
+    add(store)
+    assert workers.run(worker, until_empty=True) == 1
+
+
+def test_there_is_no_job_outside_of_a_handler() -> None:
+    with pytest.raises(WorkerError, match="no job runs here"):
+        job_context()
+
+
+def test_tasks_and_threads_of_a_handler_have_its_context(goqueue_database: str, goqueue_store: PostgresStorage) -> None:
+    add(goqueue_store, 2)
+    seen: list[Any] = []
+
+    async def handle(job: Job) -> None:
+        seen.append((job, await asyncio.to_thread(lambda: job_context().job)))
+        await asyncio.create_task(asyncio.sleep(0.05))
+        seen.append((job, job_context().job))
+
+    assert Workers("tasks", goqueue_database).work({"t": handle}) == 2
+    assert len(seen) == 4
+    assert all(one is other for one, other in seen)
+
+
+def test_no_more_jobs_run_at_once_than_the_concurrency(workers: Workers, store: PostgresStorage) -> None:
+    add(store, 30)
+    now, most = 0, 0
+
+    async def handle(job: Job) -> None:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        await pause(0.05)
+        now -= 1
+
+    assert workers.work({"t": handle}, concurrency=3) == 30
+    assert most == 3
+
+
+def test_a_cancellation_of_the_handlers_own_is_a_failure(goqueue_database: str, goqueue_store: PostgresStorage) -> None:
+    job_id, _ = add(goqueue_store, 2)
+
+    async def handle(job: Job) -> None:
+        if job.id == job_id:
+            task = asyncio.create_task(asyncio.sleep(9))
+            task.cancel()
+            await task
+
+    assert Workers("tasks", goqueue_database).work({"t": handle}, concurrency=1) == 1
+    assert goqueue_store.get_job(job_id).status == PENDING
+    assert str(goqueue_store.get_job(job_id).last_error).startswith("asyncio.exceptions.CancelledError")
+
+
+# --- leases, cancellation, time limits --------------------------------------------------------------------------------
+
+
+def test_leases_are_renewed_of_running_jobs_and_of_those_claimed_ahead(
+    workers: Workers, store: PostgresStorage
+) -> None:
+    quick, slow = add(store, 50), add(store, 20, job_type="slow")
+    begun: Counter[Any] = Counter()
+
+    async def handle_slow(job: Job) -> None:
+        begun[job.id] += 1
+        await pause(0.5)
+
+    times = {"lease": SECOND, "heartbeat_interval": SECOND / 4}
+    with workers.running({"t": succeed, "slow": handle_slow}, concurrency=4, **times):
+        while store.count_jobs(JobFilter(status=COMPLETED)) < 70:
+            store.rescue_jobs()
+            time.sleep(0.05)
+    assert set(begun.values()) == {1}
+    assert {job.attempts for job in store.get_jobs(quick + slow)} == {1}
+
+
+def test_a_handler_whose_lease_is_lost_is_told_and_changes_nothing(
+    workers: Workers, store: PostgresStorage, goqueue_connection: psycopg.Connection[Any], caplog: Any
+) -> None:
+    [job_id] = add(store)
+    told: list[Any] = []
+
+    async def handle(job: Job) -> None:
+        context = job_context()
+        try:
+            await pause(SECONDS_AT_MOST)
+        except (StopError, asyncio.CancelledError):
+            told.append(context.stopped)
+            raise
+
+    with workers.running({"t": handle}, heartbeat_interval=SECOND / 4, concurrency=1) as _:
+        until(lambda: store.get_job(job_id).status == RUNNING)
+        store.cancel_jobs(job_id)
+        goqueue_connection.execute("UPDATE goqueue.jobs SET queue = 'elsewhere' WHERE id = %s", [job_id])
+        until(lambda: told)
+        other = add(store, job_type="t2")
+        until(lambda: store.get_job(other[0]).last_error)
+    assert told[0] in ("lease lost", "cancelled")
+    assert store.get_job(job_id).status == CANCELLED
+    assert store.list_failures(job_id) == []
+    assert any("is stopped" in message for message in messages(caplog))
+
+
+SECONDS_AT_MOST = 50.0
+
+
+def test_a_handler_whose_job_another_worker_has_is_told(
+    workers: Workers, store: PostgresStorage, goqueue_connection: psycopg.Connection[Any]
+) -> None:
+    [job_id] = add(store)
+    told: list[Any] = []
+
+    async def handle(job: Job) -> None:
+        context = job_context()
+        try:
+            await pause(SECONDS_AT_MOST)
+        finally:
+            told.append(context.stopped)
+
+    with workers.running({"t": handle}, heartbeat_interval=SECOND / 4):
+        until(lambda: store.get_job(job_id).status == RUNNING)
+        with goqueue_connection.transaction():
+            goqueue_connection.execute("UPDATE goqueue.jobs SET lease_expires_at = now() WHERE id = %s", [job_id])
+            bound = PostgresStorage.bound_to(goqueue_connection)
+            assert bound.rescue_jobs() == {job_id: PENDING}
+            [theirs] = bound.claim_jobs("default", "another")
+        until(lambda: told)
+    assert told == ["lease lost"]
+    store.complete_job(theirs)
+    assert store.get_job(job_id).attempts == 2
+
+
+def test_a_cancelled_job_stops_its_handler_long_before_the_next_heartbeat(
+    workers: Workers, store: PostgresStorage
+) -> None:
+    first, second = add(store, 2)
+    told: dict[Any, Any] = {}
+
+    async def handle(job: Job) -> None:
+        context = job_context()
+        try:
+            await pause(SECONDS_AT_MOST if job.id == first else 0.5)
+        except (StopError, asyncio.CancelledError):
+            told[job.id] = context.stopped
+            raise
+
+    with workers.running({"t": handle}, concurrency=2, heartbeat_interval=timedelta(minutes=1)):
+        until(lambda: store.get_job(first).status == RUNNING)
+        time.sleep(0.3)
+        store.cancel_jobs(first)
+        until(lambda: told)
+        until(lambda: store.get_job(second).status == COMPLETED)
+    assert told == {first: "cancelled"}
+    assert store.get_job(first).status == CANCELLED
+
+
+def test_a_job_cancelled_before_it_starts_does_not_run(workers: Workers, store: PostgresStorage) -> None:
+    add(store, 300, job_type="quick")
+    slow = add(store, 40)
+    begun: list[Any] = []
+
+    async def handle(job: Job) -> None:
+        begun.append(job.id)
+        await pause(0.5)
+
+    with workers.running({"quick": succeed, "t": handle}, concurrency=1):
+        until(lambda: begun)
+        held = [job.id for job in store.get_jobs(slow) if job.status == RUNNING and job.id not in begun]
+        assert held, "no job was claimed ahead"
+        gone = held[-1]
+        store.cancel_jobs(gone)
+        until(lambda: len(begun) > 4)
+    assert gone not in begun
+    assert store.get_job(gone).status == CANCELLED
+
+
+def test_a_job_over_its_time_fails_with_that_reason(workers: Workers, store: PostgresStorage, caplog: Any) -> None:
+    [job_id] = add(store)
+    told: list[Any] = []
+
+    async def handle(job: Job) -> None:
+        context = job_context()
+        try:
+            await pause(SECONDS_AT_MOST)
+        finally:
+            told.append(context.stopped)
+
+    with workers.running({"t": handle, "u": succeed}, concurrency=1, job_timeout=SECOND / 2):
+        until(lambda: told)
+        [other] = add(store, job_type="u")
+        until(lambda: store.get_job(other).status == COMPLETED)
+    job = store.get_job(job_id)
+    assert told == ["timed out"]
+    assert (job.status, job.attempts, job.last_error) == (PENDING, 1, "the job ran longer than job_timeout (500ms)")
+    assert len(store.list_failures(job_id)) == 1
+
+
+def test_a_handler_that_does_not_stop_keeps_its_slot_and_its_result_is_ignored(
+    workers: Workers, store: PostgresStorage, caplog: Any
+) -> None:
+    [job_id] = add(store)
+    release = threading.Event()
+
+    async def handle(job: Job) -> None:
+        while not release.is_set():
+            try:
+                await pause(0.05)
+            except (StopError, asyncio.CancelledError):
+                await asyncio.sleep(0) if workers.kind == "tasks" else None
+
+    with workers.running({"t": handle, "u": succeed}, concurrency=1, job_timeout=SECOND / 2):
+        until(lambda: store.get_job(job_id).last_error)
+        [other] = add(store, job_type="u")
+        until(lambda: any("take all 1 slots" in message for message in messages(caplog, logging.ERROR)))
+        assert store.get_job(other).status in (PENDING, RUNNING)
+        release.set()
+        until(lambda: store.get_job(other).status == COMPLETED)
+    job = store.get_job(job_id)
+    assert (job.status, job.attempts, len(store.list_failures(job_id))) == (PENDING, 1, 1)
+
+
+# --- claims -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_new_job_wakes_an_idle_worker(workers: Workers, store: PostgresStorage) -> None:
+    with workers.running({"t": succeed}, poll_interval=HOUR):
+        time.sleep(0.5)
+        [job_id] = add(store)
+        until(lambda: store.get_job(job_id).status == COMPLETED)
+
+
+def test_a_job_due_soon_does_not_wait_for_the_next_poll(workers: Workers, store: PostgresStorage) -> None:
+    [job_id] = add(store, delay=SECOND)
+    with workers.running({"t": succeed}, poll_interval=HOUR):
+        until(lambda: store.get_job(job_id).status == COMPLETED)
+
+
+def test_a_worker_takes_jobs_of_its_queues_only(workers: Workers, store: PostgresStorage) -> None:
+    ids = [add(store, queue=queue)[0] for queue in ("a", "b", "c")]
+    assert workers.work({"t": succeed}, queues=("a", "c")) == 2
+    assert [job.status for job in store.get_jobs(ids)] == [COMPLETED, PENDING, COMPLETED]
+
+
+def test_jobs_of_dead_workers_are_rescued_at_the_start_and_at_intervals(
+    workers: Workers, store: PostgresStorage
+) -> None:
+    [early] = add(store)
+    store.claim_jobs("default", "dead", lease=timedelta(0))
+    with workers.running({"t": succeed}, lease=2 * SECOND, heartbeat_interval=SECOND):
+        until(lambda: store.get_job(early).status == COMPLETED)
+        store.create_job(late := NewJob(job_type="t", queue="x"))
+        store.claim_jobs("x", "dead", lease=timedelta(0))
+        until(lambda: store.get_job(late.id).status == PENDING)
+    assert store.get_job(early).attempts == 2
+
+
+def test_jobs_claimed_ahead_of_slow_ones_are_put_back_for_others(workers: Workers, store: PostgresStorage) -> None:
+    add(store, 500, job_type="quick")
+    slow = add(store, 400)
+
+    async def handle(job: Job) -> None:
+        await pause(0.3)
+
+    with workers.running({"quick": succeed, "t": handle}, concurrency=2):
+        until(lambda: store.count_jobs(JobFilter(status=COMPLETED)) > 510)
+        until(lambda: statuses(store, slow)["running"] <= 20)
+        assert {job.attempts for job in store.get_jobs(slow) if job.status == PENDING} == {0}
+
+
+def test_a_worker_claims_no_slow_job_that_it_can_not_start(workers: Workers, store: PostgresStorage) -> None:
+    ids = add(store, 20)
+
+    async def handle(job: Job) -> None:
+        await pause(0.3)
+
+    with workers.running({"t": handle}, concurrency=3):
+        until(lambda: store.count_jobs(JobFilter(status=COMPLETED)) > 6)
+        assert statuses(store, ids)["running"] <= 4
+
+
+# --- reports ----------------------------------------------------------------------------------------------------------
+
+
+def test_completions_are_batched_under_load_and_at_once_when_idle(goqueue_database: str) -> None:
+    calls: list[int] = []
+
+    class Spy(PostgresStorage):
+        def complete_jobs(self, leases: Any) -> None:
+            leases = list(leases)
+            calls.append(len(leases))
+            super().complete_jobs(leases)
+
+    with Spy.open(goqueue_database) as store:
+        add(store, 3000)
+        Worker({"t": lambda job: None}).run(store, settings(), until_empty=True)
+        assert sum(calls) == 3000
+        assert len(calls) < 1000
+        assert max(calls) <= 1000
+        calls.clear()
+        add(store)
+        Worker({"t": lambda job: None}).run(store, settings(), until_empty=True)
+        assert calls == [1]
+
+
+def test_a_job_that_the_database_will_not_complete_harms_no_other(
+    workers: Workers, store: PostgresStorage, goqueue_connection: psycopg.Connection[Any], caplog: Any
+) -> None:
+    ids = add(store, 40)
+    goqueue_connection.execute(f"""
+        CREATE FUNCTION public.object() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF new.id = '{ids[17]}' AND new.status = 'completed' THEN RAISE 'not this one'; END IF; RETURN new;
+        END $$;
+        CREATE TRIGGER object BEFORE UPDATE ON goqueue.jobs FOR EACH ROW EXECUTE FUNCTION public.object();
+    """)  # type: ignore[arg-type]
+    assert workers.work({"t": succeed}) == 39
+    assert statuses(store, ids) == {"completed": 39, "running": 1}
+    [message] = messages(caplog, logging.ERROR)
+    assert str(ids[17]) in message
+    assert "not this one" in message
+
+
+def test_a_completion_whose_reply_is_lost_is_repeated(
+    workers: Workers, store: PostgresStorage, goqueue_database: str, caplog: Any
+) -> None:
+    ids = add(store, 20)
+    handled: Counter[Any] = Counter()
+
+    async def handle(job: Job) -> None:
+        handled[job.id] += 1
+
+    with proxy.running(goqueue_database) as between:
+        between.lose_reply(b"complete_jobs")
+        url = DatabaseConfig(url=between.url, prepare_threshold=None)
+        assert workers.work({"t": handle}, url=url) == 20
+        assert between.lost.is_set()
+    assert statuses(store, ids) == {"completed": 20}
+    assert set(handled.values()) == {1}
+    assert not any("lost before" in message for message in messages(caplog))
+
+
+def test_a_failure_whose_reply_is_lost_counts_once(
+    workers: Workers, store: PostgresStorage, goqueue_database: str, caplog: Any
+) -> None:
+    [job_id] = add(store)
+
+    async def handle(job: Job) -> None:
+        raise RetryJob(HOUR, "no")
+
+    with proxy.running(goqueue_database) as between:
+        between.lose_reply(b"fail_jobs")
+        workers.work({"t": handle}, url=DatabaseConfig(url=between.url, prepare_threshold=None))
+        assert between.lost.is_set()
+    assert store.get_job(job_id).attempts == 1
+    assert len(store.list_failures(job_id)) == 1
+    assert not any("lost before" in message for message in messages(caplog))
+
+
+def test_jobs_of_a_claim_whose_reply_is_lost_return_when_their_leases_expire(
+    workers: Workers, store: PostgresStorage, goqueue_database: str, caplog: Any
+) -> None:
+    [job_id] = add(store)
+    with proxy.running(goqueue_database) as between:
+        between.lose_reply(b"claim_jobs")
+        url = DatabaseConfig(url=between.url, prepare_threshold=None)
+        with workers.running({"t": succeed}, url=url, lease=SECOND, heartbeat_interval=SECOND / 2):
+            until(lambda: store.get_job(job_id).status == COMPLETED)
+    assert store.get_job(job_id).attempts == 2
+    assert any("the reply to a claim was lost" in message for message in messages(caplog))
+
+
+# --- a storage that is away -------------------------------------------------------------------------------------------
+
+
+def test_a_worker_waits_while_the_storage_is_away_and_nothing_runs_twice(
+    workers: Workers, store: PostgresStorage, goqueue_database: str, caplog: Any
+) -> None:
+    caplog.set_level(logging.INFO, "goqueue.worker")
+    ids = add(store, 60)
+    handled: Counter[Any] = Counter()
+
+    async def handle(job: Job) -> None:
+        handled[job.id] += 1
+        await pause(0.05)
+
+    with ExitStack() as stack:
+        between = stack.enter_context(proxy.running(goqueue_database))
+        config = DatabaseConfig(url=between.url, pool_timeout=SECOND / 2)  # longer, and the pool waits, not the worker
+        stack.enter_context(workers.running({"t": handle}, url=config))
+        until(lambda: len(handled) > 10)
+        between.refuse()
+        time.sleep(2.5)
+        done = statuses(store, ids)["completed"]
+        assert done < 60
+        between.accept()
+        until(lambda: statuses(store, ids)["completed"] == 60)
+        until(lambda: any("available again" in message for message in messages(caplog, logging.INFO)))
+    assert set(handled.values()) == {1}
+    said = messages(caplog, logging.INFO)
+    assert len([message for message in said if "the storage is unavailable" in message]) == 1
+    assert len([message for message in said if "available again" in message]) == 1
+
+
+def test_a_worker_stops_in_time_while_the_storage_is_away(
+    workers: Workers, store: PostgresStorage, goqueue_database: str
+) -> None:
+    [job_id] = add(store)
+    begun: list[Any] = []
+
+    async def handle(job: Job) -> None:
+        begun.append(job.id)
+        await pause(0.5)
+
+    with proxy.running(goqueue_database) as between:
+        config = DatabaseConfig(url=between.url, connect_timeout=SECOND, pool_timeout=SECOND)
+        with workers.running({"t": handle}, url=config, shutdown_timeout=SECOND):
+            until(lambda: begun)
+            between.refuse()
+            start = time.monotonic()
+        assert time.monotonic() - start < 30
+    assert store.get_job(job_id).status == RUNNING
+
+
+def test_a_schema_that_is_gone_ends_the_worker(
+    workers: Workers, store: PostgresStorage, goqueue_connection: psycopg.Connection[Any]
+) -> None:
+    ids = add(store, 1)
+    with workers.running({"t": succeed}) as worker:
+        until(lambda: statuses(store, ids)["completed"])
+        goqueue_connection.execute("ALTER TABLE goqueue.jobs RENAME TO gone")
+        until(lambda: worker.ended)
+        with pytest.raises(SchemaError):
+            raise worker.ended.pop()
+        worker.ended.append(0)
+
+
+def test_without_notifications_a_worker_polls(
+    workers: Workers, store: PostgresStorage, goqueue_database: str, caplog: Any
+) -> None:
+    nowhere = psycopg.conninfo.make_conninfo(goqueue_database, dbname="nowhere")
+    config = DatabaseConfig(url=goqueue_database, listen_url=nowhere)
+    with workers.running({"t": succeed}, url=config):
+        until(lambda: any("polls alone" in message for message in messages(caplog)))
+        [job_id] = add(store)
+        until(lambda: store.get_job(job_id).status == COMPLETED)
+    assert len([message for message in messages(caplog) if "polls alone" in message]) == 1
+
+
+@pytest.mark.skipif(pgbouncer.PROGRAM is None, reason=pgbouncer.MISSING)
+def test_a_worker_runs_behind_pgbouncer(
+    workers: Workers, store: PostgresStorage, goqueue_database: str, through_pgbouncer: Any
+) -> None:
+    ids = add(store, 200)
+    url = through_pgbouncer(goqueue_database)
+    with pgbouncer.sessions(url, goqueue_database), workers.running({"t": succeed}, url=url):
+        until(lambda: statuses(store, ids)["completed"] == 200)
+        [job_id] = add(store)
+        until(lambda: store.get_job(job_id).status == COMPLETED)
+
+
+# --- shutdown ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_stop_releases_what_has_not_started_and_waits_for_the_rest(workers: Workers, store: PostgresStorage) -> None:
+    add(store, 500, job_type="quick")
+    ids = add(store, 100)
+    begun: list[Any] = []
+
+    async def handle(job: Job) -> None:
+        begun.append(job.id)
+        await pause(0.5)
+
+    with workers.running({"quick": succeed, "t": handle}, concurrency=3):
+        until(lambda: len(begun) >= 3)
+    assert all(store.get_job(job_id).status == COMPLETED for job_id in begun)
+    others = [job for job in store.get_jobs(ids) if job.id not in begun]
+    assert {(job.status, job.attempts) for job in others} == {(PENDING, 0)}
+
+
+def test_what_runs_longer_than_the_shutdown_is_released(workers: Workers, store: PostgresStorage) -> None:
+    [job_id] = add(store)
+    told: list[Any] = []
+
+    async def handle(job: Job) -> None:
+        context = job_context()
+        try:
+            await pause(SECONDS_AT_MOST)
+        finally:
+            told.append(context.stopped)
+
+    with workers.running({"t": handle}, shutdown_timeout=SECOND / 2):
+        until(lambda: store.get_job(job_id).status == RUNNING)
+    until(lambda: told)
+    assert told == ["shutdown"]
+    assert (store.get_job(job_id).status, store.get_job(job_id).attempts) == (PENDING, 0)
+
+
+def test_a_handler_stops_its_worker(workers: Workers, store: PostgresStorage) -> None:
+    add(store, 50)
+    handled: list[Any] = []
+
+    async def handle(job: Job) -> None:
+        handled.append(job.id)
+        if len(handled) == 10:
+            worker.stop()
+
+    worker = workers.make({"t": handle})
+    count = workers.run(worker, concurrency=1, poll_interval=HOUR)
+    assert count == len(handled)
+    assert 10 <= count <= 50
+    assert store.count_jobs(JobFilter(status=RUNNING)) == 0
+
+
+def test_a_stop_before_the_run_ends_it_at_once(workers: Workers, store: PostgresStorage) -> None:
+    worker = workers.make({"t": succeed})
+    worker.stop()
+    assert workers.run(worker) == 0
+    add(store)
+    assert workers.run(worker, until_empty=True) == 1
+
+
+def test_a_cancelled_run_releases_its_jobs(goqueue_database: str, goqueue_store: PostgresStorage) -> None:
+    [job_id] = add(goqueue_store)
+    begun = asyncio.Event()
+
+    async def handle(job: Job) -> None:
+        begun.set()
+        await asyncio.sleep(SECONDS_AT_MOST)
+
+    async def run() -> None:
+        async with await AsyncPostgresStorage.open(goqueue_database) as store:
+            task = asyncio.create_task(AsyncWorker({"t": handle}).run(store, settings()))
+            await begun.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    asyncio.run(run())
+    assert (goqueue_store.get_job(job_id).status, goqueue_store.get_job(job_id).attempts) == (PENDING, 0)
+
+
+def test_until_empty_waits_for_running_jobs_and_those_they_add(workers: Workers, store: PostgresStorage) -> None:
+    add(store, payload=3)
+
+    async def handle(job: Job) -> None:
+        await pause(0.2)
+        if job.payload:
+            store.create_job(NewJob(job_type="t", payload=job.payload - 1))
+
+    add(store, delay=HOUR, payload=0)
+    assert workers.work({"t": handle}) == 4
+
+
+# --- the log ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_log_has_starts_ends_and_durations(workers: Workers, store: PostgresStorage, caplog: Any) -> None:
+    caplog.set_level(logging.DEBUG, "goqueue.worker")
+    good, bad = add(store)[0], add(store, job_type="bad")[0]
+
+    async def fail(job: Job) -> None:
+        raise ValueError("boom\nand more")
+
+    workers.work({"t": succeed, "bad": fail}, worker_id="me", concurrency=1)
+    records = [record for record in caplog.records if record.name == "goqueue.worker"]
+    said = [record.getMessage() for record in records]
+    assert said[0].startswith("worker me starts: concurrency 1, queues ['default'], poll_interval 100ms")
+    assert said[-1].startswith("worker me has stopped; it completed 1 jobs")
+    ends = {record.job_id: record for record in records if hasattr(record, "duration_ms")}
+    assert ends[good].getMessage().startswith(f"job {good} (t) completed in ")
+    assert (ends[good].levelname, ends[bad].levelname) == ("INFO", "WARNING")
+    assert ends[bad].getMessage().endswith(": ValueError: boom")
+    assert (ends[good].queue, ends[good].job_type, ends[good].worker_id, ends[good].attempt) == (
+        "default",
+        "t",
+        "me",
+        1,
+    )
+    assert len([message for message in said if message.endswith(" starts")]) == 2
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_faults_of_the_applications_logging_harm_no_job(
+    workers: Workers, store: PostgresStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger = logging.getLogger("goqueue.worker")
+
+    def broken(record: logging.LogRecord) -> bool:
+        raise RuntimeError("the filter is broken")
+
+    def odd(level: int) -> bool:
+        raise RuntimeError("the logger is broken")
+
+    ids = add(store, 10) + add(store, 1, job_type="unknown")
+    logger.addFilter(broken)
+    monkeypatch.setattr(logger, "level", logging.DEBUG)
+    try:
+        assert workers.work({"t": succeed}) == 10
+        assert statuses(store, ids) == {"completed": 10, "pending": 1}
+    finally:
+        logger.removeFilter(broken)
+    add(store, 10)
+    monkeypatch.setattr(logger, "isEnabledFor", odd)
+    assert workers.work({"t": succeed}) == 10
