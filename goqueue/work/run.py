@@ -37,6 +37,9 @@ _AHEAD_SECONDS = 0.2
 # The mean duration of jobs is that of about this many.
 _RECENT = 200
 
+# Seconds between two looks at the running jobs.
+_LOOK = 1.0
+
 # Longest time to notice the end of the run while waiting for a notification.
 _SLICE = timedelta(seconds=0.1)
 
@@ -103,13 +106,13 @@ class Run:
         )
         said = ", ".join(f"{name} {value}" for name, value in settings)
         _say(logging.INFO, "worker %s starts: %s", self._worker_id, said, worker_id=self._worker_id)
-        for number in range(config.concurrency):
-            self._runners.start(f"goqueue-runner-{number}", partial(self._guarded, self._work))
-        self._claimer.start("goqueue-claimer", partial(self._guarded, self._claim))
-        self._reporter.start("goqueue-reporter", partial(self._guarded, self._report))
-        for name, role in (("keeper", self._keep), ("rescuer", self._rescue), ("listener", self._listen)):
-            self._others.start(f"goqueue-{name}", partial(self._guarded, role))
         try:
+            for number in range(config.concurrency):
+                self._runners.start(f"goqueue-runner-{number}", partial(self._guarded, self._work))
+            self._claimer.start("goqueue-claimer", partial(self._guarded, self._claim))
+            self._reporter.start("goqueue-reporter", partial(self._guarded, self._report))
+            for name, role in (("keeper", self._keep), ("rescuer", self._rescue), ("listener", self._listen)):
+                self._others.start(f"goqueue-{name}", partial(self._guarded, role))
             while not self._is_stopping:
                 self._end.wait()
             self._shut_down(self._config.shutdown_timeout.total_seconds())
@@ -269,8 +272,8 @@ class Run:
         """Keep the buffer filled; without due jobs, wait for a notification, the next job's time or the next poll."""
         config = self._config
         while not self._is_stopping:
-            if len(self._buffer) > 4 * (self._ahead + config.concurrency):
-                self._release_buffer(self._ahead)  # They take longer than it seemed: others can have them.
+            if len(self._buffer) > self._most_ahead():
+                self._release_buffer(self._ahead)
             if not (limit := self._wanted()):
                 self._wants_room = True
                 if not self._wanted() and not self._is_stopping:
@@ -347,16 +350,26 @@ class Run:
                 self._wants_news = False
 
     def _measure(self, attempts: Collection[Attempt]) -> None:
-        """Adapt the number of jobs claimed ahead to their recent duration."""
-        self._busy += sum([attempt.seconds for attempt in attempts])
-        self._count += len(attempts)
+        """Note the duration of jobs that have run; those put back untried have none."""
+        seconds = [attempt.seconds for attempt in attempts if attempt.seconds]
+        self._busy += sum(seconds)
+        self._count += len(seconds)
         if self._count > _RECENT:
             self._busy, self._count = self._busy * _RECENT / self._count, _RECENT
-        concurrency = self._config.concurrency
-        finished = _AHEAD_SECONDS * concurrency * self._count / max(self._busy, 1e-9)
-        self._ahead = int(max(min(finished, _BATCH) - concurrency, 0))
-        if len(self._buffer) > 4 * (self._ahead + concurrency):
+        self._adapt()
+
+    def _adapt(self) -> None:
+        """Adapt the number of jobs claimed ahead to the duration of recent and of running jobs."""
+        now, concurrency, running = monotonic(), self._config.concurrency, self._running.copy()
+        busy = self._busy + sum([now - attempt.started for attempt in running])
+        finished = _AHEAD_SECONDS * concurrency * (self._count + len(running)) / max(busy, 1e-9)
+        self._ahead = int(max(min(finished, _BATCH) - concurrency, 0)) if self._count else 0
+        if len(self._buffer) > self._most_ahead():
             self._room.set()
+
+    def _most_ahead(self) -> int:
+        """How many jobs can be buffered; more are put back, because they take longer than it seemed."""
+        return 4 * (self._ahead + self._config.concurrency)
 
     def _settle(self, attempts: Collection[Attempt]) -> None:
         groups: dict[tuple[str, timedelta | None], list[Attempt]] = {}
@@ -431,7 +444,7 @@ class Run:
             now = monotonic()
             if now >= renewal:
                 renewal = now + min(every, self._renew() or every)
-            next_check = min(renewal, now + longest)
+            next_check = min(renewal, now + longest, now + _LOOK)
             for attempt in self._running.copy():
                 if now >= attempt.expires:
                     self._lose(attempt, "lease lost")
@@ -441,6 +454,7 @@ class Run:
                         self._warn(f"job %s (%s) is stopped: {text}", attempt)
                 else:
                     next_check = min(next_check, attempt.started + longest)
+            self._adapt()
             self._keeping.wait(next_check - monotonic())
 
     def _renew(self) -> float | None:
