@@ -17,6 +17,15 @@ PARTS = [
     "+ finished_queue index",
     "+ CHECKs",
 ]
+OPERATIONS = [
+    "create 1", "create, claim, complete 1", "create, claim, complete 100", "get_job", "list_jobs",
+    "list_jobs of a queue", "list_jobs of a type", "count_jobs", "queue_stats", "rescue_jobs", "prune 1000",
+    "cancel 100 by filter",
+]  # fmt: skip
+QUEUE_OPERATIONS = [
+    "claim 10 of one queue", "claim 10 of 100 queues", "next_job_at of 100 queues", "list_jobs of a type",
+    "queue_stats",
+]  # fmt: skip
 STEPS = ["no trigger", "+ trigger", "+ a listener"]
 WAYS = ["listening", "polling every 50 ms"]
 LINES = {
@@ -56,6 +65,12 @@ LINES = {
     "claim 100, snapshot held, no resuming": "ms",
     **{f"{work}, {step}": "µs" for work in ("create_job", "create_jobs by 1000") for step in STEPS},
     **{f"pick-up, {how}, {part}": "ms" for how in WAYS for part in ("p50", "p95")},
+    **{f"{operation}, 1,000 finished": "ms" for operation in OPERATIONS},
+    **{f"{operation}, 10 queues": "ms" for operation in QUEUE_OPERATIONS},
+    "drain by 10, 2 connections": "jobs/s",
+    "a flow with pruning": "jobs/s",
+    "a flow with pruning, table": "MB",
+    "a flow with pruning, indexes": "MB",
 }
 # What has nothing to be compared with.
 WITHOUT_FLOOR = {
@@ -96,6 +111,7 @@ def test_a_quick_run_measures_every_line(tmp_path: Path) -> None:
     plans = output.with_name("plans.txt").read_text(encoding="utf-8")
     assert plans.count("=== ") == 12
     assert "jobs_finished_type_idx" in plans
-    picture = output.with_suffix(".svg").read_text(encoding="utf-8")
-    assert picture.startswith("<?xml")
+    for end in (".svg", "_growth.svg"):
+        picture = output.with_name(f"{output.stem}{end}").read_text(encoding="utf-8")
+        assert picture.startswith("<?xml")
     assert str(Path.cwd()) not in picture

@@ -15,6 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from goqueue.testing.embedded import EmbeddedServer
+from tests.bench.curves import draw_curves
+from tests.bench.growth import measure_connections, measure_finished, measure_flow, measure_queues
 from tests.bench.harness import Bench, Line, checkout
 from tests.bench.indexes import measure_indexes
 from tests.bench.lists import measure_list_jobs
@@ -33,9 +35,13 @@ MEASUREMENTS: dict[str, Callable[[Bench], list[Line]]] = {
     "work": measure_work,
     "pinned": measure_pinned,
     "triggers": measure_triggers,
+    "finished": measure_finished,
+    "queues": measure_queues,
+    "connections": measure_connections,
+    "flow": measure_flow,
 }
 # Room for the tables, and no checkpoint amid a measurement. Commits wait for the disk, as they do by default.
-_SETTINGS = {"shared_buffers": "512MB", "max_wal_size": "4GB", "checkpoint_timeout": "30min"}
+_SETTINGS = {"shared_buffers": "512MB", "max_connections": "200", "max_wal_size": "4GB", "checkpoint_timeout": "30min"}
 
 
 def main() -> None:
@@ -61,6 +67,9 @@ def main() -> None:
     written = [options.output]
     if draw(options.output, options.output.with_suffix(".svg")):
         written.append(options.output.with_suffix(".svg"))
+    growth = options.output.with_name(f"{options.output.stem}_growth.svg")
+    if draw_curves(options.output, growth):
+        written.append(growth)
     if bench.plans:
         written.append(options.output.with_name("plans.txt"))
         written[-1].write_text(bench.plans, encoding="utf-8")
@@ -99,6 +108,9 @@ def _show(lines: list[Line], console: Console) -> None:
         )  # fmt: skip
     console.print(table)
     for line in lines:
+        if line.curve:
+            curve = ", ".join(f"{case}: {_number(value)}" for case, value in line.curve.items())
+            console.print(f"[dim]{line.name}:[/] {curve}", highlight=False)
         if line.note:
             console.print(f"[dim]{line.name}:[/] {line.note}", highlight=False)
 

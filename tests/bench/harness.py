@@ -69,6 +69,8 @@ class Line(msgspec.Struct, kw_only=True):
     #: None where there is no target, or none that counts here.
     met: bool | None = None
     note: str = ""
+    #: The values of the cases between, by case.
+    curve: dict[str, float] = {}
 
 
 class Bench:

@@ -1,0 +1,61 @@
+"""Draws the curves of results.json, a panel for each quantity that grows. Imports matplotlib.
+
+`python -m tests.bench.curves [results.json] [out.svg]`; the same numbers give the same file.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+# By the end of a line's name: the panel's title, and what is drawn. Milliseconds as multiples of the smallest case.
+_PANELS = {
+    "finished": ("Finished jobs: time, as a multiple of the first", True),
+    "queues": ("Queues: milliseconds", False),
+    "connections": ("Connections: jobs a second", False),
+    "pruning": ("Two minutes with pruning: jobs a second", False),
+}
+
+
+def draw_curves(results: Path, picture: Path) -> bool:
+    """Return whether there was anything to draw."""
+    lines = [line for line in json.loads(results.read_text(encoding="utf-8")) if line.get("curve")]
+    panels = [
+        (title, of_first, found)
+        for end, (title, of_first) in _PANELS.items()
+        if (found := [line for line in lines if line["name"].endswith(end)])
+    ]
+    if not panels:
+        return False
+    style = {"svg.hashsalt": "goqueue", "svg.fonttype": "path", "font.size": 9}
+    with mpl.rc_context(style):
+        figure = Figure(figsize=(10, 3.4 * ((len(panels) + 1) // 2)), facecolor="white", layout="constrained")
+        for place, (title, of_first, found) in enumerate(panels, 1):
+            axes = figure.add_subplot((len(panels) + 1) // 2, 2, place)
+            axes.set_title(title, fontsize=10, loc="left")
+            for line in found:
+                _curve(axes, line, of_first=of_first)
+            axes.set_ylim(bottom=0)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.grid(axis="y", color="#d1d9e0", linewidth=0.6)
+            if len(found) > 1:
+                axes.legend(fontsize=7, frameon=False)
+        unchanging = {"Date": None, "Creator": None} if picture.suffix == ".svg" else {"Software": None}
+        figure.savefig(picture, format=picture.suffix[1:], metadata=unchanging)
+    return True
+
+
+def _curve(axes: Any, line: dict[str, Any], *, of_first: bool) -> None:
+    values = list(line["curve"].values())
+    if of_first:
+        values = [value / values[0] for value in values]
+    axes.plot(list(line["curve"]), values, marker="o", markersize=3, linewidth=1.3, label=line["name"].split(",")[0])
+
+
+if __name__ == "__main__":
+    folder = Path(__file__).resolve().parents[2] / ".bench"
+    source = Path(sys.argv[1]) if len(sys.argv) > 1 else folder / "results.json"
+    draw_curves(source, Path(sys.argv[2]) if len(sys.argv) > 2 else folder / "results_growth.svg")

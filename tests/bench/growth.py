@@ -1,0 +1,272 @@
+"""Growth of cost with the finished jobs, the queues, the connections and the time. Imports goqueue and psycopg.
+
+Each line compares the largest case with the smallest one of the same run. Its ``curve`` has all of them.
+"""
+
+import multiprocessing
+import threading
+import time
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from statistics import median
+from typing import Any
+
+import psycopg
+
+from goqueue import DatabaseConfig, JobFilter, NewJob, PostgresStorage
+from tests.bench.harness import Bench, Line, Target, seconds
+
+_LEASE = timedelta(minutes=5)
+_MILLISECONDS = 1000
+
+# A hundred queues, four job types, a month.
+_FINISHED = """
+INSERT INTO goqueue.jobs (
+    queue, job_type, payload, status, attempts, lease_token,
+    scheduled_at, created_at, updated_at, started_at, completed_at
+)
+SELECT
+    'q' || d.n %% 100,
+    't' || d.n %% 4,
+    '{"to": "a@example.com", "n": 1}',
+    (ARRAY['completed', 'completed', 'completed', 'dead', 'cancelled'])[1 + d.n %% 5]::goqueue.job_status,
+    1, 1, d.t, d.t, d.t, d.t, d.t
+FROM (SELECT n, now() - interval '30 days' * random() AS t FROM generate_series(1, %s) AS n) AS d
+"""
+_PENDING = """
+INSERT INTO goqueue.jobs (queue, job_type, priority, payload)
+SELECT 'q' || q, 't' || q %% 5, j %% 3, '{}'
+FROM generate_series(1, %s) AS q, generate_series(1, %s) AS j
+"""
+_SIZES = """
+SELECT
+    pg_relation_size('goqueue.jobs') AS bytes,
+    pg_indexes_size('goqueue.jobs') AS index_bytes,
+    (SELECT count(*) FROM goqueue.jobs) AS live_rows
+"""
+
+
+def measure_finished(bench: Bench) -> list[Line]:
+    """Operations beside more and more finished jobs."""
+    sizes = [500, 1000] if bench.quick else [10_000, 100_000, 1_000_000, 4_000_000]
+    curves: dict[str, dict[str, list[float]]] = {}
+    with bench.database("bench_growth") as url, psycopg.connect(url, autocommit=True) as admin:
+        have = 0
+        for size in sizes:
+            bench.tell(f"growth: {size:,} finished jobs")
+            admin.execute(_FINISHED, [size - have])
+            have = size
+            admin.execute("VACUUM ANALYZE goqueue.jobs")
+            admin.execute("CHECKPOINT")
+            with PostgresStorage.open(url) as store:
+                for name, (work, count) in _operations(store).items():
+                    curves.setdefault(name, {})[f"{size:,}"] = _samples(bench, work, count)
+    targets = {"create, claim, complete 100": 1.5, "prune 1000": 2.0}
+    return [
+        _line(bench, f"{name}, {sizes[-1]:,} finished", "ms", curve, _at_most(targets.get(name)))
+        for name, curve in curves.items()
+    ]
+
+
+def _operations(store: PostgresStorage) -> dict[str, tuple[Callable[[], object], int]]:
+    """Each operation, and how often it runs in a sample."""
+
+    def cycle(size: int) -> Callable[[], object]:
+        def run() -> None:
+            store.create_jobs([NewJob(job_type="t", queue="hot") for _ in range(size)])
+            jobs = store.claim_jobs("hot", "w", size, _LEASE)
+            store.complete_jobs(jobs)
+
+        return run
+
+    def cancel() -> None:
+        store.create_jobs([NewJob(job_type="t", queue="c") for _ in range(100)])
+        store.cancel_jobs(JobFilter(queue="c"))
+
+    [some, *_] = store.list_jobs(limit=1).jobs
+    return {
+        "create 1": (lambda: store.create_job(NewJob(job_type="t", queue="cold")), 60),
+        "create, claim, complete 1": (cycle(1), 60),
+        "create, claim, complete 100": (cycle(100), 30),
+        "get_job": (lambda: store.get_job(some.id), 200),
+        "list_jobs": (store.list_jobs, 30),
+        "list_jobs of a queue": (lambda: store.list_jobs(JobFilter(queue="q7")), 30),
+        "list_jobs of a type": (lambda: store.list_jobs(JobFilter(job_type="t1")), 30),
+        "count_jobs": (lambda: store.count_jobs(JobFilter(status="completed")), 15),
+        "queue_stats": (store.queue_stats, 5),
+        "rescue_jobs": (store.rescue_jobs, 15),
+        # Once in a round: the smallest table lasts for ten batches.
+        "prune 1000": (lambda: store.prune_jobs(timedelta(days=1), limit=1000), 1),
+        "cancel 100 by filter": (cancel, 10),
+    }
+
+
+def measure_queues(bench: Bench) -> list[Line]:
+    """Operations beside more and more queues, with 20 pending jobs or more in each."""
+    numbers = [1, 10] if bench.quick else [1, 100, 2000]
+    curves: dict[str, dict[str, list[float]]] = {}
+    for number in numbers:
+        bench.tell(f"growth: {number:,} queues")
+        with bench.database("bench_growth") as url, psycopg.connect(url, autocommit=True) as admin:
+            admin.execute(_PENDING, [number, max(20, 2000 // number)])
+            admin.execute("VACUUM ANALYZE goqueue.jobs")
+            with PostgresStorage.open(url) as store:
+                names = [f"q{name}" for name in range(1, min(number, 100) + 1)]
+                for title, (work, count) in _queue_operations(store, names).items():
+                    curves.setdefault(title, {})[f"{number:,}"] = _samples(bench, work, count)
+    bounds = {"list_jobs of a type": 10, "queue_stats": 50}
+    return [
+        _line(
+            bench, f"{name}, {numbers[-1]:,} queues", "ms", curve,
+            Target("value", "at most", bounds[name]) if name in bounds else None,
+        )
+        for name, curve in curves.items()
+    ]  # fmt: skip
+
+
+def _queue_operations(store: PostgresStorage, names: list[str]) -> dict[str, tuple[Callable[[], object], int]]:
+    def claim(queues: str | list[str]) -> None:
+        store.release_jobs(store.claim_jobs(queues, "w", 10, _LEASE))
+
+    return {
+        "claim 10 of one queue": (lambda: claim("q1"), 20),
+        "claim 10 of 100 queues": (lambda: claim(names), 20),
+        "next_job_at of 100 queues": (lambda: store.next_job_at(names), 20),
+        "list_jobs of a type": (lambda: store.list_jobs(JobFilter(job_type="t1")), 10),
+        "queue_stats": (store.queue_stats, 5),
+    }
+
+
+def measure_connections(bench: Bench) -> list[Line]:
+    """Draining by ten, with more and more connections in up to eight processes."""
+    numbers = [1, 2] if bench.quick else [1, 2, 4, 8, 16, 32, 64, 128]
+    curve: dict[str, list[float]] = {}
+    for _ in range(1 if bench.quick else min(bench.rounds, 3)):
+        for number in numbers:
+            bench.tell(f"growth: {number} connections")
+            curve.setdefault(f"{number}", []).append(_drain_rate(bench, number))
+    lines = [_line(bench, f"drain by 10, {numbers[-1]} connections", "jobs/s", curve, None)]
+    if not bench.quick:
+        two = {name: curve[name] for name in ("2", "64")}
+        lines.append(_line(bench, "drain by 10, 64 connections to 2", "jobs/s", two, Target("ratio", "at least", 1.0)))
+    return lines
+
+
+def _drain_rate(bench: Bench, connections: int) -> float:
+    duration = bench.size(5, 1)
+    processes = min(connections, 8)
+    context = multiprocessing.get_context("spawn")
+    with bench.database("bench_growth") as url, psycopg.connect(url, autocommit=True) as admin:
+        admin.execute(_PENDING, [1, bench.size(150_000, 5_000)])
+        admin.execute("VACUUM ANALYZE goqueue.jobs")
+        admin.execute("CHECKPOINT")
+        start, results = context.Barrier(processes), context.Queue()
+        arguments = (url, connections // processes, duration, start, results)
+        workers = [context.Process(target=drain, args=arguments) for _ in range(processes)]
+        for worker in workers:
+            worker.start()
+        total = sum(results.get() for _ in workers)
+        for worker in workers:
+            worker.join()
+    return float(total) / duration
+
+
+def drain(url: str, threads: int, duration: float, start: Any, results: Any) -> None:
+    """Run in a process of its own: claim and complete by ten in each thread, until the time is over."""
+    config = DatabaseConfig(url=url, pool_min_size=threads, pool_max_size=threads)
+    done = [0] * threads
+    with PostgresStorage.open(config) as store:
+
+        def loop(number: int) -> None:
+            jobs = store.claim_jobs("none", "w")
+            while time.monotonic() < end:
+                done[number] += len(jobs)
+                jobs = store.complete_and_claim(jobs, "q1", "w", 10, _LEASE)
+
+        start.wait()
+        end = time.monotonic() + duration
+        workers = [threading.Thread(target=loop, args=[number]) for number in range(threads)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    results.put(sum(done))
+
+
+def measure_flow(bench: Bench) -> list[Line]:
+    """Jobs added, worked on and pruned for two minutes: the rate, and the size of the table for each live row.
+
+    The floor of a size is that of the same rows after VACUUM FULL.
+    """
+    duration, steps = bench.size(120, 2), bench.size(8, 2)
+    with bench.database("bench_growth") as url, psycopg.connect(url, autocommit=True) as admin:
+        with PostgresStorage.open(url) as store:
+            stop, count = threading.Event(), [0]
+            work = [threading.Thread(target=part, args=(store, stop, count)) for part in (_produce, _consume, _prune)]
+            for part in work:
+                part.start()
+            rates: dict[str, list[float]] = {}
+            for step in range(1, steps + 1):
+                bench.tell(f"growth: a flow of jobs, {step} of {steps}")
+                before = count[0]
+                time.sleep(duration / steps)
+                rates[f"{duration * step // steps} s"] = [(count[0] - before) * steps / duration]
+            stop.set()
+            for part in work:
+                part.join()
+        [(heap, indexes, rows)] = admin.execute(_SIZES).fetchall()
+        admin.execute("VACUUM FULL goqueue.jobs")
+        [(least_heap, least_indexes, _)] = admin.execute(_SIZES).fetchall()
+    return [
+        _line(bench, "a flow with pruning", "jobs/s", rates, None),
+        *(
+            bench.line(
+                f"a flow with pruning, {name}", "MB", [size / 1e6], [least / 1e6], target=_at_most(2.0),
+                note=f"{rows:,} live rows; floor: after VACUUM FULL",
+            )
+            for name, size, least in (("table", heap, least_heap), ("indexes", indexes, least_indexes))
+        ),
+    ]  # fmt: skip
+
+
+def _produce(store: PostgresStorage, stop: threading.Event, _: list[int]) -> None:
+    while not stop.is_set():
+        if store.count_jobs(JobFilter(status="pending")) < 10_000:
+            store.create_jobs([NewJob(job_type="t", queue="hot", payload={"to": "a@example.com"}) for _ in range(2000)])
+        else:
+            stop.wait(0.02)
+
+
+def _consume(store: PostgresStorage, stop: threading.Event, count: list[int]) -> None:
+    jobs = store.claim_jobs("hot", "w")
+    while not stop.is_set():
+        count[0] += len(jobs)
+        jobs = store.complete_and_claim(jobs, "hot", "w", 200, _LEASE)
+        if not jobs:
+            stop.wait(0.005)
+
+
+def _prune(store: PostgresStorage, stop: threading.Event, _: list[int]) -> None:
+    while not stop.is_set():
+        if store.prune_jobs(timedelta(seconds=20), limit=1000) < 1000:
+            stop.wait(0.2)
+
+
+def _samples(bench: Bench, work: Callable[[], object], count: int) -> list[float]:
+    """The median of each round, after a warm-up, in milliseconds."""
+    for _ in range(3):
+        work()
+    rounds = 1 if bench.quick else bench.rounds
+    return [median(seconds(work) for _ in range(bench.size(count, 2))) * _MILLISECONDS for _ in range(rounds)]
+
+
+def _at_most(bound: float | None) -> Target | None:
+    return None if bound is None else Target("ratio", "at most", bound)
+
+
+def _line(bench: Bench, name: str, unit: str, curve: dict[str, list[float]], target: Target | None) -> Line:
+    """The last case of a curve against its first."""
+    cases: list[Iterable[float]] = list(curve.values())
+    line = bench.line(name, unit, cases[-1], cases[0], target=target)
+    line.curve = {case: median(samples) for case, samples in curve.items()}
+    return line
