@@ -12,7 +12,7 @@ from goqueue import AsyncListener, AsyncPostgresStorage, Storage
 
 
 class _Blocking:
-    """Each call runs in the portal's event loop, which is another thread's, and is waited for."""
+    """Each call runs in the portal's event loop, in another thread, and blocks until it ends."""
 
     def __init__(self, store: AsyncPostgresStorage, portal: BlockingPortal) -> None:
         self.store = store
@@ -63,7 +63,7 @@ def _listen(self: _Blocking, queues: Any) -> _BlockingListener:
     return _BlockingListener(self.store.listen(queues), self.portal)
 
 
-# On the class itself, because that is where a runtime protocol looks for its methods.
+# On the class itself, where a runtime protocol looks for its methods.
 for _name, _method in inspect.getmembers(AsyncPostgresStorage, inspect.isfunction):
     if not _name.startswith("_") and _name != "listen":
         setattr(_Blocking, _name, _waiting(_name, _method))
@@ -74,7 +74,7 @@ for _name in ("enter", "exit"):
 
 
 def blocking(store: AsyncPostgresStorage, portal: BlockingPortal) -> Storage:
-    """``store``, whose event loop is the portal's, for a caller who waits."""
+    """Wrap ``store``, whose event loop is the portal's, for a blocking caller."""
     blocked = _Blocking(store, portal)
     assert isinstance(blocked, Storage)
     return blocked

@@ -18,7 +18,7 @@ import pytest
 
 from goqueue import cli
 
-# Whoever runs the tests in the background has SIGINT ignored, and every process below inherits that.
+# Processes in the background ignore SIGINT, and their children inherit that.
 COMMAND = [
     sys.executable, "-c",
     "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from goqueue.cli import main; main()",
@@ -28,8 +28,8 @@ SECONDS = 60.0
 
 
 def unmeasured() -> dict[str, str]:
-    """The environment of a command that may be interrupted: its coverage is not measured, since the tracer takes a lock
-    in Python code and never gives it back when Ctrl-C comes just then; the process would hang."""
+    """Return the environment of a command to be interrupted. It disables coverage: the tracer takes a lock in Python
+    code, and never releases it if Ctrl-C comes just then; the process would hang."""
     return {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_PROCESS_")}
 
 
@@ -44,14 +44,14 @@ class Result(NamedTuple):
 
 
 class Commands:
-    """`goqueue` on one database, by way of its environment."""
+    """Runs `goqueue` on one database, given by environment variables."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
         self._capsys = capsys
         self._monkeypatch = monkeypatch
 
     def __call__(self, *arguments: object, stdin: Path | None = None) -> Result:
-        """The command in this process, its output captured; ``stdin`` is a file."""
+        """Run the command in this process and capture its output; ``stdin`` is a file."""
         self._monkeypatch.setattr(sys, "argv", ["goqueue", *map(str, arguments)])
         with open(stdin or os.devnull, encoding="utf-8") as given:
             self._monkeypatch.setattr(sys, "stdin", given)
@@ -63,7 +63,7 @@ class Commands:
 
     @contextmanager
     def process(self, *arguments: object, stdin: int = subprocess.DEVNULL) -> Iterator[subprocess.Popen[str]]:
-        """The command as a process with pipes; it is killed at the end if it still runs."""
+        """Run the command as a process with pipes; kill it at the end if it still runs."""
         with subprocess.Popen(
             [*COMMAND, *map(str, arguments)],
             stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=unmeasured(),
@@ -75,7 +75,7 @@ class Commands:
 
     @contextmanager
     def terminal(self, *arguments: object, columns: int = 80, **variables: str) -> Iterator["Terminal"]:
-        """The command on a terminal of its own."""
+        """Run the command on its own terminal."""
         ours, theirs = pty.openpty()
         environment = {**unmeasured(), "COLUMNS": str(columns), "LINES": "40", "TERM": "xterm", **variables}
         with subprocess.Popen(
@@ -91,7 +91,7 @@ class Commands:
 
 
 class Terminal:
-    """What a person sees and does."""
+    """A terminal: what a person sees and types."""
 
     def __init__(self, process: "subprocess.Popen[bytes]", descriptor: int) -> None:
         self.process = process
@@ -105,7 +105,7 @@ class Terminal:
         self.process.send_signal(signal.SIGINT)
 
     def wait_for(self, pattern: str) -> str:
-        """What has come since the last call, up to the pattern."""
+        """Return the output since the last call, up to the pattern."""
         deadline = time.monotonic() + SECONDS
         while (found := re.search(pattern, self.seen)) is None:
             assert time.monotonic() < deadline, f"{pattern!r} did not come; this did: {self.seen}"
@@ -115,18 +115,18 @@ class Terminal:
         return text
 
     def end(self) -> tuple[int, str]:
-        """The exit status, and what has come since."""
+        """Return the exit status, and the output since the last call."""
         deadline = time.monotonic() + SECONDS
         while self._read(1.0):
             assert time.monotonic() < deadline, f"the command did not end: {self.seen}"
         return self.process.wait(SECONDS), self.seen
 
     def _read(self, seconds: float) -> bool:
-        """Whether more can come."""
+        """Return True if more output can come."""
         if select.select([self._descriptor], [], [], seconds)[0]:
             try:
                 data = os.read(self._descriptor, 65536)
-            except OSError:  # Linux's word for the end
+            except OSError:  # Linux reports the end this way
                 return False
             self.seen += re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", data.decode())
             return bool(data)

@@ -1,4 +1,4 @@
-"""What the whole suite needs in common. Imports goqueue's plugin by name, anyio and hypothesis."""
+"""Fixtures and settings of the whole suite. Imports goqueue's plugin by name, anyio and hypothesis."""
 
 import os
 import sys
@@ -23,9 +23,9 @@ pytest_plugins = ["goqueue.pytest_plugin", "pytester"]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep compiled modules in pytest's cache where the environment forbids Python to write them beside their sources.
+    """Keep compiled modules in pytest's cache if the environment forbids Python to write them beside their sources.
 
-    The tests start hundreds of Python processes, and each would compile all that it imports.
+    The tests start hundreds of Python processes; each would compile all its imports.
     """
     cache = getattr(config, "cache", None)  # there is none under `-p no:cacheprovider`
     if cache is not None and os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
@@ -33,24 +33,24 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
 
 
-# A deadline measures the machine, not the code. One database for all examples of a test is meant.
+# A deadline would measure the machine, not the code. All examples of a test share one database on purpose.
 settings.register_profile("goqueue", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-# The same examples at every run: a pull request must not fail by chance.
+# The same examples in every run: a pull request must not fail by chance.
 settings.register_profile("goqueue-ci", settings.get_profile("goqueue"), derandomize=True)
 settings.load_profile("goqueue-ci" if os.environ.get("CI") else "goqueue")
 
 
 @pytest.fixture(scope="session")
 def through_pgbouncer(goqueue_server: Any) -> Iterator[Callable[[str], str]]:
-    """Makes of a database's URL the one through a pgbouncer where each transaction runs in another session."""
+    """Return a function that converts a URL to one through pgbouncer, with each transaction in another session."""
     with pgbouncer.running(goqueue_server.url, server_round_robin=1, ignore_startup_parameters="options") as through:
         yield through
 
 
-# Without pgbouncer test_pgbouncer.py says what is not tested.
+# Without pgbouncer, test_pgbouncer.py reports what is not tested.
 @pytest.fixture(params=["pool", "bound", "async pool", "async bound", *(["pgbouncer"] if pgbouncer.PROGRAM else [])])
 def store(request: pytest.FixtureRequest, goqueue_database: str) -> Iterator[Storage]:
-    """Every way to get a storage, each on the test's database; what is tested with it is the contract."""
+    """Every kind of storage, each on the test's database. Tests with this fixture check the contract."""
     if request.param == "pool":
         with PostgresStorage.open(goqueue_database) as opened:
             yield opened

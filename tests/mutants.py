@@ -1,8 +1,8 @@
-"""Take one guard away at a time, in a copy of the checkout, and see a test fail: ``make mutants`` prints a table.
+"""Remove one guard at a time in a copy of the checkout, and expect a test to fail: ``make mutants`` prints a table.
 
-A guard is what makes a statement safe: a lock, a fence, SKIP LOCKED, a status check, a transaction, an order.
-A mutant that survives means a guard without a test. Not part of CI: each mutant is a test run of its own. Name some to
-run only those: ``make mutants ARGS="claim_jobs update_job"``.
+A guard makes a statement safe: a lock, a fence, SKIP LOCKED, a status check, a transaction, an order. A surviving
+mutant means a guard without a test. This is not part of CI: each mutant is a separate test run. Name some to run only
+those: ``make mutants ARGS="claim_jobs update_job"``.
 """
 
 import shlex
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-# Long enough for the slowest of the tests named below; a mutant that hangs is noticed, too.
+# Long enough for the slowest of the tests named below; hanging mutants are also noticed.
 SECONDS = 300
 
 _LEASES = "tests/test_leases.py"
@@ -25,8 +25,8 @@ _FENCE = f"{_LEASES} {_GUARDS} -k 'LostLeases or Complete or Fail or Release or 
 
 
 class Mutant(NamedTuple):
-    """A guard taken away: in ``place`` (a query, or a file) ``guard`` becomes ``without``, wherever it stands.
-    ``tests``, pytest's arguments, must then fail."""
+    """A removed guard: in ``place`` (a query or a file), every ``guard`` becomes ``without``. ``tests`` (pytest's
+    arguments) must then fail."""
 
     place: str
     what: str
@@ -152,14 +152,14 @@ def located(root: Path, mutant: Mutant) -> tuple[Path, str, str, str]:
 
 
 def mutate(root: Path, mutant: Mutant) -> None:
-    """Take the guard away in a copy of the checkout."""
+    """Remove the guard in a copy of the checkout."""
     file, before, text, after = located(root, mutant)
     file.write_text(before + text.replace(mutant.guard, mutant.without) + after, "utf-8")
     subprocess.run([sys.executable, "-m", "tools.unasync"], cwd=root, check=True)
 
 
 def run(mutant: Mutant) -> tuple[str, float]:
-    """What became of a mutant (killed, survived, or the output's end), and after how many seconds."""
+    """Return a mutant's result (killed, survived, or the output's end), and the seconds it took."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "goqueue"
         listed = subprocess.run(
@@ -184,7 +184,7 @@ def run(mutant: Mutant) -> tuple[str, float]:
 
 
 def main(wanted: list[str]) -> int:
-    """Run the mutants of the queries and files named (none: all), print a line for each; 1 when one survived."""
+    """Run the mutants of the named queries and files (default: all). Print each result; return 1 if one survived."""
     verdicts = []
     for mutant in MUTANTS:
         if not wanted or mutant.place in wanted:

@@ -1,6 +1,6 @@
-"""A pgbouncer of the tests' own that pools transactions, in front of the test server.
+"""A pgbouncer for the tests that pools transactions, in front of the test server.
 
-Imports goqueue.testing.embedded, for what both servers have in common: a private folder, and a user that is not root.
+Imports goqueue.testing.embedded, for what both servers need: a private folder, and a user that is not root.
 """
 
 import os
@@ -24,9 +24,9 @@ POOL_SIZE = 2
 
 @contextmanager
 def running(server_url: str, **settings: object) -> Iterator[Callable[[str], str]]:
-    """Gives a function that makes of a database's URL the one through pgbouncer. It ends with this process."""
+    """Yield a function that converts a database's URL to one through pgbouncer. It ends with this process."""
     assert PROGRAM is not None
-    identity = _server_identity(None)  # pgbouncer refuses to run as root, too
+    identity = _server_identity(None)  # pgbouncer does not run as root either
     base = _make_base(identity, in_memory=False)
     try:
         folder = base / "socket"
@@ -40,9 +40,9 @@ def running(server_url: str, **settings: object) -> Iterator[Callable[[str], str
             "listen_port": 6432,
             "pool_mode": "transaction",
             "default_pool_size": POOL_SIZE,
-            # Anybody may come in, through the private folder, and is the server's user.
+            # Every client may connect, through the private folder, as the server's user.
             "auth_type": "any",
-            # Known to those versions alone that can prepare statements in shared sessions.
+            # Only versions that can prepare statements in shared sessions know this setting.
             **({"max_prepared_statements": 0} if version() >= (1, 21) else {}),
             **settings,
         }
@@ -73,12 +73,12 @@ def running(server_url: str, **settings: object) -> Iterator[Callable[[str], str
 
 @contextmanager
 def sessions(url: str, direct_url: str) -> Iterator[list[int]]:
-    """Fills the pool of a database, since as long as one session is enough there is one, and ends them. Their pids."""
+    """Fill a database's pool, which otherwise has one session if one is enough; end the sessions. Return their pids."""
     with ExitStack() as stack:
         connections = [stack.enter_context(psycopg.connect(url, prepare_threshold=None)) for _ in range(POOL_SIZE)]
         pids = [connection.execute("SELECT pg_backend_pid()").fetchall()[0][0] for connection in connections]
     yield pids
-    # To drop a database with somebody in it takes a tenth of a second.
+    # Dropping a database with sessions takes a tenth of a second.
     with psycopg.connect(direct_url, autocommit=True) as connection:
         ending = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = ANY(%s)"
         while connection.execute(ending, [pids]).rowcount:
@@ -86,7 +86,7 @@ def sessions(url: str, direct_url: str) -> Iterator[list[int]]:
 
 
 def version() -> tuple[int, int]:
-    """Of the installed pgbouncer."""
+    """Return the version of the installed pgbouncer."""
     said = subprocess.run([str(PROGRAM), "--version"], capture_output=True, text=True, check=True).stdout
     found = re.search(r"PgBouncer (\d+)\.(\d+)", said)
     assert found is not None, said

@@ -1,6 +1,6 @@
-"""What the plan tests stand on: a database filled as a busy year fills it, and what EXPLAIN says of a statement there.
+"""The base of the plan tests: a database as after a busy year, and EXPLAIN of statements there.
 
-Imports goqueue.testing.scratch and goqueue.workbench, whose seed, plans and explainer they are, and psycopg.
+Imports goqueue.testing.scratch and goqueue.workbench, which provide the seed, the plans and the explainer, and psycopg.
 """
 
 import time
@@ -18,15 +18,15 @@ from goqueue.workbench.plans import Plan
 
 __all__ = ["JIT_ABOVE_COST", "MODES", "NOTES", "Explainer", "Plan", "kept_plans", "seed"]
 
-# What explains and seeds is not itself explained: seed.sql fills scratch databases, statements.sql reads an extension,
-# checks.sql the server's catalogue.
+# These files explain and seed, and are not explained: seed.sql fills scratch databases, statements.sql reads an
+# extension, checks.sql the server's catalogue.
 NOTES: dict[str, QueryNote] = {note.name: note for note in read_notes() if note.file not in APART}
 JIT_ABOVE_COST = 100_000
 """The server's default: a plan that is estimated dearer is compiled, which takes longer than these plans run."""
 
 
 def seed(connection: psycopg.Connection[Any], name: str, rows: int) -> None:
-    """Fills the empty tables of a database that is the caller's alone; ``name`` is history or future."""
+    """Fill the empty tables of a private database; ``name`` is history or future."""
 
     def add(count: int, **options: Any) -> None:
         for _ in add_jobs(connection, count, **options):
@@ -44,7 +44,7 @@ def seed(connection: psycopg.Connection[Any], name: str, rows: int) -> None:
 
 
 def kept_plans(connection: psycopg.Connection[Any]) -> list[tuple[str, str]]:
-    """The statements on the jobs that a connection has prepared, each with its plan."""
+    """Return the statements on jobs that a connection has prepared, each with its plan."""
     prepared = connection.execute(
         "SELECT name, cardinality(parameter_types), statement FROM pg_prepared_statements"
         " WHERE statement LIKE '%goqueue.jobs%' AND statement LIKE '%/* goqueue:%'"
@@ -58,18 +58,18 @@ def kept_plans(connection: psycopg.Connection[Any]) -> list[tuple[str, str]]:
 
 
 class Explainer(explain.Explainer):
-    """The explainer of all tests, with patience."""
+    """The explainer of all tests, with long timeouts."""
 
     def __init__(self, connection: psycopg.Connection[Any]) -> None:
         super().__init__(connection, NOTES)
-        #: How many entries of the claim index the latest run has read.
+        #: The number of claim index entries read by the latest run.
         self.entries_read = 0
 
     def explain(self, name: str, values: Mapping[str, Any], mode: str, pages: float) -> Plan:
-        """The plan of a run with these values; ``mode`` is custom or generic.
+        """Return the plan of a run with these values; ``mode`` is custom or generic.
 
-        The tests leave index entries of rolled back transactions behind. A scan marks those it meets, if no transaction
-        that is older still writes, in whatever database: so a run that looked at more than ``pages`` is repeated.
+        The tests leave index entries of rolled back transactions. A scan marks those as dead, unless an older
+        transaction still writes in any database. So a run that read more than ``pages`` is repeated.
         """
         assert set(values) == set(NOTES[name].parameters), name
         deadline = time.monotonic() + 60
@@ -80,7 +80,7 @@ class Explainer(explain.Explainer):
             time.sleep(0.1)
 
     def explain_text(self, statement: str, pages: float) -> Plan:
-        """`explain` for a statement that is no query of ours."""
+        """Run `explain` for a statement that is not one of ours."""
         deadline = time.monotonic() + 60
         while True:
             cursor = psycopg.ClientCursor(self.connection)
@@ -104,24 +104,24 @@ class Explainer(explain.Explainer):
         return int(count)
 
     def table_scans(self) -> int:
-        """How often the transaction has read the jobs whole: what a function does is in no plan."""
+        """Return how often the transaction has read jobs whole: a plan doesn't show what a function does."""
         [(count,)] = self.connection.execute(
             "SELECT seq_scan FROM pg_stat_xact_user_tables WHERE relid = 'goqueue.jobs'::regclass"
         ).fetchall()
         return int(count)
 
     def generic_plan(self, name: str) -> Plan:
-        """The plan for no values in particular, not run."""
+        """Return the plan without values, not executed."""
         note = NOTES[name]
         nulls = f"({', '.join('NULL' for _ in note.parameters)})" if note.parameters else ""
         with self.connection.transaction(force_rollback=True):
             self.connection.execute("SET LOCAL plan_cache_mode = force_generic_plan")
-            # Not EXPLAIN (GENERIC_PLAN), which came with PostgreSQL 16.
+            # Not EXPLAIN (GENERIC_PLAN), which needs PostgreSQL 16.
             self.connection.execute(f"PREPARE generic AS {note.statement}")
             [(document,)] = self.connection.execute(f"EXPLAIN (FORMAT JSON) EXECUTE generic{nulls}").fetchall()
             self.connection.execute("DEALLOCATE generic")
         return Plan(document[0])
 
     def before_a_run(self) -> None:
-        # One at a time: workers of a test run share the database, and claims pass over what another has locked.
+        # One at a time: the workers of a test run share the database, and claims skip rows locked by others.
         self.connection.execute("SELECT pg_advisory_xact_lock(1)")

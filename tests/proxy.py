@@ -1,4 +1,4 @@
-"""A connection between client and server that can lose what it carries, for tests of lost replies. Imports psycopg."""
+"""A connection between client and server that can lose data, for tests of lost replies. Imports psycopg."""
 
 import select
 import socket
@@ -12,7 +12,7 @@ _READY = b"Z\x00\x00\x00\x05"  # the head of ReadyForQuery, which ends every rep
 
 
 class Proxy:
-    """Carries bytes between ``url`` and the server of ``target``, one thread a connection."""
+    """Transfers bytes between ``url`` and the server of ``target``, with one thread per connection."""
 
     def __init__(self, target: str, listening: socket.socket) -> None:
         self._target = conninfo_to_dict(target)
@@ -21,25 +21,24 @@ class Proxy:
         self._keep_request = False
         self._open: set[socket.socket] = set()
         self._refuses = False
-        #: Whether it was.
+        #: Set when a connection was cut.
         self.lost = threading.Event()
         port = listening.getsockname()[1]
-        #: Leads through the proxy.
+        #: The URL through the proxy.
         self.url = make_conninfo(target, host="127.0.0.1", port=port, sslmode="disable", gssencmode="disable")
 
     def lose_reply(self, request: bytes) -> None:
-        """Cut the next connection whose request has these bytes, once the server has answered it and before the client
-        sees the answer."""
+        """Cut the next connection whose request has these bytes, after the server's answer and before its delivery."""
         self._lose, self._keep_request = request, False
         self.lost.clear()
 
     def lose_request(self, request: bytes) -> None:
-        """Cut the next connection whose request has these bytes; the server sees nothing of it."""
+        """Cut the next connection whose request has these bytes, before the server sees it."""
         self._lose, self._keep_request = request, True
         self.lost.clear()
 
     def cut(self) -> None:
-        """End every connection there is."""
+        """Close all connections."""
         while self._open:
             with suppress(OSError):
                 self._open.pop().shutdown(socket.SHUT_RDWR)
@@ -99,7 +98,7 @@ class Proxy:
 
 @contextmanager
 def running(target: str) -> Iterator[Proxy]:
-    """A proxy to the server of this connection string."""
+    """Start a proxy to the server of this connection string."""
     with closing(socket.create_server(("127.0.0.1", 0))) as listening:
         proxy = Proxy(target, listening)
         thread = threading.Thread(target=proxy.serve, daemon=True)

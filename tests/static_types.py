@@ -1,6 +1,6 @@
 """The public methods' types, as a type checker sees them: `make typecheck` reads this file, nothing runs it.
 
-mypy also refuses every expression of type Any here, so none can leak through from aiosql or psycopg.
+mypy rejects every expression of type Any here, so that none can leak from aiosql or psycopg.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Generator
@@ -157,7 +157,7 @@ async def asynchronous(
 
 
 def refused(store: PostgresStorage, job: Job, new: NewJob, plain: Connection[TupleRow]) -> None:
-    """An ignored error that is none is an error itself (warn_unused_ignores)."""
+    """An unnecessary ignore is itself an error (warn_unused_ignores)."""
     store.create_job(job)  # type: ignore[arg-type]
     store.create_jobs(new)  # type: ignore[arg-type]
     store.get_job(5)  # type: ignore[arg-type]

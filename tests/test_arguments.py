@@ -1,4 +1,4 @@
-"""Every argument of every method that can't be used is refused by name before anything is sent, by both stores."""
+"""Both stores reject every unusable argument of every method by name, before anything is sent."""
 
 import asyncio
 import inspect
@@ -28,7 +28,7 @@ IDS = [None, 5, "", "x", b"x" * 16, 10**100, []]
 LEASES = [None, 5, uuid4(), (uuid4(), 1), Lease(uuid4(), -1), Lease(uuid4(), 2**63)]
 LEASES += [Lease(uuid4(), 1.0), Lease(None, None), Lease("x", 1), Lease(uuid4(), "1")]  # type: ignore[arg-type]
 
-# What each method is called with, and what it refuses.
+# The arguments of each method, and the values that it rejects.
 GOOD: dict[str, Any] = {
     "create_job": {"job": NewJob(job_type="t")},
     "get_or_create_job": {"job": NewJob(job_type="t")},
@@ -88,7 +88,7 @@ REFUSED_BY: dict[tuple[str, str], list[Any]] = {
     ("complete_job", "lease"): LEASES,
     ("fail_job", "lease"): LEASES,
     ("release_jobs", "delay"): [None, *TIMES],
-    ("fail_job", "error"): [],  # whatever it is, its text is kept
+    ("fail_job", "error"): [],  # its text is stored, whatever its type
     ("create_jobs", "jobs"): [None, 5, NewJob(job_type="t"), [None], [{}], [NewJob(job_type="t", payload={1})]],
 }
 REFUSED_BY["create_jobs_in_batches", "jobs"] = REFUSED_BY["create_jobs", "jobs"]
@@ -108,8 +108,8 @@ def test_no_method_is_forgotten() -> None:
 
 @pytest.mark.parametrize(("name", "arguments"), list(every_refusal()))
 def test_is_refused_by_name(name: str, arguments: dict[str, Any]) -> None:
-    # Without a connection: whoever asks for one fails otherwise.
-    with pytest.raises(InvalidJobError) as caught:  # noqa: PT012 - an iterator is refused when it begins
+    # Without a connection: requesting one fails differently.
+    with pytest.raises(InvalidJobError) as caught:  # noqa: PT012 - an iterator is rejected when it starts
         given = getattr(PostgresStorage(DatabaseConfig()), name)(**arguments)
         next(given)
 

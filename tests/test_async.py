@@ -1,6 +1,6 @@
-"""What is asyncio's own in the asynchronous store: cancellation, event loops, async iterables, many tasks at once.
+"""Aspects of asyncio in the asynchronous store: cancellation, event loops, async iterables, many tasks at once.
 
-The contract itself is checked on both stores, by conftest's `store`.
+conftest's `store` checks the contract on both stores.
 """
 
 import asyncio
@@ -55,14 +55,14 @@ def anyio_backend() -> str:
 
 @pytest.fixture(autouse=True)
 def nothing_is_left_behind() -> Iterator[None]:
-    """A connection that was not closed and a coroutine that was not awaited say so when they are collected."""
+    """Unclosed connections and coroutines never awaited warn when they are collected."""
     yield
     gc.collect()
 
 
 @pytest.fixture
 async def store(goqueue_database: str) -> AsyncIterator[AsyncPostgresStorage]:
-    """With one connection, so that one that isn't given back is missed at once."""
+    """A store with one connection: if it isn't returned, the next call fails."""
     limits: Any = {"pool_min_size": 1, "pool_max_size": 1, "lock_timeout": MINUTE, "statement_timeout": MINUTE}
     async with await AsyncPostgresStorage.open(DatabaseConfig(url=goqueue_database, **limits)) as opened:
         yield opened
@@ -70,13 +70,13 @@ async def store(goqueue_database: str) -> AsyncIterator[AsyncPostgresStorage]:
 
 @pytest.fixture
 def other(goqueue_database: str) -> Iterator[psycopg.Connection[Any]]:
-    """Somebody else's connection; its transaction goes on until it is rolled back."""
+    """Another session's connection. Its transaction stays open until it is rolled back."""
     with psycopg.connect(goqueue_database) as connection:
         yield connection
 
 
 class Server:
-    """What the server says of the store's sessions."""
+    """Return the server's view of the store's sessions."""
 
     def __init__(self, connection: psycopg.Connection[Any]) -> None:
         self._connection = connection
@@ -93,7 +93,7 @@ class Server:
                 await asyncio.sleep(0.01)
 
     async def waits(self, name: str) -> None:
-        """Until the statement waits for a lock."""
+        """Wait until the statement waits for a lock."""
         await self.until(
             lambda: any(kind == "Lock" and f"goqueue:{name} " in query for *_, kind, query in self.sessions())
         )
@@ -110,7 +110,7 @@ def server(goqueue_connection: psycopg.Connection[Any]) -> Server:
     return Server(goqueue_connection)
 
 
-# --- cancellation: each way takes a call and what to wait for before it is cancelled ----------------------------------
+# --- cancellation: each case has a call and a condition to wait for before it is cancelled ----------------------------
 
 
 async def by_cancel(call: Coroutine[Any, Any, Any], under_way: Awaitable[None]) -> None:
@@ -144,7 +144,7 @@ async def by_timeout(call: Coroutine[Any, Any, Any], under_way: Awaitable[None])
 
 
 async def by_cancel_scope(call: Coroutine[Any, Any, Any], under_way: Awaitable[None]) -> None:
-    """As FastAPI's middlewares do: anyio cancels a task until it ends."""
+    """Cancel as FastAPI's middlewares do: anyio cancels a task until it ends."""
 
     async def cancel() -> None:
         await under_way
@@ -163,7 +163,7 @@ WAYS = [by_cancel, by_cancelling_again_and_again, by_timeout, by_cancel_scope]
 
 @pytest.mark.parametrize("cancel", WAYS)
 class TestCancelling:
-    """The server's statement ends, nothing half-done stays, and the very connection can be used again."""
+    """The server's statement ends, no partial change stays, and the same connection is usable again."""
 
     @pytest.fixture
     async def clean(self, store: AsyncPostgresStorage, server: Server) -> AsyncIterator[None]:
@@ -242,7 +242,7 @@ class TestCancelling:
         await server.until(lambda: len(server.sessions()) == 1)
 
 
-# Once only: a caller's own connection is psycopg's, which closes it when it is cancelled again meanwhile.
+# Only once: psycopg closes a caller's own connection if it is cancelled again meanwhile.
 @pytest.mark.parametrize("cancel", [by_cancel, by_timeout])
 async def test_in_the_callers_transaction_it_is_the_callers_to_roll_back(
     goqueue_database: str, server: Server, other: Any, cancel: Cancel
@@ -331,7 +331,7 @@ async def test_a_server_that_does_not_end_the_statement_costs_the_connection(
     async with store._connection() as connection:
 
         async def refuse(**_: Any) -> None:
-            """As when the cancellation gets lost on its way."""
+            """The cancel request is lost on its way."""
 
         monkeypatch.setattr(connection, "cancel_safe", refuse)
     job = await store.create_job(NewJob(job_type="t"))
@@ -388,7 +388,7 @@ class TestIterables:
         async with aclosing(store.create_jobs_in_batches(source(5000))) as batches:
             async for batch in batches:
                 assert len(batch) == 1000
-                await asyncio.wait_for(store.ping(), 5)  # also in the middle of it: there is but one connection
+                await asyncio.wait_for(store.ping(), 5)  # even in the middle of it: there is only one connection
                 break
         async for _ in store.create_jobs_in_batches(source(5000)):
             break
@@ -529,7 +529,7 @@ async def test_a_server_that_was_away_is_found_again(tmp_path: Path, caplog: pyt
     caplog.set_level(logging.CRITICAL, "psycopg.pool")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    # By TCP, because the socket's folder is another one after a restart.
+    # By TCP, because the socket's folder changes with a restart.
     server = EmbeddedServer(tmp_path / "data", settings={"listen_addresses": "127.0.0.1", "port": str(port)})
     with ExitStack() as at_end:
         at_end.callback(server.stop)
@@ -613,7 +613,7 @@ async def test_another_event_loop_is_refused(store: AsyncPostgresStorage) -> Non
 async def test_an_event_loop_that_psycopg_cannot_use_is_named(
     goqueue_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # What Windows would say: its usual loop can't watch sockets.
+    # Windows raises this: its default loop can't watch sockets.
     monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setattr(asyncio, "ProactorEventLoop", asyncio.SelectorEventLoop, raising=False)
     with pytest.raises(StorageError, match=r"'ProactorEventLoop'.*SelectorEventLoop") as caught:
@@ -632,11 +632,11 @@ def test_a_forked_child_that_closes_the_store_leaves_the_parents_connections(
         os._exit(0)
     os.waitpid(child, 0)
     goqueue_store.ping()
-    # On a busy machine the pool has meanwhile opened another.
+    # On a busy machine the pool may have opened another one.
     assert {pid for pid, *_ in before} <= {pid for pid, *_ in server.sessions()}
 
 
-# --- both halves are one ----------------------------------------------------------------------------------------------
+# --- both halves are the same -----------------------------------------------------------------------------------------
 
 
 def members(kind: type) -> dict[str, Any]:

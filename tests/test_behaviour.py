@@ -1,4 +1,4 @@
-"""What a folder's statements do is compared with what the shipped ones do: on a scratch database, and only there."""
+"""A folder's statements are compared with the shipped ones in effect: on a scratch database, and only there."""
 
 import json
 import os
@@ -41,7 +41,7 @@ BY_ID = "WHERE j.id = :id::uuid"
 
 
 class Broken(NamedTuple):
-    """A query with something replaced, and what is told of it."""
+    """A query with a replacement, and the expected message about it."""
 
     query: str
     old: str | re.Pattern[str]

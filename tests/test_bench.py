@@ -1,4 +1,4 @@
-"""A smoke run of `make bench`: every line is there and well-formed. Nothing here judges a time."""
+"""A smoke run of `make bench`: every line is there and well-formed. No time is judged here."""
 
 import json
 import subprocess
@@ -72,7 +72,7 @@ LINES = {
     "a flow with pruning, table": "MB",
     "a flow with pruning, indexes": "MB",
 }
-# What has nothing to be compared with.
+# Lines without anything to compare with.
 WITHOUT_FLOOR = {
     "get_job, the pool's share",
     "create_jobs_in_batches",

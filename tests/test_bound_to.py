@@ -1,4 +1,4 @@
-"""`bound_to` says what to pass in place of another library's object, and what it says works."""
+"""`bound_to` says what to pass instead of another library's object, and its advice works."""
 
 import asyncio
 import subprocess
@@ -35,7 +35,7 @@ def engine(engine_url: str) -> Iterator[sqlalchemy.Engine]:
 
 
 def advice(given: Any, store: Any = PostgresStorage) -> str:
-    """What follows the type's name in the message."""
+    """Return the message after the type's name."""
     with pytest.raises(InvalidJobError) as error:
         store.bound_to(given)
     what = "psycopg.Connection" if store is PostgresStorage else "psycopg.AsyncConnection"
@@ -47,7 +47,7 @@ def advice(given: Any, store: Any = PostgresStorage) -> str:
 
 
 def follow(said: str, **names: Any) -> Any:
-    """The expression that the advice gives, run."""
+    """Evaluate the expression in the advice."""
     expression = said.removeprefix("; pass ").partition(", ")[0]
     return eval(expression, names)
 

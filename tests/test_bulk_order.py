@@ -1,4 +1,4 @@
-"""Bulks with jobs in common, in opposite orders: they wait for each other, and never in a circle."""
+"""Bulks with common jobs, in opposite orders: they wait for each other and don't deadlock."""
 
 import asyncio
 import random

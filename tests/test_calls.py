@@ -1,4 +1,4 @@
-"""A Struct that is made wrongly says how it is made."""
+"""A wrongly created Struct explains how it is created."""
 
 import copy
 import pickle

@@ -1,4 +1,4 @@
-"""`goqueue check`: each thing broken in turn, and what the check says of it; and `goqueue sql`."""
+"""`goqueue check`: every kind of fault in turn, and what the check reports; and `goqueue sql`."""
 
 import hashlib
 import json
@@ -45,7 +45,7 @@ def check(connection: Connection, name: str, **how: Any) -> Check:
 
 
 def finding(connection: Connection, name: str, **how: Any) -> Finding:
-    """The one finding of a check."""
+    """Return the only finding of a check."""
     [found] = check(connection, name, **how).findings
     return found
 
@@ -56,7 +56,7 @@ def finding(connection: Connection, name: str, **how: Any) -> Finding:
 def test_a_fresh_database_is_well(goqueue_connection: Connection) -> None:
     done = list(run_checks(goqueue_connection))
     assert [one.name for one in done] == NAMES
-    # The servers of tests are fast and not safe, and say so.
+    # The test servers are fast and unsafe, and the check reports that.
     assert {one.name: one.level for one in done if one.level != Level.OK and one.name != "settings"} == {}
     assert goqueue_connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
 
@@ -187,7 +187,7 @@ def test_drift_is_told_and_what_is_advised_mends_it(
     assert said.found.startswith(found)
     assert said.level == level
     assert said.why
-    for step in said.do.split("; "):  # CONCURRENTLY goes alone
+    for step in said.do.split("; "):  # CONCURRENTLY needs its own transaction
         goqueue_connection.execute(step.encode())
     assert check(goqueue_connection, "schema").level == Level.OK
 
@@ -211,7 +211,7 @@ def test_drift_that_takes_a_human_is_told(goqueue_connection: Connection, statem
 
 
 def follow(connection: Connection, advice: str) -> None:
-    """Does what a finding advises: its statements one by one (CONCURRENTLY goes alone), or a part of a migration."""
+    """Do what a finding advises: run its statements one by one (because of CONCURRENTLY), or a part of a migration."""
     for step in advice.partition("   (")[0].removeprefix("restore it from a backup; without its rows: ").split("; "):
         command, _, psql = step.partition(" | ")
         statement = step.encode()
@@ -250,7 +250,7 @@ def test_what_is_missing_is_told_once_without_what_went_with_it(
     for one in done.findings:
         if one.found.startswith(("the table ", "the view ")):
             assert one.level == Level.NOTE or "migrations/roles/roles.sql" in one.do
-        # A view has no rows that a backup would have.
+        # A view has no rows to restore from a backup.
         assert ("from a backup" in one.do) == one.found.startswith("the table ") or one.level == Level.NOTE
 
 
@@ -412,7 +412,7 @@ def test_another_applications_migrations_in_a_schema_of_this_name_are_one_findin
     [found] = done[-1].findings
     assert found.found.endswith(" migrations, but has no table goqueue.jobs")
     assert not found.do.startswith("goqueue migrate")
-    # Where all were undone, the way is to migrate.
+    # If all migrations were undone, the advice is to migrate.
     goqueue_connection.execute("DELETE FROM goqueue.schema_version")
     done = list(run_checks(goqueue_connection))
     assert [one.name for one in done] == ["server", "settings", "migrations"]
@@ -538,7 +538,7 @@ def test_a_folder_that_can_t_be_loaded_is_not_said_to_be_as_shipped(
 
 @pytest.fixture
 def role(goqueue_connection: Connection) -> Iterator[Callable[..., Connection]]:
-    """Gives the connection as a role of its own with these grants."""
+    """Yield the connection as a new role with these grants."""
     name = sql.Identifier(f"role_{uuid4().hex}")
     goqueue_connection.execute(sql.SQL("CREATE ROLE {}").format(name))
 
@@ -618,7 +618,8 @@ def test_a_statement_that_no_longer_fits_is_told(goqueue_connection: Connection)
 def test_no_statement_reads_the_table_whole_before_it_was_ever_vacuumed(
     goqueue_connection: Connection, goqueue_store: PostgresStorage
 ) -> None:
-    # Without a visibility map an index costs more: the planner then takes "any row of this queue and type" for near.
+    # Without a visibility map an index costs more. The planner then assumes that any row of this queue and type is
+    # near.
     goqueue_store.create_jobs(NewJob(job_type=f"t{n % 4}", queue=f"q{n % 7}", payload="x" * 200) for n in range(30_000))
     goqueue_connection.execute("ANALYZE goqueue.jobs")
     done = check(goqueue_connection, "plans")
@@ -630,7 +631,7 @@ def test_a_large_table_read_whole_is_a_warning(
 ) -> None:
     goqueue_store.create_jobs(NewJob(job_type="t") for _ in range(3000))
     goqueue_connection.execute("ANALYZE goqueue.jobs")
-    assert check(goqueue_connection, "plans").level == Level.OK  # small: whatever the plan is
+    assert check(goqueue_connection, "plans").level == Level.OK  # the table is small, so any plan is fine
     monkeypatch.setattr(health, "_LARGE_PAGES", 10)
     goqueue_connection.execute("DROP INDEX goqueue.jobs_pending_idx, goqueue.jobs_running_idx, goqueue.jobs_claim_idx")
     goqueue_connection.execute("ALTER TABLE goqueue.jobs DROP CONSTRAINT jobs_pkey")
@@ -670,7 +671,7 @@ def test_a_transaction_left_open_is_found(goqueue_database: str, goqueue_connect
     with psycopg.connect(goqueue_database, application_name="forgotten") as left:
         left.execute("SELECT 1 FROM goqueue.jobs")
         left.execute("SELECT pg_current_xact_id()")
-        assert check(goqueue_connection, "horizon").level == Level.OK  # not for long yet
+        assert check(goqueue_connection, "horizon").level == Level.OK  # not long enough yet
         found = finding(goqueue_connection, "horizon", old_transaction=timedelta(0))
         pid = left.info.backend_pid
         assert found.level == Level.WARNING
@@ -730,7 +731,7 @@ def test_pgstattuple_tells_how_full_the_claim_index_is(
     assert re.search(r"pages \d+ % full \(pgstattuple", check(goqueue_connection, "claim index").summary)
 
 
-# --- a server that is not well --------------------------------------------------------------------------------------
+# --- a misconfigured server -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -788,7 +789,7 @@ def test_a_database_that_takes_no_jobs_is_a_failure(
 
 
 def test_a_standby_is_a_failure(goqueue_connection: Connection) -> None:
-    # The embedded server can't be one.
+    # The embedded server can't be a standby.
     primary = health._State(*health.load_queries().server_state(goqueue_connection))
     assert health._server(primary).level == Level.OK
     [found] = health._server(primary._replace(is_standby=True)).findings
@@ -977,7 +978,7 @@ Run = Callable[..., Result]
 def run(
     goqueue_database: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Run:
-    """`goqueue` as on the shell, in an empty folder, with the test's database."""
+    """Run `goqueue` as in the shell, in an empty folder, with the test's database."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GOQUEUE_DATABASE_URL", goqueue_database)
 
@@ -1082,7 +1083,7 @@ def test_programs_get_json_of_an_export_and_of_what_was_changed(run: Run) -> Non
 def test_after_an_upgrade_the_diff_tells_who_has_changed_what(run: Run) -> None:
     run("sql", "export", "old", "jobs.sql", "stats.sql", "server.sql")
     for name, changed in (("jobs.sql", ""), ("stats.sql", "-- mine\n")):
-        # As a release would have exported it whose file was another one.
+        # As exported by an earlier release with a different file.
         file = Path("old") / name
         text = file.read_text("utf-8").partition("\n")[2].replace("-- ", "-- old: ", 1)
         old = hashlib.sha256(text.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""`goqueue config`: what it prints, where, and its exit status."""
+"""`goqueue config`: its output, its streams and its exit status."""
 
 import io
 import json

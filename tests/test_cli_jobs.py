@@ -1,4 +1,4 @@
-"""`goqueue jobs`: what it does, prints and refuses, and its exit status."""
+"""`goqueue jobs`: its effects, its output, its rejections and its exit status."""
 
 import json
 import re
@@ -415,7 +415,7 @@ def test_prune_stopped_by_ctrl_c_tells_how_many_are_gone(
     assert goqueue_store.count_jobs() == 2
 
 
-# --- what all of them share -------------------------------------------------------------------------------------------
+# --- common to all ----------------------------------------------------------------------------------------------------
 
 
 def test_a_server_that_is_not_there_is_one_line_without_the_password(

@@ -1,4 +1,4 @@
-"""What the commands print, and where: any text, any encoding, any width, and a standard output that takes nothing."""
+"""The commands' output: any text, encoding and width, and a standard output that can't be written."""
 
 import io
 import json
@@ -20,7 +20,7 @@ from goqueue.cli.common import Column, aware_time, console, duration, error_cons
 from goqueue.counts import JobCount, counted
 from tests.commands import COMMAND, SECONDS, Commands
 
-#: Taken for an emoji, for markup, for a command to the terminal, and for one to its order of characters.
+#: Could be taken for an emoji, markup, a terminal command, or a change of text direction.
 ODD = ":id: [red]x[/red] \x1b]0;owned\x07\x1b[2J \u202egnp.exe :smile:"
 SHOWN = r":id: [red]x[/red] \x1b]0;owned\x07\x1b[2J \u202egnp.exe :smile:"
 
@@ -28,7 +28,7 @@ SHOWN = r":id: [red]x[/red] \x1b]0;owned\x07\x1b[2J \u202egnp.exe :smile:"
 def ran(
     *arguments: object, stdout: Any = subprocess.PIPE, closed: str = "", **environment: str
 ) -> "subprocess.CompletedProcess[bytes]":
-    """The command as a process; ``closed`` are streams that the shell closes (`>&-`)."""
+    """Run the command as a process; ``closed`` are streams that the shell closes (`>&-`)."""
     shell = ["sh", "-c", f'exec "$@" {closed}', "sh"] if closed else []
     return subprocess.run(
         [*shell, *COMMAND, *map(str, arguments)],
@@ -37,7 +37,7 @@ def ran(
     )  # fmt: skip
 
 
-# --- as it is ---------------------------------------------------------------------------------------------------------
+# --- verbatim ---------------------------------------------------------------------------------------------------------
 
 
 def test_what_users_have_named_is_printed_as_it_is_and_without_effect_on_the_terminal(
@@ -72,7 +72,7 @@ def test_what_users_have_named_is_printed_as_it_is_and_without_effect_on_the_ter
 def test_messages_status_lines_and_progress_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     common.note(f"the cast ({ODD}) :id:uuid\nand more")
     console().print(ODD, soft_wrap=True)
-    # rich drops the bell itself; where it is the end of a command to the terminal, that command is none any more.
+    # rich drops the bell. A terminal command that ends with it is then no longer one.
     shown = SHOWN.replace(r"\x07", "")
     assert capsys.readouterr() == (f"{shown}\n", f"the cast ({shown}) :id:uuid\nand more\n")
     screen = error_console()
@@ -123,7 +123,7 @@ def test_no_encoding_of_a_pipe_ends_a_command(
         assert b"Traceback" not in ran("jobs", "list", "--queue", name, "--cursor", name, **environment).stderr
 
 
-# --- an output that takes nothing -------------------------------------------------------------------------------------
+# --- an unwritable output ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a system without /dev/full")
@@ -144,7 +144,7 @@ def test_the_id_of_an_added_job_is_not_lost_with_standard_output(
             f"the job was added: {job_id}",
             f"goqueue: standard output can't be written: {why}",
         ]
-    # Nobody hears it; the exit status is the same.
+    # Nobody reads the message; the exit status is the same.
     for closed in (">&- 2>&-", "<&- >&- 2>&-", ">/dev/full 2>/dev/full"):
         assert ran(*create, closed=closed).returncode == 1
     assert goqueue_store.count_jobs() == 5
@@ -157,7 +157,7 @@ def test_the_id_of_an_added_job_is_not_lost_with_standard_output(
 def test_no_command_ends_in_a_traceback_where_standard_output_is_full(goqueue: Commands, arguments: str) -> None:
     result = ran(*arguments.split(), closed=">/dev/full")
     said = result.stderr.decode()
-    if arguments not in ("jobs list", "stats"):  # which have nothing to print
+    if arguments not in ("jobs list", "stats"):  # these have nothing to print
         assert result.returncode == 1
         assert said == "goqueue: standard output can't be written: No space left on device\n"
     assert "Traceback" not in said
@@ -180,7 +180,7 @@ def test_what_was_changed_is_said_where_standard_output_is_closed(
         assert result.stderr.decode().splitlines()[0] == done
 
 
-# --- what is read -----------------------------------------------------------------------------------------------------
+# --- input ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("before", [b"", b"\xef\xbb\xbf"])

@@ -1,4 +1,4 @@
-"""`goqueue queries`: the catalogue, what psql is given, and the time that the server has counted of each query."""
+"""`goqueue queries`: the catalogue, the text for psql, and the server's statistics of each query."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
 
 @pytest.fixture(scope="module")
 def counted() -> Iterator[str]:
-    """The URL of a migrated database on a server with pg_stat_statements: it has to be loaded at the start."""
+    """The URL of a migrated database on a server that loads pg_stat_statements at its start."""
     with EmbeddedServer(settings={"shared_preload_libraries": "pg_stat_statements"}, durable=False) as server:
         migrate(server.url())
         with psycopg.connect(server.url(), autocommit=True) as connection:
@@ -71,7 +71,7 @@ def psql(url: str, text: str) -> str:
 
 
 def call_of(name: str) -> str:
-    """The call that is printed below the query, out of its comment."""
+    """Return the call in the comment below the query."""
     [call] = re.findall(rf"^-- (EXECUTE {name}\b.*;)$", psql_text(NOTES[name], COLUMNS), re.MULTILINE)
     return str(call)
 
@@ -128,7 +128,7 @@ class TestTheCatalogue:
 
 class TestForPsql:
     def test_psql_takes_every_query_as_it_is_printed(self, goqueue_database: str, run: Callable[..., Result]) -> None:
-        # Those that need an extension have tests of their own; VACUUM and ALTER TABLE do what they say.
+        # Queries of an extension have their own tests; VACUUM and ALTER TABLE really run.
         names = [name for name in NOTES if name not in OF_EXTENSIONS]
         script = "".join(run(name).out for name in names)
         script += "SELECT name, parameter_types::text FROM pg_prepared_statements ORDER BY name;"
@@ -151,7 +151,7 @@ class TestForPsql:
         assert psql(goqueue_database, script).count("Execution Time") == len(names)
 
     def test_the_calls_run_too(self, goqueue_database: str, run: Callable[..., Result]) -> None:
-        # Each by itself, as whoever pastes it would.
+        # Each separately, as when pasted.
         names = [name for name in NOTES if NOTES[name].can_be_prepared and name not in OF_EXTENSIONS]
         script = "".join(f"BEGIN; {run(name).out}\n{call_of(name)}\nROLLBACK;\n" for name in names)
         psql(goqueue_database, script)
@@ -179,7 +179,7 @@ class TestForPsql:
         assert call_of("fail_jobs").endswith("'{timed out}', FALSE, NULL, '1 minute', 2, '1 hour', 0.1);")
 
     def test_it_is_the_text_that_the_program_sends(self, goqueue_connection: psycopg.Connection) -> None:
-        # Up to how parameters are spelled, and the comments.
+        # The same, except for the spelling of parameters and the comments.
         def plain(text: str) -> list[str]:
             text = re.sub(r"^ *--.*\n", "", text.replace("%%", "%"), flags=re.MULTILINE)
             return re.sub(r"%\(\w+\)s|\$\d+", "?", text).rstrip("; \n").split()
@@ -192,7 +192,7 @@ class TestTimes:
     def test_one_row_a_query_however_it_was_sent(self, counted: str, run: Callable[..., Result]) -> None:
         with psycopg.connect(counted, autocommit=True) as connection:
             connection.execute("SELECT pg_stat_statements_reset()")
-        # As often as it takes to be prepared, on several connections, alone and in bulk, custom and generic.
+        # Often enough to be prepared, on several connections, alone and in bulk, custom and generic.
         with PostgresStorage.open(counted) as store:
             jobs = [store.create_job(NewJob(job_type="t", payload=number)) for number in range(20)]
             for job in jobs * 2:

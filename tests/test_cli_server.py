@@ -1,4 +1,4 @@
-"""`goqueue migrate`, and `goqueue db`: a server that outlives its command, and ends when told to."""
+"""`goqueue migrate`, and `goqueue db`: a server that outlives its command and ends on request."""
 
 import fcntl
 import json
@@ -30,7 +30,7 @@ from tests.commands import COMMAND, SECONDS, Commands
 def empty(
     commands: Commands, goqueue_server: DatabaseServer, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[psycopg.Connection]:
-    """A connection to an empty database, which the command is configured for."""
+    """A connection to an empty database, for which the command is configured."""
     name = f"goqueue_test_{os.getpid()}_{secrets.token_hex(4)}"
     with psycopg.connect(goqueue_server.url, autocommit=True) as connection:
         connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
@@ -120,7 +120,7 @@ def test_what_the_server_says_is_the_error_without_traceback_or_password(
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder of a development server, made by the first test that starts it. Short, for the socket's sake."""
+    """The folder of a development server, created by the first test that uses it. Its path is short for the socket."""
     folder = tmp_path_factory.mktemp("db")
     yield folder
     DevServer(folder).stop()
@@ -140,7 +140,7 @@ def ask(url: str, query: str) -> object:
 
 
 def is_over(folder: Path) -> bool:
-    """Whether the keeper and its server have ended, and the lock is free."""
+    """Return True if the keeper and its server have ended, and the lock is free."""
     with open(folder / "lock", "a") as lock, suppress(BlockingIOError):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return not DevServer(folder)._is_kept() and not (folder / "data" / "postmaster.pid").exists()
@@ -170,7 +170,7 @@ def test_the_server_outlives_its_command_until_it_is_stopped(commands: Commands,
     assert subprocess.run(shell, capture_output=True, text=True, check=True).stdout == "SELECT 1\n"
     other = [*shell[:-2], "-d", "template1", "-Atc", "SELECT current_database(), current_user"]
     assert subprocess.run(other, capture_output=True, text=True, check=True).stdout == "template1|postgres\n"
-    with psycopg.connect(url):  # a session doesn't keep it from stopping
+    with psycopg.connect(url):  # an open session doesn't prevent the stop
         assert commands("db", "stop", *data) == (0, "", "PostgreSQL has stopped\n")
     assert is_over(folder)
 
@@ -214,7 +214,7 @@ def test_what_a_killed_keeper_left_is_not_believed(folder: Path) -> None:
     (folder / "server.json").write_text(json.dumps(left._asdict()))
     server = DevServer(folder)
     assert server.running() is None
-    assert server.stop() is False  # and this process, whose id it holds, goes on
+    assert server.stop() is False  # this process, whose id the file has, keeps running
     (folder / "control").unlink(missing_ok=True)
     os.mkfifo(folder / "control")
     assert server.running() is None
@@ -282,7 +282,7 @@ def test_a_folder_that_can_t_be_used_is_an_error_that_says_so(commands: Commands
 
 def test_a_path_too_long_for_a_socket_gets_a_url_all_the_same(folder: Path) -> None:
     deep = folder / ("d" * 100)
-    deep.symlink_to(folder)  # the cluster is reached by a long path
+    deep.symlink_to(folder)  # the cluster has a long path
     server = DevServer(deep)
     running, _ = server.start()
     assert "d" * 100 not in running.url

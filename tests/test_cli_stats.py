@@ -1,4 +1,4 @@
-"""`goqueue stats`: once, again and again, and for Prometheus."""
+"""`goqueue stats`: once, repeatedly, and for Prometheus."""
 
 import json
 import re
@@ -22,7 +22,7 @@ ODD = 'a "b"\\c\nd'
 
 @pytest.fixture(autouse=True)
 def two_queues(request: pytest.FixtureRequest) -> None:
-    """Queue `mail`: two pending jobs, one running with an expired lease. An odd one: a job that is not due."""
+    """Queue `mail`: two pending jobs, one running with an expired lease. Another queue: a job that is not due."""
     if "goqueue" in request.fixturenames:
         store: PostgresStorage = request.getfixturevalue("goqueue_store")
         store.create_jobs(NewJob(job_type="x", queue="mail") for _ in range(3))

@@ -1,4 +1,4 @@
-"""The settings: where they come from, what each may be, and what is said when they can't be used."""
+"""The settings: their sources, their rules, and the messages about invalid values."""
 
 import os
 import pickle
@@ -35,7 +35,7 @@ SETTINGS = [setting for section in SECTIONS for setting in settings_of(section)]
 SECTION = {section.section: section for section in SECTIONS}
 SECRET = "hunter2"
 
-# One good value of each setting, other than its default, as it is written and as it is read.
+# A valid value of each setting that differs from its default, as written and as read.
 GOOD: dict[str, tuple[str, object]] = {
     "server.host": ("::1", "::1"),
     "server.port": ("65535", 65535),
@@ -142,7 +142,7 @@ def value_of(config: Config, setting: Setting) -> object:
 
 
 def problems(environ: Mapping[str, str] = {}, text: str | None = None) -> tuple[str, ...]:
-    """Return the problems of an environment and a goqueue.yaml, which must be at least one."""
+    """Return the problems of an environment and a goqueue.yaml. There must be at least one."""
     if text is not None:
         Path("goqueue.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError) as caught:
@@ -171,7 +171,7 @@ def file_of(written: Mapping[str, str]) -> str:
     return "\n".join(lines)
 
 
-# -- Where values come from
+# -- Sources
 
 
 def test_defaults_are_the_documented_ones() -> None:
@@ -387,7 +387,7 @@ def test_only_secrets_can_be_read_from_a_file_of_their_own() -> None:
     assert "did you mean GOQUEUE_SERVER_PORT?" in the_problem({"GOQUEUE_SERVER_PORT_FILE": "x"})
 
 
-# -- What is refused
+# -- Rejected values
 
 
 @pytest.mark.parametrize(
@@ -598,7 +598,7 @@ def test_all_problems_are_reported_at_once() -> None:
         assert any(part in problem for problem in found), part
 
 
-# -- What nobody knows
+# -- Unknown names
 
 
 @pytest.mark.parametrize(
@@ -620,7 +620,7 @@ def test_an_unknown_variable_of_a_section_is_refused_with_a_suggestion(variable:
 
 
 def links(service: str, host: str = "10.0.0.1", port: str = "5432", address: str = "") -> dict[str, str]:
-    """What Kubernetes sets for a Service."""
+    """Return the variables that Kubernetes sets for a Service."""
     name, url = service.upper().replace("-", "_"), f"tcp://{address or host}:{port}"
     return {
         f"{name}_SERVICE_HOST": host, f"{name}_SERVICE_PORT": port, f"{name}_SERVICE_PORT_POSTGRES": port,
@@ -718,7 +718,7 @@ server:
 worker: &worker {queues: [a]}
 """)
     server = load_config(environ={}).server
-    # What is written in the mapping goes first, then the mappings in their order.
+    # The mapping's own keys come first, then the merged mappings in order.
     assert (server.host, server.port) == ("h", 2)
     assert (server.idle_timeout, server.read_timeout) == (timedelta(minutes=5), timedelta(seconds=1))
     sources = {row.name: row.source for row in load_settings(environ={}) if row.section == "server"}

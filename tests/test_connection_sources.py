@@ -1,4 +1,4 @@
-"""What a connection of the store's own is made of: the URL, settings, a libpq service, PG* variables, and what it pins.
+"""The sources of the store's own connections: the URL, settings, a libpq service, PG* variables, and fixed options.
 
 Imports tests.ways.
 """
@@ -36,7 +36,7 @@ WAYS = ["pool", "async pool"]
 
 
 class Service:
-    """Writes the libpq service `app`, which leads to the test's database."""
+    """Write the libpq service `app`, which names the test's database."""
 
     def __init__(self, file: Path, url: str) -> None:
         self._file = file
@@ -55,7 +55,7 @@ def service(goqueue_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.fixture
 def role(goqueue_connection: psycopg.Connection[Any]) -> Iterator[str]:
-    """A role without a login that may use goqueue's tables."""
+    """A role without a login and with rights on goqueue's tables."""
     name = f"goqueue_test_{uuid4().hex[:12]}"
     goqueue_connection.execute(f"CREATE ROLE {name}")
     goqueue_connection.execute(f"GRANT USAGE ON SCHEMA goqueue TO {name}")
@@ -67,7 +67,7 @@ def role(goqueue_connection: psycopg.Connection[Any]) -> Iterator[str]:
 
 
 def parameters(config: DatabaseConfig) -> dict[str, str]:
-    """What libpq connects with."""
+    """Return the parameters with which libpq connects."""
     with closing(open_connection(config, load_queries())) as connection:
         return connection.info.get_parameters()
 
@@ -227,7 +227,7 @@ def test_a_service_that_is_not_there_is_named(service: Service) -> None:
         PostgresStorage.open("service=nope")
 
 
-# --- what the statements rely on --------------------------------------------------------------------------------------
+# --- the statements' requirements -------------------------------------------------------------------------------------
 
 
 PINNED = {
@@ -297,7 +297,7 @@ def test_claims_do_not_fail_for_each_other_whatever_the_databases_isolation_is(
     assert len(claimed) == len(set(claimed)) == threads * each
 
 
-# --- a client that vanishes -------------------------------------------------------------------------------------------
+# --- a vanished client ------------------------------------------------------------------------------------------------
 
 WATCHED = ("tcp_keepalives_idle", "tcp_keepalives_interval", "tcp_keepalives_count", "tcp_user_timeout")
 
@@ -309,7 +309,7 @@ def shown(connection: Any, *names: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def by_tcp() -> Iterator[EmbeddedServer]:
-    """A server on every address, which trusts the network of the test below."""
+    """A server on all addresses that trusts the network of the test below."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with EmbeddedServer(settings={"listen_addresses": "*", "port": str(port)}, durable=False) as server:
@@ -356,7 +356,7 @@ with PostgresStorage.open(config) as store:
 
 
 def sessions(connection: psycopg.Connection[Any], condition: str) -> int:
-    """How many of the vanishing client's there are."""
+    """Return the number of sessions of the vanished client."""
     statement = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'vanishing' AND "
     return int(connection.execute(statement + condition).fetchall()[0][0])
 
@@ -381,14 +381,14 @@ def test_a_client_killed_while_it_waits_for_a_lock_does_not_keep_its_session(
         finally:
             client.kill()
             client.wait()
-        # Looked for every five seconds.
+        # Checked every five seconds.
         until(lambda: sessions(goqueue_connection, "wait_event_type = 'Lock'") == 0, 20)
     assert goqueue_store.get_job(job.id) == job
 
 
 @contextmanager
 def far_network(name: str) -> Iterator[tuple[str, str]]:
-    """A network namespace behind a cable: its name, and this side's address. ``ip link set NAME down`` cuts it."""
+    """A network namespace behind a cable: its name and this side's address. ``ip link set NAME down`` cuts it."""
     for command in (
         f"ip netns add {name}",
         f"ip link add {name} type veth peer name eth0 netns {name}",

@@ -1,6 +1,6 @@
-"""What every storage backend has to do: the methods of `goqueue.Storage`, one behaviour a test.
+"""The requirements for every storage backend: the methods of `goqueue.Storage`, one behaviour per test.
 
-The `store` is conftest's: a backend joins by a parameter of that fixture which opens it on the test's database.
+The `store` is conftest's: a backend joins with a parameter of that fixture that opens it on the test's database.
 """
 
 from collections.abc import Iterator, Sequence
@@ -325,7 +325,7 @@ class TestList:
         assert listed(created_from=created[2], created_before=created[1]) == []
 
     def test_every_page_but_the_last_is_full(self, store: Storage) -> None:
-        # Seven lanes of unlike length, newest jobs in turns, and four running jobs.
+        # Seven lanes of different lengths, newest jobs in turns, and four running jobs.
         made = store.create_jobs(
             NewJob(queue=f"q{number * number % 7}", job_type=f"t{number % 3}", priority=number % 5)
             for number in range(60)

@@ -1,4 +1,4 @@
-"""Every call returns in time, whatever the server and the network do. Each test has a peer that stops answering.
+"""Every call returns in time, whatever the server and the network do. In each test, the other side stops answering.
 
 Imports tests.tunnel and tests.ways. All limits are one second, so a call has statement_timeout + connect_timeout + 1 s.
 """
@@ -30,9 +30,9 @@ from tests.tunnel import Tunnel
 from tests.ways import Way, opened
 
 SECOND = timedelta(seconds=1)
-# Three seconds, and what a busy machine may add.
+# Three seconds, plus what a busy machine adds.
 BOUND = 3 + 2.5
-# A cancelled task is free within two.
+# A cancelled task ends within two.
 FREE = 2 + 2.0
 
 NEW = NewJob(job_type="t", id=uuid4())
@@ -65,7 +65,7 @@ def way(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def store(way: str, tunnel: Tunnel) -> Iterator[Way]:
-    """With one connection, so that it is the one that the peer forgets."""
+    """A store with one connection, so that the silent side has it."""
     with opened(way, limited(tunnel.url, pool_max_size=1)) as store:
         yield store
 
@@ -84,7 +84,7 @@ def given_up(error: type[Exception] = StorageUnavailableError, seconds: float = 
 
 
 def back(store: Way) -> None:
-    """The store works again with a new connection, which the pool may only now be about to make."""
+    """The store works again with a new connection, which the pool may still be opening."""
     for _ in range(20):
         with suppress(StorageUnavailableError):
             return store.call("ping")
@@ -137,7 +137,7 @@ class TestStatements:
             tunnel.freeze()
             with given_up():
                 store.call("ping")
-            tunnel._thaw()  # what was open stays silent
+            tunnel._thaw()  # open connections stay silent
             with in_time():
                 back(store)
 
@@ -162,7 +162,7 @@ class TestStatements:
 
 
 class TestConnecting:
-    # Before the answer about TLS, after it, and in the middle of what comes then.
+    # Before the answer about TLS, after it, and during the next message.
     @pytest.mark.parametrize("count", [0, 1, 5, 40])
     def test_a_server_that_stops_half_way(self, way: str, tunnel: Tunnel, count: int) -> None:
         tunnel.freeze_after(count)
@@ -220,7 +220,7 @@ class TestConnecting:
         tunnel.freeze()
         with given_up():
             store.call("ping")
-        with given_up(seconds=1 + 2.5):  # no connection, for as long as pool_timeout
+        with given_up(seconds=1 + 2.5):  # no connection until pool_timeout
             store.call("ping")
 
     def test_a_pool_whose_only_connection_is_stuck(self, tunnel: Tunnel) -> None:
@@ -297,7 +297,7 @@ class TestListening:
 class TestInterrupted:
     @pytest.mark.parametrize("name", CALLS)
     def test_a_cancelled_task_is_free(self, tunnel: Tunnel, name: str) -> None:
-        """Also where the store is closed in the same breath."""
+        """Even if the store is closed immediately afterwards."""
 
         async def cancelled() -> None:
             config = limited(tunnel.url, connect_timeout=10 * SECOND, statement_timeout=30 * SECOND)
@@ -358,12 +358,12 @@ class TestInterrupted:
             signal.signal(signal.SIGUSR1, before)
 
 
-# --- a server that is stopped, and neither ends nor answers -----------------------------------------------------------
+# --- a stopped server that neither ends nor answers -------------------------------------------------------------------
 
 
 @contextmanager
 def stopped(server: EmbeddedServer) -> Iterator[None]:
-    """All of the server's processes stand still meanwhile, as in a frozen virtual machine."""
+    """Stop all of the server's processes meanwhile, as in a frozen virtual machine."""
     assert server._process is not None
     postmaster = server._process.pid
     children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text("ascii").split()

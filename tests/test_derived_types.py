@@ -58,7 +58,7 @@ class Priority(enum.IntEnum):
 
 
 class OwnUUID(UUID):
-    """As asyncpg's."""
+    """A UUID like asyncpg's."""
 
 
 class OwnTime(datetime):

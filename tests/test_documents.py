@@ -1,4 +1,4 @@
-"""The check of the documents finds what it is for, and the pages that it reads have no fault."""
+"""The check of the documents finds faults, and the real pages have none."""
 
 import shutil
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from tools.documents import ROOT, anchors, documents, faults
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """The documents and what they link to, to spoil one of them."""
+    """Copy the documents and their link targets, to spoil one of them."""
     for folder in ("docs", "migrations", "sql", "tests/bench", "tests/examples"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     for file in ROOT.glob("*.md"):

@@ -1,4 +1,4 @@
-"""Where a program leaves the straight way: half-read iterators, forks, pickles, odd time zones, odd connections."""
+"""Unusual programs: half-read iterators, forks, pickles, odd time zones, odd connections."""
 
 import os
 import pickle

@@ -1,4 +1,4 @@
-"""The embedded server: what it leaves behind, whom it runs as, and what it says when it can't start."""
+"""The embedded server: its remains, its user, and its messages if it can't start."""
 
 import importlib.util
 import os
@@ -161,7 +161,7 @@ def test_a_failed_start_shows_the_end_of_the_log_and_leaves_nothing(monkeypatch:
     with pytest.raises(EmbeddedServerError, match=r'(?s)ended during its start.*shared_buffers.*"nonsense"'):
         EmbeddedServer(settings={"shared_buffers": "nonsense"}).start()
     assert {child.pid for child in psutil.Process().children()} <= mine
-    temporary.rmdir()  # which fails unless it is empty
+    temporary.rmdir()  # fails unless it is empty
 
 
 def test_the_log_s_end_is_of_this_start(tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_it_outlives_the_thread_that_started_it() -> None:
 
 
 def child_process(body: str, *, python: str = sys.executable, **popen: Any) -> subprocess.Popen[str]:
-    """Python code in a process of its own; ``told(server)`` prints the server's pid and its temporary folder."""
+    """Run Python code in a separate process; ``told(server)`` prints the server's pid and its temporary folder."""
     code = """
         import os, signal, sys, time, psycopg
         from goqueue.testing.embedded import EmbeddedServer
@@ -356,7 +356,7 @@ def test_as_root_an_unreachable_installation_is_run_from_a_private_copy(tmp_path
 @as_root
 def test_a_normal_user_can_run_it() -> None:
     user = {"user": "nobody", "group": 65534, "extra_groups": [], "cwd": "/", "stderr": subprocess.PIPE}
-    for python in (sys.executable, "/usr/bin/python3"):  # the first may lie where a normal user can't go
+    for python in (sys.executable, "/usr/bin/python3"):  # the first may be inaccessible to a normal user
         try:
             process = child_process("""
                 assert os.geteuid() != 0

@@ -1,4 +1,4 @@
-"""The examples do what they say, on a real server. Imports httpx."""
+"""The examples work as described, on a real server. Imports httpx."""
 
 import signal
 import subprocess

@@ -1,4 +1,4 @@
-"""`goqueue explain`: its database and what it is filled with, what plans say and flag, and that nothing stays."""
+"""`goqueue explain`: its database and contents, its plans and flags, and that nothing remains."""
 
 import json
 import os
@@ -29,7 +29,7 @@ BIG = 20_000  # enough for a table read whole to be a failure
 
 
 def note(name: str, **changes: Any) -> dict[str, QueryNote]:
-    """The shipped notes with another text for one query."""
+    """The shipped notes with a different text for one query."""
     return {**NOTES, name: msgspec.structs.replace(NOTES[name], **changes)}
 
 
@@ -175,7 +175,7 @@ class TestPlans:
         assert "spill" not in self.kinds(big, doctored, "queue_stats")
 
     def test_an_estimate_far_off_is_flagged_where_it_goes_wrong(self, big: psycopg.Connection[Any]) -> None:
-        # Of a comparison with a function's result the server knows nothing, and takes one row in 200 for it.
+        # The server can't estimate a comparison with a function's result, and assumes one row in 200.
         text = (
             "SELECT count(*) FROM (SELECT queue FROM goqueue.jobs WHERE md5(queue) || md5(job_type) = "
             "md5(queue) || md5(job_type) OFFSET 0) AS j WHERE length(queue) * 2 = length(queue) + length(queue);"
@@ -213,7 +213,7 @@ def run(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Re
 
 @pytest.fixture
 def role(goqueue_server: DatabaseServer, goqueue_database: str) -> Iterator[str]:
-    """The URL of the test's database for a role of its own that may make databases: so its databases can be told."""
+    """The test database's URL for a role with CREATEDB that only this test uses: so its databases can be listed."""
     name = f"goqueue_explainer_{secrets.token_hex(6)}"
     with psycopg.connect(goqueue_server.url, autocommit=True) as connection:
         connection.execute(f"CREATE ROLE {name} LOGIN CREATEDB PASSWORD '{name}'")
@@ -268,10 +268,10 @@ class TestTheCommand:
     @pytest.mark.parametrize(
         ("change", "expected"),
         [
-            # Reads each entry of an index, which is a flag for nobody: all of them are counted.
+            # Reads each entry of an index without a flag: all entries are counted.
             ("WHERE j.id = :id::uuid AND (SELECT count(*) FROM goqueue.jobs) > 0;", {"rows"}),
             ("WHERE j.id = :id::uuid AND (SELECT count(*) FROM generate_series(1, 300000)) > 0;", {"time"}),
-            # Slower, and for a reason: a row more.
+            # Slower for a reason: it reads a row more.
             ("WHERE j.id = (SELECT k.id FROM goqueue.jobs AS k WHERE k.id = :id::uuid);", set()),
             ("WHERE j.id = :id::uuid;", None),
             ("-- A comment on a line of its own.\n    WHERE\n    j.id = :id::uuid;", None),
@@ -414,13 +414,13 @@ class TestTheCommand:
     ) -> None:
         monkeypatch.setenv("GOQUEUE_DATABASE_URL", role)
         left: set[str] = set()
-        # As soon as the database is there, and while it is filled: the session goes on with its statement.
+        # Once the database exists and is being filled; the session's statement continues.
         for wanted in ("", "goqueue:seed_jobs"):
             with commands.process("explain", "get_job", "--rows", "50000000") as process:
                 left |= wait_for_database(goqueue_server, role, wanted, besides=left)
                 process.kill()
                 process.wait(SECONDS)
-        # Those that the role has made for itself stay.
+        # The role's own databases remain.
         with psycopg.connect(role, autocommit=True) as connection:
             for own in ("goqueue_explain_mine", "goqueue_explain_0123456789ab_2"):
                 connection.execute(f"CREATE DATABASE {own}")
@@ -445,7 +445,7 @@ class TestTheCommand:
             psycopg.connect(role, dbname="goqueue_explain_0123456789ab"),
             commands.process("explain", "get_job", "--rows", "50000000") as process,
         ):
-            # Where no session of its own is in it yet, the name is held already.
+            # Before its own session is in the database, the name is already held.
             running = wait_for_database(goqueue_server, role, "", besides={"goqueue_explain_0123456789ab"})
             assert run("get_job", "--rows", "1000", url=role).code == 0
             assert set(databases_of(goqueue_server, role)) == running | {"goqueue_explain_0123456789ab"}
@@ -459,7 +459,7 @@ class TestTheCommand:
 
 
 def wait_for_database(server: DatabaseServer, role: str, query: str, besides: set[str]) -> set[str]:
-    """The role's database, as soon as there is one and a session in it runs such a query."""
+    """Return the role's database once a session in it runs such a query."""
     deadline = time.monotonic() + SECONDS
     with psycopg.connect(server.url, autocommit=True) as connection:
         while True:
@@ -477,13 +477,13 @@ def test_a_database_is_abandoned_when_the_session_that_holds_its_name_has_ended(
     goqueue_server: DatabaseServer, role: str, goqueue_database: str
 ) -> None:
     name = f"goqueue_explain_{secrets.token_hex(6)}"
-    another = make_conninfo(role, dbname="postgres")  # an advisory lock is of one database; the role's is another
+    another = make_conninfo(role, dbname="postgres")  # advisory locks belong to one database; the role has another
     with psycopg.connect(another, autocommit=True) as other, psycopg.connect(role, autocommit=True) as owner:
         load_queries().hold_database(owner, name=name)
         owner.execute(f"CREATE DATABASE {name}")
         assert drop_abandoned(other, SCRATCH) == []
         owner.close()
-        # Its end is the server's business, a moment later.
+        # The server ends the session a moment later.
         deadline = time.monotonic() + SECONDS
         while (dropped := drop_abandoned(other, SCRATCH)) == []:
             assert time.monotonic() < deadline

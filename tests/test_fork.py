@@ -1,5 +1,5 @@
-"""A forked process leaves its parent's connections alone: calls are refused by name, and neither closing nor collecting
-nor ending in it ends the parent's sessions."""
+"""A forked process leaves its parent's connections alone. Calls are rejected by name. Closing, collecting and exiting
+don't end the parent's sessions."""
 
 import asyncio
 import multiprocessing
@@ -22,7 +22,7 @@ SECOND = timedelta(seconds=1)
 
 
 def in_a_fork(work: Callable[[], Any], *, leaves: Callable[[int], Any] = os._exit) -> None:
-    """Run ``work`` in a child of this process; its failure is ours. ``leaves``: how the child ends."""
+    """Run ``work`` in a child of this process, and raise its failure here. ``leaves``: how the child ends."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -51,7 +51,7 @@ def refused(call: Callable[[], Any]) -> None:
 
 @pytest.fixture
 def config(goqueue_database: str) -> DatabaseConfig:
-    """Of a pool that is full once it is open: on a busy machine another would connect meanwhile."""
+    """A pool that is full once open: otherwise, on a busy machine, another connection would be opened meanwhile."""
     return DatabaseConfig(url=goqueue_database, pool_min_size=1, pool_max_size=1)
 
 
@@ -63,7 +63,7 @@ def goqueue_store(config: DatabaseConfig) -> Iterator[PostgresStorage]:
 
 @pytest.fixture
 def sessions(goqueue_connection: psycopg.Connection[Any]) -> Iterator[Callable[[], set[int]]]:
-    """The processes of this database's sessions but for our own."""
+    """Return the processes of this database's sessions, except our own."""
 
     def select() -> set[int]:
         rows = goqueue_connection.execute(

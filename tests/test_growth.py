@@ -1,4 +1,4 @@
-"""Plans that are kept while the table grows: autovacuum's ANALYZE renews them, without a planner switch."""
+"""Plans cached while the table grows: autovacuum's ANALYZE renews them, without a planner setting."""
 
 import time
 from collections.abc import Iterator
@@ -25,16 +25,16 @@ FROM generate_series(1, %s - (SELECT count(*) FROM goqueue.jobs)) AS g
 
 @pytest.fixture(scope="module")
 def admin() -> Iterator[psycopg.Connection[Any]]:
-    """Of a server whose autovacuum looks every second; elsewhere it is every minute."""
+    """A server whose autovacuum runs every second; elsewhere, every minute."""
     with EmbeddedServer(settings={"autovacuum_naptime": "1s", "max_wal_size": "4GB"}, durable=False) as server:
         migrate(server.url())
         with psycopg.connect(server.url(), autocommit=True) as connection:
-            connection.execute("SET session_replication_role = replica")  # without triggers it adds a million sooner
+            connection.execute("SET session_replication_role = replica")  # faster without triggers
             yield connection
 
 
 def use(store: PostgresStorage) -> None:
-    """Runs the statements of a job's life."""
+    """Run the statements of a job's life."""
     store.create_job(NewJob(job_type="t"))
     one, two, three, four, five = store.claim_jobs(["q0", "q1"], "w", 5)
     store.heartbeat_jobs([one, two])
@@ -56,7 +56,7 @@ def use(store: PostgresStorage) -> None:
 
 def test_cached_plans_follow_a_table_from_sixty_jobs_to_a_million(admin: psycopg.Connection[Any]) -> None:
     with psycopg.connect(admin.info.dsn, autocommit=True, prepare_threshold=0) as connection:
-        # A caller's connection: no switch holds the planner back. As a pool's, it plans once.
+        # A caller's connection, without planner settings. Like a pool's, it plans once.
         connection.execute("SET plan_cache_mode = force_generic_plan")
         store = PostgresStorage.bound_to(connection)
         for size in (60, 30_000, 1_000_000):
@@ -73,7 +73,7 @@ def test_cached_plans_follow_a_table_from_sixty_jobs_to_a_million(admin: psycopg
 
 
 def until_analyzed(admin: psycopg.Connection[Any], size: int) -> None:
-    """Waits until autovacuum has analyzed the table at about this size."""
+    """Wait until autovacuum has analyzed the table at about this size."""
     deadline = time.monotonic() + 60
     known = "SELECT reltuples FROM pg_class WHERE oid = 'goqueue.jobs'::regclass"
     while size > 60 and admin.execute(known).fetchone()[0] < size * 0.9:  # type: ignore[index]

@@ -1,5 +1,5 @@
-"""The guards of the statements: each test fails without the lock, the status check, the transaction or the clock that
-it names. ``make mutants`` takes them away one at a time."""
+"""The guards of the statements: each test fails without the lock, status check, transaction or clock that it names.
+``make mutants`` removes them one at a time."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +27,7 @@ ZERO = timedelta(0)
 
 @pytest.fixture
 def open_transaction(goqueue_database: str) -> Iterator[psycopg.Connection[Any]]:
-    """A transaction of somebody else's, which the test commits."""
+    """Another session's transaction, which the test commits."""
     with psycopg.connect(goqueue_database) as connection:
         yield connection
 
@@ -56,10 +56,10 @@ def claimed(store: PostgresStorage, count: int = 1) -> list[Job]:
 
 
 class TestRowLocks:
-    """A statement that waited for a row acts on what the other transaction has made of it."""
+    """A statement that waited for a row acts on the row as the other transaction left it."""
 
     def after_waiting(self, url: str, other: psycopg.Connection[Any], query: str, call: Callable[[], Any]) -> Any:
-        """What the call returns that waits, in ``query``, until the other transaction is committed."""
+        """Return the result of a call that waits, in ``query``, until the other transaction commits."""
         with ThreadPoolExecutor(1) as thread:
             waiting = thread.submit(call)
             until_waiting(url, query)
@@ -145,7 +145,7 @@ class TestRowLocks:
 
 
 class TestSkippedLocks:
-    """A statement that takes what it finds does not wait for a row that another session has locked: it skips it."""
+    """A statement that searches for jobs skips a row that another session has locked, without waiting."""
 
     def test_a_claim_leaves_a_job_that_another_claim_is_taking(
         self, goqueue_store: PostgresStorage, open_transaction: Any, theirs: PostgresStorage
@@ -180,7 +180,7 @@ class TestSkippedLocks:
             until_waiting(goqueue_database, "complete_jobs")
             open_transaction.commit()
             assert waiting.result(20) == []
-            # Within its transaction: with a lock on them, their holder would wait for its end.
+            # Inside its transaction: with a lock on the jobs, their holder would wait for its end.
             open_transaction.execute("SET LOCAL lock_timeout = '1s'")
             theirs.complete_jobs([first, second])
             open_transaction.commit()
@@ -208,7 +208,7 @@ class TestSkippedLocks:
 
 
 class TestTheClock:
-    """Due is what is due when the statement starts, also where the transaction began long before."""
+    """Jobs are due as of the statement's start, even if the transaction began long before."""
 
     def test_a_claim_in_a_long_transaction_finds_a_job_that_became_due_after_its_start(
         self, goqueue_store: PostgresStorage, theirs: PostgresStorage
@@ -317,7 +317,7 @@ class TestPrune:
 
 
 def test_a_claim_takes_none_that_is_not_due_beside_one_that_is(goqueue_store: PostgresStorage) -> None:
-    # In lanes of their own and in one lane: each has its own condition.
+    # In separate lanes and in one lane: each has its own condition.
     added(goqueue_store, priority=-1, scheduled_at=datetime.now(UTC) + timedelta(hours=1))
     [due] = added(goqueue_store)
     added(goqueue_store, scheduled_at=datetime.now(UTC) + timedelta(hours=1))

@@ -1,4 +1,4 @@
-"""What hands write into the table: no value of a row keeps others from being claimed, and no stale holder gets in."""
+"""Manual changes of the table: no value in a row blocks claims of others, and no stale holder gets a job."""
 
 import time
 from collections.abc import Callable

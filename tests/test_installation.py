@@ -1,4 +1,5 @@
-"""An installation that is not whole, or in an archive, is named as such: no AttributeError, no half of a store."""
+"""An installation that is incomplete or inside an archive is reported as such, without an AttributeError or half a
+store."""
 
 import os
 import shutil
@@ -33,7 +34,7 @@ def site(tmp_path: Path) -> Path:
 
 
 def said(program: str, place: Path, *arguments: str) -> str:
-    """The error that a program ends with, on goqueue at ``place``; nothing without one."""
+    """Return the error of a program that uses goqueue from ``place``; nothing if there is none."""
     program = f"""
 import sys
 import goqueue

@@ -1,5 +1,5 @@
-"""What every storage backend has to do for workers and operators: claims, leases, retries, statistics; one behaviour a
-test. The `store` is conftest's.
+"""The requirements for every storage backend for workers and operators: claims, leases, retries, statistics; one
+behaviour per test. The `store` is conftest's.
 """
 
 import logging
@@ -52,7 +52,7 @@ def sql(goqueue_connection: psycopg.Connection[Any]) -> Callable[..., Any]:
 
 @pytest.fixture
 def other(goqueue_database: str) -> Iterator[psycopg.Connection[Any]]:
-    """Somebody else's connection; its transaction goes on until it is rolled back."""
+    """Another session's connection. Its transaction stays open until it is rolled back."""
     with psycopg.connect(goqueue_database) as connection:
         yield connection
         connection.rollback()
@@ -70,7 +70,7 @@ def claim(
 
 
 def claimed(store: Storage, **fields: Any) -> Job:
-    """A new job, held."""
+    """Create a job and claim it."""
     job_id = store.create_job(NewJob(job_type="t", **fields)).id
     job: Job = claim(store, queue=fields.get("queue", "default"))
     assert job.id == job_id
@@ -620,7 +620,7 @@ class TestRelease:
         assert store.get_job(job.id).attempts == 0
 
 
-# How a holder loses its job.
+# The ways in which a holder loses its job.
 def _release(store: Storage, job: Job, sql: Any) -> None:
     store.release_jobs([job])
 
@@ -643,7 +643,7 @@ def _update(store: Storage, job: Job, sql: Any) -> None:
     store.update_job(job.id, JobUpdate(status=PENDING))
 
 
-# What a holder may do.
+# The calls of a holder.
 HOLDERS_CALLS: dict[str, Callable[[Storage, list[Any]], Any]] = {
     "heartbeat": lambda store, jobs: store.heartbeat_jobs(jobs),
     "complete": lambda store, jobs: store.complete_jobs(jobs),
@@ -791,7 +791,7 @@ def _by_filter(ids: list[UUID]) -> Any:
 class TestOperators:
     @pytest.fixture
     def ids(self, store: Storage) -> list[UUID]:
-        """A job of each status, and one in another queue that must stay as it is."""
+        """A job of each status, and one in another queue that must not change."""
         fill(store, 1, queue="another")
         ids = []
         for status in JobStatus:
@@ -922,7 +922,7 @@ class TestReplacePending:
 class TestPrune:
     @pytest.fixture
     def ids(self, store: Storage, sql: Any) -> list[UUID]:
-        """One job of each status, an hour old, all with a failure in their history; then the same ones of now."""
+        """One job of each status, an hour old, all with a failure in their history; then the same jobs, new."""
         ids = []
         for _age in range(2):
             for status in JobStatus:
@@ -1068,7 +1068,7 @@ class TestQueueStats:
         assert stats["later"] is None
         assert stats["default"] is not None
         assert 3 * HOUR <= stats["default"] < 4 * HOUR
-        claim(store, 2)  # the oldest is among the first two
+        claim(store, 2)  # the oldest job is among the first two
         [age] = [entry.oldest_ready_age for entry in store.queue_stats() if entry.queue == "default"]
         assert age is not None
         assert 2 * HOUR <= age < 3 * HOUR
@@ -1092,7 +1092,7 @@ class TestQueueStats:
 
 
 class TestAPendingJobHasAnAttemptLeft:
-    """The CHECK jobs_pending_has_attempt: a claim never meets a job that it can't give."""
+    """The CHECK jobs_pending_has_attempt: a claim never finds a job without an attempt left."""
 
     def test_a_change_that_would_leave_none_is_refused(self, store: Storage) -> None:
         [job_id] = fill(store, 1, max_attempts=2)
@@ -1128,14 +1128,14 @@ class TestUpdatingAHeldJob:
         same = store.update_job(job.id, JobUpdate(status=RUNNING, priority=3))
         assert (same.lease_token, same.lease_expires_at, same.locked_by) == (1, job.lease_expires_at, "w1")
         done = store.update_job(job.id, JobUpdate(status=COMPLETED))
-        # Not by its holder, who would complete it again under its own token.
+        # Not by its holder, which would complete it again under its own token.
         assert (done.lease_token, done.lease_expires_at) == (2, None)
         with pytest.raises(JobStateError):
             store.update_job(job.id, JobUpdate(status=RUNNING))
 
 
 class TestResuming:
-    """While somebody's snapshot keeps dead index entries alive, or vacuum is late, claims go on where others ended."""
+    """While an old snapshot keeps dead index entries, or vacuum is late, claims resume after the last claimed job."""
 
     RESUME_TIME = timedelta(seconds=0.5)
 
@@ -1158,7 +1158,7 @@ class TestResuming:
 
     @staticmethod
     def until_counted(store: PostgresStorage, sql: Any) -> None:
-        """Waits until the server knows of the dead rows that claims have left; it learns once a second."""
+        """Wait until the server has counted the dead rows that claims left; it updates the figure once a second."""
         deadline = time.monotonic() + 30
         while sql("SELECT pg_stat_get_dead_tuples('goqueue.jobs'::regclass) < 5000").fetchone() == (True,):
             assert time.monotonic() < deadline, "the server knows of few dead rows"
@@ -1166,7 +1166,7 @@ class TestResuming:
             store.ping()
 
     def until_resuming(self, store: PostgresStorage, sql: Any, *queues: str) -> list[UUID]:
-        """Claims until a claim resumes; what they took."""
+        """Claim until a claim resumes; return the jobs."""
         taken: list[UUID] = []
         while not self.resumes(store, *queues):
             jobs = store.claim_jobs(queues, "w1", 1000 if len(taken) < 6000 else 10)
@@ -1191,7 +1191,7 @@ class TestResuming:
         resuming.release_jobs([held])
         deadline = time.monotonic() + 20
         appeared = set()
-        # Claiming goes on all the while: the time of a resume must not be prolonged by its use.
+        # Claims continue all the time: using a resume point must not prolong it.
         while not surprises <= appeared:
             assert time.monotonic() < deadline
             jobs = resuming.claim_jobs("default", "w1")
@@ -1200,7 +1200,7 @@ class TestResuming:
         while jobs := resuming.claim_jobs("default", "w1", 500):
             taken += [job.id for job in jobs]
         assert len(taken) == len(set(taken))
-        time.sleep(self.RESUME_TIME.total_seconds())  # what was passed over comes now
+        time.sleep(self.RESUME_TIME.total_seconds())  # skipped jobs are found now
         taken += [job.id for job in resuming.claim_jobs("default", "w1", 500)]
         assert sorted(taken) == sorted({*ids, *surprises})
 
@@ -1217,7 +1217,7 @@ class TestResuming:
             return int(row[0])
 
         read = []
-        for _ in range(30):  # now and then one scans from the start
+        for _ in range(30):  # now and then, one scans from the start
             with resuming._connection() as connection, connection.transaction():
                 before = entries_read(connection)
                 taken += [job.id for job in resuming.bound_to(connection).claim_jobs("default", "w1", 10)]
@@ -1295,7 +1295,7 @@ class TestResuming:
         def work(number: int) -> list[UUID]:
             mine: list[UUID] = []
             done_at = None
-            # Jobs behind a position come back after the resume's time at the latest.
+            # Skipped jobs are found at the latest after claim_resume_time.
             while done_at is None or time.monotonic() < done_at:
                 jobs = resuming.claim_jobs("default", f"w{number}", 100)
                 mine += [job.id for job in jobs]
@@ -1332,7 +1332,7 @@ class TestClaimPositions:
         return Job(**values | {"scheduled_at": FIRST + number * SECOND})  # type: ignore[arg-type]
 
     def bloated(self, seconds: float = 10, scan: float = 0.5) -> ClaimPositions:
-        """Of a store whose first claim, a scan that took ``scan`` seconds, has given a job of queue a."""
+        """The positions of a store whose first claim, a scan of ``scan`` seconds, has taken a job of queue a."""
         positions = ClaimPositions(seconds)
         positions.counted(5000)
         positions.claimed([self.job(1)], positions.parameters(), is_full=True, start=100 - scan)
@@ -1357,7 +1357,7 @@ class TestClaimPositions:
         at(103.9)
         resumed = positions.parameters()
         assert resumed["lane_queues"] == ["a"]
-        positions.claimed([self.job(2)], resumed, is_full=True, start=103.9)  # its use does not prolong it
+        positions.claimed([self.job(2)], resumed, is_full=True, start=103.9)  # using it does not prolong it
         at(104)
         assert positions.parameters() == dict.fromkeys(self.LANES)
 
@@ -1382,7 +1382,7 @@ class TestClaimPositions:
         assert not positions.looks_again(resumed)
 
     def test_count_once_in_that_time_and_never_when_it_is_zero(self, at: Any) -> None:
-        assert not ClaimPositions(1).count_is_due  # nothing is claimed yet
+        assert not ClaimPositions(1).count_is_due  # nothing was claimed yet
         positions = self.bloated(seconds=4)
         assert not positions.count_is_due
         at(104)

@@ -1,4 +1,4 @@
-"""Waking up early: notifications for due jobs, once a statement and queue, and only while somebody listens."""
+"""Early wake-ups: notifications of due jobs, one per statement and queue, and only while somebody listens."""
 
 import threading
 import time
@@ -12,7 +12,7 @@ import pytest
 from goqueue import NewJob, PostgresStorage, StorageError, StorageUnavailableError
 
 SECOND = timedelta(seconds=1)
-# Of this test's database alone: others on the server hold advisory locks of their own.
+# Only of this test's database: other databases on the server have their own advisory locks.
 LISTENERS = """
     locktype = 'advisory' AND mode = 'ShareLock'
     AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
@@ -60,7 +60,7 @@ def test_nothing_is_sent_while_nobody_listens(goqueue_store: PostgresStorage, ea
     with goqueue_store.listen("default"):
         goqueue_store.create_job(NewJob(job_type="t"))
         assert notes(ear) == ["default"]
-    while ear.execute(f"SELECT FROM pg_locks WHERE {LISTENERS}").fetchone():  # the session is just ending
+    while ear.execute(f"SELECT FROM pg_locks WHERE {LISTENERS}").fetchone():  # the session may just be ending
         time.sleep(0.01)
     goqueue_store.create_job(NewJob(job_type="t"))
     assert notes(ear) == []

@@ -1,4 +1,5 @@
-"""Nothing after a statement fails its call: the application's logging and tracing, decoding, the pool's own records."""
+"""After a statement has run, nothing makes its call fail: the application's logging and tracing, decoding, pool
+records."""
 
 import logging
 import subprocess
@@ -20,7 +21,7 @@ MILLISECOND = timedelta(milliseconds=1)
 
 
 class BrokenError(Exception):
-    """What the application's own logging raises."""
+    """The error that the application's own logging raises."""
 
 
 def broken(*args: Any, **kwargs: Any) -> Any:
@@ -87,7 +88,7 @@ BREAKS: list[Break] = [
 
 @pytest.fixture(autouse=True)
 def everything(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Log each statement, and forget what was reported before."""
+    """Log each statement, and forget earlier reports."""
     monkeypatch.setattr(safelog, "_reported", set())
     monkeypatch.setattr(logging.getLogger("goqueue"), "level", logging.DEBUG)
     logging.getLogger("goqueue").manager._clear_cache()  # type: ignore[attr-defined]
@@ -104,7 +105,7 @@ def test_no_call_fails_over_the_applications_logging(
     goqueue_connection: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    config = DatabaseConfig(url=goqueue_database, slow_query_time=MILLISECOND)  # Nearly each one is a warning.
+    config = DatabaseConfig(url=goqueue_database, slow_query_time=MILLISECOND)  # Nearly every one becomes a warning.
     with opened(way, config) as store, monkeypatch.context() as patch:
         break_logging(patch)
         jobs = [NewJob(job_type="t", max_attempts=2) for _ in range(20)]
@@ -116,7 +117,7 @@ def test_no_call_fails_over_the_applications_logging(
             "UPDATE goqueue.jobs SET lease_expires_at = now() - interval '1 hour' WHERE status = 'running'"
         )
         assert set(store.call("rescue_jobs").values()) == {"pending"}
-        # One that can't be read is logged, too.
+        # A job that can't be read is also logged.
         goqueue_connection.execute(
             "UPDATE goqueue.jobs SET payload = '1e5000', scheduled_at = now() - interval '1 day' WHERE id = %s",
             [jobs[0].id],
@@ -152,7 +153,7 @@ def test_nor_over_the_pools_own_records(
                 patch.setattr(logging.getLogger("psycopg.pool"), "filters", [BrokenFilter()])
                 logging.getLogger("psycopg.pool").manager._clear_cache()  # type: ignore[attr-defined]
                 if level == logging.WARNING:
-                    connection.close()  # "discarding closed connection"
+                    connection.close()  # logs "discarding closed connection"
                 give_back(connection)
 
             patch.setattr(store._pool, "putconn", putconn)
@@ -263,7 +264,7 @@ def test_no_call_fails_over_a_tracer_that_fails_after_the_statement(way: str, go
 class TestUnreadableJobs:
     @pytest.fixture
     def unburiable(self, goqueue_store: PostgresStorage, goqueue_connection: Any) -> list[NewJob]:
-        """Two jobs, of which the second can't be read; setting one aside fails."""
+        """Two jobs, of which the second can't be read; making it dead fails."""
         jobs = [NewJob(job_type="t") for _ in range(2)]
         goqueue_store.create_jobs(jobs)
         goqueue_connection.execute("UPDATE goqueue.jobs SET payload = '1e5000' WHERE id = %s", [jobs[1].id])

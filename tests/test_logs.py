@@ -1,4 +1,4 @@
-"""The log: its two forms, what they carry, and what must never come out."""
+"""The log: its two formats, their content, and secrets that must never appear."""
 
 import io
 import json

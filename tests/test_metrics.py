@@ -1,4 +1,4 @@
-"""The views for exporters of metrics: right values, readable by a role that may read nothing else, ready to use."""
+"""The metrics views: correct values, readable by a role without other rights, ready to use."""
 
 import re
 import secrets
@@ -37,7 +37,7 @@ def by_queue(connection: psycopg.Connection[Any]) -> dict[str, tuple[Any, ...]]:
 
 @pytest.fixture
 def monitor(goqueue_connection: psycopg.Connection[Any]) -> Iterator[str]:
-    """A role made as docs/metrics.md says, for the time of a test."""
+    """A role created as docs/metrics.md describes, for one test."""
     name = f"goqueue_monitor_{secrets.token_hex(6)}"
     goqueue_connection.execute(GRANTS.replace("goqueue_monitor", name))
     yield name
@@ -141,7 +141,7 @@ def test_the_program_and_the_views_tell_the_same(
 def test_a_role_that_may_read_nothing_else_can_read_them(
     goqueue_store: PostgresStorage, goqueue_connection: psycopg.Connection[Any], monitor: str
 ) -> None:
-    # Enough for the sample to be taken.
+    # Enough jobs that the sample is used.
     goqueue_store.create_jobs(NewJob(job_type="t") for _ in range(1002))
     goqueue_connection.execute(f"SET ROLE {monitor}")
     assert by_status(goqueue_connection)["default", "pending"][0] > 1000
@@ -182,7 +182,7 @@ def test_the_collector_for_sql_exporter_fits_the_views(
         assert metric["type"] == "gauge"
         assert metric["help"]
         rows = results[metric["query_ref"]]
-        [value] = metric["values"]  # of several it would make a label
+        [value] = metric["values"]  # several values would become a label
         labels = metric["key_labels"]
         assert rows
         for row in rows:

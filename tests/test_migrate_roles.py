@@ -1,4 +1,4 @@
-"""`goqueue migrate` beside roles.sql and other people's objects: what a login sees, and what can be taken back."""
+"""`goqueue migrate` with roles.sql and other owners' objects: what a login can see, and what can be undone."""
 
 import os
 import shutil
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.timeout(180)
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[EmbeddedServer]:
-    """A server of its own, because roles are the server's."""
+    """A separate server, because roles belong to the server."""
     with EmbeddedServer(durable=False) as server, psycopg.connect(server.url(), autocommit=True) as connection:
         connection.execute("CREATE DATABASE migrated")
         migrate(server.url("migrated"))
@@ -109,7 +109,7 @@ def test_who_may_look_but_not_migrate_is_told_who_may(with_roles: psycopg.Connec
     assert versions(with_roles) == list(range(1, LATEST + 1))
 
 
-# --- taking back
+# --- undo
 
 
 @pytest.mark.parametrize("to", range(LATEST))
@@ -118,7 +118,7 @@ def test_every_version_can_be_gone_back_to_or_the_roles_are_named_and_nothing_ha
 ) -> None:
     with_roles.execute("INSERT INTO goqueue.jobs (job_type) VALUES ('t')")
     url = as_role(with_roles, "deploy")
-    if to < 8:  # the version that the policies need
+    if to < 8:  # the policies need this version
         with pytest.raises(MigrationError) as caught:
             undo(url, to=to)
         message = str(caught.value)
@@ -164,7 +164,7 @@ def test_a_table_in_use_ends_in_an_error_and_nothing_is_taken_back(admin: psycop
     assert versions(admin) == list(range(1, LATEST + 1))
 
 
-# --- odd surroundings
+# --- unusual environments
 
 
 def test_the_command_needs_no_home_no_temporary_folder_no_working_folder_and_no_silence(

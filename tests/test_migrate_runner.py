@@ -1,4 +1,4 @@
-"""Running pgmigrate and the undo files: what is applied, how runs at the same time end, and what an error says."""
+"""Running pgmigrate and the undo files: what is applied, how concurrent runs end, and the error messages."""
 
 import os
 import secrets
@@ -102,7 +102,7 @@ def test_without_a_conninfo_the_environment_names_the_database(
     monkeypatch.setenv("PGDATABASE", str(options["dbname"]))
     migrate(base_dir=base)
     monkeypatch.setenv("PGDATABASE", "no_such_database")
-    migrate(database, base_dir=base)  # what is given goes before the environment
+    migrate(database, base_dir=base)  # the argument overrides the environment
     with pytest.raises(ConnectionRejectedError, match='database "no_such_database" does not exist'):
         migrate(base_dir=base)
 

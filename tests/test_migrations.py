@@ -1,4 +1,4 @@
-"""The migrations: applied by the real pgmigrate, taken back by their undo files, together and apart."""
+"""The migrations: applied by the real pgmigrate, undone by their undo files, together and one by one."""
 
 import hashlib
 import os
@@ -64,7 +64,7 @@ def versions(url: str) -> list[int]:
 
 
 def bare_pgmigrate(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`pgmigrate migrate` from the checkout, as an operator types it: the PG* variables name the database."""
+    """Run `pgmigrate migrate` from the checkout, as an operator does: the PG* variables name the database."""
     options = psycopg.conninfo.conninfo_to_dict(url)
     names = {"host": "PGHOST", "port": "PGPORT", "dbname": "PGDATABASE", "user": "PGUSER", "password": "PGPASSWORD"}
     variables = {names[key]: str(value) for key, value in options.items() if key in names}
@@ -83,7 +83,7 @@ def test_files_are_numbered_without_gaps_and_each_has_its_way_back() -> None:
     assert undo_names == ["U" + name[1:] for name in names]
     strangers = {path.name for path in (BASE / "migrations").iterdir()} - set(names)
     assert strangers == {"README.md", "callbacks", "online", "roles", "schema.json", "undo"}
-    # pgmigrate would take a second file V0015 for a version of its own.
+    # pgmigrate would treat a second file V0015 as a separate version.
     online_names = {file.name for file in (BASE / "migrations" / "online").iterdir()}
     assert online_names <= {"C" + name[1:] for name in names}
 
@@ -96,7 +96,7 @@ INDEXES = """
 
 @pytest.fixture
 def in_use(empty: str) -> str:
-    """A database with a job, from before the list indexes were rebuilt."""
+    """A database with a job, before the list indexes were rebuilt."""
     migrate(empty, target=14)
     with psycopg.connect(empty) as connection:
         connection.execute("INSERT INTO goqueue.jobs (job_type) VALUES ('t')")
@@ -114,7 +114,7 @@ def test_indexes_of_a_table_in_use_are_built_while_programs_write(in_use: str, g
         writer.execute("SET lock_timeout = '5s'")
         with ThreadPoolExecutor(1) as pool:
             run = pool.submit(migrate, in_use)
-            # It waits for the older transaction, and nobody waits for it.
+            # It waits for the older transaction, and nothing waits for it.
             while not writer.execute("SELECT FROM pg_stat_progress_create_index WHERE phase ~ 'waiting'").rowcount:
                 assert not run.done(), run.result()
             writer.execute("INSERT INTO goqueue.jobs (job_type) VALUES ('meanwhile')")
@@ -166,7 +166,7 @@ def test_bare_pgmigrate_works_on_a_table_in_use_with_and_without_the_online_file
 
 
 def test_what_is_not_transactional_is_followed_by_what_is() -> None:
-    """pgmigrate runs its callbacks, which record the checksums, with transactional files only."""
+    """pgmigrate runs its callbacks, which record the checksums, only with transactional files."""
     apart = [number for number, file in enumerate(FILES) if "NONTRANSACTIONAL" in file.name]
     assert not [FILES[number].name for number in apart if number + 1 in (*apart, LATEST)]
 
@@ -183,7 +183,7 @@ def test_bare_pgmigrate_works_from_the_checkout(empty: str) -> None:
 
 
 def test_goqueue_and_pgmigrate_make_the_same_and_record_the_same(empty: str, goqueue_database: str) -> None:
-    assert bare_pgmigrate(empty).returncode == 0  # the other one is the template's, made by goqueue
+    assert bare_pgmigrate(empty).returncode == 0  # the other database is from the template, migrated by goqueue
     assert catalog(empty) == catalog(goqueue_database)
     for query in (
         "SELECT version, description, type::text, installed_by FROM goqueue.schema_version ORDER BY 1",

@@ -1,4 +1,4 @@
-"""What a caller gives is checked where it is made; payloads and texts come back as they went in."""
+"""Callers' values are checked on creation; payloads and texts are returned unchanged."""
 
 import math
 import pickle
@@ -292,7 +292,7 @@ JSON = st.recursive(
 
 
 def as_jsonb(value: Any) -> Any:
-    """What jsonb makes of a value: numbers are decimals, so a float without a fraction is a whole number."""
+    """Return a value as jsonb stores it: numbers are decimals, so a float without a fraction is a whole number."""
     match value:
         case float():
             text = repr(value)

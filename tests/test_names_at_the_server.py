@@ -1,5 +1,5 @@
-"""Where a server shows statements, it shows each by its query's name, and as one, however it was sent; and its
-parameters by the numbers that the query's file gives them."""
+"""The server shows each statement by its query's name, as one entry, however it was sent. Its parameters have the
+numbers of the query's file."""
 
 import re
 from collections import Counter
@@ -30,7 +30,7 @@ OF_EXTENSIONS = {"statement_times", "measure_claim_index"}
 
 @pytest.fixture(scope="module")
 def watching() -> Iterator[str]:
-    """The URL of a migrated database on a server that keeps statistics of statements, logs each, and its plan."""
+    """The URL of a migrated database on a server that keeps statement statistics and logs each statement and plan."""
     settings = {
         "shared_preload_libraries": "pg_stat_statements,auto_explain",
         "log_min_duration_statement": "0",
@@ -45,7 +45,7 @@ def watching() -> Iterator[str]:
 
 
 def work(store: Way) -> Counter[str]:
-    """Many calls, no two of them with the same parameters; how often each query was run."""
+    """Make many calls, all with different parameters; return how often each query ran."""
     before, called = uuid4().hex, Counter[str]()
     for turn in range(TURNS):
         queues = [f"{before} {turn} {number}" for number in range(1 + turn % 3)]
@@ -129,7 +129,7 @@ def test_pg_stat_activity_begins_with_the_name_while_a_statement_runs(
 
 @pytest.fixture
 def turned_round(tmp_path: Path) -> Path:
-    """A folder with the shipped files, in which each query declares its parameters from the last to the first."""
+    """A folder with the shipped files in which each query declares its parameters in reverse order."""
 
     def turned(found: re.Match[str]) -> str:
         return f"{found[1]}({', '.join(reversed(found[2].split(', ')))})"
@@ -142,7 +142,7 @@ def turned_round(tmp_path: Path) -> Path:
 
 
 def plain(statement: str) -> list[str]:
-    """The statement without the lines of comment, which the program doesn't send, and white space."""
+    """Return the statement without comment lines (which the program doesn't send) and white space."""
     return re.sub(r"^ *--.*\n", "", statement, flags=re.MULTILINE).rstrip("; \n").split()
 
 
@@ -156,7 +156,7 @@ def test_every_statement_has_the_same_numbers_at_the_server_and_in_each_command(
     checked = load_statements(folder)
     with psycopg.connect(goqueue_database, autocommit=True, prepare_threshold=0) as connection:
         for name, note in notes.items():
-            with suppress(psycopg.Error):  # what it makes of no values is of no interest here
+            with suppress(psycopg.Error):  # its result without values doesn't matter
                 sent = getattr(queries, name)(connection, **dict.fromkeys(note.parameters))
                 list(sent if isinstance(sent, Iterator) else ())
         prepared: list[Any] = connection.execute(
@@ -211,7 +211,7 @@ def test_a_folder_that_declares_parameters_in_another_order_keeps_the_interface(
     proof = prove_overrides(goqueue_connection, turned_round)
     assert (proof.problems, proof.unproved) == ([], [])
     assert "claim_jobs" in (proof.changed or [])
-    other = turned_round / "other"  # files are read once in a process
+    other = turned_round / "other"  # files are read once per process
     other.mkdir()
     text = (turned_round / "leases.sql").read_text()
     (other / "leases.sql").write_text(text.replace(":lease::interval", ":lease::text::interval"))

@@ -1,4 +1,4 @@
-"""A client of this release on a schema that a later one has changed: what it knows works, what it doesn't it names."""
+"""A client of this release on a schema changed by a later one: known things work, unknown ones are named."""
 
 from collections.abc import Iterator
 from datetime import timedelta
@@ -24,7 +24,7 @@ SOMEDAY = timedelta(days=1)
 
 @pytest.fixture
 def store(store: Storage, goqueue_connection: psycopg.Connection[Any]) -> Iterator[Storage]:
-    """Each kind of store, opened and with its statements prepared before the schema was changed."""
+    """Each kind of store, opened with its statements prepared before the schema was changed."""
     for _ in range(3):
         job = store.create_job(NewJob(job_type="t", queue="before"))
         store.create_jobs([NewJob(job_type="t", queue="before")])

@@ -1,4 +1,4 @@
-"""Migrations outside of a transaction, and databases with event triggers: `pgmigrate migrate` and `goqueue migrate`."""
+"""Migrations outside a transaction, and databases with event triggers: `pgmigrate migrate` and `goqueue migrate`."""
 
 import os
 import shutil
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.timeout(180)
 
 
 def add_index(folder: Path, create: str) -> None:
-    """Add an index that is built concurrently, as migrations/README.md prescribes, and its comment."""
+    """Add an index built concurrently, as migrations/README.md prescribes, and its comment."""
     migrations = folder / "migrations"
     apart, after = f"{APART:04}__NONTRANSACTIONAL_index_apart.sql", f"{AFTER:04}__comment_on_index_apart.sql"
     drop = "-- What an interrupted run left behind.\nDROP INDEX CONCURRENTLY IF EXISTS goqueue.jobs_apart_idx;\n"
@@ -46,7 +46,7 @@ def add_index(folder: Path, create: str) -> None:
 
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
-    """A copy of the project's migrations, with an index built concurrently and what follows it."""
+    """A copy of the project's migrations, with a concurrently built index and later files."""
     shutil.copytree(BASE / "migrations", tmp_path / "migrations")
     shutil.copy(BASE / "migrations.yml", tmp_path)
     add_index(
@@ -98,7 +98,7 @@ def versions(url: str) -> list[int]:
 
 
 def indexes(url: str) -> list[Any]:
-    """Whether jobs_apart_idx is valid, and its comment."""
+    """Return whether jobs_apart_idx is valid, and its comment."""
     return ask(
         url,
         "SELECT i.indisvalid, obj_description(c.oid, 'pg_class') FROM pg_class AS c "
@@ -195,7 +195,7 @@ def test_the_error_says_what_stays_and_that_a_run_repeats_it(empty: str, base: P
 def test_an_index_build_waits_for_old_transactions_longer_than_a_lock(
     kind: str, empty: str, base: Path, tmp_path: Path
 ) -> None:
-    """lock_timeout, which is for those whose waiting blocks others, would end the build and leave an invalid index."""
+    """lock_timeout, which limits waits that block others, would end the build and leave an invalid index."""
     config = (base / "migrations.yml").read_text()
     (base / "migrations.yml").write_text(config.replace("lock_timeout = '10s'", "lock_timeout = '100ms'"))
     migrate(empty)
@@ -265,7 +265,7 @@ def test_a_run_that_waits_in_vain_names_who_holds_the_lock(
         for call in (lambda: migrate(empty, base_dir=base), lambda: undo(empty, to=0, base_dir=base)):
             with pytest.raises(MigrationError, match=rf"process {holder.info.backend_pid} of the server \(somebody\)"):
                 call()
-        assert len(list_migrations(empty, base_dir=base)) == AFTER  # looking waits for nobody
+        assert len(list_migrations(empty, base_dir=base)) == AFTER  # listing waits for no lock
 
 
 def test_it_is_taken_back_with_the_others_in_one_transaction(empty: str, base: Path) -> None:
@@ -281,7 +281,7 @@ def test_the_lock_is_given_back_to_a_session_that_goes_on(
 ) -> None:
     migrate(empty, base_dir=base)
     assert undo(through_pgbouncer(empty), to=LATEST, base_dir=base) == [AFTER, APART]
-    # Other tests' databases are on this server, too.
+    # Other tests' databases are also on this server.
     held = (
         "SELECT count(*) FROM pg_locks AS l JOIN pg_database AS d ON l.database = d.oid "
         "WHERE l.locktype = 'advisory' AND d.datname = current_database() AND l.pid <> pg_backend_pid()"
@@ -299,7 +299,7 @@ def test_everyone_takes_the_same_lock() -> None:
 
 @pytest.fixture
 def watched(empty: str) -> str:
-    """The URL of a database that writes down each DDL statement, as hosted ones do."""
+    """The URL of a database that records each DDL statement, as hosted ones do."""
     with psycopg.connect(empty, autocommit=True) as connection:
         connection.execute("CREATE TABLE public.ddl_log (id serial PRIMARY KEY, tag text NOT NULL)")
         connection.execute(
@@ -311,7 +311,7 @@ def watched(empty: str) -> str:
 
 
 def test_without_its_flags_pgmigrate_refuses_both_and_changes_nothing(watched: str, base: Path) -> None:
-    """It takes them from the command line only. Should migrations.yml do one day, the documents can be shorter."""
+    """pgmigrate accepts them only on the command line. If migrations.yml ever does, the documents can be shorter."""
     for folder, message in ((BASE, "Unexpected relations used in migrations"), (base, "Schema check is not available")):
         bare = [Path(sys.executable).with_name("pgmigrate"), "migrate", "-d", folder]
         done = subprocess.run(bare, env=environment(watched), capture_output=True, text=True, check=False)
@@ -338,7 +338,7 @@ def test_a_dry_run_and_undo_work_there_too(watched: str, base: Path) -> None:
 
 
 def test_no_migration_touches_another_schema(empty: str) -> None:
-    """What pgmigrate's own check is for; migrations.yml turns it off."""
+    """The purpose of pgmigrate's own check, which migrations.yml turns off."""
     migrate(empty, target=1)
     undo(empty, to=0)
     with psycopg.connect(empty, autocommit=True) as connection:

@@ -1,4 +1,5 @@
-"""Who is woken by what: jobs that wait again, jobs taken from their holder, and the setting that sends nothing."""
+"""Who is woken by what: jobs that become pending again, jobs taken from their holder, and the setting that sends
+nothing."""
 
 import threading
 import time
@@ -23,7 +24,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture
 def ear(goqueue_connection: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
-    """A connection that hears both channels; that alone makes the triggers send nothing."""
+    """A connection that listens on both channels; without the lock, the triggers still send nothing."""
     goqueue_connection.execute("LISTEN goqueue; LISTEN goqueue_cancelled")
     return goqueue_connection
 

@@ -1,4 +1,4 @@
-"""A store bound to a connection that the caller has set up in some way of its own: pipelines, styles, adapters."""
+"""A store bound to a connection with unusual settings of the caller: pipelines, styles, adapters."""
 
 import gc
 import subprocess
@@ -36,7 +36,7 @@ def connect(goqueue_database: str) -> Iterator[Connect]:
 
 
 def works(store: PostgresStorage) -> None:
-    """Every kind of parameter and of result: lists of text, ids and numbers, intervals, times, JSON, nothing at all."""
+    """Use every kind of parameter and result: lists of text, ids and numbers, intervals, times, JSON, nulls."""
     payload = {"list": ["{}", '"', ",", "\\"], "text": "ä€"}
     made = [store.create_job(NewJob(job_type="t", queue=queue, payload=payload)) for queue in ODD_NAMES]
     store.create_jobs([NewJob(job_type="t", queue="many") for _ in range(3)])
@@ -55,7 +55,7 @@ def works(store: PostgresStorage) -> None:
     [following] = store.complete_and_claim(claimed[1:], "many", "w", 1, HOUR)
     with pytest.raises(LeaseLostError) as lost:
         store.complete_and_claim([*claimed[:2], following], "many", "w", 1, HOUR)
-    assert lost.value.job_ids == (claimed[0].id,)  # the second is completed under this lease
+    assert lost.value.job_ids == (claimed[0].id,)  # the second job is completed under this lease
     assert {stats.queue for stats in store.queue_stats()} == {*ODD_NAMES, "many"}
     assert store.count_jobs(JobFilter(queue="many")) == 3
     assert store.cancel_jobs(JobFilter(queue="many")) == 2

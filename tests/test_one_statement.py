@@ -1,4 +1,4 @@
-"""A query is one statement: text that holds more, or no query at all, is refused by every command and never run."""
+"""A query is one statement: every command rejects text with more, or without a query, and never runs it."""
 
 import asyncio
 import os
@@ -31,7 +31,7 @@ SHIPPED = shipped_folder("sql")
 FOUND_BY_ID = "FROM goqueue.jobs AS j\nWHERE j.id = :id::uuid;"
 FINISHES_A_FUNCTION = "CREATE FUNCTION pg_temp.other() RETURNS void LANGUAGE sql BEGIN ATOMIC SELECT 1"
 
-#: What is written behind the last word of get_job.
+#: Text written after the last word of get_job.
 MORE = {
     "a commit and a truncate": "; COMMIT; TRUNCATE goqueue.jobs;",
     "on lines of their own": ";\nCOMMIT;\nTRUNCATE goqueue.jobs;",
@@ -50,7 +50,7 @@ MORE = {
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Folder:
-    """Writes a shipped file with some of its text replaced into a folder of its own."""
+    """Return a function that writes a shipped file, with some text replaced, into a new folder."""
 
     def write(old: str, new: str, file: str = "jobs.sql", name: str = "tuned") -> Path:
         given = tmp_path / name
@@ -65,7 +65,7 @@ def folder(tmp_path: Path) -> Folder:
 
 @pytest.fixture
 def jobs(goqueue_connection: Connection) -> Callable[[], int]:
-    """Two jobs; counts them."""
+    """Create two jobs; return a function that counts them."""
     goqueue_connection.execute("INSERT INTO goqueue.jobs (job_type) VALUES ('a'), ('b')")
 
     def count() -> int:
@@ -124,7 +124,7 @@ def run(query: Any, connection: Connection, statement: Statement) -> None:
 
 
 def test_every_shipped_query_is_sent_alone(goqueue_connection: Connection, folder: Folder) -> None:
-    """Whatever its mark and its parameters: with a second statement behind it, the server rejects it unrun."""
+    """With any mark and parameters, the server rejects a second statement and runs neither."""
     for file in ("jobs.sql", "leases.sql", "server.sql", "stats.sql"):
         given = folder(";\n", "; SELECT 1;\n", file, f"more_{file}")
         queries = load_queries(given)
@@ -234,7 +234,7 @@ def test_a_command_in_place_of_a_query_is_refused_and_not_run(
 def test_planning_runs_no_function_of_others(
     goqueue_connection: Connection, folder: Folder, condition: str, definition: str
 ) -> None:
-    """The planner runs what is declared immutable; this one leaves a lock, which no rollback gives back."""
+    """The planner executes functions declared immutable. This one leaves a lock, which a rollback doesn't release."""
     is_operator = "===" in condition
     body = f"BEGIN PERFORM pg_advisory_lock(77); RETURN {'TRUE' if is_operator else 1}; END"
     kind = "boolean" if is_operator else "integer"
@@ -270,7 +270,7 @@ def test_planning_writes_nothing(goqueue_connection: Connection) -> None:
     assert goqueue_connection.execute("SELECT is_called FROM public.counter").fetchone() == (False,)
 
 
-# --- what is checked is what runs -----------------------------------------------------------------------------------
+# --- the checked text is the executed text --------------------------------------------------------------------------
 
 
 def test_a_file_replaced_after_it_was_loaded_is_not_what_is_checked(
@@ -284,7 +284,7 @@ def test_a_file_replaced_after_it_was_loaded_is_not_what_is_checked(
 
 
 def test_what_is_checked_is_the_text_that_runs(folder: Folder) -> None:
-    """aiosql drops comments, some of them from within quotes that it doesn't know."""
+    """aiosql drops comments, including some inside quotes that it doesn't know."""
     given = folder(FOUND_BY_ID, FOUND_BY_ID.replace(";", " AND $$/* ' */$$ <> 'x' /* y */;"))
     sent = load_queries(given).get_job.sql.replace("%(id)s", "$1")
     assert load_statements(given)["get_job"].text == sent

@@ -14,7 +14,7 @@ PAYLOAD = {"to": "a@example.com", "lines": ["one", "zwölf"], "depth": {"a": 1}}
 
 
 def entered(call: Any, job: NewJob) -> Counter[str]:
-    """How often a module of goqueue is entered from another one with the job, its parameters or one of their values."""
+    """Return how often a module of goqueue is entered from another one with the job, its parameters or their values."""
     values = [job, job.id, job.payload, job.job_type, job.queue, job.idempotency_key]
 
     def is_of_the_job(value: object) -> bool:
@@ -32,7 +32,7 @@ def entered(call: Any, job: NewJob) -> Counter[str]:
 
     def watch(frame: FrameType, event: str, _: object) -> None:
         name = str(frame.f_globals.get("__name__"))
-        # A coroutine that is resumed is called again.
+        # A resumed coroutine is called again.
         if event != "call" or not name.startswith("goqueue.") or any(frame is one for one in frames):
             return
         frames.append(frame)

@@ -1,4 +1,4 @@
-"""Statements whose outcome their caller does not learn: lost replies, and commits that no standby has confirmed."""
+"""Statements with an unknown outcome: lost replies, and commits that no standby confirmed."""
 
 import asyncio
 import inspect
@@ -39,22 +39,22 @@ Call = Callable[..., Any]
 
 
 def never_prepared(url: str) -> DatabaseConfig:
-    """A statement that is not prepared is sent with its name each time."""
+    """An unprepared statement is sent with its name each time."""
     return DatabaseConfig(url=url, prepare_threshold=None, pool_min_size=1, pool_max_size=1)
 
 
-# --- commits that no standby has confirmed ----------------------------------------------------------------------------
+# --- commits that no standby confirmed --------------------------------------------------------------------------------
 
 
 class Waiting:
-    """A server whose commits wait for a standby that never comes."""
+    """A server whose commits wait for a standby that never connects."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.admin = psycopg.connect(make_conninfo(url, options="-c synchronous_commit=local"), autocommit=True)
 
     def end_the_wait(self, how: str = "pg_cancel_backend") -> None:
-        """Of the session that waits, as soon as one does."""
+        """Return the pid of the waiting session, once there is one."""
         deadline = time.monotonic() + 20
         ended = f"SELECT {how}(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
         while not self.admin.execute(ended.encode()).fetchall():
@@ -63,7 +63,7 @@ class Waiting:
 
     @contextmanager
     def ended(self, how: str = "pg_cancel_backend") -> Iterator[None]:
-        """While a call runs whose commit waits."""
+        """Act while a call runs whose commit waits."""
         with ThreadPoolExecutor(1) as thread:
             ending = thread.submit(self.end_the_wait, how)
             yield
@@ -231,7 +231,7 @@ def wire(goqueue_database: str) -> Iterator[proxy.Proxy]:
 
 
 def lost(wire: proxy.Proxy, query: str, call: Callable[[], Any]) -> Exception:
-    """What the call raises when the reply to this query is lost; it is committed then."""
+    """Return the error of the call if the reply to this query is lost; the query is committed."""
     wire.lose_reply(query.encode() if query == "COMMIT" else f"goqueue:{query} */".encode())
     with pytest.raises(StorageUnavailableError) as caught:
         call()
@@ -309,7 +309,7 @@ def test_what_was_certainly_not_committed_is_no_unknown_outcome(
             ("get_job", "get_job", new.id),
             ("list_jobs", "list_jobs", None),
             ("next_job_at", "next_job_at", "default"),
-            # A reply lost within the transaction, whose COMMIT is never sent.
+            # A reply lost inside the transaction: its COMMIT is never sent.
             ("create_jobs", "create_jobs", [NewJob(job_type="t")]),
             ("delete_job", "delete_job", new.id),
         ]
@@ -344,7 +344,7 @@ def test_a_connection_lost_while_idle_sends_nothing(
         store.call("ping")
         wire.cut()
         if way.endswith("pool"):
-            store.call("create_job", NewJob(job_type="t"))  # on another one
+            store.call("create_job", NewJob(job_type="t"))  # on another connection
             return
         with pytest.raises(StorageUnavailableError) as caught:
             store.call("create_job", NewJob(job_type="t"))
@@ -420,7 +420,7 @@ def test_what_became_of_a_transaction(goqueue_store: PostgresStorage, goqueue_da
     assert goqueue_store.get_transaction_status(str(int(other) + 10**6)) == TransactionStatus.UNKNOWN
 
 
-# --- what every caller can read ---------------------------------------------------------------------------------------
+# --- messages for every caller ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", [Storage, AsyncStorage, PostgresStorage, AsyncPostgresStorage])

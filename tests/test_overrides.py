@@ -1,4 +1,4 @@
-"""A folder of SQL files in place of the shipped ones: what runs, what is refused, and with which words."""
+"""A folder of SQL files that replace the shipped ones: what runs, what is rejected, and the messages."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -27,7 +27,7 @@ Folder = Callable[..., Path]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Folder:
-    """Writes a shipped file with some of its text replaced into a folder of its own, and gives the folder."""
+    """Return a function that writes a shipped file, with some text replaced, into a folder. It returns the folder."""
 
     def write(old: str = "", new: str = "", file: str = "jobs.sql") -> Path:
         given = tmp_path / "tuned"
@@ -41,7 +41,7 @@ def folder(tmp_path: Path) -> Folder:
 
 
 def problems_of(url: str, given: Path) -> tuple[str, ...]:
-    """What the store says when it opens, without the folder's name."""
+    """Return the store's message on opening, without the folder's name."""
     with pytest.raises(ConfigError) as refused:
         PostgresStorage.open(DatabaseConfig(url=url, sql_dir=str(given)))
     return tuple(problem.replace(f"{given}/", "") for problem in refused.value.problems)
@@ -287,7 +287,7 @@ def test_a_database_of_another_version_is_not_the_folders_fault(
     assert "pgmigrate migrate" in problem
 
 
-# --- what `goqueue check` proves besides ----------------------------------------------------------------------------
+# --- further proofs of `goqueue check` ------------------------------------------------------------------------------
 
 
 def proved(connection: psycopg.Connection[Any], given: Path) -> tuple[list[str], list[str]]:
@@ -300,7 +300,7 @@ def proved(connection: psycopg.Connection[Any], given: Path) -> tuple[list[str],
     ("condition", "thing"),
     [
         ("EXISTS (SELECT 1 FROM public.secrets)", "table public.secrets"),
-        # What the planner drops is in the statement all the same.
+        # The statement still refers to what the planner drops.
         ("(FALSE AND EXISTS (SELECT 1 FROM secrets)) IS FALSE", "table public.secrets"),
         ("public.spy() = 1", "function public.spy()"),
         ("EXISTS (SELECT 1 FROM information_schema.tables)", "view information_schema.tables"),
@@ -387,7 +387,7 @@ def test_a_plan_that_is_far_dearer_on_the_present_table_is_told(
     condition = "j.status = 'pending' AND j.queue = 'default' AND j.id::text = :id::uuid::text"
     new = FOUND_BY_ID.replace("WHERE j.id = :id::uuid;", f"WHERE {condition};")
     given = folder(FOUND_BY_ID, new)
-    assert proved(goqueue_connection, given) == ([], [])  # on an empty one it makes no difference
+    assert proved(goqueue_connection, given) == ([], [])  # on an empty table it makes no difference
     goqueue_connection.execute(
         "INSERT INTO goqueue.jobs (job_type) SELECT 't' FROM generate_series(1, 30000); ANALYZE goqueue.jobs"
     )
@@ -409,7 +409,7 @@ def test_a_column_that_became_an_expression_is_not_proved(
 
 @pytest.fixture
 def reader(goqueue_connection: psycopg.Connection[Any]) -> Iterator[psycopg.Connection[Any]]:
-    """The connection as a role that may read the jobs, and make no temporary function."""
+    """The connection as a role that can read the jobs and can't create a temporary function."""
     role = sql.Identifier(f"reader_{uuid4().hex}")
     for statement in (
         "CREATE ROLE {}",
@@ -443,7 +443,7 @@ def test_what_a_role_has_no_right_to_find_out_is_not_proved(reader: psycopg.Conn
 
 
 def test_no_shipped_statement_leaves_the_schema(goqueue_connection: psycopg.Connection[Any], tmp_path: Path) -> None:
-    # Each with another alias, because what is the shipped statement is not looked at.
+    # Each with another alias, because a statement equal to the shipped one is not checked.
     for file in ("jobs.sql", "leases.sql", "stats.sql"):
         text = (SHIPPED / file).read_text("utf-8")
         (tmp_path / file).write_text(re.sub(r"\bj\b", "jj", text))

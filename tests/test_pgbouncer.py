@@ -1,5 +1,5 @@
-"""Behind a pgbouncer that pools transactions: what differs there. The contract's own tests run through one as well, as
-a parameter of the `store` (tests/conftest.py), each of a test's transactions in another session than the one before.
+"""Differences behind a pgbouncer that pools transactions. The contract's tests also run through one, as a parameter of
+the `store` (tests/conftest.py), with each of a test's transactions in another session.
 """
 
 import logging
@@ -46,7 +46,7 @@ def url(through_pgbouncer: Through, goqueue_database: str) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def through_strict(goqueue_server: Any) -> Iterator[Through]:
-    """Through a pgbouncer that knows nothing of our settings, as its own configuration is."""
+    """Through a pgbouncer with its default configuration, which doesn't know our settings."""
     with pgbouncer.running(goqueue_server.url) as through:
         yield through
 
@@ -89,7 +89,7 @@ def test_limits_that_it_drops_are_told_until_the_server_sets_them(
         assert ", ".join(limits) in record.getMessage()
         assert "ALTER ROLE ... SET" in record.getMessage()
         caplog.clear()
-        # Whoever wants no limit is told nothing.
+        # No warning if no limit is wanted.
         none = dict.fromkeys(("statement_timeout", "lock_timeout", "idle_in_transaction_timeout"), timedelta(0))
         PostgresStorage.open(DatabaseConfig(url=url, **none)).close()
     for setting, value in limits.items():
@@ -147,8 +147,8 @@ def test_sessions_that_end_behind_it_are_replaced(url: str, goqueue_connection: 
 
 
 class TestPreparedStatements:
-    """psycopg numbers the statements of a connection. Before version 1.21 (and in later ones, unless they keep account
-    of them) clients that share a session share its numbers."""
+    """psycopg numbers the statements of a connection. Clients that share a session share the numbers, in pgbouncer
+    before 1.21 and in later ones that don't track prepared statements."""
 
     @pytest.fixture
     def shared(self, goqueue_server: Any, goqueue_database: str) -> Iterator[str]:
@@ -158,7 +158,7 @@ class TestPreparedStatements:
 
     @staticmethod
     def swap(url: str, complete: Callable[..., None], release: Callable[..., None], jobs: list[Any]) -> None:
-        """Completes the first job in one session, releases the second in the other, completes the third in that one."""
+        """Complete the first job in one session, release the second in the other, complete the third in the first."""
         with psycopg.connect(url) as first, psycopg.connect(url) as second:
             first.execute("SELECT")
             complete([jobs[0]])
@@ -175,7 +175,7 @@ class TestPreparedStatements:
     def test_another_clients_statement_can_be_run_in_place_of_ours(
         self, shared: str, jobs: list[Any], goqueue_store: PostgresStorage
     ) -> None:
-        # The reason why none are prepared behind a pooler, unless that is asked for.
+        # The reason why none are prepared behind a pooler, unless requested.
         with (
             psycopg.connect(shared, autocommit=True, prepare_threshold=0) as one,
             psycopg.connect(shared, autocommit=True, prepare_threshold=0) as two,
@@ -195,7 +195,7 @@ class TestPreparedStatements:
     ) -> None:
         config = DatabaseConfig(url=shared, prepare_threshold=threshold, pool_max_size=1)
         with PostgresStorage.open(config) as one, PostgresStorage.open(config) as two:
-            for _ in range(7):  # often enough to be prepared in a session of our own
+            for _ in range(7):  # often enough to be prepared in our own session
                 for settle in (one.complete_jobs, two.release_jobs):
                     with pytest.raises(LeaseLostError):
                         settle([Lease(uuid4(), 1)])
@@ -206,7 +206,7 @@ class TestPreparedStatements:
     def test_one_that_is_missing_says_what_to_set(self, url: str) -> None:
         with psycopg.connect(url, autocommit=True, prepare_threshold=0) as connection:
             store = PostgresStorage.bound_to(connection)
-            # Prepared in one session, run in the other.
+            # Prepared in one session, executed in the other.
             with pytest.raises(StorageError, match=r"prepared statement .*\(GOQUEUE_DATABASE_PREPARE_THRESHOLD=none"):
                 store.ping()
 
@@ -225,7 +225,7 @@ class TestListening:
             with store.listen("default") as listener:
                 [record] = caplog.records
                 assert "GOQUEUE_DATABASE_LISTEN_URL" in record.getMessage()
-                # Held by a session that others use, the lock would outlast the listener, and each new job send a note.
+                # In a shared session, the lock would outlast the listener, and each new job would send a notification.
                 assert goqueue_connection.execute(LISTENERS).fetchone() == (0,)
                 store.create_job(NewJob(job_type="t"))
                 for _ in range(2):

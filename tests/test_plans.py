@@ -1,4 +1,4 @@
-"""Every query's plan on a million rows, custom and generic: the indexes it names, how much it reads, no table scan."""
+"""The plans of every query on a million rows, custom and generic: the named indexes, the rows read, no table scan."""
 
 import json
 import os
@@ -21,23 +21,23 @@ from goqueue.workbench import explain
 from tests.plans import JIT_ABOVE_COST, MODES, NOTES, Explainer, Plan, seed
 
 # Two databases, each seeded once for all tests of it:
-#   history  a million jobs of 28 days in a hundred queues, most of them finished; "archive", where 50,000 are finished
-#            and some hundred wait; "churn", where 100,000 are due
-#   future   a million jobs of "future" at the best priority that are not due yet, a thousand at another one that are,
+#   history  a million jobs of 28 days in a hundred queues, most of them finished; "archive" with 50,000 finished and
+#            some hundred waiting; "churn" with 100,000 due
+#   future   a million jobs of "future" at the best priority that are not due yet, a thousand due at another priority,
 #            and a twentieth of the above
-# Much fewer rows than 200,000, and the planner rightly takes reading a table for cheaper than an index.
+# With far fewer rows than 200,000, reading the table whole is the cheaper plan.
 ROWS = int(os.environ.get("GOQUEUE_TEST_PLAN_ROWS", "1000000"))
 
-# The first test of a database waits until it is seeded.
+# The first test of a database seeds it, and the others wait.
 pytestmark = pytest.mark.timeout(300)
 
 MINUTE = timedelta(minutes=1)
 DAY = timedelta(days=1)
 PAGE = 50
-# What TABLESAMPLE reads of the table: some 500 pages of some 40 rows.
+# TABLESAMPLE reads about 500 pages of about 40 rows.
 SAMPLED_PAGES, SAMPLED_ROWS = 700, 30_000
 SAMPLE = frozenset({"Sample Scan"})
-WITHOUT_A_PLAN = {"listen", "listen_cancelled"}  # no statement that EXPLAIN takes
+WITHOUT_A_PLAN = {"listen", "listen_cancelled"}  # EXPLAIN does not accept these
 
 PKEY, CLAIM, KEY, PENDING, RUNNING, OF_TYPE, OF_QUEUE = (
     "jobs_pkey",
@@ -53,13 +53,13 @@ FAILURES = "job_failures_pkey"
 
 @pytest.fixture(scope="session")
 def seeded(goqueue_server: DatabaseServer, goqueue_template: str) -> Iterator[Callable[[str], str]]:
-    """Gives the URL of a seeded database. Workers share it: the first one to ask seeds it, the last one drops it."""
+    """Yield the URL of a seeded database. Workers share it: the first user seeds it, the last one drops it."""
     run = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))[:16]
     names: set[str] = set()
     with psycopg.connect(goqueue_server.url, autocommit=True) as connection:
 
         def lock(how: str, *key: str) -> bool:
-            # The locks end with the connection, so that a worker which dies leaves none.
+            # The locks end with the connection, so that a worker that dies leaves none.
             row = connection.execute(f"SELECT pg_{how}(hashtextextended(%s, 0))", ["/".join(key)]).fetchone()
             return row == (True,)
 
@@ -90,13 +90,13 @@ def seeded(goqueue_server: DatabaseServer, goqueue_template: str) -> Iterator[Ca
 
 @pytest.fixture(scope="session", params=["history", "future"])
 def database(request: pytest.FixtureRequest, seeded: Callable[[str], str]) -> str:
-    """The URL of a seeded database; its name tells which one it is."""
+    """The URL of a seeded database, named by the parameter."""
     return seeded(request.param)
 
 
 @dataclass(frozen=True)
 class Known:
-    """What the tests have to name of the rows: ids by status and keys, picked all over the table."""
+    """Return ids by status, and keys, from all over the table."""
 
     running: list[UUID]
     pending: list[UUID]
@@ -151,7 +151,7 @@ def known(database: str) -> Known:
 @pytest.fixture(scope="session")
 def explainer(database: str) -> Iterator[Explainer]:
     with psycopg.connect(database, autocommit=True) as connection:
-        # The server's own setting for a caller's connection, where the pool's doesn't hold.
+        # The server's own setting, as on a caller's connection.
         connection.execute(f"SET jit_above_cost = {JIT_ABOVE_COST}")
         yield Explainer(connection)
 
@@ -159,8 +159,8 @@ def explainer(database: str) -> Iterator[Explainer]:
 def check(
     plan: Plan, name: str, *, indexes: set[str], rows: float, pages: float, scans: frozenset[str] = frozenset()
 ) -> None:
-    """Fails, with the plan, unless the run read these indexes and no others, and no more than so much of the tables.
-    ``scans``: the ways in which it is allowed to read the table itself."""
+    """Fail, with the plan, unless the run read exactly these indexes, and at most so much of the tables. ``scans``: the
+    allowed ways of reading the table itself."""
     problems = []
     if strange := plan.table_scans - scans:
         problems.append(f"it has a {' and a '.join(sorted(strange))} of the table")
@@ -179,7 +179,7 @@ def check(
 
 @dataclass(frozen=True)
 class Case:
-    """Values for a query, and what its plan may cost then.
+    """Values for a query, and the limits of its plan.
 
     ``rows``: table rows and index entries that scans may read. ``writes``: rows written; each costs up to a descent and
     a page of every index.
@@ -194,7 +194,7 @@ class Case:
 
     @property
     def pages(self) -> int:
-        # A row costs a descent of four pages and itself at worst.
+        # A row costs at most a descent of four pages, and its own page.
         return 50 + 5 * self.rows + 45 * self.writes
 
     def __str__(self) -> str:
@@ -202,7 +202,7 @@ class Case:
 
 
 def leases(known: Known, count: int) -> dict[str, Any]:
-    """As many held jobs as there are, at most half, among jobs that are not held, as after a long pause."""
+    """Return as many held jobs as there are, at most half, among jobs that are not held, as after a long pause."""
     ids = sorted((known.running[: (count + 1) // 2] + known.pending)[:count])
     return {"ids": ids, "tokens": [1] * len(ids)}
 
@@ -239,7 +239,7 @@ HUNDRED = [f"queue_{number:02}" for number in range(100)]
 
 
 def cases_by_count(count: int) -> list[Case]:
-    """The queries that take many ids or a limit."""
+    """The queries with many ids or a limit."""
     label = str(count)
 
     def case(query: str, values: Callable[[Known], dict[str, Any]], *indexes: str, rows: int, writes: int = 0) -> Case:
@@ -272,7 +272,7 @@ def cases_by_count(count: int) -> list[Case]:
             rows=2,
             writes=1,
         ),
-        # All that run are read until enough have expired: as many as the workers hold, here some 500.
+        # All running jobs are read until enough have expired: as many as the workers hold, here about 500.
         Case("rescue_jobs", label, lambda _: {"job_limit": count}, {RUNNING, PKEY}, 600 + count, count),
     ]
 
@@ -323,7 +323,7 @@ CASES = [
     ),
     Case("delete_job", "", lambda known: {"id": known.dead[0]}, {PKEY}, 1, 1),
     Case("delete_failures", "", lambda known: {"job_id": known.dead[0]}, {FAILURES}, 5, 5),
-    # A queue has up to three priorities; each takes a probe, and each queue one to learn that there is no other.
+    # A queue has up to three priorities. Each costs a probe, and each queue one more to find no other.
     Case("next_job_at", "two of a hundred", lambda _: {"queues": ["queue_07", "queue_42"]}, {CLAIM}, 8),
     Case("next_job_at", "future", lambda _: {"queues": ["future"]}, {CLAIM}, 3),
     Case("next_job_at", "a hundred", lambda _: {"queues": HUNDRED}, {CLAIM}, 400),
@@ -338,7 +338,7 @@ def test_it_reads_what_it_needs(case: Case, mode: str, explainer: Explainer, kno
 
 
 class TestListsAndCounts:
-    """Each combination of filters; the lanes of sql/jobs.sql are what the work may grow with."""
+    """Each combination of filters. The work may grow only with the lanes of sql/jobs.sql."""
 
     STATUSES = (None, ["dead"], ["pending", "completed"])
     QUEUES = (None, ["queue_03"], ["queue_00", "queue_03", "queue_42"], ["unknown"])
@@ -346,13 +346,13 @@ class TestListsAndCounts:
 
     @staticmethod
     def lanes(known: Known, statuses: Any, queues: Any, types: Any) -> int:
-        """How many lanes there are at most. A probe finds each job type, and one that there is no other."""
+        """Return the largest number of lanes. A probe finds each job type, and another one finds no more."""
         names = {kind for _, kind in known.lanes}
         return (3 if statuses is None else 1) * len(types or names) * len(queues or "1")
 
     @staticmethod
     def pending(known: Known, statuses: Any, queues: Any, types: Any, most: int) -> int:
-        """How many entries of pending jobs are read at most: all of them, if a filter matches few."""
+        """Return the largest number of pending entries read: all of them, if a filter matches few."""
         if statuses is not None and "pending" not in statuses:
             return 0
         return most if queues is types is None else known.pending_jobs
@@ -360,10 +360,10 @@ class TestListsAndCounts:
     @staticmethod
     def indexes(plan: Plan, statuses: Any, queues: Any) -> set[str]:
         unfinished = {PENDING, RUNNING} if statuses is None else {PENDING} & {f"jobs_{name}_idx" for name in statuses}
-        # Pending jobs of a queue with few are sooner found by the claim index.
+        # The claim index finds the pending jobs of a queue with few of them faster.
         if PENDING not in plan.used_indexes:
             unfinished = {CLAIM if name == PENDING else name for name in unfinished}
-        # Without a queue, a scan by queue looks for null and reads nothing; with one, given types aren't looked for.
+        # Without a queue, a scan by queue looks for null and reads nothing. With one, given types aren't searched for.
         return unfinished | ({OF_QUEUE} if queues else {OF_TYPE}) | (plan.used_indexes & {OF_TYPE, OF_QUEUE})
 
     @pytest.mark.parametrize("mode", MODES)
@@ -384,16 +384,16 @@ class TestListsAndCounts:
                 "page_limit": PAGE,
             }
             lanes = self.lanes(known, of_statuses, of_queues, types)
-            # A page's worth of each lane; and all that run.
+            # A page of each lane, and all running jobs.
             entries = (lanes + 1) * PAGE + (600 if of_statuses is None else 0)
             pending = self.pending(known, of_statuses, of_queues, types, PAGE)
-            # An entry costs its row's page where vacuum has not been, and another for a row that has moved.
+            # An entry costs its row's page on pages without vacuum, and another one if the row has moved.
             pages = 50 + 2 * entries + 16 * lanes + 5 * PAGE + pending // 5
             plan = explainer.explain("list_jobs", values, mode, pages)
             check(
                 plan,
                 "list_jobs",
-                # The jobs' rows are fetched by their ids; an empty page may spare that.
+                # The jobs' rows are fetched by id; an empty page may avoid that.
                 indexes=self.indexes(plan, of_statuses, of_queues) | (plan.used_indexes & {PKEY}),
                 rows=entries + pending + 2 * lanes + PAGE,
                 pages=pages,
@@ -415,13 +415,13 @@ class TestListsAndCounts:
             lanes = self.lanes(known, of_statuses, of_queues, types)
             pending = self.pending(known, of_statuses, of_queues, types, 0)
             pages = 50 + 2 * 10001 + 16 * lanes + 2 * 600 + SAMPLED_PAGES + pending // 5
-            # Where nearly all jobs are pending, their index is no cheaper to read than the table.
+            # If nearly all jobs are pending, their index is no cheaper to read than the table.
             scans = SAMPLE | ({"Seq Scan"} if pending > ROWS // 2 and mode == "custom" else set())
             plan = explainer.explain("count_jobs", values, mode, pages)
             check(
                 plan,
                 "count_jobs",
-                # What is unfinished is counted last, and not if there is enough without.
+                # Unfinished jobs are counted last, and not if there are enough without them.
                 indexes=self.indexes(plan, of_statuses, of_queues) - ({PENDING, CLAIM, RUNNING} - plan.used_indexes),
                 rows=10001 + (2 * ROWS if pending else 0) + 2 * lanes + 600 + SAMPLED_ROWS,
                 pages=pages,
@@ -436,9 +436,9 @@ def test_a_batch_is_pruned_lane_by_lane(
 ) -> None:
     due = count if age < 28 * DAY else 0
     values = {"older_than": age, "statuses": FINISHED, "job_limit": count, "kept_ids": known.dead[:count]}
-    # Of each lane one to find it, and one that is not due; of job types two. One in 50 was created in time and finished
-    # too late: it is read in vain. A custom plan reads a lane whole and sorts it: in "future" 6,000.
-    # The deletion is the function's, which the plan doesn't show.
+    # Per lane one probe, and one job that is not due; per job type two. One job in 50 was created in time and finished
+    # too late: it is read and skipped. A custom plan reads a lane whole and sorts it: in "future" 6,000. The function
+    # deletes the jobs, which the plan doesn't show.
     probes = 3 * 4 * len({kind for _, kind in known.lanes})
     rows = (3 if mode == "generic" else 6) * due + count + probes
     # The function's deletions: a row's page, its failure, the descents of both, and the indexes' pages.
@@ -453,10 +453,10 @@ def test_a_batch_is_pruned_lane_by_lane(
 
 @pytest.mark.parametrize("mode", MODES)
 def test_statistics_grow_with_queues_and_types(mode: str, explainer: Explainer, known: Known) -> None:
-    # At most 1001 entries are counted of a queue's jobs of one status.
+    # At most 1001 entries are counted per queue and status.
     counted = sum(min(jobs, 5 * 1001) for jobs in known.jobs_by_queue.values())
-    # Besides: a probe for each lane and queue, three for each queue and priority, all that run. What is due in a queue
-    # with more than a thousand pending jobs is counted once more.
+    # Also: a probe per lane and queue, three per queue and priority, all running jobs. Due jobs are counted again in a
+    # queue with more than a thousand pending jobs.
     rows = counted + 4 * len(known.lanes) + 7 * known.queues + 1001 * known.queues + 600 + SAMPLED_ROWS
     pages = 2 * rows
     plan = explainer.explain("queue_stats", {}, mode, pages)
@@ -467,7 +467,7 @@ def test_statistics_grow_with_queues_and_types(mode: str, explainer: Explainer, 
 def test_an_exporter_reads_a_thousand_entries_a_queue_and_status(view: str, explainer: Explainer, known: Known) -> None:
     counted = sum(min(jobs, 5 * 1001) for jobs in known.jobs_by_queue.values())
     rows = counted + 4 * len(known.lanes) + 7 * known.queues + 1001 * known.queues + 600 + SAMPLED_ROWS
-    # Where other tests have changed rows and rolled back, an index-only scan looks at the table's page as well.
+    # If other tests changed rows and rolled back, an index-only scan also reads the table's page.
     pages = 2 * rows
     plan = explainer.explain_text(f"SELECT * FROM goqueue.{view}", pages)
     check(plan, "queue_stats", indexes={OF_QUEUE, CLAIM, RUNNING}, rows=rows, pages=pages, scans=SAMPLE)
@@ -498,10 +498,10 @@ def claim(queues: list[str], count: int, lanes: list[tuple[str, int, datetime, U
 
 
 class TestClaims:
-    """A claim of n jobs reads O(n) index entries, and the first one of each lane."""
+    """A claim of n jobs reads O(n) index entries, and the first entry of each lane."""
 
     SITUATIONS: ClassVar[dict[str, tuple[str, list[str], int]]] = {
-        # name: the database, the queues asked for, their lanes (a queue and a priority each)
+        # name: the database, the requested queues, their lanes (pairs of queue and priority)
         "a backlog": ("history", ["queue_00"], 3),
         "nearly all finished": ("history", ["archive"], 1),
         "a million for later at a better priority": ("future", ["future"], 2),
@@ -520,7 +520,7 @@ class TestClaims:
         if where != "both" and where not in database:
             pytest.skip("of the other database")
         values = claim(queues, count)
-        # Besides the jobs: a probe for each lane, one to learn that there is no other, and one beyond what is due.
+        # In addition to the jobs: a probe per lane, one that finds no more, and one entry after the due ones.
         entries = count + 2 * lanes + len(queues)
         pages = 50 + 5 * len(queues) + 10 * lanes + 2 * entries + 60 * count
         plan = explainer.explain("claim_jobs", values, mode, pages)
@@ -558,7 +558,7 @@ def test_claims_next_to_dead_entries(database: str, explainer: Explainer) -> Non
             [last_time, last_id],
         ).rowcount
         assert dead > ROWS // 20
-        # A transaction elsewhere keeps the entries: who looks from the start reads all of them, who goes on none.
+        # Another transaction keeps the entries: a full scan reads all of them, a resumed one none.
         assert len(explainer.run("claim_jobs", claim(["churn"], 10))) == 10
         assert explainer.entries_read > dead
         resumed = claim(["churn"], 10, [("churn", 0, last_time, last_id)])
@@ -566,8 +566,8 @@ def test_claims_next_to_dead_entries(database: str, explainer: Explainer) -> Non
         check(plan, "claim_jobs", indexes={CLAIM, PKEY}, rows=30, pages=900)
         assert len(explainer.run("claim_jobs", resumed, "generic")) == 10
         assert explainer.entries_read <= 11
-        # Without it, who passes marks them, and the next passes over them unread. The server is slow to notice that the
-        # old transaction is gone, while others write in whatever database.
+        # Without it, a scan marks the entries as dead, and the next scan skips them. The server notices late that the
+        # old transaction has ended, while others write in any database.
         old.execute("ROLLBACK")
         deadline = time.monotonic() + 60
         while any(
@@ -577,8 +577,8 @@ def test_claims_next_to_dead_entries(database: str, explainer: Explainer) -> Non
             time.sleep(0.2)
 
 
-# By the statistics of such a table any row will do, whatever is asked for, and the next page has one. (Of running jobs
-# rescue_jobs and queue_stats read all in any case.)
+# By such a table's statistics any row matches any condition, and the next page has one. (rescue_jobs and queue_stats
+# always read all running jobs.)
 @pytest.mark.parametrize("status", ["pending", "completed", "dead", "cancelled"])
 def test_no_statement_reads_a_table_whole_that_holds_jobs_of_one_kind_only(
     goqueue_connection: psycopg.Connection[Any], status: str
@@ -600,7 +600,7 @@ def test_no_statement_reads_a_table_whole_that_holds_jobs_of_one_kind_only(
         for result in explain.explain_query(explainer, name, given, examples).plans:
             wholes = [flag.text for flag in result.flags if flag.kind in ("seq scan", "filter")]
             if name in ("list_jobs", "count_jobs") and (result.mode, status) == ("generic", "pending"):
-                # What few pending jobs match is looked for among all of them, newest first.
+                # If few pending jobs match, all of them are searched, newest first.
                 assert [text for text in wholes if "jobs_pending_idx" not in text] == []
                 continue
             assert wholes == [], f"{name} {result.mode}: {Plan(result.plan)}"

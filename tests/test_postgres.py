@@ -1,4 +1,4 @@
-"""What is PostgreSQL's own in the store: transactions of the caller, pools, outages, races, errors by name."""
+"""Aspects of PostgreSQL in the store: the caller's transactions, pools, outages, races, errors by name."""
 
 import logging
 import socket
@@ -57,14 +57,14 @@ def wait_until(done: Callable[[], bool], seconds: float = 20) -> None:
 
 
 def read_as_they_lie(*connections: psycopg.Connection[Any]) -> None:
-    """Has the rows read in their order on the disk."""
+    """Make the rows be read in their order on disk."""
     for connection in connections:
         for scan in ("indexscan", "indexonlyscan", "bitmapscan"):
             connection.execute(f"SET enable_{scan} = off")
 
 
 def until_waiting(url: str, query: str) -> None:
-    """Until a session waits for a lock in the query."""
+    """Wait until a session waits for a lock in the query."""
     with psycopg.connect(url, autocommit=True) as admin:
         wait_until(
             lambda: (
@@ -228,7 +228,7 @@ class TestOpening:
                 assert len(plans) > 8
                 for statement, text in plans:
                     assert "Seq Scan on jobs" not in text, f"{statement[:60]}\n{text}"
-                    # A bitmap marks no dead entry of the index, which all claims after it would read again.
+                    # A bitmap scan marks no dead index entries, so all later claims would read them again.
                     assert "Bitmap Index Scan on jobs_claim_idx" not in text, f"{statement[:60]}\n{text}"
 
     @pytest.mark.parametrize(("threshold", "prepared"), [(None, 0), (0, 1)])
@@ -386,7 +386,7 @@ class TestOutage:
     def server(self, tmp_path: Path) -> EmbeddedServer:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = str(free.getsockname()[1])
-        # By TCP, because the socket's folder is another one after a restart.
+        # By TCP, because the socket's folder changes with a restart.
         settings = {"listen_addresses": "127.0.0.1", "port": port}
         return EmbeddedServer(tmp_path / "data", settings=settings, durable=False)
 
@@ -407,7 +407,7 @@ class TestOutage:
                     store.get_job(jobs[0].id)
                 assert time.monotonic() - start < 4
             server.start()
-            # The first call after it is back works; nobody has to be told.
+            # The first call after the server's return works without a restart of the program.
             assert store.get_job(jobs[0].id) == jobs[0]
             with ThreadPoolExecutor(4) as threads:
                 assert list(threads.map(lambda job: store.get_job(job.id), jobs)) == jobs
@@ -423,7 +423,7 @@ class TestLostConnections:
 
     @staticmethod
     def lose_the_one_that_waits(admin: psycopg.Connection[Any], query: str) -> None:
-        """Ends the session that waits for a lock in the query."""
+        """End the session that waits for a lock in the query."""
         wait_until(
             lambda: (
                 admin.execute(
@@ -460,8 +460,8 @@ class TestLostConnections:
 
     def test_one_lost_after_the_commit_is_no_error_the_second_time(self, goqueue_store: PostgresStorage) -> None:
         new = NewJob(job_type="t", idempotency_key="k", payload={"a": 1})
-        goqueue_store.create_job(new)  # its answer, let us say, never came
-        goqueue_store.update_job(new.id, JobUpdate(status=JobStatus.RUNNING))  # and a worker was quick
+        goqueue_store.create_job(new)  # assume that its answer was lost
+        goqueue_store.update_job(new.id, JobUpdate(status=JobStatus.RUNNING))  # and a worker claimed the job
         assert goqueue_store.create_job(new).status == JobStatus.RUNNING
         assert goqueue_store.create_jobs([new]) == [(new.id, False)]
 
@@ -696,7 +696,7 @@ def test_no_dead_row_is_left_by_a_duplicate(goqueue_store: PostgresStorage, goqu
         goqueue_store.get_or_create_job(NewJob(job_type="t", idempotency_key="k"))
         goqueue_store.create_jobs([NewJob(job_type="t", idempotency_key="k")])
     goqueue_connection.execute("VACUUM goqueue.jobs")
-    # One page holds some forty rows: a hundred dead ones would have taken more.
+    # A page holds about forty rows: a hundred dead ones would have taken more.
     assert goqueue_connection.execute("SELECT pg_relation_size('goqueue.jobs')").fetchone() == (8192,)
 
 

@@ -1,4 +1,4 @@
-"""Jobs that other tables refer to: pruning passes them over and names them, deleting one names the table."""
+"""Jobs that other tables refer to: pruning skips and names them, deleting one names the table."""
 
 import logging
 import time
@@ -96,7 +96,7 @@ def test_the_calls_after_the_first_look_at_a_kept_job_no_more(
         return names
 
     assert goqueue_store.prune_jobs(ZERO, limit=10) == 10
-    # The first forty are kept: four batches delete none, the fifth all.
+    # The first forty are kept: four batches delete none, the fifth deletes all.
     assert queries().count("prune_jobs") == 5
     for _ in range(5):
         assert goqueue_store.prune_jobs(ZERO, limit=10) == 10

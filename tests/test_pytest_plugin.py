@@ -1,4 +1,4 @@
-"""The plugin as others use it: pytest runs inside pytest, mostly on the outer run's server."""
+"""The plugin as others use it: pytest runs inside pytest, usually on the outer run's server."""
 
 import os
 import subprocess
@@ -53,7 +53,7 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, goqueue_serv
 
 @pytest.fixture
 def other_server(run: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Iterator[DatabaseServer]:
-    """A server without a template, in place of the outer run's."""
+    """A server without a template, instead of the outer run's."""
     with EmbeddedServer(durable=False) as server:
         monkeypatch.setenv("GOQUEUE_TEST_DATABASE_URL", server.url())
         yield DatabaseServer(_database_url(server.url()), "url")
@@ -228,7 +228,7 @@ def test_a_wrong_choice_of_server_is_refused(run: pytest.Pytester, monkeypatch: 
 def test_a_docker_without_the_image_gives_way_to_the_embedded_server(
     run: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, workers: list[str]
 ) -> None:
-    # An engine that answers, and then has nothing to give.
+    # A Docker engine that responds, but has no image.
     (run.path / "docker.py").write_text(
         "class Engine:\n    def ping(self): return True\n    def close(self): pass\n"
         "def from_env(**options): return Engine()\n"

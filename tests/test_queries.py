@@ -1,4 +1,4 @@
-"""The SQL files and what is made of them: names, parameters, results as the server describes them, the catalogue."""
+"""The SQL files and what is derived from them: names, parameters, results as described by the server, the catalogue."""
 
 import ast
 import inspect
@@ -41,7 +41,7 @@ PYTHON_TYPES = {
 
 
 def describe(connection: psycopg.Connection[Any], name: str) -> list[tuple[str, str]]:
-    """The names and types of a query's result columns, as the server describes the prepared statement."""
+    """Return the names and types of a query's result columns, as the server describes the prepared statement."""
     numbers: dict[str, int] = {}
     sql = re.sub(
         r"%\((\w+)\)s", lambda match: f"${numbers.setdefault(match[1], len(numbers) + 1)}", getattr(QUERIES, name).sql
@@ -139,7 +139,7 @@ def test_the_structs_fields_are_the_tables_columns(goqueue_connection: psycopg.C
     columns = goqueue_connection.execute(
         "SELECT attname FROM pg_attribute WHERE attrelid = 'goqueue.jobs'::regclass AND attnum > 0 AND NOT attisdropped"
     ).fetchall()
-    # Whose the job is decides who sees it, and is no part of it.
+    # created_by decides who sees a job, and is not part of it.
     assert {name for (name,) in columns} == {*Job.__struct_fields__, "created_by"}
 
 
@@ -199,7 +199,7 @@ def test_every_column_is_named() -> None:
 
 
 def texts(file: Path) -> list[str]:
-    """The strings in a Python file, but for docstrings."""
+    """Return the strings in a Python file, except docstrings."""
     nodes = list(ast.walk(ast.parse(file.read_bytes())))
     docs = {node.value for node in nodes if isinstance(node, ast.Expr)}
     strings = [node for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, (str, bytes))]

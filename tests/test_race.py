@@ -1,4 +1,4 @@
-"""Worker processes that claim, finish, fail, hand back and are killed at random: each job stays in one hand."""
+"""Worker processes that claim, finish, fail, release and are killed at random: each job has one holder at a time."""
 
 import random
 import subprocess
@@ -18,9 +18,9 @@ from goqueue import DatabaseConfig, NewJob, PostgresStorage
 
 WORKERS = 4
 KILLS = 5
-MOST_ATTEMPTS = 2  # of the jobs that are meant to die
+MOST_ATTEMPTS = 2  # of the jobs that should become dead
 
-# Written by the server itself, in the order of each job's changes: they wait for one another by the row's lock.
+# Written by the server in the order of each job's changes: the row's lock serializes them.
 AUDIT = """
 CREATE TABLE audit (
     place bigserial PRIMARY KEY,
@@ -41,7 +41,7 @@ END$$;
 CREATE TRIGGER record_change AFTER UPDATE ON goqueue.jobs FOR EACH ROW EXECUTE FUNCTION record_change();
 """
 
-# What a worker is sure of, it writes down at once: a line reaches the file, or the worker did not get that far.
+# A worker records each certain fact at once: either the line is in the file, or the worker did not get that far.
 WORKER = """
     import os, random, sys, time
     from datetime import timedelta
@@ -110,7 +110,7 @@ WORKER = """
 
 
 class Crew:
-    """The workers' processes, and what they wrote down."""
+    """The workers' processes, and their records."""
 
     def __init__(self, folder: Path, at_end: ExitStack, *arguments: str) -> None:
         self.folder = folder
@@ -137,14 +137,14 @@ class Crew:
         process.wait()
 
     def check(self) -> None:
-        """None has ended by itself, which is to say by an error."""
+        """Check that no worker has ended by itself, which means by an error."""
         for name, process in self.alive.items():
             if process.poll() is not None:
                 assert process.stderr is not None
                 pytest.fail(f"{name} ended with {process.returncode}: {process.stderr.read().decode()}")
 
     def notes(self) -> list[tuple[str, str, str, int]]:
-        """(worker, what, job, token), but for the last line of one that was killed in the middle of it."""
+        """Return (worker, what, job, token) of each line, without the last line of a worker killed while writing it."""
         notes = []
         for name in self.names:
             for line in (self.folder / name).read_text().splitlines(keepends=True):
@@ -194,7 +194,7 @@ def test_each_job_is_in_one_hand_at_a_time_and_none_is_lost(
             crew.check()
             store.rescue_jobs()
             holders = sorted({name for (name,) in unfinished} & crew.alive.keys())
-            # Evenly over the first half of the jobs, however long they take here.
+            # Evenly over the first half of the jobs, however long they take.
             if killed < KILLS and holders and len(unfinished) < count * (1 - killed / KILLS / 2):
                 crew.kill(chance.choice(holders))
                 crew.hire()
@@ -244,7 +244,7 @@ def check(jobs: list[NewJob], crew: Crew, rows: dict[str, Any], connection: psyc
                 ended[job_id, token] = status
             case _:
                 pytest.fail(f"job {job_id} went from {old_status} to {status}")
-    # Every job came to its own end.
+    # Every job reached its end.
     for job_id, (status, token, attempts, payload, failures) in rows.items():
         assert last[job_id] == (status, token, None)
         assert [end for (of_job, _), end in ended.items() if of_job == job_id and end != "pending"] == [status]
@@ -253,7 +253,7 @@ def check(jobs: list[NewJob], crew: Crew, rows: dict[str, Any], connection: psyc
         else:
             assert (status, failures) == ("completed", attempts - 1)
     assert Counter(row[0] for row in rows.values()) == {"completed": len(jobs) * 19 // 20, "dead": len(jobs) // 20}
-    # What the workers believe is what happened.
+    # The workers' records match what happened.
     believed = crew.notes()
     claims = [(job_id, token) for _, what, job_id, token in believed if what == "claimed"]
     assert len(claims) == len(set(claims)), "two workers were given one claim"

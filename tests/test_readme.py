@@ -40,7 +40,7 @@ def test_the_example_in_a_transaction_runs(goqueue_database: str, goqueue_store:
 
 def test_the_workers_example_runs(goqueue_store: PostgresStorage, capsys: Any) -> None:
     goqueue_store.create_jobs(NewJob(job_type="send_email", payload={"to": number}) for number in range(25))
-    # The worker has no end; here it ends when the jobs do.
+    # The worker runs endlessly; here it ends with the jobs.
     example = EXAMPLES[1].replace("worker.run(store)", "worker.run(store, until_empty=True)")
     assert example != EXAMPLES[1]
     assert len([line for line in example.splitlines() if line.strip()]) <= 10
@@ -57,7 +57,7 @@ def test_the_examples_of_the_page_on_workers_run(goqueue_store: PostgresStorage,
     assert goqueue_store.count_jobs(JobFilter(status="completed")) == 2
     assert goqueue_store.count_jobs(JobFilter(status="dead")) == 1
     goqueue_store.create_jobs(NewJob(job_type="t", payload=number) for number in range(25))
-    # The loop has no end; here it ends when the jobs do.
+    # The loop is endless; here it ends with the jobs.
     ending = loop.replace("listener.wait(timedelta(seconds=1))", "break")
     assert ending != loop
     exec(ending, {"store": goqueue_store})
@@ -103,7 +103,7 @@ def test_every_make_target_named_exists() -> None:
 
 
 def commands_of(group: Any, *words: str) -> Iterator[tuple[str, Any]]:
-    """Each command below ``group``, by its words."""
+    """Yield each command below ``group``, by its words."""
     for name, command in group.commands.items():
         if hasattr(command, "commands"):
             yield from commands_of(command, *words, name)

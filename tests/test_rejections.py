@@ -1,4 +1,4 @@
-"""Connections that no second attempt mends are told from those that one may, wherever something tries again."""
+"""Connection errors that no retry can cure are distinguished from the others, wherever something retries."""
 
 import asyncio
 import shutil
@@ -39,7 +39,7 @@ PASSWORD = "s3cret"
 
 
 class Guarded:
-    """A server that asks for a password, by TCP."""
+    """A server that requires a password, by TCP."""
 
     def __init__(self, server: EmbeddedServer, port: int) -> None:
         self.admin = psycopg.connect(server.url(), autocommit=True)
@@ -83,7 +83,7 @@ def guarded() -> Iterator[Guarded]:
 
 
 def opening(url: str, kind: str = "sync") -> GoQueueError:
-    """What opening a store raises."""
+    """Return the error of opening a store."""
     config = DatabaseConfig(url=url, connect_timeout=2 * SECOND, pool_timeout=2 * SECOND)
 
     def open_one() -> None:
@@ -141,7 +141,7 @@ def test_what_no_second_attempt_mends_is_a_rejection(
         ({"port": "1"}, "can't be reached"),
         ({"host": "/nonexistent"}, "can't be reached"),
         ({"target_session_attrs": "standby"}, "not in hot standby mode"),
-        # The first server may come back, and take the password.
+        # The first server may return, and accept the password.
         ({"host": "127.0.0.1,127.0.0.1", "port": "1,{port}", "password": "wrong"}, "authentication failed"),
     ],
 )
@@ -168,7 +168,7 @@ def test_a_host_name_that_does_not_exist_is_told_from_a_resolver_that_is_away(
     error = opening("postgresql://ann@db.invalid/app")
     assert isinstance(error, ConnectionRejectedError)
     assert "no host has this name" in str(error)
-    # A program whose store was open knows the name: that of a container vanishes with it, and comes back.
+    # A program with an open store knows the name: a container's name vanishes with the container and returns.
     assert isinstance(error.__cause__, psycopg.Error)
     assert translate(error.__cause__, reconnecting=True).can_retry
     monkeypatch.setattr(socket, "getaddrinfo", resolving(socket.EAI_AGAIN))
@@ -177,7 +177,7 @@ def test_a_host_name_that_does_not_exist_is_told_from_a_resolver_that_is_away(
 
 @contextmanager
 def answering(answer: Callable[[socket.socket], None]) -> Iterator[int]:
-    """The port of something that is no PostgreSQL server."""
+    """The port of a server that is not PostgreSQL."""
     with closing(socket.create_server(("127.0.0.1", 0))) as listening:
 
         def serve() -> None:
@@ -242,7 +242,7 @@ def test_what_a_pooler_rejects_is_a_rejection(goqueue_database: str, goqueue_ser
         assert "nope" in str(error)
 
 
-# --- whatever tries again ---------------------------------------------------------------------------------------------
+# --- callers that retry -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The roles of migrations/roles: what each may run, whose jobs it sees, what is refused; each as a login of its own."""
+"""The roles of migrations/roles: their rights, the jobs they see, what is rejected; each with its own login."""
 
 import json
 import math
@@ -41,7 +41,7 @@ Connection = psycopg.Connection[Any]
 
 
 def run_script(url: str, script: Path = SCRIPT) -> list[str]:
-    """Runs it, and gives what the server had to say."""
+    """Run the file, and return the server's messages."""
     said: list[str] = []
     with psycopg.connect(url, autocommit=True) as connection:
         connection.add_notice_handler(lambda notice: said.append(f"{notice.severity}: {notice.message_primary}"))
@@ -79,13 +79,13 @@ def new_database(server: Connection, template: str) -> Iterator[str]:
 
 @contextmanager
 def new_logins(server: Connection) -> Iterator[tuple[dict[str, str], str]]:
-    """A login in each role, another producer, and nobody, who is in none; and the password of all."""
+    """A login in each role, another producer, and nobody, who is in no role; and the password of all."""
     password = secrets.token_hex(8)
     logins = {who: f"goqueue_test_{who}_{secrets.token_hex(4)}" for who in (*ROLES, "other", "nobody")}
     try:
         for who, login in logins.items():
             role = {"other": "producer"}.get(who, who)
-            # The server's own user is a member too, because it need not be a superuser.
+            # The server's own user is also a member, because it may not be a superuser.
             group = "" if who == "nobody" else f"IN ROLE goqueue_{role}"
             server.execute(f"CREATE ROLE {login} LOGIN PASSWORD '{password}' {group} ROLE CURRENT_USER")
         yield logins, password
@@ -96,10 +96,10 @@ def new_logins(server: Connection) -> Iterator[tuple[dict[str, str], str]]:
 
 @pytest.fixture(scope="module")
 def place(goqueue_server: DatabaseServer, goqueue_template: str) -> Iterator[Place]:
-    """Where the roles weren't there before the test run, the last of its processes drops them again."""
+    """If the roles didn't exist before the test run, the last of its processes drops them again."""
 
     def lock(how: str, key: str) -> bool:
-        # The locks end with the connection, so that a process which dies leaves none.
+        # The locks end with the connection, so that a process that dies leaves none.
         row = server.execute(f"SELECT pg_{how}(hashtextextended(%s, 0))", [f"goqueue's roles: {key}"]).fetchone()
         return row == (True,)
 
@@ -122,7 +122,7 @@ def place(goqueue_server: DatabaseServer, goqueue_template: str) -> Iterator[Pla
             lock("advisory_unlock_shared", "made by tests")
             if lock("try_advisory_lock", "made by tests"):
                 for role in ROLES:
-                    # The database of a failed test is kept, and uses them.
+                    # The kept database of a failed test needs them.
                     with suppress(psycopg.errors.DependentObjectsStillExist):
                         server.execute(f"DROP ROLE IF EXISTS goqueue_{role}")
 
@@ -135,7 +135,7 @@ def admin(place: Place) -> Iterator[Connection]:
 
 @pytest.fixture(scope="module")
 def jobs(place: Place, admin: Connection) -> dict[str, UUID]:
-    """By status a job of the producer; that of each finished one is a day old, the running one's lease has expired."""
+    """One job of the producer per status. The finished ones are a day old; the running one's lease has expired."""
     with place.connect("producer") as connection:
         ids = {
             str(status): connection.execute(
@@ -170,7 +170,7 @@ def jobs(place: Place, admin: Connection) -> dict[str, UUID]:
 
 
 def expected_outcomes() -> dict[str, dict[str, str]]:
-    """The table in migrations/README.md: for each query and role yes, own or no."""
+    """Return the table in migrations/README.md: for each query and role yes, own or no."""
     text = (BASE / "migrations" / "README.md").read_text("utf-8")
     head, _, *lines = text.partition("| query | owner")[2].partition("\n\n")[0].splitlines()
     roles = ["owner", *re.findall(r"\w+", head)]
@@ -201,7 +201,7 @@ BACKOFF = {
 CLAIM = {"queues": ["default"], "worker_id": "w", "job_limit": 10, "lease": MINUTE}
 LANES = dict.fromkeys(("lane_queues", "lane_priorities", "lane_times", "lane_ids"))
 LISTEN = ("listen", "listen_cancelled")
-# These tell nothing of jobs.
+# These return nothing about jobs.
 SILENT = (
     "ping",
     "estimate_dead_rows",
@@ -215,7 +215,7 @@ SILENT = (
 
 
 def values_of(jobs: dict[str, UUID]) -> dict[str, dict[str, Any]]:
-    """For each query values with which it finds one of the jobs."""
+    """Return values for each query with which it finds one of the jobs."""
     held = {"ids": [jobs["running"]], "tokens": [1]}
     return {
         "create_job": NEW,
@@ -252,7 +252,7 @@ def values_of(jobs: dict[str, UUID]) -> dict[str, dict[str, Any]]:
 
 
 def outcome(explainer: Explainer, name: str, values: dict[str, Any]) -> str:
-    """yes: it found what it looks for, or did its work. nothing: it ran in vain. no: it was refused."""
+    """yes: it found its job, or did its work. nothing: it ran without an effect. no: it was rejected."""
     try:
         if name in LISTEN:
             explainer.connection.execute(NOTES[name].statement)
@@ -281,14 +281,14 @@ def test_a_query_runs_for_the_roles_that_the_table_names(
 ) -> None:
     values = values_of(jobs)[name]
     seen = {who: outcome(explainer, name, values) for who, explainer in explainers.items()}
-    # The jobs are those of one producer; to another one they are not there.
+    # The jobs belong to one producer; another one doesn't see them.
     expected = {**EXPECTED[name], "other": EXPECTED[name]["producer"]}
     if expected["producer"] == "own":
         expected |= {"producer": "yes", "other": "nothing"}
     assert seen == expected
 
 
-# Each grant to one of the roles, and how it is taken back.
+# Each grant to one of the roles, and its revocation.
 GRANTS = """
 SELECT role.rolname, format('REVOKE %s%s ON %s FROM %I', found.privilege, found.columns, found.what, role.rolname)
 FROM (
@@ -314,7 +314,7 @@ WHERE found.grantee <> 'goqueue_owner'::regrole
 ORDER BY 1, 2
 """
 BESIDES = (
-    # A job inserted by hand, whose id the table makes; and which schema this is.
+    # A manually inserted job, with the table's default id; and the schema's version.
     "INSERT INTO goqueue.jobs (job_type) VALUES ('by hand')",
     "SELECT version FROM goqueue.schema_version",
     "SELECT sha256 FROM goqueue.migration_checksums",
@@ -360,14 +360,14 @@ def test_the_check_takes_what_a_role_may_not_for_meant(role: str, place: Place) 
         "schema": (), "grants": (), "plans": (), "claim index": ()
     }  # fmt: skip
     skipped = {name for name, one in done.items() if one.level == Level.SKIPPED}
-    # Of the others' jobs a producer can't tell.
+    # A producer can't see the others' jobs.
     assert skipped == ({"plans", "claim index"} if role == "producer" else set())
 
 
 def test_the_check_names_a_role_for_a_login_that_has_none(place: Place) -> None:
     with place.connect("nobody") as connection:
         [finding] = list(run_checks(connection))[-1].findings
-    # What the login is for is not known: the role with the least rights comes first.
+    # The login's purpose is unknown: the role with the least rights comes first.
     assert finding.do.startswith(f'GRANT goqueue_producer TO "{place.logins["nobody"]}";')
     assert all(f"goqueue_{role}" in finding.do for role in RUNTIME)
 
@@ -393,7 +393,7 @@ def checked(connection: Connection, name: str = "roles") -> Check:
 
 
 def follow(connection: Connection, advice: str) -> None:
-    """Does what a finding advises: its statements, or the script."""
+    """Do what a finding advises: run its statements, or the script."""
     if advice.startswith("psql "):
         assert advice == "psql -v ON_ERROR_STOP=1 -f migrations/roles/roles.sql"
         connection.execute(SCRIPT.read_bytes())
@@ -564,7 +564,7 @@ def test_a_role_with_a_grant_that_sees_no_job_is_a_warning(applied: Connection, 
 
 
 def test_a_default_of_a_members_login_is_told_to_whoever_looks(applied: Connection, place: Place) -> None:
-    """Each login's own default that breaks what it is for."""
+    """Each login's own default that breaks its purpose."""
     whose = {who: f"ALTER ROLE {place.logins[who]} IN DATABASE {applied.info.dbname}" for who in ("worker", "reader")}
     for change in whose.values():
         applied.execute(f"{change} SET default_transaction_read_only = on".encode())
@@ -572,7 +572,7 @@ def test_a_default_of_a_members_login_is_told_to_whoever_looks(applied: Connecti
     found = {one.do.partition(";")[0]: one.level for one in checked(applied, "settings").findings}
     assert found[f"{whose['worker']} RESET default_transaction_read_only"] == Level.FAILED
     assert found[f"{whose['worker']} RESET row_security"] == Level.FAILED
-    # A reader needs to write nothing.
+    # A reader doesn't need to write.
     assert f"{whose['reader']} RESET default_transaction_read_only" not in found
 
 
@@ -802,7 +802,7 @@ def test_a_role_changes_what_is_its_business_and_nothing_else(
             except REFUSED:
                 seen.add(name)
             except psycopg.errors.CheckViolation:
-                assert name == "state"  # It may; what it wrote the table's rules refused.
+                assert name == "state"  # It has the right; the table's constraints rejected the value.
     assert seen == refused
 
 
@@ -836,7 +836,7 @@ def test_only_the_owner_changes_the_schema(role: str, place: Place, admin: Conne
         for statement in [*DDL, *(f"SET ROLE goqueue_{other}" for other in RUNTIME if other != role)]:
             with pytest.raises(REFUSED):
                 connection.execute(statement)
-        # What one may not grant is refused by a warning, if one has it.
+        # A denied grant is only a warning if another one succeeds.
         grants = admin.execute(GRANTS).fetchall()
         connection.execute("GRANT ALL ON goqueue.jobs TO PUBLIC")
         assert admin.execute(GRANTS).fetchall() == grants
@@ -847,7 +847,7 @@ def test_only_the_owner_changes_the_schema(role: str, place: Place, admin: Conne
 
 @pytest.fixture
 def later(tmp_path: Path) -> Path:
-    """The migrations, and a later one."""
+    """Return the migrations and a later one."""
     shutil.copy(BASE / "migrations.yml", tmp_path)
     shutil.copytree(BASE / "migrations", tmp_path / "migrations")
     version = len(list((BASE / "migrations").glob("V*.sql"))) + 1
@@ -880,7 +880,7 @@ def test_the_owner_alone_migrates(goqueue_database: str, place: Place, later: Pa
         assert connection.execute(
             "SELECT relowner::regrole::text FROM pg_class WHERE oid = 'goqueue.later'::regclass"
         ).fetchone() == ("goqueue_owner",)
-    # Whoever reads all reads the new table, before the script has run again.
+    # Roles that read everything can read the new table before the script runs again.
     for role in RUNTIME:
         with place.connect(role, goqueue_database) as connection:
             if role in ("reader", "operator"):
@@ -943,7 +943,7 @@ STATE = {
 
 
 def state(url: str) -> dict[str, list[Any]]:
-    """Owners, grants (what holds where none is written included) and policies of everything in the schema."""
+    """Return owners, grants (including defaults), and policies of everything in the schema."""
     with psycopg.connect(url) as connection:
         return {name: connection.execute(query).fetchall() for name, query in STATE.items()}
 
@@ -991,7 +991,7 @@ def test_a_database_that_is_not_migrated_is_refused(goqueue_database: str, place
         run_script(goqueue_database)
 
 
-# --- the roles of a whole server: one of our own ----------------------------------------------------------------------
+# --- the roles of a whole server: a separate one ----------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -1064,7 +1064,7 @@ def test_psql_runs_the_scripts(own_server: EmbeddedServer, databases: list[str])
             ]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             assert (done.returncode, done.stdout) == (0, ""), done.stderr
-            # With -1 there are two transactions' ends; nothing else is said.
+            # -1 adds another BEGIN and COMMIT, with warnings; there are no other messages.
             assert len(done.stderr.splitlines()) == (2 if options else 0), done.stderr
 
 
@@ -1219,7 +1219,7 @@ def test_roles_that_another_database_has_are_none_of_this_one(databases: list[st
 # --- plans ------------------------------------------------------------------------------------------------------------
 
 
-# A producer's lists pass over what others have added.
+# A producer's lists skip jobs that others have added.
 NOT_FOR_PRODUCERS = {"list_jobs", "count_jobs", "queue_stats", "next_job_at"}
 
 
@@ -1247,9 +1247,9 @@ def test_row_level_security_costs_no_query_its_indexes(goqueue_database: str, pl
                     continue
                 for mode in MODES:
                     plan = without.explain(name, values[name], mode, math.inf)
-                    # The first writes of a connection look around.
+                    # A connection's first writes load the catalog cache.
                     under = explainer.explain(name, values[name], mode, 2 * plan.pages + 200)
-                    # The failures that a producer sees are those of its jobs, which are looked up.
+                    # A producer sees the failures of its own jobs, which costs a lookup.
                     more = {"jobs_pkey"} if role == "producer" and name == "list_failures" else set()
                     said = f"{name} as {role}, {mode}:\n{under}"
                     assert under.used_indexes == plan.used_indexes | more, said

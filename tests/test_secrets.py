@@ -1,4 +1,4 @@
-"""No traceback shows a password: of pytest with local variables, of rich, of what collects errors; nor does a repr."""
+"""No traceback shows a password: pytest with local variables, rich, error trackers; nor does a repr."""
 
 import asyncio
 import copy
@@ -29,9 +29,9 @@ from goqueue.testing.scratch import scratch_database
 
 REPO = Path(__file__).resolve().parent.parent
 SECRET = "s3cret"
-LONG = "x" * 100  # rich cuts what is longer than 80 characters, and then takes its repr
+LONG = "x" * 100  # rich cuts values longer than 80 characters and then takes the repr
 
-#: Nobody listens on port 1. A password in each place that libpq takes one from.
+#: Nothing listens on port 1. There is a password in each place from which libpq reads one.
 DEAD = {
     "url": f"postgresql://t:{SECRET}@127.0.0.1:1/x",
     "escaped": f"postgresql://t:{SECRET}%40%2F@127.0.0.1:1/x",
@@ -40,7 +40,7 @@ DEAD = {
     "sslpassword": f"postgresql://t@127.0.0.1:1/x?sslpassword={SECRET}",
     "options": f"postgresql://t@127.0.0.1:1/x?options=-c%20my.password%3D{SECRET}",
 }
-#: Refused before anything is opened.
+#: Rejected before a connection is opened.
 REFUSED = {
     "unescaped": f"postgresql://t:p@{SECRET}@127.0.0.1:1/x",
     "unknown": f"host=127.0.0.1 {SECRET}",
@@ -100,7 +100,7 @@ CALLS: list[Call] = [PostgresStorage.open, open_async, connect, list_migrations,
 
 
 def walked(error: BaseException) -> Iterator[str]:
-    """The repr of each local variable of each frame of an error and of those that it came from, but for this file's."""
+    """Return the repr of each local variable in the frames of an error and its causes, except this file's frames."""
     links: list[BaseException | None] = [error]
     seen: set[int] = set()
     while links:
@@ -119,7 +119,7 @@ def walked(error: BaseException) -> Iterator[str]:
 
 
 def shows_nothing(call: Call, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Its repr is safe in this file's frames, and it is a plain text to what is called.
+    # Its repr is safe in this file's frames; the called code receives plain text.
     monkeypatch.setenv("NOT_SHOWN", url)
 
     def run() -> None:

@@ -1,4 +1,4 @@
-"""Jobs against a model of them: whatever is called in whatever order, status, attempts and tokens are the model's."""
+"""Jobs against a model: after any calls in any order, status, attempts and tokens are the model's."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -44,7 +44,7 @@ QUEUES = ("a", "b")
 
 @dataclass
 class Model:
-    """What is known of a job."""
+    """The model of a job."""
 
     queue: str
     priority: int
@@ -71,7 +71,7 @@ class Model:
         self.end_attempt(DEAD)
 
 
-# Places in a list of the jobs or leases there are: taken modulo its length, so that small examples stay meaningful.
+# Indexes into the lists of jobs or leases, modulo their lengths, so that shrunk examples stay meaningful.
 places = st.integers(0, 30)
 several = st.lists(places, min_size=1, max_size=3)
 
@@ -84,7 +84,7 @@ class Jobs(RuleBasedStateMachine):
     def start(self) -> None:
         self.connection.execute("TRUNCATE goqueue.jobs, goqueue.job_failures")
         self.jobs: dict[UUID, Model] = {}
-        #: Every lease there ever was, the lost ones too.
+        #: Every lease so far, including lost ones.
         self.leases: list[Lease] = []
         self.workers = 0
 
@@ -93,7 +93,7 @@ class Jobs(RuleBasedStateMachine):
         return [ids[place % len(ids)] for place in chosen]
 
     def chosen_leases(self, chosen: list[int]) -> list[Lease]:
-        """The latest ones most of the time, which are those that may still hold."""
+        """Draw mostly the latest leases, which may still be valid."""
         return list({self.leases[-1 - place % len(self.leases)]: None for place in chosen})
 
     def is_held(self, lease: Lease) -> bool:
@@ -105,8 +105,8 @@ class Jobs(RuleBasedStateMachine):
         return job is not None and job.status == COMPLETED and job.token == lease.lease_token
 
     def settle(self, leases: list[Lease], call: Callable[[], Any], *, again: bool = False) -> tuple[list[Model], Any]:
-        """Runs the call; the models of the jobs that were held, once it has named all others and no more. ``again``:
-        those that the same lease has completed are not lost."""
+        """Run the call; return the models of the held jobs, after checking that the error names all others. ``again``:
+        jobs completed by the same lease are not lost."""
         lost = [lease.id for lease in leases if not (self.is_held(lease) or (again and self.is_completed(lease)))]
         result = None
         if lost:
@@ -314,7 +314,7 @@ class Jobs(RuleBasedStateMachine):
                 job.attempts = 0
             elif status == PENDING:
                 job.attempts = min(job.attempts, job.max_attempts - 1)
-            if status == COMPLETED:  # not by the job's holder
+            if status == COMPLETED:  # not by its holder
                 job.token += 1
             job.end_attempt(status)
 
@@ -384,7 +384,7 @@ class Jobs(RuleBasedStateMachine):
         assert failures == (sum(job.failures for job in self.jobs.values()),)
 
 
-# The asynchronous store has the same statements and is slower to call: fewer examples will do.
+# The asynchronous store has the same statements and slower calls, so fewer examples are enough.
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(("store", "max_examples"), [("pool", 100), ("async pool", 15)], indirect=["store"])
 def test_jobs_follow_their_model(

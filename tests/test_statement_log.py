@@ -1,4 +1,4 @@
-"""What is logged of statements and of jobs: the fields, the levels, and what must never come out."""
+"""The logging of statements and jobs: the fields, the levels, and secrets that must never appear."""
 
 import asyncio
 import io

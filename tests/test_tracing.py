@@ -1,4 +1,4 @@
-"""OpenTelemetry's instrumentation of psycopg sees every statement of the store, by its name."""
+"""OpenTelemetry's instrumentation of psycopg sees every statement of the store, by name."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -19,7 +19,7 @@ PREPARED = "SELECT statement FROM pg_prepared_statements WHERE statement LIKE 'S
 
 
 class Spans(InMemorySpanExporter):
-    """What was traced since it was last asked."""
+    """Return the spans since the last call."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,12 +43,12 @@ def spans() -> Spans:
 
 @pytest.fixture
 def instrumented(goqueue_database: str, spans: Spans, request: pytest.FixtureRequest) -> Iterator[None]:
-    """psycopg instrumented, with a test's own options, after its database was made."""
+    """Instrument psycopg, with a test's options, after its database was created."""
     as_they_were = {kind: vars(kind)["connect"] for kind in (psycopg.Connection, psycopg.AsyncConnection)}
     PsycopgInstrumentor().instrument(tracer_provider=spans.provider, **getattr(request, "param", {}))
     yield
     PsycopgInstrumentor().uninstrument()
-    # It leaves a `connect` that makes connections of this class for the classes derived from it, too.
+    # It leaves a `connect` that also makes derived classes open connections of this class.
     for kind, connect in as_they_were.items():
         setattr(kind, "connect", connect)  # noqa: B010
 

@@ -1,4 +1,4 @@
-"""The triggers' advisory lock: no cancelled statement leaves it behind; a listener that waits for it says for whom."""
+"""The triggers' advisory lock: no cancelled statement leaves it; a waiting listener names its holder."""
 
 import asyncio
 import threading
@@ -30,7 +30,7 @@ def anyio_backend() -> str:
 
 @contextmanager
 def cancelling(connection: psycopg.Connection[Any]) -> Iterator[list[int]]:
-    """Cancels all other sessions' statements again and again; how many each time."""
+    """Cancel all other sessions' statements repeatedly; return how many each time."""
     counts: list[int] = []
     is_over = threading.Event()
 
@@ -98,7 +98,7 @@ async def test_cancelled_tasks_leave_no_lock_behind(goqueue_database: str) -> No
 class TestAListenerThatHasToWait:
     @pytest.fixture
     def keeper(self, goqueue_database: str) -> Iterator[psycopg.Connection[Any]]:
-        """A session with the lock that an older trigger left in it."""
+        """A session with a lock left by an older trigger."""
         with psycopg.connect(goqueue_database, autocommit=True, application_name="nightly 'import'") as connection:
             connection.execute("SELECT pg_advisory_lock(%s)", [KEY])
             yield connection

@@ -1,4 +1,4 @@
-"""The built wheel: elsewhere it finds its SQL, migrates a database and stores a job; pip needs no compiler for it."""
+"""The built wheel: elsewhere it finds its SQL, migrates a database and stores a job; pip needs no compiler."""
 
 import json
 import os
@@ -77,7 +77,7 @@ def test_an_installed_wheel_is_whole(goqueue_database: str, wheel: Path, tmp_pat
 
 @pytest.mark.timeout(300)
 def test_pip_installs_every_extra_without_compiling_anything(wheel: Path, tmp_path: Path) -> None:
-    """pip resolves all extras at once, and takes built wheels only: nothing needs a compiler."""
+    """pip resolves all extras at once from built wheels only: nothing needs a compiler."""
     extras = [name for name in metadata.metadata("goqueue").get_all("Provides-Extra", []) if name]
     assert {"embedded", "migrate", "otel", "testing"} <= set(extras)
     report = tmp_path / "report.json"

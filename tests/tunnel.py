@@ -1,4 +1,4 @@
-"""A TCP tunnel to the test server that can go silent: it stays open, and the kernel acknowledges what is sent into it.
+"""A TCP tunnel to the test server that can go silent: it stays open, and the kernel acknowledges the data sent into it.
 
 Imports psycopg, for the server's address.
 """
@@ -13,7 +13,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 
 class Tunnel:
-    """Forwards each connection to the server of ``url``; use it in a ``with``. ``self.url`` leads through it."""
+    """Forwards each connection to the server of ``url``; use it in a ``with``. ``self.url`` is the URL through it."""
 
     def __init__(self, url: str) -> None:
         server = conninfo_to_dict(url)
@@ -33,27 +33,27 @@ class Tunnel:
         self._pause = 0.0
 
     def freeze(self) -> None:
-        """Nothing is forwarded any more, and new connections are accepted and left waiting."""
+        """Stop forwarding. New connections are accepted and left waiting."""
         self._silent = True
 
     def freeze_at(self, sent: bytes) -> None:
-        """Freeze as soon as a client sends this text, and before the server has got it."""
+        """Freeze when a client sends this text, before the server receives it."""
         self._silent_at = sent
 
     def freeze_after(self, count: int) -> None:
-        """Each connection gets that many bytes from the server, and then nothing."""
+        """Let each connection receive that many bytes from the server, and then nothing."""
         self._bytes_left = count
 
     def lose_answers(self) -> None:
-        """What is sent arrives; nothing comes back."""
+        """Forward what clients send, and return nothing."""
         self._answers_lost = True
 
     def trickle(self, seconds: float) -> None:
-        """Answers come byte by byte, with this pause between two."""
+        """Return answers byte by byte, with this pause in between."""
         self._pause = seconds
 
     def thaw(self) -> None:
-        """Forward again, on new connections alone."""
+        """Forward again, but only new connections."""
         self._hang_up()
         self._thaw()
 
@@ -69,7 +69,7 @@ class Tunnel:
     def _hang_up(self) -> None:
         for one in self._open:
             with suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)  # a thread that is in recv keeps a socket open that is only closed
+                one.shutdown(socket.SHUT_RDWR)  # a thread in recv keeps a socket open if it is only closed
             one.close()
         self._open.clear()
 

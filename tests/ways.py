@@ -1,4 +1,4 @@
-"""The four ways to a store, each as one function: for what holds whichever is taken. Imports goqueue and psycopg."""
+"""The four ways to a store, each as a function, for tests that hold for all. Imports goqueue and psycopg."""
 
 import asyncio
 import contextvars
@@ -16,8 +16,8 @@ WAYS = ["pool", "bound", "async pool", "async bound"]
 
 @dataclass(frozen=True)
 class Way:
-    """``call("get_job", job_id)`` gives what that method of the store returns; ``select(sql)`` the rows of a statement
-    of the test's own in the store's session (of a pool: in one of them)."""
+    """``call("get_job", job_id)`` returns the result of that method of the store. ``select(sql)`` returns the rows of a
+    test's statement in the store's session (of a pool: in one of them)."""
 
     call: Callable[..., Any]
     select: Callable[[str], list[Any]]
@@ -25,7 +25,7 @@ class Way:
 
 @contextmanager
 def opened(way: str, config: DatabaseConfig, **connect: Any) -> Iterator[Way]:
-    """A store with this configuration; ``connect`` is for the connection of one that is bound."""
+    """Open a store with this configuration; ``connect`` is for the connection of a bound one."""
     threshold = config.prepare_threshold
     connect = {"autocommit": True, "prepare_threshold": 1 if threshold == "auto" else threshold, **connect}
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""`python -m tests.bench`: runs the measurements, prints their table, writes their JSON and draws it.
+"""`python -m tests.bench`: runs the measurements, prints a table, writes JSON and draws a picture.
 
 Imports goqueue.testing.embedded, rich and the modules beside it.
 """
@@ -40,7 +40,7 @@ MEASUREMENTS: dict[str, Callable[[Bench], list[Line]]] = {
     "connections": measure_connections,
     "flow": measure_flow,
 }
-# Room for the tables, and no checkpoint amid a measurement. Commits wait for the disk, as they do by default.
+# Room for the tables, and no checkpoint during a measurement. Commits wait for the disk, as by default.
 _SETTINGS = {"shared_buffers": "512MB", "max_connections": "200", "max_wal_size": "4GB", "checkpoint_timeout": "30min"}
 
 
@@ -74,7 +74,7 @@ def main() -> None:
         written.append(options.output.with_name("plans.txt"))
         written[-1].write_text(bench.plans, encoding="utf-8")
     console = Console()
-    # Wide enough for every column where the output is no terminal.
+    # Wide enough for every column if the output is no terminal.
     _show(lines, console if console.is_terminal else Console(width=100))
     size = "quick run: the sizes are too small to judge by" if options.quick else f"lists of {bench.rows:,} rows"
     print(f"PostgreSQL {version}; {bench.rounds} interleaved rounds, medians; {size}; {time.monotonic() - start:.0f} s")

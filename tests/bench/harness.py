@@ -1,4 +1,4 @@
-"""What the measurements share: scratch databases, pgbench, interleaved rounds, and lines of the result.
+"""Shared parts of the measurements: scratch databases, pgbench, interleaved rounds, and result lines.
 
 Imports goqueue.config, goqueue.migrate, goqueue.postgres, goqueue.testing.embedded, psycopg and rich.
 """
@@ -27,20 +27,20 @@ from goqueue.testing.embedded import EmbeddedServer
 
 
 def bare_connection(config: DatabaseConfig) -> psycopg.Connection[Any]:
-    """A connection with the store's settings, and with psycopg's own cursors: what a caller has without the store."""
+    """Open a connection with the store's settings and psycopg's own cursors: a caller's choice without the store."""
     connection = connect(config)
     connection.cursor_factory = psycopg.Cursor
-    connection.prepare_threshold = 1  # as a pool's, where no pooler stands between
+    connection.prepare_threshold = 1  # as in a pool without a pooler
     return connection
 
 
 class Target(NamedTuple):
-    """What a line is held to: a bound on its value, or on its ratio to the floor."""
+    """The target of a line: a bound on its value, or on its ratio to the floor."""
 
     of: Literal["value", "ratio"]
     relation: Literal["at least", "at most"]
     bound: float
-    #: The target counts only where the floor itself reaches it.
+    #: The target counts only if the floor itself reaches it.
     if_floor_allows: bool = False
 
     def __str__(self) -> str:
@@ -62,11 +62,11 @@ class Line(msgspec.Struct, kw_only=True):
     value: float
     floor: float | None = None
     ratio: float | None = None
-    #: The lowest and the highest ratio of a round; without a floor, value.
+    #: The lowest and the highest ratio of a round, or value without a floor.
     spread: tuple[float, float] | None = None
     rounds: int
     target: str | None = None
-    #: None where there is no target, or none that counts here.
+    #: None without a target that counts here.
     met: bool | None = None
     note: str = ""
     #: The values of the cases between, by case.
@@ -74,7 +74,7 @@ class Line(msgspec.Struct, kw_only=True):
 
 
 class Bench:
-    """The server to measure on, the sizes asked for, and the progress bar."""
+    """The server to measure on, the requested sizes, and the progress bar."""
 
     def __init__(
         self, server: EmbeddedServer, progress: Progress, task: TaskID, *, rounds: int, rows: int, quick: bool
@@ -95,7 +95,7 @@ class Bench:
 
     @contextmanager
     def database(self, name: str, *, template: str | None = None) -> Iterator[str]:
-        """The URL of a new database, migrated or copied from ``template``, which is dropped at the end."""
+        """Yield the URL of a new database, migrated or copied from ``template``, and drop it at the end."""
         identifier = sql.Identifier(name)
         with psycopg.connect(self.server.url(), autocommit=True) as connection:
             if template is None:
@@ -111,8 +111,8 @@ class Bench:
                 connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(identifier))
 
     def interleaved(self, what: str, *measures: Callable[[], float], slices: int = 1) -> list[list[float]]:
-        """A sample a round of each measure: the median of ``slices``, which all measures take in turns, so that a slow
-        second of the machine hits all of them and counts for none."""
+        """Take one sample per round of each measure: the median of ``slices``. All measures take turns, so that a slow
+        second of the machine affects all of them equally."""
         samples: list[list[float]] = [[] for _ in measures]
         slices = self.size(slices, 1)
         for number in range(self.rounds):
@@ -132,7 +132,7 @@ class Bench:
         target: Target | None = None,
         note: str = "",
     ) -> Line:
-        """The medians, and the spread of the rounds' own ratios."""
+        """Return the medians, and the spread of the rounds' ratios."""
         values = list(values)
         value, floor, ratio, spread = median(values), None, None, values
         if floors is not None:
@@ -149,7 +149,7 @@ class Bench:
             spread=(min(spread), max(spread)),
             rounds=len(values),
             target=None if target is None else str(target),
-            # Small sizes judge nothing.
+            # Small sizes decide nothing.
             met=None if target is None or self.quick else target.is_met(value, floor, ratio),
             note=note,
         )
@@ -157,7 +157,7 @@ class Bench:
     def pgbench(
         self, url: str, script: str, transactions: int, variables: Mapping[str, str] | None = None
     ) -> tuple[float, list[float]]:
-        """Transactions a second of one client running ``script``, and the seconds that each of its commands took."""
+        """Return one client's transactions per second with ``script``, and the seconds for each of its commands."""
         with tempfile.NamedTemporaryFile("w", suffix=".sql", encoding="utf-8") as file:
             file.write(script)
             file.flush()
@@ -180,9 +180,9 @@ class Bench:
 
 
 def rendered(statement: str, values: Mapping[str, str]) -> str:
-    """A loaded query's text with each parameter replaced by the text that ``values`` has for it."""
+    """Return a loaded query's text with each parameter replaced by its text in ``values``."""
     text = re.sub(r"%\((\w+)\)s", lambda match: values[match[1]], statement).replace("%%", "%")
-    # pgbench takes a colon for a variable, in comments too.
+    # pgbench reads a colon as a variable, even in comments.
     return re.sub(r"/\* goqueue:(\w+) \*/", r"/* goqueue \1 */", text)
 
 

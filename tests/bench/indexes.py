@@ -1,4 +1,4 @@
-"""What each index of goqueue.jobs, and all CHECK constraints together, cost an insert, a change of status, and a job's
+"""The costs of each index of goqueue.jobs, and of all CHECK constraints: for an insert, a change of status, and a job's
 claim and completion by the statements of sql/.
 
 Imports goqueue, psycopg, tests.bench.harness, tests.bench.seed and tests.bench.work.
@@ -35,10 +35,11 @@ WHERE id = ANY(%s)
 
 
 def measure_indexes(bench: Bench) -> list[Line]:
-    """A database a configuration: the primary key alone, each index added in turn, and all of them without CHECKs.
+    """Use one database per configuration: only the primary key, each index added in turn, and all indexes without
+    CHECKs.
 
-    Every job has an idempotency key (an index without an entry costs nothing), and commits don't wait for the disk,
-    which would drown the rest. The floor of a line is the configuration without what the line is about.
+    Every job has an idempotency key, since an index without an entry costs nothing. Commits don't wait for the disk,
+    which would hide the rest. A line's floor is the configuration without the line's subject.
     """
     steps = ["primary key alone", *(f"with {name}" for name in _INDEXES), "no CHECKs"]
     with ExitStack() as stack:
@@ -70,7 +71,7 @@ def measure_indexes(bench: Bench) -> list[Line]:
             for place, pairs in enumerate(zip(*taken, strict=True)):
                 inserts[place].append(median(insert for insert, _ in pairs))
                 changes[place].append(median(change for _, change in pairs))
-            # Without the claim index a claim reads the whole table: the first step is left out.
+            # The first step is omitted: without the claim index, a claim reads the whole table.
             worked = [[_work(connection, batches) for connection in connections[1:]] for _ in range(slices)]
             for place, times in enumerate(zip(*worked, strict=True)):
                 works[place].append(median(times))
@@ -96,7 +97,7 @@ def _drop_checks(connection: psycopg.Connection[Any]) -> None:
 
 
 def _one_round(connection: psycopg.Connection[Any], batches: int) -> tuple[float, float]:
-    """Microseconds a job for its insert, and for its way from pending over running to completed."""
+    """Return microseconds per job for its insert, and for its change from pending through running to completed."""
     create_jobs = load_queries().create_jobs.sql
     jobs = [[_new_job() for _ in range(_BATCH)] for _ in range(batches)]
     documents = [encode_json(batch).decode() for batch in jobs]
@@ -107,7 +108,7 @@ def _one_round(connection: psycopg.Connection[Any], batches: int) -> tuple[float
 
 
 def _work(connection: psycopg.Connection[Any], batches: int) -> float:
-    """Microseconds a job for its claim and its completion, in batches of 1000."""
+    """Return microseconds per job for its claim and its completion, in batches of 1000."""
     for _ in range(batches):
         jobs = encode_json([_new_job(QUEUE) for _ in range(_BATCH)]).decode()
         connection.execute(load_queries().create_jobs.sql, {"jobs": jobs})
@@ -120,7 +121,7 @@ def _new_job(queue: str = "queue_00") -> NewJob:
 
 
 def _marginal(bench: Bench, name: str, with_it: list[float], without: list[float]) -> Line:
-    """The difference that one thing makes; the ratio is that of the whole with it to the whole without."""
+    """Return the cost of one thing. The ratio is that of the whole with it to the whole without it."""
     line = bench.line(name, "µs", with_it, without)
     line.value = median(with_it) - median(without)
     return line

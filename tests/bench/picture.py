@@ -18,7 +18,7 @@ _ROW = 0.36  # inches
 
 
 def draw(results: Path, picture: Path) -> bool:
-    """Whether there was anything to draw."""
+    """Draw the picture. Return False if there is nothing to draw."""
     lines = [line for line in json.loads(results.read_text(encoding="utf-8")) if _bound(line) is not None]
     more = [line for line in lines if line["target"].startswith("≥")]
     less = [line for line in lines if line["target"].startswith("≤")]
@@ -32,14 +32,14 @@ def draw(results: Path, picture: Path) -> bool:
     ]
     if not groups:
         return False
-    # A fixed salt and no date: nothing in the file but the numbers makes it differ. Letters as outlines look alike
+    # A fixed salt and no date, so that only the numbers change the file. Letters are outlines, to look the same
     # everywhere.
     style = {"svg.hashsalt": "goqueue", "svg.fonttype": "path", "font.size": 10.5, "text.color": _INK}
     with mpl.rc_context(style):
         heights = [len(group) + 1.6 for _, group in groups]
         width, height = 10, sum(heights) * _ROW + 0.75
         figure = Figure(figsize=(width, height), facecolor="none")
-        # A ground of its own, so that it can be read on a light and on a dark page.
+        # An own background, readable on light and dark pages.
         ground = FancyBboxPatch(
             (0.008, 0.012), 0.984, 0.976, boxstyle="round,pad=0,rounding_size=0.012", transform=figure.transFigure,
             facecolor=_PANEL, edgecolor="#d1d9e0", zorder=-1, mutation_aspect=width / height,
@@ -60,12 +60,12 @@ def draw(results: Path, picture: Path) -> bool:
 
 
 def _bound(line: dict[str, Any]) -> float | None:
-    """The target as a ratio to the floor; None where it is none."""
+    """Return the target as a ratio to the floor; None without a target."""
     if line["target"] is None or line["floor"] is None:
         return None
     _, number, *of_ratio = line["target"].replace(",", "").split()
     bound = float(number) if of_ratio else float(number) / line["floor"]
-    # A target far off the floor (a page of a list has 10 ms, and takes half a millisecond) would squeeze the others.
+    # A target far from the floor (a list's page has 10 ms, and takes half a millisecond) would compress the others.
     return bound if bound <= 3 else None
 
 

@@ -1,12 +1,12 @@
-"""A table of jobs as a busy year leaves it, made by the server alone. Imports psycopg."""
+"""A table of jobs as after a busy year, created by the server alone. Imports psycopg."""
 
 from typing import Any
 
 import psycopg
 
 # Queues: the first has two fifths of the jobs, the last but one 0.2 %, and the last ("queue_99", type "type_rare") one
-# job in 50,000. Each queue has four of 40 job types, each type some ten queues. Ages: 28 days, evenly.
-# Ids are UUIDv7 in the order of creation, with the md5 of the number for their random part.
+# job in 50,000. Each queue has four of 40 job types, each type about ten queues. Ages are spread evenly over 28 days.
+# Ids are UUIDv7 in the order of creation, with the md5 of the number as their random part.
 _JOBS = """
 INSERT INTO goqueue.jobs (
     id, queue, job_type, payload, status, priority, attempts, last_error, idempotency_key,
@@ -58,8 +58,8 @@ FROM (
 
 
 def seed(connection: psycopg.Connection[Any], rows: int) -> None:
-    """Adds ``rows`` jobs, the same at every run, to an empty table, and brings its statistics up to date."""
+    """Add ``rows`` jobs, identical in every run, to an empty table, and update its statistics."""
     connection.execute("SELECT setseed(0.5)")
-    # With synchronous_commit on: VACUUM can't mark pages all visible before the rows' commit is on the disk.
+    # With synchronous_commit on: VACUUM can't mark pages all-visible before the rows' commit is on disk.
     connection.execute(_JOBS, {"rows": rows})
     connection.execute("VACUUM ANALYZE goqueue.jobs")

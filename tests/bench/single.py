@@ -1,4 +1,4 @@
-"""What one job costs, and thousands: create_job, get_job, create_jobs, and a million jobs from a generator.
+"""The costs of one job and of thousands: create_job, get_job, create_jobs, and a million jobs from a generator.
 
 Imports goqueue, psycopg and tests.bench.harness.
 """
@@ -22,7 +22,7 @@ def new_job() -> NewJob:
 
 
 def measure_create_job(bench: Bench) -> list[Line]:
-    """Against pgbench with the same text, the same values and prepared statements. Every commit waits for the disk."""
+    """Compare with pgbench: the same text, values and prepared statements. Every commit waits for the disk."""
     count = bench.size(150, 50)
     statement = load_queries().create_job.sql
     job = new_job()
@@ -33,8 +33,8 @@ def measure_create_job(bench: Bench) -> list[Line]:
         "priority": str(job.priority),
         "max_attempts": str(job.max_attempts),
     }
-    # A variable that pgbench was not given is null: scheduled_at, delay and idempotency_key, as in the store's call.
-    # The id is the one value that has to vary; the server's own uuidv7() is ordered by time, like the client's.
+    # A pgbench variable without a value is null: scheduled_at, delay and idempotency_key, as in the store's call.
+    # Only the id has to vary. The server's uuidv7() is ordered by time, like the client's.
     names = {name: f":{name}" for name in load_queries().create_job.parameters}
     script = rendered(statement, {**names, "id": "uuidv7()"})
     with (
@@ -66,8 +66,8 @@ def measure_create_job(bench: Bench) -> list[Line]:
 
 
 def measure_get_job(bench: Bench) -> list[Line]:
-    """Against what a caller would write without the store: psycopg's `execute` of the same prepared statement on one
-    connection, a new cursor a call, a tuple back. Beside it a reused cursor (psycopg's least) and pgbench."""
+    """Compare with a caller's code without the store: psycopg's `execute` of the same prepared statement on one
+    connection, with a new cursor per call. Compare also with a reused cursor (psycopg's fastest way) and pgbench."""
     count = bench.size(200, 50)
     statement = load_queries().get_job.sql
     with (
@@ -106,10 +106,11 @@ def measure_get_job(bench: Bench) -> list[Line]:
 
 
 def measure_create_jobs(bench: Bench) -> list[Line]:
-    """In batches of 1000, a transaction each, into an empty table, against pgbench sending the same documents.
+    """Create jobs in batches of 1000, one transaction each, in an empty table; compare with pgbench and the same
+    documents.
 
-    pgbench gets each document from a scratch table into a variable (``gset``) and sends it as a parameter, like
-    psycopg; what counts is the time of the INSERT alone, as pgbench reports it for each command.
+    pgbench reads each document from a scratch table into a variable (``gset``) and sends it as a parameter, like
+    psycopg. Only the INSERT's time counts, as pgbench reports it per command.
     """
     batches, size = bench.size(3, 2), 1000
     script = "\\set n :n + 1\nSELECT document AS jobs FROM public.document WHERE n = :n \\gset\n" + rendered(
@@ -157,7 +158,7 @@ def jobs_of(size: int) -> list[NewJob]:
 
 
 def measure_memory(bench: Bench) -> list[Line]:
-    """create_jobs_in_batches over a generator, in a process of its own, whose memory is looked at after each batch."""
+    """Run create_jobs_in_batches over a generator in a separate process, and measure its memory after each batch."""
     count = bench.size(1_000_000, 20_000)
     bench.tell(f"create_jobs_in_batches: {count:,} jobs from a generator")
     with bench.database("bench_memory") as url:

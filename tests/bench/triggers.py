@@ -1,4 +1,4 @@
-"""What the notification of new jobs costs, and what it gains: how soon an idle worker has a new job.
+"""The cost of notifications of new jobs, and their gain: how soon an idle worker gets a new job.
 
 Imports goqueue, psycopg and tests.bench.harness, tests.bench.single, tests.bench.work.
 """
@@ -26,8 +26,8 @@ def measure_triggers(bench: Bench) -> list[Line]:
 
 
 def _cost(bench: Bench) -> list[Line]:
-    """A database a step: the trigger off, on, and on with a worker that listens. Commits don't wait for the disk, which
-    would drown the rest. The value of a line is the difference to the step before, its ratio that of the whole."""
+    """Use one database per step: trigger off, on, and on with a listening worker. Commits don't wait for the disk,
+    which would hide the rest. A line's value is the difference from the previous step, its ratio that of the whole."""
     one_by_one, batches = bench.size(500, 50), bench.size(3, 1)
     with ExitStack() as stack:
         stores, admins = [], []
@@ -67,7 +67,7 @@ def _cost(bench: Bench) -> list[Line]:
 
 
 def _pick_up(bench: Bench) -> list[Line]:
-    """From create_job's return here to claim_jobs' return in an idle worker. Every commit waits for the disk."""
+    """Measure from create_job's return to claim_jobs' return in an idle worker. Commits wait for the disk."""
     count = bench.size(60, 5)
     lines = []
     with bench.database("bench_pick_up") as url, PostgresStorage.open(DatabaseConfig(url=url)) as store:
@@ -85,11 +85,11 @@ def _pick_up(bench: Bench) -> list[Line]:
 
 
 def _delays(url: str, store: PostgresStorage, kind: str, count: int) -> list[float]:
-    """Milliseconds for each job, by the clock that all processes share."""
+    """Return milliseconds per job, by the clock that all processes share."""
     created = {}
     with worker(kind, url, str(count)) as process:
         for _ in range(count):
-            # At no fixed place between two polls.
+            # At a varying point between two polls.
             time.sleep(random.uniform(0.08, 0.13))
             job = store.create_job(new_job())
             created[str(job.id)] = time.monotonic()

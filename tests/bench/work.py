@@ -1,4 +1,4 @@
-"""What a worker costs: claims and completions by one, by a hundred and by four processes, and under an old snapshot.
+"""A worker's costs: claims and completions by one, by a hundred and by four processes, and under an old snapshot.
 
 Imports goqueue, psycopg and tests.bench.harness.
 """
@@ -27,7 +27,7 @@ _LEASE = "5 minutes"
 _TOKEN = Job.__struct_fields__.index("lease_token")
 _BATCH = 100
 
-# Due, in an order of their own, so that the nth claim of a hundred takes the nth hundred.
+# Due in a fixed order, so that the nth claim of a hundred takes the nth hundred.
 _FILL = """
 INSERT INTO goqueue.jobs (id, queue, job_type, payload, scheduled_at)
 SELECT
@@ -61,14 +61,14 @@ FROM (
 
 
 class Bare:
-    """What a caller would write without the store: the same statements on one connection with the store's settings."""
+    """A caller's code without the store: the same statements on one connection with the store's settings."""
 
     def __init__(self, connection: psycopg.Connection[Any], limit: int) -> None:
         queries = load_queries()
         self._connection = connection
         self._claim, self._complete = queries.claim_jobs.sql, queries.complete_jobs.sql
         given = {"queues": [QUEUE], "worker_id": "bench", "job_limit": limit, "lease": _LEASE}
-        # Nulls: look through all lanes.
+        # Nulls: scan all lanes from the start.
         self._values = dict.fromkeys(queries.claim_jobs.parameters) | given
 
     def claim(self) -> list[tuple[Any, ...]]:
@@ -88,8 +88,8 @@ class Bare:
 
 
 class _Table:
-    """A database with jobs to work off, a store of one connection and a bare connection, all with autovacuum off: the
-    rows of one sample are removed before the next, and never amid it."""
+    """A database with jobs to process, a store with one connection and a bare connection, all without autovacuum: rows
+    of a sample are removed before the next sample, never during it."""
 
     def __init__(self, stack: ExitStack, bench: Bench, name: str, finished: int = 0) -> None:
         self.url = stack.enter_context(bench.database(name))
@@ -110,12 +110,12 @@ class _Table:
         self.admin.execute("ANALYZE goqueue.jobs")
 
     def note_batches(self) -> None:
-        """Writes down which jobs each claim of a hundred will take."""
+        """Record which jobs each claim of a hundred will take."""
         self.admin.execute("TRUNCATE public.batch")
         self.admin.execute(_BATCHES, {"size": _BATCH})
 
     def check(self) -> None:
-        """A floor that leaves jobs behind has measured something else."""
+        """Check that the floor left no jobs behind: otherwise it measured something else."""
         left = self.admin.execute("SELECT count(*) FROM goqueue.jobs WHERE status IN ('pending', 'running')").fetchone()
         if left != (0,):
             raise RuntimeError(f"{left} jobs were not worked off")
@@ -127,7 +127,7 @@ class _Table:
         return count / taken
 
     def cpu(self, count: int, work: Callable[[], object]) -> float:
-        """Microseconds of this process's own time a job."""
+        """Return microseconds of this process's CPU time per job."""
         self.fill(count)
         start = time.process_time()
         work()
@@ -161,7 +161,7 @@ def _by_bare_at_once(connection: psycopg.Connection[Any], limit: int) -> None:
 
 
 def _claim_script(limit: int) -> tuple[str, dict[str, str]]:
-    """pgbench's text of claim_jobs, and its variables. One that it was not given is null, as in the store's call."""
+    """Return pgbench's text of claim_jobs, and its variables. A variable without a value is null, as in the store."""
     claim = load_queries().claim_jobs
     variables = {"queues": f"{{{QUEUE}}}", "worker_id": "bench", "job_limit": str(limit), "lease": _LEASE}
     nothing_done = {"ids": "'{}'", "tokens": "'{}'"}
@@ -169,7 +169,7 @@ def _claim_script(limit: int) -> tuple[str, dict[str, str]]:
 
 
 def _pgbench_single(bench: Bench, table: _Table, count: int) -> float:
-    """The very two statements; the id and the token go from the one to the other as variables."""
+    """Run the same two statements; variables carry the id and the token from one to the other."""
     claim, variables = _claim_script(1)
     complete = rendered(
         load_queries().complete_jobs.sql, {"ids": "ARRAY[:claimed_id]", "tokens": "ARRAY[:claimed_lease_token]"}
@@ -181,12 +181,12 @@ def _pgbench_single(bench: Bench, table: _Table, count: int) -> float:
 
 
 def _pgbench_batches(bench: Bench, table: _Table, count: int) -> float:
-    r"""The very two statements, which send and get all that psycopg does.
+    r"""Run the same two statements, sending and receiving all that psycopg does.
 
-    pgbench can't make an array of a hundred rows (\gset takes one), and a claim wrapped in another query is not the
-    same SQL. But which jobs the nth claim takes is known before: their ids and tokens lie ready in a scratch table.
-    What counts is the time of the claim and of the completion, as pgbench reports it for each command; reading the
-    scratch table does not. The rows' way into the client's memory is in it, their way into objects is not.
+    pgbench can't make an array of a hundred rows (\gset takes one), and a claim inside another query is not the same
+    SQL. But the nth claim's jobs are known in advance: a scratch table has their ids and tokens. Only the times of the
+    claim and the completion count, as pgbench reports them per command, without the reads of the scratch table. They
+    include the transfer of the rows into the client's memory, but not their conversion to objects.
     """
     claim, variables = _claim_script(_BATCH)
     complete = rendered(load_queries().complete_jobs.sql, {"ids": ":ids", "tokens": ":tokens"})
@@ -199,7 +199,7 @@ def _pgbench_batches(bench: Bench, table: _Table, count: int) -> float:
 
 
 def measure_work(bench: Bench) -> list[Line]:
-    """Every commit waits for the disk. The stores of one process have one connection."""
+    """Every commit waits for the disk. The stores of a process use one connection each."""
     with ExitStack() as stack:
         table = _Table(stack, bench, "bench_work")
         return [
@@ -212,7 +212,7 @@ def measure_work(bench: Bench) -> list[Line]:
 
 
 def _singles(bench: Bench, table: _Table) -> list[Line]:
-    # Enough for pgbench's first statements, which its new connection has to plan, not to count.
+    # Enough that pgbench's first statements, which its new connection plans, don't matter.
     count = bench.size(400, 20)
     floors, mine, bares = bench.interleaved(
         "claim 1 + complete 1",
@@ -313,7 +313,7 @@ def _drain(table: _Table, count: int, kind: str, workers: int) -> float:
 
 @contextmanager
 def worker(*arguments: str) -> Iterator[Any]:
-    """A process of `tests.bench.worker` that is ready."""
+    """Start a process of `tests.bench.worker` and wait until it is ready."""
     command = [sys.executable, "-m", "tests.bench.worker", *arguments]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=checkout(), stdin=pipe, stdout=pipe, text=True) as process:
@@ -337,10 +337,10 @@ class _CountedPositions(ClaimPositions):
 
 
 def measure_pinned(bench: Bench) -> list[Line]:
-    """Claims of 100, each batch completed, while a transaction elsewhere holds its snapshot: no dead entry can go.
+    """Claim 100 at a time and complete each batch, while another transaction's snapshot keeps all dead index entries.
 
-    Commits don't wait for the disk here: what is looked for is how the claims grow. Each line is measured once. Without
-    resuming a claim grows without bound, so that far fewer jobs show it.
+    Commits don't wait for the disk: only the growth of the claims matters. Each line is measured once. Without
+    resuming, a claim grows without bound, so that far fewer jobs show it.
     """
     lines = []
     for name, resume, count in (
@@ -357,7 +357,7 @@ def measure_pinned(bench: Bench) -> list[Line]:
 
 
 def _pinned(url: str, resume_time: str, count: int) -> tuple[float, float, str]:
-    """The mean milliseconds of the first and of the last tenth of the claims, and what else is worth telling."""
+    """Return the mean milliseconds of the first and the last tenth of the claims, and other notable figures."""
     config = DatabaseConfig(
         url=f"{url}&options={quote('-c synchronous_commit=off')}", pool_max_size=1, claim_resume_time=resume_time
     )

@@ -1,7 +1,7 @@
-"""A worker in a process of its own, for `tests.bench.work` and `tests.bench.triggers`.
+"""A worker in a separate process, for `tests.bench.work` and `tests.bench.triggers`.
 
-Imports goqueue and tests.bench.work. Run as a module: ``drain``, ``drain-bare`` or ``hear`` and the database's URL, or
-``listen`` or ``poll``, the URL and a number of jobs. It prints "ready", and what it found when it ends.
+Imports goqueue and tests.bench.work. Run it as a module: ``drain``, ``drain-bare`` or ``hear`` with the database's URL,
+or ``listen`` or ``poll`` with the URL and a number of jobs. It prints "ready", and at its end the results.
 """
 
 import json
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def _drain(claim: Callable[[], Sequence[Any]], complete: Callable[[Any], None]) -> None:
-    """Starts at a word from the parent; prints when it started and ended by the clock that all processes share."""
+    """Start at the parent's signal. Print start and end by the clock that all processes share."""
     print("ready", flush=True)
     sys.stdin.readline()
     start, count = time.monotonic(), 0
@@ -48,7 +48,7 @@ def _drain(claim: Callable[[], Sequence[Any]], complete: Callable[[Any], None]) 
 
 
 def _hear(store: PostgresStorage) -> None:
-    """Listens, and takes no job; until it is killed."""
+    """Listen without taking jobs, until killed."""
     with store.listen(QUEUE) as listener:
         print("ready", flush=True)
         while True:
@@ -56,7 +56,7 @@ def _hear(store: PostgresStorage) -> None:
 
 
 def _wait_for_jobs(kind: str, store: PostgresStorage, count: int) -> None:
-    """Prints the id of each job it gets, and when the claim returned."""
+    """Print the id of each job, and when its claim returned."""
     taken: dict[str, float] = {}
     with store.listen(QUEUE) if kind == "listen" else nullcontext() as listener:
         print("ready", flush=True)

@@ -1,7 +1,7 @@
 """A plain script: ``add`` stores an order and its job in one transaction, ``work`` runs the jobs until it is stopped.
 
     python -m tests.examples.script add 17
-    python -m tests.examples.script work      # SIGTERM or Ctrl-C: it ends the job in hand, and gives the others back
+    python -m tests.examples.script work      # SIGTERM or Ctrl-C: it finishes the current job and releases the others
 
 The PG* variables name a migrated database.
 """
@@ -35,7 +35,7 @@ def ship(job: Job) -> None:
 
 
 def work(store: PostgresStorage, handle: Callable[[Job], None], stop: threading.Event) -> None:
-    """Run one job after the other until ``stop`` is set."""
+    """Run jobs one after the other until ``stop`` is set."""
     with store.listen("default") as listener:
         while not stop.is_set():
             jobs = store.claim_jobs("default", worker_id="script", limit=10, lease=LEASE)
@@ -43,13 +43,13 @@ def work(store: PostgresStorage, handle: Callable[[Job], None], stop: threading.
                 store.rescue_jobs()  # jobs of dead workers become pending again
                 listener.wait(timedelta(seconds=1))
             while jobs and not stop.is_set():
-                with suppress(LeaseLostError):  # cancelled, or the lease has expired
+                with suppress(LeaseLostError):  # the job was cancelled, or the lease has expired
                     store.heartbeat_jobs([jobs[0]], LEASE)
                     run(store, handle, jobs[0])
                 del jobs[0]
             if jobs:
                 with suppress(LeaseLostError):
-                    store.release_jobs(jobs)  # untried: another worker takes them at once
+                    store.release_jobs(jobs)  # not started: another worker takes them at once
 
 
 def run(store: PostgresStorage, handle: Callable[[Job], None], job: Job) -> None:
