@@ -35,8 +35,7 @@ _SIGNS: tuple[tuple[re.Pattern[str], str], ...] = (
 
 
 def fault_of(text: str) -> str:  # noqa: PLR0911 - one check after another
-    """Return what is wrong with a connection string or URL for libpq, or an empty string. The answer quotes none of
-    it."""
+    """Return what is wrong with a connection string or URL for libpq, without quoting it; empty if it is valid."""
     if "\0" in text:
         return "it has a NUL character"
     if any("\ud800" <= character <= "\udfff" for character in text):

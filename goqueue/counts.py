@@ -27,8 +27,8 @@ class JobCount(int):
 
 
 class Pruned(int):
-    """A number of deleted jobs. ``kept`` maps the id of each job skipped because of a foreign key to the server's
-    reason."""
+    """A number of deleted jobs. ``kept`` has the jobs that were skipped because of a foreign key: the server's
+    reason by id."""
 
     kept: Mapping[UUID, str]
 

@@ -51,8 +51,7 @@ def configure_logging(config: LoggingConfig, stream: TextIO | None = None) -> No
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
-    """Return a record's fields, ready for JSON and without passwords. Don't change the record: other handlers see
-    it."""
+    """Return a record's fields, ready for JSON and without passwords. The record stays unchanged."""
     try:
         message = record.getMessage()
     except Exception:  # noqa: BLE001 - keep the message; logging would print the arguments unredacted

@@ -90,8 +90,7 @@ def migrations_dir() -> Path:
 
 
 def migrations_hash(base_dir: Path | None = None) -> str:
-    """Return the SHA-256 (hexadecimal) of the files that ``migrate`` reads: names and bytes, no undo files, no
-    roles."""
+    """Return the SHA-256 (hexadecimal) over the names and bytes of the files that ``migrate`` reads."""
     base = Path(base_dir or migrations_dir())
     folder = base / "migrations"
     files = [file for file in folder.rglob("*.sql") if {"undo", "roles"}.isdisjoint(file.relative_to(folder).parts)]
@@ -142,8 +141,8 @@ def migrate(
     ``conninfo`` is a libpq connection string or URL; the PG* environment variables supply what it omits. A run waits at
     most a minute for another run. Pending files are applied in one transaction. A file named ``validate_…`` starts a
     new transaction, so that it reads a table without the locks of earlier files. A file with NONTRANSACTIONAL in its
-    name runs outside a transaction, statement by statement. If there are jobs, so does a version's file in
-    migrations/online, before the version itself. ``dry_run`` applies and rolls back, without the files in
+    name runs outside a transaction, statement by statement. If there are jobs, a version's file in migrations/online
+    runs in the same way, before the version itself. ``dry_run`` applies and rolls back, without the files in
     migrations/online. ``on_version`` is called with each version before it is applied.
     """
     conninfo = Secret(conninfo)

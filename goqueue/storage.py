@@ -68,7 +68,7 @@ class Storage(Protocol):
         """
 
     def get_or_create_job(self, job: NewJob) -> tuple[Job, bool]:
-        """Return the job with the idempotency key or the id of ``job``, creating it if there is none. Return also
+        """Return the job with the idempotency key or the id of ``job``, creating it if there is none. Also return
         whether this call created it.
 
         Repeating: returns the same job; created is then False.
@@ -188,8 +188,8 @@ class Storage(Protocol):
         """Claim at most ``limit`` due jobs of the queues. ``worker_id`` holds each job exclusively for ``lease``.
 
         Jobs are ordered by priority. Among queues of one priority, the queue that has waited longest comes first;
-        within it, jobs are ordered by scheduled_at and id. An empty list means that no job is due, or that unreadable
-        jobs took up a second.
+        within it, jobs are ordered by scheduled_at and id. An empty list means that no job is due, or that the
+        call found only unreadable jobs for a second.
 
         Repeating: claims other jobs; jobs of a lost reply stay leased until their leases expire.
         """

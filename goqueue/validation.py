@@ -155,7 +155,7 @@ def _exact_time(at: datetime) -> datetime:
 
 def check_interval(name: str, value: object) -> timedelta:
     """Return ``value`` if it is a timedelta of zero to 365,000 days; else raise `InvalidJobError`."""
-    # Adding as `datetime + value` does ignores the attributes that a subclass overrides.
+    # The base class's addition ignores the attributes that a subclass overrides, as `datetime + value` does.
     exact = timedelta.__add__(_ZERO, value) if isinstance(value, timedelta) else None
     if exact is None or not _ZERO <= exact <= MAX_INTERVAL:
         most = f"{MAX_INTERVAL.days:,} days"

@@ -1,5 +1,5 @@
 # Made by `make catalogue` from connection_async.py; change that.
-"""Connections that never wait for the server forever.
+"""Connections with a time limit on every wait for the server.
 
 psycopg waits for an answer as long as the connection exists. With a stopped server or a silent tunnel, that is forever.
 After a second cancellation psycopg closes the connection, but the statement keeps running on the server.
@@ -48,8 +48,7 @@ class BoundedConnection(Connection[Row]):
     def connect(  # type: ignore[override]
         cls, conninfo: str = "", *, limits: Limits, **kwargs: Any
     ) -> Self:
-        """Connect as psycopg does, within ``limits.connect`` seconds in total. The remaining hosts share what is
-        left."""
+        """Connect as psycopg does, within ``limits.connect`` seconds in total, divided among the hosts."""
         start = monotonic()
         errors: list[psycopg.Error] = []
         each = attempts(conninfo, limits.connect)

@@ -1,4 +1,4 @@
-"""Connections that never wait for the server forever.
+"""Connections with a time limit on every wait for the server.
 
 psycopg waits for an answer as long as the connection exists. With a stopped server or a silent tunnel, that is forever.
 After a second cancellation psycopg closes the connection, but the statement keeps running on the server.
@@ -50,8 +50,7 @@ class AsyncBoundedConnection(AsyncConnection[Row]):
     async def connect(  # type: ignore[override]
         cls, conninfo: str = "", *, limits: Limits, **kwargs: Any
     ) -> Self:
-        """Connect as psycopg does, within ``limits.connect`` seconds in total. The remaining hosts share what is
-        left."""
+        """Connect as psycopg does, within ``limits.connect`` seconds in total, divided among the hosts."""
         start = monotonic()
         errors: list[psycopg.Error] = []
         each = await asyncio.to_thread(attempts, conninfo, limits.connect)

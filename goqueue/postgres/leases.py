@@ -77,7 +77,7 @@ class Leases:
         return self
 
     def lost(self, done: Iterable[UUID], count: int) -> list[UUID]:
-        """Return the jobs not held: all but the newest lease of each ``done`` job, of which there are ``count``."""
+        """Return the lost jobs: all leases except the newest one of each job in ``done`` (``count`` jobs)."""
         if count == len(self.held):
             return []
         done = set(done)

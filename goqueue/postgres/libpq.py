@@ -82,7 +82,7 @@ def in_time(seconds: float, function: Callable[..., Value], *args: object) -> Va
     def run() -> None:
         try:
             result.set_result(function(*args))
-        except BaseException as exc:  # noqa: BLE001 - raised by the caller
+        except BaseException as exc:  # noqa: BLE001 - re-raised by the caller
             result.set_exception(exc)
 
     Thread(target=run, daemon=True, name="goqueue-in-time").start()

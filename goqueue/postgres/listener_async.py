@@ -192,8 +192,8 @@ class AsyncListener:
                 raise
             sessions = "; ".join(f"pid {pid}, role {role}, application_name {name!r}" for pid, role, name in blockers)
             error = StorageUnavailableError(
-                "the listener can't open: it waits for the advisory lock of the triggers on goqueue.jobs. "
-                f"Since its statement was cancelled, a session has held that lock: {sessions}; end that session "
+                "the listener can't open: it waits for the advisory lock of the triggers on goqueue.jobs, which a "
+                f"cancelled statement left with a session: {sessions}; end that session "
                 f"(pg_terminate_backend({blockers[0][0]})) and run `goqueue migrate`: V0010 fixes this"
             )
             log(_log, logging.WARNING, "%s", error)

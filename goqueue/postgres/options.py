@@ -50,7 +50,7 @@ def conninfo(config: DatabaseConfig, session: "Session | None" = None) -> str:
     ours |= {name: value for name, value in watch.items() if name not in found}
     if given.get("options") != "":
         settings = {name: _milliseconds(value) for name, value in limits(config).items()}
-        # A service's or the environment's options override defaults, and yield to what was set for goqueue.
+        # A service's or the environment's options override defaults, but not settings made for goqueue.
         changed = {name: value for name, value in settings.items() if "options" not in given and _is_set(config, name)}
         # The statements' requirements override everything. read_only is not among them: on a standby, or when an
         # operator stops all writes, it is intended.

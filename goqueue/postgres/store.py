@@ -247,7 +247,7 @@ class PostgresStorage:
         raise duplicate_of(existing.id, None if existing.id == job.id else job.idempotency_key)
 
     def get_or_create_job(self, job: NewJob) -> tuple[Job, bool]:
-        """Return the job with the idempotency key or the id of ``job``, creating it if there is none. Return also
+        """Return the job with the idempotency key or the id of ``job``, creating it if there is none. Also return
         whether this call created it.
 
         Queries: create_job; find_duplicate_job if that added nothing.
@@ -896,7 +896,7 @@ class PostgresStorage:
             connection.goqueue_charge(monotonic() - start)
             try:
                 yield connection
-            finally:  # unlike the pool's context manager, without a commit: there is nothing to commit
+            finally:  # not the pool's context manager, which would commit: there is nothing to commit
                 try:
                     self._pool.putconn(connection)
                     if connection.goqueue_is_late:

@@ -250,7 +250,7 @@ class AsyncPostgresStorage:
         raise duplicate_of(existing.id, None if existing.id == job.id else job.idempotency_key)
 
     async def get_or_create_job(self, job: NewJob) -> tuple[Job, bool]:
-        """Return the job with the idempotency key or the id of ``job``, creating it if there is none. Return also
+        """Return the job with the idempotency key or the id of ``job``, creating it if there is none. Also return
         whether this call created it.
 
         Queries: create_job; find_duplicate_job if that added nothing.
@@ -906,7 +906,7 @@ class AsyncPostgresStorage:
             connection.goqueue_charge(monotonic() - start)
             try:
                 yield connection
-            finally:  # unlike the pool's context manager, without a commit: there is nothing to commit
+            finally:  # not the pool's context manager, which would commit: there is nothing to commit
                 try:
                     await self._pool.putconn(connection)
                     if connection.goqueue_is_late:

@@ -38,7 +38,8 @@ class CancellableConnectionPool(AsyncConnectionPool[Connection]):
     async def putconn(self, conn: Connection) -> None:
         await to_the_end(super().putconn(conn))
 
-    # psycopg's timeout is for tasks that still connect. They end by themselves, and a cancelled task must not wait.
+    # psycopg's timeout is for tasks that are still connecting. They end by themselves, and a cancelled task must not
+    # wait.
     async def close(self, timeout: float = 1.0) -> None:
         await to_the_end(super().close(timeout))
 

@@ -1,4 +1,4 @@
-"""The only translation of psycopg's exceptions into goqueue's."""
+"""Translation of psycopg's exceptions into goqueue's. No other module translates them."""
 
 import re
 import socket
@@ -49,7 +49,7 @@ _REJECTIONS = {
     ),
     r"pg_hba\.conf|login rejected|valid client certificate|SSL required": (
         "let pg_hba.conf on the server (or the pooler's) admit this user, database, address and encryption, or connect "
-        "as it demands (sslmode in the URL)"
+        "as it requires (sslmode in the URL)"
     ),
     r'role "[^"]*" (?:does not exist|is not permitted to log in)|no such user|no PostgreSQL user name': (
         "correct the user in the URL, or let a DBA create the role with LOGIN"
@@ -102,7 +102,7 @@ def translate(  # noqa: C901, PLR0911, PLR0912 - a table, in order
                 "(GOQUEUE_DATABASE_POOL_MAX_SIZE, GOQUEUE_DATABASE_POOL_TIMEOUT)"
             )
         case pg.UniqueViolation():
-            # A race, or an id that replace_pending_job finds taken: otherwise the statements check first.
+            # Only after a race, or for an id in replace_pending_job: the statements check before they write.
             return DuplicateJobError(f"another job has this idempotency key or id ({constraint})", job_id=None)
         case pg.CheckViolation():
             return InvalidJobError(_RULES.get(constraint or "", said), constraint=constraint)
@@ -201,7 +201,7 @@ def _rejection(error: psycopg.Error, said: str, *, reconnecting: bool) -> str | 
         return _advice(said, reconnecting=reconnecting) or "correct user, password and database in the URL"
     if sqlstate[:2] != "08" and (sqlstate or not _CONNECTING.match(said)):
         return None
-    # Reject a host for one of its addresses. Retry if one of several hosts may recover.
+    # One rejected address rejects its host. With several hosts, a retry is useless only if all are rejected.
     hosts: dict[tuple[str, str], str | None] = {}
     for host, port, address, why in _ATTEMPT.findall(said) or [("", "", "", said)]:
         name = (address if host == "None" else host, port)
@@ -211,7 +211,7 @@ def _rejection(error: psycopg.Error, said: str, *, reconnecting: bool) -> str | 
 
 def _advice(said: str, *, reconnecting: bool) -> str | None:
     if resolved := re.search(r"failed to resolve host .*\[Errno (-?\d+)\]", said):
-        # A known name may return: a container's name vanishes with the container.
+        # A name that was resolved before may return: a container's name vanishes with the container.
         is_unknown = int(resolved[1]) in _UNKNOWN_HOST and not reconnecting
         return "no host has this name: correct it in the URL (GOQUEUE_DATABASE_URL, PGHOST)" if is_unknown else None
     return next((advice for pattern, advice in _REJECTIONS.items() if re.search(pattern, said)), None)
@@ -290,8 +290,7 @@ def unanswered(operation: str, job_ids: Iterable[UUID], *, cause: BaseException,
 def unconfirmed(
     operation: str, job_ids: Iterable[UUID], *, cause: BaseException | None = None, **known: Any
 ) -> OutcomeUnknownError:
-    """Return the error for a commit that no synchronous standby confirmed. ``cause``: the error that ended the
-    session."""
+    """Return the error for a commit that no synchronous standby confirmed. ``cause`` ended the session."""
     said = f" ({_said(cause)})" if isinstance(cause, psycopg.Error) else ""
     return OutcomeUnknownError(
         f"{operation} is committed on this server, but its wait for a synchronous standby ended early{said}: a "

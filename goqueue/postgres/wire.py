@@ -98,7 +98,7 @@ def _as_parameter(value: object) -> object:
 
 
 class _EndlessTimes(TimestamptzBinaryLoader):
-    """Loads PostgreSQL's infinity, and years after 9999, as Python's last time; likewise its first time."""
+    """Loads times beyond Python's range, such as infinity, as Python's first or last time."""
 
     def load(self, data: Any) -> datetime:
         try:
