@@ -325,7 +325,8 @@ def goqueue_store(goqueue_database: str) -> Iterator[Any]:
 
 
 def _checked(url: Secret) -> Secret:
-    """Return the URL of GOQUEUE_TEST_DATABASE_URL if the server responds; else raise EmbeddedServerError without it."""
+    """Return the URL of GOQUEUE_TEST_DATABASE_URL if the server responds; else raise EmbeddedServerError without the
+    URL."""
     try:
         DatabaseConfig(url=url)
         connect(url).close()

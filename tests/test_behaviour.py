@@ -329,7 +329,7 @@ def test_queries_that_are_not_compared_are_a_warning(goqueue: Commands, folder: 
     result = goqueue("check", "--sql-dir", given, "--scratch", "none")
     assert result.code == 0
     assert line(result.out) == "warning behaviour   not compared"
-    assert "effects not compared with the shipped queries': claim_jobs" in result.out
+    assert "not compared with the shipped queries: claim_jobs" in result.out
     assert goqueue("check", "--sql-dir", given, "--scratch", "none", "--strict").code == 3
 
 

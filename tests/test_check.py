@@ -393,7 +393,7 @@ def test_another_applications_schema_of_this_name_is_one_finding(goqueue_connect
     done = {one.name: one for one in run_checks(goqueue_connection)}
     [found] = done["schema"].findings
     assert found.found == (
-        f"the schema goqueue in the database {goqueue_connection.info.dbname} is not the migrations': "
+        f"the schema goqueue in the database {goqueue_connection.info.dbname} differs from that of the migrations: "
         "jobs has 2 of its 20 columns; job_failures is missing"
     )
     assert "goqueue config" in found.do
@@ -676,7 +676,7 @@ def test_a_transaction_left_open_is_found(goqueue_database: str, goqueue_connect
         pid = left.info.backend_pid
         assert found.level == Level.WARNING
         assert f"the transaction {pid} (" in found.found
-        assert "forgotten, idle in transaction) is open since 20" in found.found
+        assert "forgotten, idle in transaction) has been open since 20" in found.found
         assert found.do == f"SELECT pg_terminate_backend({pid});   (its process)"
         left.rollback()
         assert check(goqueue_connection, "horizon", old_transaction=timedelta(0)).level == Level.OK
@@ -805,7 +805,7 @@ def test_a_prepared_transaction_is_found_and_what_is_advised_ends_it(poor: Conne
     poor.execute("BEGIN; CREATE TABLE public.t (); PREPARE TRANSACTION 'it''s forgotten'")
     found = finding(poor, "horizon", old_transaction=timedelta(0))
     assert found.level == Level.WARNING
-    assert "the prepared transaction it's forgotten (postgres, prepared) is open since" in found.found
+    assert "the prepared transaction it's forgotten (postgres, prepared) has been open since" in found.found
     poor.execute(found.do.partition(";")[0].encode())
     assert check(poor, "horizon", old_transaction=timedelta(0)).level == Level.OK
 

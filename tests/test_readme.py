@@ -120,7 +120,7 @@ def test_every_command_but_one_has_json() -> None:
         if not any("--json" in parameter.opts for parameter in command.params)
     ]
     assert without == ["db psql"]
-    assert "each but `db psql` has `--json`" in README
+    assert "all except `db psql` have `--json`" in README
 
 
 def test_every_exit_status_of_the_help_is_in_the_readme() -> None:

@@ -102,7 +102,7 @@ def _checks(config: DatabaseConfig, folder: str, scratch: Scratch) -> Iterator[C
             yield from run_checks(connection, sql_dir=folder, settings=settings, compare=compare)
     except psycopg.Error as error:
         lost = translate(error)
-        do = "see `goqueue config` for the server's address, and the server's log" * isinstance(
+        do = "see the server's address in `goqueue config`, and the server's log" * isinstance(
             lost, (ConnectionRejectedError, StorageUnavailableError)
         )
         yield Check("server", Level.FAILED, "", (Finding(Level.FAILED, str(lost), "nothing more can be checked", do),))
@@ -149,7 +149,7 @@ def _behaviour(config: DatabaseConfig, folder: str, where: Scratch, names: list[
 
 
 def _not_compared(names: list[str], why: str, do: str) -> Check:
-    found = f"effects not compared with the shipped queries': {', '.join(names)}, because {why}"
+    found = f"not compared with the shipped queries: {', '.join(names)}, because {why}"
     told = "a query that loses jobs, or assigns one to two workers, can pass the other checks"
     return Check("behaviour", Level.WARNING, "not compared", (Finding(Level.WARNING, found, told, do),))
 

@@ -138,7 +138,7 @@ def saying(done: str) -> Iterator[None]:
 
 
 def print_line(text: object) -> None:
-    """Print a line for people. (typer's echo mistakes a pipe that wants ASCII, and writes UTF-8 to it.)"""
+    """Print a line for people. (typer's echo treats an ASCII pipe as a mistake, and writes UTF-8 to it.)"""
     sys.stdout.write(f"{text}\n")
 
 
@@ -259,7 +259,7 @@ def open_store(file: Path | None = None) -> Iterator[PostgresStorage]:
 
 @contextmanager
 def hinting() -> Iterator[None]:
-    """Open a store inside: an error of its connection says what can help."""
+    """Add advice to the connection errors of a store that is opened inside."""
     try:
         yield
     except (ConnectionRejectedError, StorageUnavailableError) as error:
@@ -275,7 +275,7 @@ def note(message: str, style: str | None = None) -> None:
 
 
 def confirm(question: Callable[[], str], *, yes: bool) -> None:
-    """Return if the answer is yes. ``question`` is only called if it is asked, because it may be expensive."""
+    """Ask for confirmation, and end without a yes. ``question`` is only called if needed: it may be expensive."""
     if yes:
         return
     if not sys.stdin.isatty():
@@ -323,7 +323,7 @@ def printable(text: str) -> str:
 
 @contextmanager
 def progress(total: int | None = None) -> Iterator[Callable[[int, str], None]]:
-    """Show a bar (a spinner if there is no total) on standard error, if that is a terminal. Yield a function to advance
+    """Show a bar, or a spinner without ``total``, if standard error is a terminal. Yield a function that advances
     it."""
     screen = error_console()
     text = TextColumn("{task.description}", markup=False)

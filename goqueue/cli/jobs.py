@@ -311,7 +311,7 @@ _CLEARED = {Clearable.ERROR: "last_error", Clearable.KEY: "idempotency_key", Cle
 def update_job(
     *,
     job_id: Annotated[UUID, typer.Argument(metavar="ID")],
-    status: Annotated[JobStatus | None, typer.Option(help="It also sets the times and the holder.")] = None,
+    status: Annotated[JobStatus | None, typer.Option(help="The status; also sets times and holder.")] = None,
     queue: Annotated[str | None, typer.Option()] = None,
     job_type: Annotated[str | None, typer.Option("--type")] = None,
     payload: Payload = None,

@@ -160,8 +160,7 @@ def _say(descriptor: int, answer: dict[str, Any]) -> None:
 
 
 def _stable_url(url: str, folder: Path) -> str:
-    """Return a URL that is the same at each start, through a link to the socket's folder if its path is short
-    enough."""
+    """Return the same URL at each start, through a link to the socket's folder if its path is short enough."""
     link = folder / "socket"
     link.unlink(missing_ok=True)
     if len(os.fsencode(link / ".s.PGSQL.65535")) > MAX_SOCKET_PATH:

@@ -33,8 +33,8 @@ STOP_SECONDS = 20.0
 
 MAX_SOCKET_PATH = 103  # bytes; Linux has room for 107, macOS for 103
 
-# Waits for the parent's word. If the parent ends without it, for any reason, stops the server and removes the temporary
-# folder. A separate process, because nothing inside the parent runs after SIGTERM or SIGKILL.
+# Waits for the parent's message. If the parent ends without one, for any reason, stops the server and removes the
+# temporary folder. A separate process, because nothing inside the parent runs after SIGTERM or SIGKILL.
 _GUARD = """
 trap '' HUP INT TERM
 read -r word
@@ -281,8 +281,7 @@ def _make_data_dir(folder: Path, identity: dict[str, Any]) -> None:
 
 
 def _runnable_binaries(base: Path, identity: dict[str, Any]) -> Path:
-    """Return the folder of initdb and postgres: a copy in ``base`` if the server's user can't run the installed
-    ones."""
+    """Return the folder of initdb and postgres: a copy in ``base`` if the server's user can't run the originals."""
     install = _installation()
     try:
         subprocess.run([install / "bin" / "initdb", "--version"], capture_output=True, check=True, cwd="/", **identity)
@@ -303,7 +302,7 @@ def _runnable_binaries(base: Path, identity: dict[str, Any]) -> Path:
 
 
 def _may_enter(folder: Path, identity: dict[str, Any], *pass_fds: int) -> bool:
-    """Return True if the server's user can enter the folder. The system decides, not only by mode bits."""
+    """Return True if the server's user can enter the folder. It is tried: access depends on more than mode bits."""
     command = ["/bin/sh", "-c", 'cd "$1"', "sh", str(folder)]
     if not identity:
         return True

@@ -102,8 +102,7 @@ def _made_database(conninfo: Secret) -> Iterator[Secret]:
 
 
 def _conninfo_of(connection: psycopg.Connection[Any], database: str) -> Secret:
-    """Return the parameters for another database of the connection's server, from any source (URL, service,
-    variables)."""
+    """Return the parameters for another database of the connection's server, from any source."""
     info = connection.info
     options: dict[str, Any] = conninfo_to_dict(info.dsn, password=info.password or None, dbname=database)
     options.pop("service", None)
@@ -168,8 +167,7 @@ def seed(connection: psycopg.Connection[Any], rows: int, scenario: str, report: 
 
 @contextmanager
 def filling(connection: psycopg.Connection[Any], report: Report = _silent) -> Iterator[None]:
-    """Drop the indexes before `add_jobs` and rebuild them after it, for speed. Raises `ExplainError` if there are
-    jobs."""
+    """Drop the indexes before `add_jobs` and rebuild them after it. Raises `ExplainError` if there are jobs."""
     queries = load_queries()
     is_empty, *_ = queries.seed_session(connection)
     if not is_empty:

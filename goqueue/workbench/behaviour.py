@@ -39,7 +39,7 @@ _KILO = timedelta(seconds=1000)
 # Bounds a statement that does not end.
 _STATEMENT_SECONDS = 10
 _POLL_SECONDS = 0.001
-# Recreate the jobs before their ages, seen from now, change what is compared.
+# Jobs are recreated before their growing age changes the results.
 _FRESH = timedelta(seconds=30)
 # A statement that takes this much longer on two dozen jobs is reported, even on a busy machine.
 _SLOW_SECONDS = 2.0
@@ -216,7 +216,7 @@ class _Theatre:
         self._queries.release_advisory_locks(self.elder)
         return _Observed(aspects)
 
-    # Helpers of these.
+    # Helpers.
 
     @contextmanager
     def _open(self, connection: Connection[Any]) -> Iterator[None]:

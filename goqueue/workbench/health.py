@@ -39,7 +39,7 @@ _COUNTED_PENDING = 200_000
 #: The trigger holds its lock for microseconds. A session that has it in all of these looks, this many seconds apart,
 #: has leaked it.
 _LOOKS, _LOOK_AGAIN = 4, 0.15
-#: More reasons than these for failing statements have one cause, which the check of the schema names.
+#: If statements fail for more reasons than this, the cause is the schema, which has its own check.
 _MOST_REASONS = 2
 _MIGRATE = "goqueue migrate   (or pgmigrate migrate, where the PG* variables name the database)"
 
@@ -646,7 +646,7 @@ def _holder(connection: Connection[Any], row: _Holder) -> Finding:
     who = f"{row.kind} {row.name} ({', '.join(part for part in row[2:5] if part)})"
     behind = "" if row.transactions is None else f", {row.transactions:,} transactions behind"
     if row.since is not None:
-        found = f"the {who} is open since {row.since:%Y-%m-%d %H:%M:%S %Z}{behind}"
+        found = f"the {who} has been open since {row.since:%Y-%m-%d %H:%M:%S %Z}{behind}"
         terminate = f"SELECT pg_terminate_backend({row.name});   (its process)"
         do = terminate if row.kind == "transaction" else f"ROLLBACK PREPARED {quoted};   (or COMMIT PREPARED)"
     else:
@@ -654,7 +654,7 @@ def _holder(connection: Connection[Any], row: _Holder) -> Finding:
         unused = row.kind == "replication slot" and row.state == "inactive"
         do = "end long queries on the standby, or turn its hot_standby_feedback off"
         if unused:
-            do = f"SELECT pg_drop_replication_slot({quoted});   (when nothing uses it any more)"
+            do = f"SELECT pg_drop_replication_slot({quoted});   (if nothing uses it)"
         level = Level.WARNING if unused or (row.transactions or 0) > _FAR_BEHIND else Level.NOTE
     return Finding(level, found, "vacuum can't remove rows that died since: claims read ever more of them", do)
 

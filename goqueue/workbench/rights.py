@@ -21,7 +21,7 @@ ROLES = ("goqueue_operator", "goqueue_owner", "goqueue_producer", "goqueue_reade
 
 
 class Right(NamedTuple):
-    """One fact of list_rights about rights: an owner, a grant, a policy …"""
+    """One fact about rights, from list_rights: an owner, a grant, a policy …"""
 
     kind: str
     object: str

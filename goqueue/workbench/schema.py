@@ -147,7 +147,7 @@ def _columns(things: Iterable[SchemaObject]) -> dict[str, set[str]]:
 def _wrong_schema(database: str, foreign: list[str]) -> Finding:
     return Finding(
         Level.FAILED,
-        f"the schema goqueue in the database {database} is not the migrations': {'; '.join(foreign)}",
+        f"the schema goqueue in the database {database} differs from that of the migrations: {'; '.join(foreign)}",
         "goqueue.schema_version records migrations: this is another application's schema, or a partly restored one",
         "check with `goqueue config` that this is the right database; if so, restore the schema goqueue from a backup",
     )
@@ -241,8 +241,7 @@ def _short(text: str) -> str:
 
 
 def _repair(expected: SchemaObject, found: SchemaObject | None, things: list[SchemaObject]) -> str:  # noqa: C901, PLR0911, PLR0912 - a table
-    """Return the statement that repairs it without a long lock; for manual repair, a description, if data could be
-    lost."""
+    """Return the statement that repairs it without a long lock, or advice if data could be lost."""
     table, _, name = expected.name.rpartition(".")
     definition = expected.definition
     match expected.kind:
