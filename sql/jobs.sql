@@ -100,7 +100,7 @@ WHERE j.id = (
 -- Returns: the id of each job, in the array's order. transaction_id is set only in the row of the array's first job.
 -- Index: jobs_pkey and jobs_idempotency_key_idx reject a job whose id or key is taken (unique_violation).
 -- Locks: the new rows; waits for a transaction that is adding one of the ids or keys.
--- Notes: The store runs it for jobs that are new in all likelihood, and create_missing_jobs for others and after a
+-- Notes: The store runs it for jobs that are probably new, and create_missing_jobs for others and after a
 -- unique_violation. ON CONFLICT adds a fifth to the server's time. One jsonb parameter is used because arrays of text
 -- are slow to send.
 --
@@ -133,7 +133,7 @@ RETURNING
 
 
 -- name: create_missing_jobs(jobs)
--- Add those of many pending jobs that do not exist yet. The parameter is that of create_jobs.
+-- Add many pending jobs, except those that exist. The parameter is that of create_jobs.
 -- Returns: the id of each job that was added. A job whose id or key is taken, in the table or by an earlier job of the
 -- same array, has no row; find_duplicate_jobs returns the job that has it. transaction_id is set only in the row of the
 -- array's first job.
@@ -426,8 +426,8 @@ ORDER BY j.created_at DESC, j.id DESC;
 
 -- name: count_jobs(statuses, queues, job_types, created_from, created_before)^
 -- Count the jobs that a filter of list_jobs matches.
--- Returns: the count, and whether it is exact. Up to 10,000 it is. Above, the count is an estimate from the rows of
--- about 500 random pages of the table.
+-- Returns: the count, and whether it is exact. It is exact up to 10,000. Above, it is an estimate from the rows of about
+-- 500 random pages of the table.
 -- Index: jobs_finished_type_idx, and jobs_finished_queue_idx if queues are given; jobs_pending_idx or jobs_claim_idx;
 -- jobs_running_idx. At most 10,001 matching entries are read.
 -- Locks: none.

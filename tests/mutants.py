@@ -135,8 +135,8 @@ MUTANTS = [
 
 
 def located(root: Path, mutant: Mutant) -> tuple[Path, str, str, str]:
-    """The file of a mutant's guard, what stands before its query, the query, and what follows. ValueError when the
-    guard is not there: the list is out of date."""
+    """Return a guard's file, the text before its query, the query, and the text after it. Raises ValueError if the
+    guard is missing: the list is outdated."""
     if mutant.place.endswith(".py"):
         file = root / mutant.place
         before, text, after = "", file.read_text("utf-8"), ""

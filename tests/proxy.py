@@ -44,12 +44,12 @@ class Proxy:
                 self._open.pop().shutdown(socket.SHUT_RDWR)
 
     def refuse(self) -> None:
-        """End every connection, and those that come, until `accept`."""
+        """Close all connections, and new ones until `accept`."""
         self._refuses = True
         self.cut()
 
     def accept(self) -> None:
-        """Carry new connections again."""
+        """Forward new connections again."""
         self._refuses = False
 
     def serve(self) -> None:

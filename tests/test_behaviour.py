@@ -152,7 +152,7 @@ BROKEN = [
 
 
 def replaced(broken: Broken) -> tuple[str, str]:
-    """The name of the query's file, and its text with the replacement made in that query alone."""
+    """Return the name of the query's file, and its text with the replacement made only in that query."""
     file = load_statements()[broken.query].file
     text = file.read_text("utf-8")
     start = text.index(f"-- name: {broken.query}(")
@@ -180,7 +180,7 @@ def scratch_url(goqueue_server: DatabaseServer, goqueue_template: str) -> Iterat
 
 @pytest.fixture(scope="session")
 def shown() -> Shown:
-    """What the shipped queries have shown to the tests before."""
+    """The results of the shipped queries, shared by the tests."""
     return {}
 
 
@@ -192,7 +192,7 @@ def compare(scratch_url: str, shown: Shown) -> Iterator[Callable[[Path, str], Pr
 
 @pytest.fixture(scope="session")
 def written_otherwise(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder whose queries all do the same, with other texts."""
+    """A folder whose queries have other texts and the same effects."""
     given = tmp_path_factory.mktemp("otherwise")
     for file in {load_statements()[name].file for name in STORES}:
         (given / file.name).write_text(re.sub(r"\bj\b", "jj", file.read_text("utf-8")))
@@ -235,7 +235,7 @@ def test_every_query_that_can_be_changed_has_a_case() -> None:
 
 
 def test_a_simpler_claim_passes(compare: Callable[[Path, str], Proven], tmp_path: Path) -> None:
-    """Not the text counts: this claim scans no lane by itself."""
+    """The effect counts, not the text: this claim scans no lane by itself."""
     text = (SHIPPED / "leases.sql").read_text("utf-8")
     start, end = text.index("lane AS MATERIALIZED ("), text.index("claimed_job AS (")
     simple = """due_job AS MATERIALIZED (
@@ -263,7 +263,7 @@ def test_restored_rows_are_the_rows_that_were_read(goqueue_connection: Connectio
     before = list(queries.list_rows(goqueue_connection))
     jobs, failures = ([json.loads(row) for table, row in before if table == name] for name in ("jobs", "job_failures"))
     assert failures
-    # Every column has a value somewhere, so that one that is not restored is seen.
+    # Every column has a value somewhere, so that a column that is not restored is noticed.
     assert {name for row in jobs for name, value in row.items() if value is not None} == jobs[0].keys()
     queries.empty_tables(goqueue_connection)
     list(

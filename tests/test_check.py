@@ -659,9 +659,7 @@ def test_dead_rows_and_missing_statistics_are_warnings(
     goqueue_connection.execute(off.do.encode())
     goqueue_connection.execute(dead.do.encode())
     deadline = time.monotonic() + 20
-    while (
-        check(goqueue_connection, "autovacuum").level != Level.OK
-    ):  # before 15 the collector is told, and takes its time
+    while check(goqueue_connection, "autovacuum").level != Level.OK:  # before 15, the statistics collector is slow
         assert time.monotonic() < deadline, "vacuum is not seen to have been there"
         time.sleep(0.1)
         goqueue_connection.execute("SELECT pg_stat_clear_snapshot()")
@@ -736,7 +734,7 @@ def test_pgstattuple_tells_how_full_the_claim_index_is(
 
 @pytest.fixture(scope="module")
 def poor_server() -> Iterator[str]:
-    """The URL of a migrated database on a server with bad settings, which the shared one can't be given."""
+    """The URL of a migrated database on a server with bad settings, which the shared server can't have."""
     settings = {"max_prepared_transactions": "2", "autovacuum": "off", "synchronous_commit": "off"}
     with EmbeddedServer(settings=settings, durable=False) as server:
         migrate(server.url())
@@ -1048,7 +1046,7 @@ def test_a_folder_can_be_exported_tuned_and_checked(run: Run, monkeypatch: pytes
 
     file = Path("mine/jobs.sql")
     file.write_text(file.read_text("utf-8").replace("    j.job_type,", "    j.job_type AS foo,"))
-    Path("mine").rename("wrong")  # A folder is read once in a process.
+    Path("mine").rename("wrong")  # A folder is read once per process.
     result = run("check", "--sql-dir", "wrong")
     Path("wrong").rename("mine")
     assert result.code == 3

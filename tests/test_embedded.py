@@ -1,4 +1,4 @@
-"""The embedded server: its remains, its user, and its messages if it can't start."""
+"""The embedded server: the files it leaves, its user, and its messages if it can't start."""
 
 import importlib.util
 import os

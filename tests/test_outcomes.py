@@ -63,7 +63,7 @@ class Waiting:
 
     @contextmanager
     def ended(self, how: str = "pg_cancel_backend") -> Iterator[None]:
-        """Act while a call runs whose commit waits."""
+        """Run code while a call's commit waits."""
         with ThreadPoolExecutor(1) as thread:
             ending = thread.submit(self.end_the_wait, how)
             yield

@@ -45,7 +45,7 @@ def everything(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 @pytest.fixture
 def locked(goqueue_store: PostgresStorage, goqueue_database: str) -> Iterator[Job]:
-    """A job whose row somebody else has locked."""
+    """A job whose row another session has locked."""
     job = goqueue_store.create_job(NewJob(job_type="t", queue="mail"))
     with psycopg.connect(goqueue_database) as connection:
         connection.execute("SELECT FROM goqueue.jobs FOR UPDATE")

@@ -57,7 +57,7 @@ Types = Annotated[list[str] | None, typer.Option("--type", help="Jobs of this ty
 Ids = Annotated[list[UUID] | None, typer.Argument(metavar="ID", show_default=False)]
 Payload = Annotated[str | None, typer.Option(metavar="JSON|@FILE|-", help="The payload, or a file to read it from.")]
 Delay = Annotated[timedelta | None, typer.Option(parser=duration, metavar="5m", help="Time from now until it is due.")]
-At = Annotated[datetime | None, typer.Option(parser=aware_time, metavar="TIME", help="Due then.")]
+At = Annotated[datetime | None, typer.Option(parser=aware_time, metavar="TIME", help="When it is due.")]
 
 
 def _time(help_text: str) -> Any:
@@ -322,7 +322,7 @@ def update_job(
     error: Annotated[str | None, typer.Option(help="The last error.")] = None,
     key: Annotated[str | None, typer.Option(help="The idempotency key.")] = None,
     locked_by: Annotated[str | None, typer.Option(help="The worker that holds the running job.")] = None,
-    clear: Annotated[list[Clearable] | None, typer.Option(help="Empty this; repeatable.")] = None,
+    clear: Annotated[list[Clearable] | None, typer.Option(help="Clear this field; repeatable.")] = None,
     file: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:

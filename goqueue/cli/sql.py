@@ -78,7 +78,7 @@ def diff(
     """Show how a folder of SQL files differs from the shipped ones.
 
     Standard output has the differences as a patch. Standard error has a line
-    for each file that tells who changed it: you, or a goqueue release since
+    for each file that says who changed it: you, or a goqueue release since
     the export. JSON has both, in an object per file.
     """
     folder = directory or read_config(file).database.sql_dir

@@ -39,7 +39,7 @@ def draw(results: Path, picture: Path) -> bool:
         heights = [len(group) + 1.6 for _, group in groups]
         width, height = 10, sum(heights) * _ROW + 0.75
         figure = Figure(figsize=(width, height), facecolor="none")
-        # An own background, readable on light and dark pages.
+        # Its own background, readable on light and dark pages.
         ground = FancyBboxPatch(
             (0.008, 0.012), 0.984, 0.976, boxstyle="round,pad=0,rounding_size=0.012", transform=figure.transFigure,
             facecolor=_PANEL, edgecolor="#d1d9e0", zorder=-1, mutation_aspect=width / height,
