@@ -142,18 +142,19 @@ def _no_payload() -> JsonValue:
 class NewJob(Struct, metaclass=HelpfulMeta, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """A job to create.
 
-    Its id is made here. So creating the same `NewJob` again, after a lost connection for example, adds no second job.
+    Its id is created here, so creating the same `NewJob` again, for example after a lost connection, adds no second
+    job.
 
-    ``priority`` is from -32,767 to 32,767; the lower number runs first. The job is due at ``scheduled_at`` (aware), or
-    ``delay`` after the server's now, or at once. ``payload`` is any JSON value; it is checked when it is sent. Raises
-    `InvalidJobError`.
+    ``priority`` is from -32,767 to 32,767; lower numbers run first. The job is due at ``scheduled_at`` (aware), or
+    ``delay`` after the server's current time, or at once. ``payload`` is any JSON value; it is checked when it is sent.
+    Raises `InvalidJobError`.
 
-    Values of derived types (a StrEnum's member, pendulum's times) become the plain type, also in a payload. A datetime,
-    UUID, Decimal or dataclass in a payload is rejected.
+    Values of derived types (a StrEnum's member, pendulum's times) become the plain type, even inside a payload. A
+    datetime, UUID, Decimal or dataclass in a payload is rejected.
     """
 
-    # A bulk leaves out what has its default; create_jobs has the same ones. It leaves out no payload: with `dict` for
-    # the factory, an empty one would be a default.
+    # A bulk omits fields with their default; create_jobs has the same defaults. It never omits the payload: with the
+    # factory `dict`, an empty one would count as a default.
     job_type: str
     queue: str = "default"
     payload: JsonValue = msgspec.field(default_factory=_no_payload)

@@ -11,12 +11,12 @@ from goqueue.errors import InvalidJobError
 from goqueue.models import JsonValue
 from goqueue.validation import shown, text_problem
 
-# Deeper than any sane payload, and far from the interpreter's and the server's recursion limits.
+# Deeper than any reasonable payload, and far below the recursion limits of the interpreter and the server.
 MAX_PAYLOAD_DEPTH: Final = 200
 
 
 def _plain(value: object) -> object:
-    """The plain value in one of a derived type (numpy's float64 is a float), which msgspec leaves to us."""
+    """Return the plain value of a derived type (numpy's float64 is a float), which msgspec does not handle."""
     if isinstance(value, str):
         return str.__str__(value)
     if isinstance(value, (int, float)):
@@ -28,7 +28,7 @@ _encoder = msgspec.json.Encoder(enc_hook=_plain)
 
 
 def encode_json(value: object) -> bytes:
-    """``value`` (a checked payload, or a Struct) as JSON in UTF-8."""
+    """Return ``value`` (a checked payload, or a Struct) as JSON in UTF-8."""
     try:
         return _encoder.encode(value)
     except (TypeError, ValueError, OverflowError, RecursionError) as exc:
@@ -36,11 +36,11 @@ def encode_json(value: object) -> bytes:
 
 
 def encode_checked(value: JsonValue, most: int) -> bytes:
-    """``value`` as JSON in UTF-8. Raises `InvalidJobError` as `check_payload`, and above ``most`` bytes."""
+    """Return ``value`` as JSON in UTF-8. Raises `InvalidJobError` as `check_payload` does, and above ``most`` bytes."""
     try:
         encoded = encode_json(value)
     except InvalidJobError:
-        check_payload(value)  # names the place
+        check_payload(value)  # the error names the place
         raise
     if not _reads_back(encoded, _decode, value):
         check_payload(value)
@@ -69,10 +69,10 @@ def check_payloads(document: bytes, payloads: list[JsonValue]) -> None:
 
 
 def _reads_back(document: bytes, read: Callable[[bytes], JsonValue], value: JsonValue) -> bool:
-    """Return whether ``read`` returns exactly this value from the JSON; `check_payload` finds nothing in it then.
+    """Return True if ``read`` returns exactly this value from the JSON: then `check_payload` would find nothing.
 
-    It takes half the time, because no line of Python visits a value. False where it can't tell: a tuple is read as a
-    list, and an escaped character can be a NUL.
+    It takes half the time, because no Python code visits the values. False is possible for valid values: a tuple is
+    read as a list, and an escaped character can be a NUL.
     """
     try:
         if (b"\\" in document and b"\\u" in document) or read(document) != value:
@@ -88,10 +88,9 @@ def _reads_back(document: bytes, read: Callable[[bytes], JsonValue], value: Json
 
 
 def check_payload(value: JsonValue) -> None:
-    """Raises `InvalidJobError`, naming the place, for what jsonb would refuse or give back as something else.
+    """Raise `InvalidJobError`, naming the place, for a value that jsonb would reject or return changed.
 
-    But for a float without a fraction, which comes back as the whole number that its decimal writes: `float` of that is
-    the same float again.
+    The exception is a float without a fraction, which is returned as an equal whole number.
     """
     if (problem := _payload_problem(value, 0)) is not None:
         place, what = problem
@@ -99,7 +98,7 @@ def check_payload(value: JsonValue) -> None:
 
 
 def _payload_problem(value: object, depth: int) -> tuple[str, str] | None:  # noqa: C901, PLR0911
-    # Runs over every value of every payload: the usual types first, and no place is spelled out before it is needed.
+    # Visits every value of every payload: the usual types come first, and a place is only built when needed.
     if isinstance(value, str):
         return None if value.isascii() and "\0" not in value else text_problem(value)
     if value is None or isinstance(value, int):

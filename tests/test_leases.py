@@ -200,7 +200,7 @@ class TestClaim:
         with caplog.at_level(logging.ERROR, "goqueue"):
             assert [job.id for _ in range(3) for job in store.claim_jobs("default", "w1", limit)] == good
         assert [(record.levelname, record.job_id) for record in caplog.records] == [("ERROR", bad)]
-        assert "set aside as dead" in caplog.text
+        assert "it becomes dead" in caplog.text
         [(status, error)] = sql("SELECT status, last_error FROM goqueue.jobs WHERE id = %s", [bad]).fetchall()
         assert status == "dead"
         assert "its payload can't be read" in error

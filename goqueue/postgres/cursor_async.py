@@ -33,15 +33,15 @@ from goqueue.postgres.wire import (
 from goqueue.safelog import record_lost, report
 
 _TRACED = "opentelemetry.instrumentation.psycopg"
-# ACTIVE is a caller's pipeline. A connection that is lost is none of them.
+# ACTIVE means a caller's pipeline. A lost connection has none of these states.
 _NO_TRANSACTION = (TransactionStatus.IDLE, TransactionStatus.ACTIVE)
 
 
 class _Cursor(AsyncRawCursor[Any]):
-    """Takes parameters as ``$1``, and writes and reads values as psycopg does by itself, whatever the application has
-    registered: a job's id is a UUID also where the caller wants ids as text."""
+    """Accepts parameters as ``$1``. Uses psycopg's default adapters, not the application's: a job's id is a UUID even
+    if the caller registered a loader that returns text."""
 
-    #: Whether the server has run the statement, whatever a tracer around it raises after that.
+    #: True once the server has run the statement, even if a tracer around it then raises.
     has_run = False
 
     @property
@@ -49,24 +49,24 @@ class _Cursor(AsyncRawCursor[Any]):
         return ADAPTERS
 
     def forget(self) -> None:
-        """Lets go of a run's result and parameters, up to 16 MiB, which psycopg keeps until the next one."""
+        """Release a run's result and parameters, up to 16 MiB, which psycopg keeps until the next one."""
         if self.pgresult is not None:
             self.pgresult.clear()
         self._reset()
 
 
 class _Named(_Cursor):
-    """What a traced cursor runs inside its span: gives it the query's name, which else is the statement's first word
-    only (https://github.com/open-telemetry/opentelemetry-python-contrib/issues/3714)."""
+    """Runs inside a traced cursor's span and gives it the query's name. By default the span has only the statement's
+    first word (https://github.com/open-telemetry/opentelemetry-python-contrib/issues/3714)."""
 
     async def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
-        # There, since the connection is traced.
+        # Installed, since the connection is traced.
         from opentelemetry.instrumentation.utils import is_instrumentation_enabled  # noqa: PLC0415
         from opentelemetry.trace import get_current_span  # noqa: PLC0415
 
         self.has_run = False
-        if is_instrumentation_enabled():  # Else the current span is the caller's.
-            with suppress(Exception):  # a tracer of the application's own
+        if is_instrumentation_enabled():  # Otherwise the current span is the caller's.
+            with suppress(Exception):  # the application's own tracer
                 get_current_span().update_name(tag_of(query))
         result = await super().execute(query, *args, **kwargs)
         self.has_run = True
@@ -74,14 +74,14 @@ class _Named(_Cursor):
 
 
 def _cursor_type(connection: AsyncConnection[Any]) -> type[_Cursor]:
-    """A kind of cursor that takes our parameters; a traced one on a connection that OpenTelemetry has instrumented.
+    """Return the cursor class with our parameters: a traced one if OpenTelemetry has instrumented the connection.
 
-    That has put a class of its own, derived from the connection's, in the place of ``cursor_factory``.
+    The instrumentation replaces ``cursor_factory`` with its own class, derived from the connection's.
     """
     traced: Any = connection.cursor_factory
     if traced.__module__ != _TRACED or traced.__base__ not in (AsyncCursor, AsyncRawCursor):
         return _Cursor
-    if "goqueue" not in vars(traced):  # Kept with it: one for each connection, not for each statement.
+    if "goqueue" not in vars(traced):  # Cached there: one class per connection, not per statement.
         traced.goqueue = type(traced.__name__, (traced, _Named), {})
     kind: type[_Cursor] = traced.goqueue
     return kind
@@ -93,7 +93,7 @@ Many = Callable[..., AsyncIterator[Result]]
 
 
 class AsyncQueries(Protocol):
-    """The store's queries as aiosql calls them, with a connection and named parameters, by their results."""
+    """The store's queries as aiosql calls them: with a connection and named parameters, grouped by result."""
 
     announce_listener: One[None]
     cancel_jobs: Many[IdRow]
@@ -134,17 +134,17 @@ class AsyncQueries(Protocol):
 
 
 class AsyncAdapter:
-    """Each statement carries its name to the server's log, pg_stat_activity and pg_stat_statements; rows are named
-    tuples whatever the connection's row factory; infinite times can be read; and what was run is logged."""
+    """aiosql's adapter for psycopg. Each statement carries its name to the server's log and statistics, and is logged.
+    Rows are named tuples for any row factory of the connection. Infinite times can be read."""
 
     is_aio_driver = True  # async only
 
     def __init__(self, slow: float = 0) -> None:
-        """``slow``: the seconds from which on a statement is logged as a warning; 0 for never."""
+        """``slow``: log a statement that takes this many seconds as a warning; 0 for never."""
         self._slow = slow
 
     def process_sql(self, query_name: str, op_type: Any, sql: str) -> str:
-        """What aiosql keeps of a statement: its parameters as ``%(name)s``, its name in a comment."""
+        """Return a statement as aiosql stores it: its parameters as ``%(name)s``, its name in a comment."""
         return tagged(query_name, PyFormatAdapter().process_sql(query_name, op_type, sql))  # type: ignore[no-untyped-call]
 
     async def select(
@@ -171,9 +171,9 @@ class AsyncAdapter:
     async def _run(
         self, conn: AsyncConnection[Any], query_name: str, sql: Rendered, parameters: Mapping[str, Any]
     ) -> tuple[list[tuple[Any, ...]], int]:
-        """The rows (none for a statement that gives none), and how many rows there are or were changed.
+        """Return the rows (none for a statement without a result), and the number of rows returned or changed.
 
-        `OutcomeUnknownError` for a statement that commits what it writes, when its reply or a standby's was lost.
+        Raise `OutcomeUnknownError` if a statement that commits lost its reply, or a standby's.
         """
         values = bound(conn, sql, parameters)
         kind = _cursor_type(conn)
@@ -193,15 +193,15 @@ class AsyncAdapter:
                 if not cursor.has_run:
                     raise
                 record_lost("opentelemetry")
-            # In the caller's pipeline there is no result before it is asked for.
+            # In the caller's pipeline, the result has to be requested.
             if cursor.pgresult is None or cursor.pgresult.nfields:
                 try:
                     rows = await cursor.fetchall()
                 except psycopg.DataError:
-                    if cursor.pgresult is None:  # It is the server's own error, in the caller's pipeline.
+                    if cursor.pgresult is None:  # A server error, in the caller's pipeline.
                         raise
                     rows = tolerant_rows(cursor)
-        except BaseException as exc:  # also of a caller who waits no longer
+        except BaseException as exc:  # also if the caller stopped waiting
             error = (isinstance(exc, psycopg.Error) and exc.sqlstate) or type(exc).__name__
             report(query_name, parameters, perf_counter() - start, slow=self._slow, error=error)
             cursor.forget()
@@ -220,6 +220,6 @@ class AsyncAdapter:
 
 
 def _jobs(parameters: Mapping[str, Any], rows: Iterable[tuple[Any, ...]] = ()) -> Iterable[UUID]:
-    """The ids of a statement's jobs: of those given, and of those that its rows name."""
+    """Return the ids of a statement's jobs: those given, and those in its rows."""
     given = parameters.get("ids") or [parameters.get("id")]
     return dict.fromkeys(found for found in (*given, *(row[0] for row in rows)) if isinstance(found, UUID))

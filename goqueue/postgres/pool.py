@@ -1,5 +1,5 @@
 # Made by `make catalogue` from pool_async.py; change that.
-"""Opens connections and pools: the one place that does."""
+"""Opening of connections and pools. No other module opens them."""
 
 from contextlib import suppress
 from functools import partial
@@ -22,10 +22,10 @@ from goqueue.postgres.translate import translate
 
 
 class PoolConnection(BoundedConnection[Row]):
-    """Serves one call at a time. So a statement's cursor is kept for the next call, with what psycopg has found out
-    about its parameters and columns: a tenth of the time that one job takes."""
+    """A connection that serves one call at a time. It keeps each statement's cursor, with what psycopg found out about
+    parameters and columns: that saves a tenth of a job's time."""
 
-    #: Why the last attempt to connect failed; None when it did not. `open_pool` makes a class for each pool.
+    #: The error of the last attempt to connect; None if it succeeded. `open_pool` creates a class for each pool.
     connect_error: ClassVar[psycopg.Error | None] = None
 
     @classmethod
@@ -33,7 +33,7 @@ class PoolConnection(BoundedConnection[Row]):
         try:
             connection = super().connect(*args, **kwargs)
         except psycopg.Error as exc:
-            # A copy: the traceback would keep the connection string, and the password in it, in memory.
+            # A copy: the traceback would keep the connection string with its password in memory.
             cls.connect_error = type(exc)(str(exc))
             raise
         cls.connect_error = None
@@ -49,11 +49,11 @@ Pool = ConnectionPool[PoolConnection[object]]
 
 
 def open_pool(config: DatabaseConfig, queries: Queries) -> Pool:
-    """A pool of connections in autocommit mode. Raises StorageUnavailableError when the server can't be reached now,
-    and ConnectionRejectedError when it, a pooler or the driver rejects the connection.
+    """Open a pool of connections in autocommit mode. Raises StorageUnavailableError if the server can't be reached now,
+    and ConnectionRejectedError if it, a pooler or the driver rejects the connection.
 
-    The first connection is made here and not by the pool, because a pool tells only that it waited in vain, and to see
-    whether a pooler stands between. Query: get_session.
+    The first connection is not made by the pool, because a pool reports only a timeout. It also shows whether there is
+    a pooler. Query: get_session.
     """
     try:
         with connect(config) as first:
@@ -71,8 +71,8 @@ def open_pool(config: DatabaseConfig, queries: Queries) -> Pool:
         timeout=config.pool_timeout.total_seconds(),
         max_idle=config.pool_max_idle.total_seconds(),
         max_lifetime=config.pool_max_lifetime.total_seconds(),
-        # As long as a caller waits. The pool's own default, five minutes, lets the pauses between its attempts grow
-        # until a server that is back goes unnoticed for a minute.
+        # As long as a caller waits. With the pool's default of five minutes, the pauses between its attempts grow until
+        # it notices a recovered server only after a minute.
         reconnect_timeout=config.pool_timeout.total_seconds(),
         configure=partial(_begin, config=config, queries=queries) if needs_get_session(config, session) else None,
         check=lambda connection: _check(pool, connection),
@@ -90,7 +90,7 @@ def open_pool(config: DatabaseConfig, queries: Queries) -> Pool:
 
 
 def reason_of(error: psycopg.Error, pool: Pool) -> psycopg.Error:
-    """Why a call got no connection: a pool tells only that it waited in vain."""
+    """Return the reason why a call got no connection: a pool reports only a timeout."""
     kind: Any = pool.connection_class
     return kind.connect_error or error if isinstance(error, PoolTimeout) else error
 
@@ -98,9 +98,9 @@ def reason_of(error: psycopg.Error, pool: Pool) -> psycopg.Error:
 def open_connection(
     config: DatabaseConfig, queries: Queries, seconds: float | None = None
 ) -> BoundedConnection[tuple[Any, ...]]:
-    """A connection in autocommit mode that no pool has. Raises psycopg's own errors. Query: get_session.
+    """Open a connection in autocommit mode, outside a pool. Raises psycopg's own errors. Query: get_session.
 
-    With ``seconds`` neither connecting nor any of its statements takes longer.
+    ``seconds`` limits both connecting and each statement.
     """
     connection = connect(config, seconds)
     _begin(connection, config=config, queries=queries, seconds=seconds)
@@ -108,8 +108,8 @@ def open_connection(
 
 
 def connect(config: DatabaseConfig, seconds: float | None = None) -> BoundedConnection[tuple[Any, ...]]:
-    """`open_connection` without the statement: the session is as the server and the options make it. Its errors come
-    without the frames below, which hold the password."""
+    """Open a connection without running get_session: the server and the options determine the session. Its errors have
+    no frames from below, which hold the password."""
     limits = deadlines(config).within(seconds)
     try:
         return BoundedConnection.connect(conninfo(config), limits=limits, **_options(config, pooled=True))
@@ -119,9 +119,9 @@ def connect(config: DatabaseConfig, seconds: float | None = None) -> BoundedConn
 
 
 def _begin(connection: Any, *, config: DatabaseConfig, queries: Queries, seconds: float | None = None) -> None:
-    """Makes the session as our statements need it, and looks what it is like. Closes the connection on an error."""
+    """Prepare the session for our statements, and read its state. Close the connection on an error."""
     try:
-        if connection.goqueue_limits.answer is None:  # for the statements of callers
+        if connection.goqueue_limits.answer is None:  # for callers' statements
             connection.goqueue_hurry()
         pid = connection.info.backend_pid
         session = Session(*queries.get_session(connection, backend_pid=pid))
@@ -138,17 +138,17 @@ def _options(config: DatabaseConfig, *, pooled: bool) -> dict[str, Any]:
 
 
 def notice_loss(connection: Connection[Any]) -> None:
-    """Has an idle connection notice that the other side has closed it, so that nothing is sent and no reply is lost."""
+    """Make an idle connection notice that the other side has closed it, before anything is sent."""
     if connection.pgconn.transaction_status == TransactionStatus.IDLE and readable(connection.fileno()):
         with suppress(psycopg.Error):
             connection.pgconn.consume_input()
 
 
 def _check(pool: Pool, connection: Any) -> None:
-    """Raises for a connection that the server has closed meanwhile, so that the pool hands out another.
+    """Raise for a connection that the server has closed meanwhile, so that the pool returns another one.
 
-    A round trip for every call would be dear. An idle connection with something to read has been closed, or holds a
-    notice: only then is the server asked. Once one is found dead, all of the pool are replaced at once.
+    A round trip for every call would be expensive. If an idle connection has data to read, it was closed or has a
+    notice: only then is the server queried. After a dead connection, all of the pool are replaced at once.
     """
     if readable(connection.fileno()):
         connection.goqueue_hurry()

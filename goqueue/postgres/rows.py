@@ -1,4 +1,4 @@
-"""Rows of the queries as Structs: the one module that reads a row of the store's queries."""
+"""Conversion of the queries' rows to Structs. No other module reads a row of the store's queries."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,7 +19,7 @@ _picks: dict[tuple[type, type], Callable[[Any], tuple[Any, ...]]] = {}
 
 
 def in_field_order(kind: type[Struct], row: Row) -> tuple[Any, ...]:
-    """The values of a row, a named tuple, for the fields of a Struct: found by name, in whatever order they stand."""
+    """Return the values of a row, a named tuple, for the fields of a Struct. They are found by name, in any order."""
     key = (kind, type(row))
     pick = _picks.get(key)
     if pick is None:
@@ -33,7 +33,7 @@ _log = logging.getLogger("goqueue")
 
 
 def read_jobs(rows: Iterable[JobRow]) -> tuple[list[Job], list[CorruptJobError]]:
-    """The jobs in the rows; and why the others can't be read."""
+    """Return the jobs in the rows, and the errors of those that can't be read."""
     jobs, corrupt = [], []
     for row in rows:
         try:
@@ -44,7 +44,7 @@ def read_jobs(rows: Iterable[JobRow]) -> tuple[list[Job], list[CorruptJobError]]
 
 
 def found(row: JobRow | None, message: str) -> Job:
-    """The row's job; `JobNotFoundError` without one."""
+    """Return the row's job; raise `JobNotFoundError` without a row."""
     if row is None:
         raise JobNotFoundError(message)
     return job_of(row)
@@ -55,34 +55,34 @@ class Claimed:
 
     def __init__(self, rows: Sequence[JobRow]) -> None:
         self.count = len(rows)
-        #: What can't be run at all, and why.
+        #: The jobs that can't be run, with the reason.
         self.unreadable: list[tuple[Held, object]] = []
         self.jobs, corrupt = read_jobs(rows)
         if corrupt:
             tokens = {row.id: row.lease_token for row in rows}
             for error in corrupt:
-                log(_log, logging.ERROR, "%s; it is set aside as dead", error, job_id=error.job_id)
+                log(_log, logging.ERROR, "%s; it becomes dead", error, job_id=error.job_id)
                 self.unreadable.append((Lease(error.job_id, tokens[error.job_id]), error))
 
     def not_buried(self, error: GoQueueError) -> None:
-        """Log that the unreadable jobs could not be set aside."""
+        """Log that the unreadable jobs could not be made dead."""
         ids = ", ".join(str(lease.id) for lease, _ in self.unreadable)
-        text = "jobs whose payload can't be read could not be set aside (%s); rescue_jobs finds them again: %s"
+        text = "jobs with unreadable payloads could not be made dead (%s); rescue_jobs finds them again: %s"
         log(_log, logging.WARNING, text, error, ids, jobs=len(self.unreadable))
 
 
 def refused(rows: Iterable[tuple[UUID, str | None]]) -> dict[UUID, str]:
-    """Return the reason by id for those rows of prune_jobs that were not deleted, and log them."""
+    """Return the reasons for the rows of prune_jobs that were not deleted, by id, and log them."""
     reasons = {job_id: reason for job_id, reason in rows if reason is not None}
     if reasons:
         job_id, reason = next(iter(reasons.items()))
-        text = "%d finished jobs can't be deleted and are passed over; the first is %s: %s"
+        text = "%d finished jobs can't be deleted and are skipped; the first is %s: %s"
         log(_log, logging.WARNING, text, len(reasons), job_id, reason, jobs=len(reasons), job_id=job_id)
     return reasons
 
 
 def rescued(rows: Iterable[tuple[UUID, str]]) -> dict[UUID, JobStatus]:
-    """The rows of rescue_jobs: the status by id. Each is logged, since it tells of a worker that died or hung."""
+    """Return the status by id from the rows of rescue_jobs. Log each job: its worker died or hung."""
     statuses = {job_id: JobStatus(status) for job_id, status in rows}
     for job_id, status in statuses.items():
         text = "job %s: its lease has expired; it is %s now"
@@ -91,7 +91,7 @@ def rescued(rows: Iterable[tuple[UUID, str]]) -> dict[UUID, JobStatus]:
 
 
 def stats_of(row: StatsRow) -> QueueStats:
-    """A row of queue_stats."""
+    """Return a row of queue_stats as a Struct."""
     counts = {status: JobCount(getattr(row, status), exact=status in row.exact_statuses) for status in JobStatus}
     return QueueStats(row.queue, counts, row.oldest_ready_age, row.expired_leases)
 
@@ -99,7 +99,7 @@ def stats_of(row: StatsRow) -> QueueStats:
 def job_of(row: JobRow) -> Job:
     """Return the job of a row with a job's columns, in any order, its payload as JSON text.
 
-    `CorruptJobError` when the payload can't be read, or the status is one that a later release has added.
+    Raise `CorruptJobError` if the payload can't be read, or if a later release added the status.
     """
     values = in_field_order(Job, row)
     if (status := _STATUSES.get(values[4])) is None:
@@ -112,7 +112,7 @@ def job_of(row: JobRow) -> Job:
 
 
 def created_job(new: NewJob, row: CreatedRow) -> Job:
-    """Return the job that create_job made of ``new``, from its row. `CorruptJobError` as `job_of`."""
+    """Return the job that create_job created from ``new``, from its row. Raises `CorruptJobError` as `job_of` does."""
     return Job(
         id=new.id,
         queue=new.queue,
