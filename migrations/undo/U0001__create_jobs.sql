@@ -1,4 +1,4 @@
--- Takes V0001 back: every job is lost. Run it in one transaction (psql -1 -f).
+-- Undoes V0001: every job is lost. Run it in one transaction (psql -1 -f).
 DROP TABLE goqueue.jobs;
 DROP FUNCTION goqueue.uuid_v7();
 DROP TYPE goqueue.job_status;

@@ -1,4 +1,4 @@
--- Takes V0002 back: duplicates of idempotency keys are possible again. Run it in one transaction (psql -1 -f).
+-- Undoes V0002: duplicates of idempotency keys are possible again. Run it in one transaction (psql -1 -f).
 DROP INDEX goqueue.jobs_queue_idx;
 DROP INDEX goqueue.jobs_status_idx;
 DROP INDEX goqueue.jobs_idempotency_key_idx;

@@ -1,3 +1,3 @@
--- Takes V0003 back: the recorded checksums are lost. Run it in one transaction (psql -1 -f).
+-- Undoes V0003: the recorded checksums are lost. Run it in one transaction (psql -1 -f).
 DROP TABLE goqueue.migration_checksums;
 DELETE FROM goqueue.schema_version WHERE version = 3;

@@ -1,4 +1,4 @@
--- Takes V0004 back: holders can no longer be told apart. Run it in one transaction (psql -1 -f).
+-- Undoes V0004: holders can no longer be told apart. Run it in one transaction (psql -1 -f).
 ALTER TABLE goqueue.jobs
 DROP CONSTRAINT jobs_lease_is_running,
 DROP COLUMN lease_expires_at,

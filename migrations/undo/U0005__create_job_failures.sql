@@ -1,4 +1,4 @@
--- Takes V0005 back: the history of failures is lost. Run it in one transaction (psql -1 -f).
+-- Undoes V0005: the history of failures is lost. Run it in one transaction (psql -1 -f).
 DROP TABLE goqueue.job_failures;
 DELETE FROM goqueue.migration_checksums WHERE version = 5;
 DELETE FROM goqueue.schema_version WHERE version = 5;

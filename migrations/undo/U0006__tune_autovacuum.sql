@@ -1,4 +1,4 @@
--- Takes V0006 back: autovacuum as the server's settings say. Run it in one transaction (psql -1 -f).
+-- Undoes V0006: autovacuum follows the server's settings. Run it in one transaction (psql -1 -f).
 ALTER TABLE goqueue.jobs RESET (
     autovacuum_vacuum_scale_factor,
     autovacuum_vacuum_threshold,

@@ -1,4 +1,4 @@
--- Takes V0007 back: idle workers find new jobs when they poll. Run it in one transaction (psql -1 -f).
+-- Undoes V0007: idle workers find new jobs when they poll. Run it in one transaction (psql -1 -f).
 DROP TRIGGER jobs_notify_ready ON goqueue.jobs;
 DROP FUNCTION goqueue.notify_ready_jobs();
 DELETE FROM goqueue.migration_checksums WHERE version = 7;

@@ -1,4 +1,4 @@
--- Takes V0008 back: who created a job is forgotten. Where roles/roles.sql was run, run roles/drop_roles.sql first: its
+-- Undoes V0008: the creators of jobs are lost. If roles/roles.sql was run, run roles/drop_roles.sql first: its
 -- policies need the column. Run it in one transaction (psql -1 -f).
 ALTER TABLE goqueue.jobs
 DROP COLUMN created_by;

@@ -1,4 +1,4 @@
--- Takes V0009 back: exporters and queue_stats find nothing to read. Run it in one transaction (psql -1 -f).
+-- Undoes V0009: exporters and queue_stats have no views to read. Run it in one transaction (psql -1 -f).
 -- squawk-ignore-file ban-drop-view
 DROP VIEW goqueue.queue_metrics;
 DROP VIEW goqueue.queue_status_metrics;

@@ -1,4 +1,4 @@
--- Takes V0010 back: jobs that become ready again wake nobody, and a job set running by hand keeps its token. Run it in one
+-- Undoes V0010: jobs that become ready again wake no worker, and a job set running manually keeps its token. Run it in one
 -- transaction (psql -1 -f).
 ALTER TABLE goqueue.jobs DROP CONSTRAINT jobs_lease_token_range;
 DROP FUNCTION goqueue.delete_unreferenced_jobs(uuid[]);

@@ -1,4 +1,4 @@
--- Takes V0012 back. Run it in one transaction (psql -1 -f).
+-- Undoes V0012. Run it in one transaction (psql -1 -f).
 ALTER TABLE goqueue.jobs DROP CONSTRAINT jobs_pending_has_attempt;
 DELETE FROM goqueue.migration_checksums WHERE version = 12;
 DELETE FROM goqueue.schema_version WHERE version = 12;

@@ -1,4 +1,4 @@
--- Takes V0013 back: the constraint is there and not trusted. The jobs that V0013 ended stay dead. Run it in one transaction
+-- Undoes V0013: the constraint exists, but is not validated. The jobs that V0013 ended stay dead. Run it in one transaction
 -- (psql -1 -f).
 ALTER TABLE goqueue.jobs DROP CONSTRAINT jobs_pending_has_attempt;
 ALTER TABLE goqueue.jobs

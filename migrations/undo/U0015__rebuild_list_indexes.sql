@@ -1,4 +1,4 @@
--- Takes V0015 back: the two list indexes as before. Run it in one transaction (psql -1 -f): writes wait while they are built.
+-- Undoes V0015: restores the two list indexes. Run it in one transaction (psql -1 -f): writes wait while they are built.
 -- squawk-ignore-file require-concurrent-index-creation, require-concurrent-index-deletion
 CREATE INDEX jobs_status_idx ON goqueue.jobs (status, created_at, id) INCLUDE (scheduled_at);
 CREATE INDEX jobs_queue_idx ON goqueue.jobs (queue, job_type, status, created_at, id) INCLUDE (scheduled_at);

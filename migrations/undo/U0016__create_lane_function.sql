@@ -1,4 +1,4 @@
--- Takes V0016 back. Run it in one transaction (psql -1 -f).
+-- Undoes V0016. Run it in one transaction (psql -1 -f).
 DROP FUNCTION goqueue.list_lanes(goqueue.job_status[], text[], text[]);
 DELETE FROM goqueue.migration_checksums WHERE version = 16;
 DELETE FROM goqueue.schema_version WHERE version = 16;

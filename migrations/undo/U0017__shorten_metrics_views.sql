@@ -1,5 +1,5 @@
--- Takes V0017 back: the views as V0009 made them. Run it in one transaction (psql -1 -f). The views are dropped first,
--- because one loses columns: grants on them are given again by roles.sql.
+-- Undoes V0017: restores the views of V0009. Run it in one transaction (psql -1 -f). The views are dropped first,
+-- because one loses columns: run roles.sql again for the grants on them.
 -- squawk-ignore-file ban-drop-view
 DROP VIEW goqueue.queue_metrics;
 DROP VIEW goqueue.queue_status_metrics;
@@ -31,8 +31,8 @@ WITH RECURSIVE every_type (queue, job_type) AS (
     ) AS following
 ),
 
--- Through arrays, so that the planner takes the recursion for ten queues of ten types and not for a hundred thousand: a
--- plan that looks so dear is compiled (jit) for longer than it runs.
+-- Through arrays, so that the planner assumes ten queues of ten types instead of a hundred thousand: a plan with such
+-- an estimate is compiled (jit) for longer than it runs.
 queue_types AS MATERIALIZED (
     SELECT
         u.queue,
@@ -65,8 +65,8 @@ counted AS MATERIALIZED (
                     SELECT
                     FROM goqueue.jobs AS j
                     WHERE j.queue = q.queue AND j.job_type = t.job_type AND j.status = s.status
-                    -- The index's order: without one, in a table of one queue the planner takes any row for near, and
-                    -- for a status without jobs reads the table whole.
+                    -- The index's order: without it, in a table of one queue the planner assumes that any row is
+                    -- near, and for a status without jobs reads the table whole.
                     ORDER BY j.status, j.created_at, j.id
                     LIMIT 1001
                 ) AS found
@@ -92,7 +92,7 @@ sampled AS MATERIALIZED (
             s.status
         FROM goqueue.jobs AS s TABLESAMPLE SYSTEM ((SELECT z.percent FROM sample_size AS z))
         WHERE (SELECT max(c.jobs) FROM counted AS c) > 1000
-        -- Never reached; without it the planner takes the sample for a tenth of the table.
+        -- Never reached. Without it, the planner estimates the sample as a tenth of the table.
         LIMIT 100000
     ) AS j
     GROUP BY j.queue, j.status
@@ -180,7 +180,7 @@ ready AS MATERIALIZED (
             SELECT
                 l.queue,
                 array_agg(l.priority)::text AS priorities,
-                -- An interval can't be endless before PostgreSQL 17.
+                -- An interval can't be infinite before PostgreSQL 17.
                 greatest(min(l.scheduled_at), '0001-01-01 00:00:00+00') AS oldest_at
             FROM lane AS l
             WHERE l.scheduled_at <= statement_timestamp()
@@ -201,7 +201,7 @@ expired AS MATERIALIZED (
 
 SELECT
     q.queue,
-    -- In the list of columns, and not a join: who asks for the other columns does not pay for it.
+    -- In the column list instead of a join: a query for other columns does not pay for it.
     (
         SELECT count(*)
         FROM (

@@ -1,4 +1,4 @@
--- Takes V0018 back: the settings of V0006, in its order. Run it in one transaction (psql -1 -f).
+-- Undoes V0018: restores the settings of V0006, in its order. Run it in one transaction (psql -1 -f).
 ALTER TABLE goqueue.jobs SET (
     autovacuum_vacuum_scale_factor = 0,
     autovacuum_vacuum_threshold = 20000,

@@ -1,4 +1,4 @@
--- Takes V0019 back. Run it in one transaction (psql -1 -f).
+-- Undoes V0019. Run it in one transaction (psql -1 -f).
 CREATE OR REPLACE FUNCTION goqueue.notify_ready_jobs() RETURNS trigger
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp

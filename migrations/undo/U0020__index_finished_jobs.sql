@@ -1,4 +1,4 @@
--- Takes V0020 back: the one list index as before. Run it in one transaction (psql -1 -f): writes wait while it is built.
+-- Undoes V0020: restores the single list index. Run it in one transaction (psql -1 -f): writes wait while it is built.
 -- squawk-ignore-file require-concurrent-index-creation, require-concurrent-index-deletion
 CREATE INDEX jobs_list_idx ON goqueue.jobs (status, job_type, queue, created_at, id)
 WHERE status <> 'running';

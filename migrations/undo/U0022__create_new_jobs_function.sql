@@ -1,4 +1,4 @@
--- Takes V0022 back. Run it in one transaction (psql -1 -f).
+-- Undoes V0022. Run it in one transaction (psql -1 -f).
 DROP FUNCTION goqueue.new_jobs(jsonb);
 DELETE FROM goqueue.migration_checksums WHERE version = 22;
 DELETE FROM goqueue.schema_version WHERE version = 22;
