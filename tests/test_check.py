@@ -25,6 +25,7 @@ from goqueue import NewJob, PostgresStorage, cli
 from goqueue.config import DatabaseConfig
 from goqueue.files import shipped_folder
 from goqueue.migrate import migrate
+from goqueue.postgres.admin_queries import admin_queries
 from goqueue.postgres.pool import connect
 from goqueue.testing.embedded import EmbeddedServer
 from goqueue.workbench import health
@@ -788,7 +789,7 @@ def test_a_database_that_takes_no_jobs_is_a_failure(
 
 def test_a_standby_is_a_failure(goqueue_connection: Connection) -> None:
     # The embedded server can't be a standby.
-    primary = health._State(*health.load_queries().server_state(goqueue_connection))
+    primary = health._State(*admin_queries().server_state(goqueue_connection))
     assert health._server(primary).level == Level.OK
     [found] = health._server(primary._replace(is_standby=True)).findings
     assert (found.level, found.found) == (Level.FAILED, "the server is a standby")

@@ -2,12 +2,13 @@
 
 import ast
 import inspect
+import json
 import re
 from datetime import datetime
 from itertools import dropwhile
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 from uuid import UUID
 
 import msgspec
@@ -19,6 +20,7 @@ import goqueue.cli.queries
 from goqueue import Job, Listener, PostgresStorage, validation
 from goqueue.files import APART, shipped_folder
 from goqueue.postgres import cursor, cursor_async, overrides, pool
+from goqueue.postgres.admin_queries import AdminQueries
 from goqueue.postgres.queries import load_queries
 from goqueue.testing import scratch
 from goqueue.workbench import behaviour, cases, explain, health, plans, proofs, rights, schema
@@ -100,7 +102,7 @@ def test_each_other_query_is_run_by_a_command(name: str) -> None:
         goqueue.cli.queries,
     )
     source = "".join(map(inspect.getsource, modules))
-    assert f"queries.{name}(" in source or f"load_queries().{name}(" in source or f'"{name}"' in source
+    assert f"queries.{name}(" in source or f"admin_queries().{name}(" in source or f'"{name}"' in source
 
 
 @pytest.mark.parametrize("name", NOTES)
@@ -247,6 +249,19 @@ def test_a_catalogue_needs_every_part_of_a_comment(tmp_path: Path) -> None:
 @pytest.mark.parametrize("queries", [cursor.Queries, cursor_async.AsyncQueries])
 def test_each_query_of_the_store_has_a_type(queries: type) -> None:
     assert queries.__annotations__.keys() == STORES.keys()
+
+
+def test_each_other_query_has_a_type_for_each_of_its_columns() -> None:
+    types = AdminQueries.__annotations__
+    assert types.keys() == NOTES.keys() - STORES.keys()
+    columns = json.loads((shipped_folder("sql") / "columns.json").read_text("utf-8"))
+    for name, kind in types.items():
+        _, result = get_args(kind)
+        rows = [row for row in (*get_args(result), result) if get_origin(row) is tuple]
+        if rows:
+            assert len(get_args(rows[0])) == len(columns[name]), name
+        else:
+            assert len(columns[name]) <= 1, name
 
 
 @pytest.mark.parametrize("name", ["store_async", "new_jobs", "leases", "selection", "claim_positions"])

@@ -34,9 +34,9 @@ from goqueue.cli.common import (
 )
 from goqueue.config import DatabaseConfig
 from goqueue.errors import ConfigError, SchemaError
+from goqueue.postgres.admin_queries import admin_queries
 from goqueue.postgres.options import identity
 from goqueue.postgres.pool import connect
-from goqueue.postgres.queries import load_queries
 from goqueue.postgres.translate import translate
 from goqueue.testing.scratch import REFUSALS, SCENARIOS, scratch_database, seed
 from goqueue.workbench.explain import Explainer, Explanation, ModeResult, example_values, explain_query, explainable
@@ -123,9 +123,9 @@ def _entry(note: QueryNote, columns: Columns) -> Group:
 def _show_times(config: DatabaseConfig, as_json: bool) -> None:
     names = ("name", "calls", "total_ms", "mean_ms", "max_ms", "rows", "pages", "share")
     try:
-        queries = load_queries()
+        queries = admin_queries()
         with connect(config) as connection:
-            counted = [dict(zip(names, row, strict=True)) for row in queries.statement_times(connection)]
+            counted = list(queries.statement_times(connection))
     except (psycopg.errors.UndefinedTable, psycopg.errors.ObjectNotInPrerequisiteState) as error:
         raise SchemaError(
             "this database has no pg_stat_statements, which measures each query: add it to "
@@ -134,17 +134,17 @@ def _show_times(config: DatabaseConfig, as_json: bool) -> None:
     except psycopg.Error as error:
         raise translate(error) from error
     if as_json:
-        print_json(counted)
+        print_json([dict(zip(names, row, strict=True)) for row in counted])
         return
     if not counted:
         say("pg_stat_statements has no entry for a query of goqueue in this database.")
         return
     titles = ("calls", "total ms", "mean ms", "max ms", "rows", "pages", "share")
     rows: list[list[str | Text]] = []
-    for row in counted:
-        share = "" if row["share"] is None else f"{row['share']:.1%}"
-        times = (f"{row[column]:,.2f}" for column in ("total_ms", "mean_ms", "max_ms"))
-        rows.append([row["name"], f"{row['calls']:,}", *times, f"{row['rows']:,}", f"{row['pages']:,}", share])
+    for name, calls, total, mean, longest, row_count, pages, share in counted:
+        times = (f"{milliseconds:,.2f}" for milliseconds in (total, mean, longest))
+        shown = "" if share is None else f"{share:.1%}"
+        rows.append([name, f"{calls:,}", *times, f"{row_count:,}", f"{pages:,}", shown])
     screen = console()
     screen.print(table([Column("query", "left"), *map(Column, titles)], rows, screen.width))
 

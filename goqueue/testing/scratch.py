@@ -15,7 +15,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from goqueue.conninfo import Secret, connect
 from goqueue.errors import GoQueueError, StorageError
 from goqueue.migrate import migrate
-from goqueue.postgres.queries import load_queries
+from goqueue.postgres.admin_queries import admin_queries
 from goqueue.safelog import log
 from goqueue.testing.embedded import EmbeddedServer
 
@@ -86,7 +86,7 @@ def _made_database(conninfo: Secret) -> Iterator[Secret]:
         fast = sql.SQL(" STRATEGY WAL_LOG" if connection.info.server_version >= 150000 else "")
         create = sql.SQL("CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8'{}")
         drop_abandoned(connection, SCRATCH)
-        load_queries().hold_database(connection, name=name)
+        admin_queries().hold_database(connection, name=name)
         is_refused = False
         try:
             try:
@@ -118,7 +118,7 @@ def drop_abandoned(connection: psycopg.Connection[Any], pattern: str) -> list[st
     """
     dropped = []
     with suppress(psycopg.Error):
-        for (name,) in load_queries().list_abandoned_databases(connection, pattern=pattern):
+        for (name,) in admin_queries().list_abandoned_databases(connection, pattern=pattern):
             # Without FORCE: the server waits five seconds for its sessions to end, and then raises an error.
             with suppress(psycopg.Error):
                 connection.execute(sql.SQL("DROP DATABASE IF EXISTS {}").format(sql.Identifier(name)))
@@ -168,7 +168,7 @@ def seed(connection: psycopg.Connection[Any], rows: int, scenario: str, report: 
 @contextmanager
 def filling(connection: psycopg.Connection[Any], report: Report = _silent) -> Iterator[None]:
     """Drop the indexes before `add_jobs` and rebuild them after it. Raises `ExplainError` if there are jobs."""
-    queries = load_queries()
+    queries = admin_queries()
     is_empty, *_ = queries.seed_session(connection)
     if not is_empty:
         raise ExplainError("goqueue.jobs has rows, expected an empty scratch database")
@@ -207,7 +207,7 @@ def add_jobs(
     The share ``finished`` of them is finished. Of the others, the share ``later`` is not due yet.
     """
     for first in range(1, rows + 1, chunk):
-        yield load_queries().seed_jobs(
+        yield admin_queries().seed_jobs(
             connection,
             first_number=first,
             last_number=min(first + chunk - 1, rows),

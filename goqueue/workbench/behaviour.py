@@ -21,6 +21,7 @@ from psycopg.pq import TransactionStatus
 
 from goqueue.config import DatabaseConfig
 from goqueue.models import Job, JobStatus
+from goqueue.postgres.admin_queries import admin_queries
 from goqueue.postgres.overrides import refusal
 from goqueue.postgres.pool import connect
 from goqueue.postgres.queries import load_queries, load_statements
@@ -87,7 +88,7 @@ class _Theatre:
         self, actor: Connection[Any], other: Connection[Any], onlooker: Connection[Any], elder: Connection[Any]
     ) -> None:
         self.actor, self.other, self.onlooker, self.elder = actor, other, onlooker, elder
-        self._queries = load_queries()
+        self._queries = admin_queries()
         self._pool = ThreadPoolExecutor(1)
         self._populated = datetime.max.replace(tzinfo=UTC)
         self.jobs: dict[str, Job] = {}
@@ -373,7 +374,7 @@ def compare_behaviour(
     """
     found = Proven({}, [], [])
     shipped = {} if shipped is None else shipped
-    if list(load_queries().list_rows(scratch)):
+    if list(admin_queries().list_rows(scratch)):
         raise ValueError("goqueue.jobs has rows, expected an empty scratch database")
     with _theatre(scratch) as theatre:
         for name in names:

@@ -12,7 +12,7 @@ from uuid import UUID
 from psycopg import Connection
 
 from goqueue.models import Backoff, Held, Job, JobFilter, JobStatus, JobUpdate, Lease, NewJob
-from goqueue.postgres.queries import load_queries
+from goqueue.postgres.admin_queries import admin_queries
 from goqueue.postgres.store import PostgresStorage
 
 __all__ = ["CASES", "IDS", "NAMES", "Case", "Stage", "populate"]
@@ -93,8 +93,8 @@ def populate(store: PostgresStorage, connection: Connection[Any], now: datetime)
         [held] = store.claim_jobs(queue, "holder", 1, 9 * _KILO)
         store.fail_job(held, f"{queue}: no answer in {retry_in}", retry_in=retry_in)
     store.cancel_jobs(IDS["cancelled"])
-    list(load_queries().backdate_jobs(connection, ids=[IDS["completed 2"]], age=timedelta(hours=2)))
-    list(load_queries().wear_out_tokens(connection, ids=[IDS["at the highest token"]]))
+    list(admin_queries().backdate_jobs(connection, ids=[IDS["completed 2"]], age=timedelta(hours=2)))
+    list(admin_queries().wear_out_tokens(connection, ids=[IDS["at the highest token"]]))
     return {NAMES[job.id]: job for job in store.list_jobs(limit=1000).jobs}
 
 

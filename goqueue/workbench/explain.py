@@ -9,10 +9,10 @@ import psycopg
 from psycopg import sql
 
 from goqueue.files import APART
+from goqueue.postgres.admin_queries import admin_queries
 from goqueue.postgres.lexemes import bare
 from goqueue.postgres.options import PLANNING
 from goqueue.postgres.overrides import alone
-from goqueue.postgres.queries import load_queries
 from goqueue.testing.scratch import ExplainError
 from goqueue.workbench.notes import QueryNote
 from goqueue.workbench.plans import Flag, Plan
@@ -211,4 +211,4 @@ def _explain_mode(explainer: Explainer, note: QueryNote, values: Mapping[str, An
 
 def example_values(connection: psycopg.Connection[Any]) -> dict[str, str]:
     """Return values from a seeded database, by "parameter" or "query.parameter". Query: example_values."""
-    return dict(load_queries().example_values(connection))
+    return dict(admin_queries().example_values(connection))

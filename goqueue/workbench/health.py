@@ -17,7 +17,8 @@ from goqueue.config import format_duration
 from goqueue.counts import counted
 from goqueue.files import APART, shipped_folder
 from goqueue.migrate import migration_files
-from goqueue.postgres.queries import Statement, load_queries, load_statements
+from goqueue.postgres.admin_queries import admin_queries
+from goqueue.postgres.queries import Statement, load_statements
 from goqueue.workbench.findings import Check, Finding, Level, ended
 from goqueue.workbench.plans import GenericPlan, generic_plans
 from goqueue.workbench.proofs import examine
@@ -112,7 +113,7 @@ def run_checks(
     """
     # On rollback psycopg deallocates its prepared statements, and with them generic_plans' own.
     connection.prepare_threshold = None
-    queries = load_queries()
+    queries = admin_queries()
     state = _State(*queries.server_state(connection))
     yield _server(state)
     values = read_settings(connection) if settings is None else settings
@@ -307,7 +308,7 @@ _SHOWN = (*list(_SETTINGS)[:4], "default_transaction_isolation")
 
 def read_settings(connection: Connection[Any]) -> list[SettingValue]:
     """Return the settings for `run_checks`, as this connection has them. Query: list_settings."""
-    return sorted(SettingValue(*row) for row in load_queries().list_settings(connection, names=list(_SETTINGS)))
+    return sorted(SettingValue(*row) for row in admin_queries().list_settings(connection, names=list(_SETTINGS)))
 
 
 def _settings(connection: Connection[Any], state: _State, values: list[SettingValue]) -> Check:
@@ -319,7 +320,7 @@ def _settings(connection: Connection[Any], state: _State, values: list[SettingVa
             wanted, level, why, _ = _SETTINGS[name]
             findings.append(Finding(level, f"{name} is {value}", why, _set(name, wanted, set_by)))
     seen = {(one.name, one.set_by) for one in values}
-    for name, value, set_by, roles in load_queries().list_default_settings(connection, names=list(_SETTINGS)):
+    for name, value, set_by, roles in admin_queries().list_default_settings(connection, names=list(_SETTINGS)):
         if (name, set_by) not in seen and _matters(name, value, state, roles):
             _, level, why, _ = _SETTINGS[name]
             found = f"{name} is {value} by {set_by}"
@@ -352,7 +353,7 @@ def _set(name: str, value: str | None, set_by: str | None) -> str:
 
 
 def _has_jobs(connection: Connection[Any]) -> bool:
-    return any(name == "jobs" for name, *_ in load_queries().list_table_states(connection))
+    return any(name == "jobs" for name, *_ in admin_queries().list_table_states(connection))
 
 
 def _unmigrated(connection: Connection[Any], state: _State) -> Finding:
@@ -377,7 +378,7 @@ def _migrations(connection: Connection[Any], state: _State, pending: list[Findin
     shipped = {file.version: file for file in migration_files(shipped_folder("migrations"))}
     why = "the statements need columns and indexes that are missing"
     if not state.has_checksums:
-        count = load_queries().count_applied_migrations(connection)
+        count = admin_queries().count_applied_migrations(connection)
         if count and not _has_jobs(connection):
             pending.append(
                 Finding(
@@ -391,7 +392,7 @@ def _migrations(connection: Connection[Any], state: _State, pending: list[Findin
         found = "migrations are pending: there is no table goqueue.migration_checksums"
         pending.append(Finding(Level.FAILED, found, why, _MIGRATE))
         return ended("migrations", "only the first are applied", pending)
-    applied = {version: sha256 for version, _, sha256 in load_queries().list_applied_migrations(connection)}
+    applied = {version: sha256 for version, _, sha256 in admin_queries().list_applied_migrations(connection)}
     if missing := [file.name for version, file in shipped.items() if version not in applied]:
         pending.append(Finding(Level.FAILED, f"pending: {', '.join(missing)}", why, _MIGRATE))
     findings = [*pending]
@@ -535,7 +536,7 @@ def _grants(state: _State, plans: dict[str, GenericPlan | psycopg.Error], *, pen
 
 
 def _plans(connection: Connection[Any], plans: dict[str, GenericPlan | psycopg.Error]) -> Check:
-    pages = {name: pages for name, pages, *_ in load_queries().list_table_states(connection)}
+    pages = {name: pages for name, pages, *_ in admin_queries().list_table_states(connection)}
     known = {name: plan for name, plan in plans.items() if isinstance(plan, GenericPlan)}
     findings = [
         Finding(
@@ -556,7 +557,7 @@ def _plans(connection: Connection[Any], plans: dict[str, GenericPlan | psycopg.E
 
 
 def _autovacuum(connection: Connection[Any]) -> Check:
-    queries = load_queries()
+    queries = admin_queries()
     findings = [
         Finding(
             Level.WARNING,
@@ -614,7 +615,7 @@ def _autovacuum(connection: Connection[Any]) -> Check:
 
 
 def _horizon(connection: Connection[Any], state: _State, old: timedelta) -> Check:
-    rows = list(load_queries().list_horizon_holders(connection, least_age=old))
+    rows = list(admin_queries().list_horizon_holders(connection, least_age=old))
     findings = [_holder(connection, _Holder(*row)) for row in rows]
     if not state.sees_all_sessions:
         findings.append(
@@ -662,7 +663,7 @@ def _holder(connection: Connection[Any], row: _Holder) -> Finding:
 def _listeners(connection: Connection[Any]) -> Check:
     holders = {}
     for turn in range(_LOOKS):
-        rows = {row[0]: row[1:] for row in load_queries().list_lock_holders(connection)}
+        rows = {row[0]: row[1:] for row in admin_queries().list_lock_holders(connection)}
         holders = {pid: row for pid, row in rows.items() if turn == 0 or pid in holders}
         if not holders:
             return Check("listeners", Level.OK, "nothing keeps a listener from opening")
@@ -681,7 +682,7 @@ def _listeners(connection: Connection[Any]) -> Check:
 
 
 def _claim_index(connection: Connection[Any]) -> Check:
-    queries = load_queries()
+    queries = admin_queries()
     row = queries.claim_index_state(connection)
     if row is None:
         return Check("claim index", Level.SKIPPED, "it is missing (see schema)")
@@ -714,7 +715,7 @@ def _density(connection: Connection[Any], extension_schema: str | None) -> float
     """Return how full the index's pages are, in percent; None if that can't be read."""
     if extension_schema is None:
         return None
-    queries = load_queries()
+    queries = admin_queries()
     try:
         with connection.transaction(force_rollback=True):
             queries.set_local(connection, name="search_path", value=extension_schema)

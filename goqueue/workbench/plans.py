@@ -13,9 +13,10 @@ import psycopg
 from psycopg import Connection, pq
 
 from goqueue.counts import counted
+from goqueue.postgres.admin_queries import admin_queries
 from goqueue.postgres.options import PLANNING
 from goqueue.postgres.overrides import alone
-from goqueue.postgres.queries import Statement, load_queries
+from goqueue.postgres.queries import Statement
 from goqueue.workbench.notes import QueryNote
 
 PREPARED = "goqueue_check"
@@ -123,7 +124,7 @@ def generic_plans(
     Needs a connection in autocommit mode; the read-only transaction is rolled back. Statements without a plan (LISTEN)
     are omitted.
     """
-    queries = load_queries()
+    queries = admin_queries()
     plans: dict[str, GenericPlan | psycopg.Error] = {}
     with connection.transaction(force_rollback=True):
         # The planner executes functions that are declared immutable.
@@ -154,7 +155,7 @@ def _explained(
     explain = f"EXPLAIN (VERBOSE, FORMAT JSON) EXECUTE {PREPARED}{f'({nulls})' if nulls else ''}".encode()
     with connection.transaction(force_rollback=True):
         for name, value in settings.items():
-            load_queries().set_local(connection, name=name, value=value)
+            admin_queries().set_local(connection, name=name, value=value)
         # EXECUTE of a prepared statement, because EXPLAIN (GENERIC_PLAN) needs PostgreSQL 16.
         alone(connection, f"PREPARE {PREPARED} AS {statement.text}")
         try:

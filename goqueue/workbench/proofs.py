@@ -12,6 +12,7 @@ from psycopg import Connection
 from goqueue.counts import counted
 from goqueue.errors import ConfigError
 from goqueue.files import is_outdated, shipped_folder, sql_files
+from goqueue.postgres.admin_queries import admin_queries
 from goqueue.postgres.overrides import Libpq, alone, ask, changed_statements, compare_with_shipped, words_of
 from goqueue.postgres.queries import Statement, load_queries
 from goqueue.workbench.plans import PREPARED, GenericPlan, generic_plans
@@ -154,7 +155,7 @@ def _references(connection: Connection[Any], statement: Statement, types: tuple[
     """Return a statement's references, from the server, because only its parser resolves names. A function with the
     statement as its body is created and rolled back. It depends on all objects that the statement names, including
     those that the planner would drop."""
-    queries = load_queries()
+    queries = admin_queries()
     names = {int(key): name for key, name in ask(Libpq(connection), "describe_types", types)}
     arguments = ", ".join(names[kind] for kind in types)
     try:

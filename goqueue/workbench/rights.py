@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from psycopg import Connection, sql
 
 from goqueue.files import read_shipped, shipped_folder
-from goqueue.postgres.queries import load_queries
+from goqueue.postgres.admin_queries import admin_queries
 from goqueue.workbench.findings import Check, Finding, Level, ended
 from goqueue.workbench.schema import expected_schema, read_schema, show_whole_names
 
@@ -38,7 +38,7 @@ class Rights(NamedTuple):
 
 def read_rights(connection: Connection[Any]) -> set[Right]:
     """Return the rights in the schema goqueue, on a connection in autocommit mode. Query: list_rights."""
-    queries = load_queries()
+    queries = admin_queries()
     with connection.transaction(force_rollback=True):
         show_whole_names(connection)
         return {Right(*row) for row in queries.list_rights(connection)}

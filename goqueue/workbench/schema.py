@@ -14,7 +14,7 @@ from psycopg import Connection
 
 from goqueue.files import read_shipped, shipped_folder
 from goqueue.migrate import migration_files
-from goqueue.postgres.queries import load_queries
+from goqueue.postgres.admin_queries import admin_queries
 from goqueue.workbench.findings import Check, Finding, Level, ended
 
 
@@ -37,7 +37,7 @@ class Difference(NamedTuple):
 
 def read_schema(connection: Connection[Any]) -> list[SchemaObject]:
     """Return the objects in the schema goqueue, on a connection in autocommit mode. Query: list_schema_objects."""
-    queries = load_queries()
+    queries = admin_queries()
     with connection.transaction(force_rollback=True):
         show_whole_names(connection)
         return sorted(SchemaObject(*row) for row in queries.list_schema_objects(connection))
@@ -45,7 +45,7 @@ def read_schema(connection: Connection[Any]) -> list[SchemaObject]:
 
 def show_whole_names(connection: Connection[Any]) -> None:
     """Make the server's definitions independent of the database's defaults. Query: set_local."""
-    queries = load_queries()
+    queries = admin_queries()
     queries.set_local(connection, name="search_path", value="pg_catalog")
     queries.set_local(connection, name="quote_all_identifiers", value="off")
 
