@@ -22,7 +22,7 @@ __all__ = ["JIT_ABOVE_COST", "MODES", "NOTES", "Explainer", "Plan", "kept_plans"
 # extension, checks.sql the server's catalogue.
 NOTES: dict[str, QueryNote] = {note.name: note for note in read_notes() if note.file not in APART}
 JIT_ABOVE_COST = 100_000
-"""The server's default: a plan that is estimated dearer is compiled, which takes longer than these plans run."""
+"""The server's default: a plan with a higher estimate is compiled, which takes longer than these plans run."""
 
 
 def seed(connection: psycopg.Connection[Any], name: str, rows: int) -> None:

@@ -27,8 +27,8 @@ Connection = psycopg.Connection[Any]
 SHIPPED = shipped_folder("sql")
 # Each with the reason why there is nothing to compare.
 WITHOUT_CASES = dict.fromkeys(
-    ("listen", "listen_cancelled"), "LISTEN gives no rows and changes none: a folder's must be the shipped statement"
-) | {"estimate_dead_rows": "what it gives decides how fast claims are, and not what they take"}
+    ("listen", "listen_cancelled"), "LISTEN returns no rows and changes none: a folder's must be the shipped statement"
+) | {"estimate_dead_rows": "its result decides how fast claims are, not which jobs they take"}
 STORES = sorted(name for name, one in load_statements().items() if one.file.name not in APART)
 
 FENCE = "j.lease_token = l.token"

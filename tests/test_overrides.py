@@ -195,7 +195,7 @@ def test_a_file_of_an_older_release_says_so(folder: Folder) -> None:
     )
 
 
-# --- what the store refuses -----------------------------------------------------------------------------------------
+# --- what the store rejects -----------------------------------------------------------------------------------------
 
 DELETES = "WITH gone AS (DELETE FROM goqueue.jobs AS d WHERE d.id = :id::uuid)\nSELECT\n"
 DELETES_FAILURES = DELETES.replace("goqueue.jobs", "goqueue.job_failures").replace("d.id", "d.job_id")

@@ -169,9 +169,9 @@ def check(
     if strangers := {index for index in plan.named_indexes if index not in NOTES[name].index}:
         problems.append(f"the comment in sql/{NOTES[name].file} doesn't name {sorted(strangers)}")
     if plan.rows_read > rows:
-        problems.append(f"it reads {plan.rows_read:.0f} rows, at most {rows:.0f} were expected")
+        problems.append(f"it reads {plan.rows_read:.0f} rows, expected at most {rows:.0f}")
     if plan.pages > pages:
-        problems.append(f"it looks at {plan.pages} pages, at most {pages:.0f} were expected")
+        problems.append(f"it reads {plan.pages} pages, expected at most {pages:.0f}")
     if plan.cost >= JIT_ABOVE_COST or plan.is_compiled:
         problems.append(f"it is estimated at {plan.cost:.0f}, and from {JIT_ABOVE_COST} on a plan is compiled")
     assert not problems, f"{name}: {'; '.join(problems)}\n{plan}"

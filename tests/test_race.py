@@ -83,7 +83,7 @@ WORKER = """
                 time.sleep(0.01)
                 continue
             turn += 1
-            # Now and then one sleeps so long that it loses its jobs, and goes on as if it hadn't.
+            # Now and then a worker sleeps until it has lost its jobs, and continues as if it hadn't.
             time.sleep(0.8 if turn % 8 == 2 else chance.random() * 0.01)
             if chance.random() < 0.3:
                 try:

@@ -755,7 +755,7 @@ def test_a_worker_that_is_a_producer_too_adds_follow_up_jobs(place: Place, admin
             admin.execute(f"REVOKE goqueue_producer FROM {place.logins['worker']}")
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- what is rejected -------------------------------------------------------------------------------------------------
 
 CHANGES = {
     "insert": "INSERT INTO goqueue.jobs (job_type) VALUES ('t')",

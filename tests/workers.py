@@ -31,7 +31,7 @@ async def pause(seconds: float) -> None:
 
 
 def until(holds: Callable[[], Any]) -> Any:
-    """Wait until it holds, and return what it gives."""
+    """Wait until the condition is true, and return its value."""
     deadline = time.monotonic() + SECONDS
     while not (given := holds()):
         assert time.monotonic() < deadline, "it did not come"

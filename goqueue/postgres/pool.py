@@ -108,8 +108,8 @@ def open_connection(
 
 
 def connect(config: DatabaseConfig, seconds: float | None = None) -> BoundedConnection[tuple[Any, ...]]:
-    """Open a connection without running get_session: the server and the options determine the session. Its errors have
-    no frames from below, which hold the password."""
+    """Open a connection without running get_session: the server and the options determine the session. Its errors lack
+    the inner frames, which hold the password."""
     limits = deadlines(config).within(seconds)
     try:
         return BoundedConnection.connect(conninfo(config), limits=limits, **_options(config, pooled=True))
@@ -148,7 +148,7 @@ def _check(pool: Pool, connection: Any) -> None:
     """Raise for a connection that the server has closed meanwhile, so that the pool returns another one.
 
     A round trip for every call would be expensive. If an idle connection has data to read, it was closed or has a
-    notice: only then is the server queried. After a dead connection, all of the pool are replaced at once.
+    notice: only then is the server queried. After one dead connection, the whole pool is replaced.
     """
     if readable(connection.fileno()):
         connection.goqueue_hurry()
