@@ -7,7 +7,7 @@
 -- name: queue_stats()
 -- Count each queue's jobs by status, and return the age of its oldest due job and the number of its expired leases.
 -- Returns: one row per queue, ordered by name. A count is exact up to 1,000. Above, it is an estimate from about 500
--- random pages of the table, and at least 1001. exact_statuses names the statuses whose count is exact.
+-- random pages of the table, and at least 1001. exact_statuses names the statuses whose count is exact, in no order.
 -- Index: jobs_finished_queue_idx for finished jobs and jobs_claim_idx for pending ones, at most 1,001 entries per queue
 -- and status; jobs_running_idx for all running jobs.
 -- Locks: none.
@@ -21,7 +21,7 @@ SELECT
     max(s.jobs) FILTER (WHERE s.status = 'completed') AS completed,
     max(s.jobs) FILTER (WHERE s.status = 'dead') AS dead,
     max(s.jobs) FILTER (WHERE s.status = 'cancelled') AS cancelled,
-    coalesce(array_agg(s.status::text ORDER BY s.status) FILTER (WHERE s.is_exact), '{}') AS exact_statuses,
+    coalesce(array_agg(s.status::text) FILTER (WHERE s.is_exact), '{}') AS exact_statuses,
     statement_timestamp() - max(s.oldest_ready_at) AS oldest_ready_age,
     coalesce(max(s.expired_leases), 0) AS expired_leases
 FROM goqueue.queue_status_metrics AS s
