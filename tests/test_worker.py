@@ -39,6 +39,7 @@ SECOND = timedelta(seconds=1)
 HOUR = timedelta(hours=1)
 PENDING, RUNNING, COMPLETED = JobStatus.PENDING, JobStatus.RUNNING, JobStatus.COMPLETED
 DEAD, CANCELLED = JobStatus.DEAD, JobStatus.CANCELLED
+SECONDS_AT_MOST = 50.0
 
 
 @pytest.fixture(params=KINDS)
@@ -383,70 +384,48 @@ def test_leases_are_renewed_of_running_jobs_and_of_those_claimed_ahead(
     assert {job.attempts for job in store.get_jobs(quick + slow)} == {1}
 
 
-def test_a_handler_whose_lease_is_lost_is_told_and_changes_nothing(
+def test_a_handler_whose_job_another_worker_has_is_told(
     workers: Workers, store: PostgresStorage, goqueue_connection: psycopg.Connection[Any], caplog: Any
 ) -> None:
     [job_id] = add(store)
+    begun: list[Any] = []
     told: list[Any] = []
 
     async def handle(job: Job) -> None:
         context = job_context()
-        try:
-            await pause(SECONDS_AT_MOST)
-        except (StopError, asyncio.CancelledError):
-            told.append(context.stopped)
-            raise
-
-    with workers.running({"t": handle}, heartbeat_interval=SECOND / 4, concurrency=1) as _:
-        until(lambda: store.get_job(job_id).status == RUNNING)
-        store.cancel_jobs(job_id)
-        goqueue_connection.execute("UPDATE goqueue.jobs SET queue = 'elsewhere' WHERE id = %s", [job_id])
-        until(lambda: told)
-        other = add(store, job_type="t2")
-        until(lambda: store.get_job(other[0]).last_error)
-    assert told[0] in ("lease lost", "cancelled")
-    assert store.get_job(job_id).status == CANCELLED
-    assert store.list_failures(job_id) == []
-    assert any("is stopped" in message for message in messages(caplog))
-
-
-SECONDS_AT_MOST = 50.0
-
-
-def test_a_handler_whose_job_another_worker_has_is_told(
-    workers: Workers, store: PostgresStorage, goqueue_connection: psycopg.Connection[Any]
-) -> None:
-    [job_id] = add(store)
-    told: list[Any] = []
-
-    async def handle(job: Job) -> None:
-        context = job_context()
+        begun.append(job.id)
         try:
             await pause(SECONDS_AT_MOST)
         finally:
             told.append(context.stopped)
 
     with workers.running({"t": handle}, heartbeat_interval=SECOND / 4):
-        until(lambda: store.get_job(job_id).status == RUNNING)
+        until(lambda: begun)
         with goqueue_connection.transaction():
             goqueue_connection.execute("UPDATE goqueue.jobs SET lease_expires_at = now() WHERE id = %s", [job_id])
             bound = PostgresStorage.bound_to(goqueue_connection)
             assert bound.rescue_jobs() == {job_id: PENDING}
             [theirs] = bound.claim_jobs("default", "another")
         until(lambda: told)
+        [other] = add(store, job_type="other")
+        until(lambda: store.get_job(other).last_error)  # the worker works on
     assert told == ["lease lost"]
+    assert any("is stopped: lease lost" in message for message in messages(caplog))
     store.complete_job(theirs)
     assert store.get_job(job_id).attempts == 2
+    assert len(store.list_failures(job_id)) == 1  # the expired lease
 
 
 def test_a_cancelled_job_stops_its_handler_long_before_the_next_heartbeat(
     workers: Workers, store: PostgresStorage
 ) -> None:
     first, second = add(store, 2)
+    begun: list[Any] = []
     told: dict[Any, Any] = {}
 
     async def handle(job: Job) -> None:
         context = job_context()
+        begun.append(job.id)
         try:
             await pause(SECONDS_AT_MOST if job.id == first else 0.5)
         except (StopError, asyncio.CancelledError):
@@ -454,8 +433,8 @@ def test_a_cancelled_job_stops_its_handler_long_before_the_next_heartbeat(
             raise
 
     with workers.running({"t": handle}, concurrency=2, heartbeat_interval=timedelta(minutes=1)):
-        until(lambda: store.get_job(first).status == RUNNING)
-        time.sleep(0.3)
+        until(lambda: first in begun)
+        time.sleep(0.3)  # it listens by then
         store.cancel_jobs(first)
         until(lambda: told)
         until(lambda: store.get_job(second).status == COMPLETED)
@@ -485,10 +464,12 @@ def test_a_job_cancelled_before_it_starts_does_not_run(workers: Workers, store: 
 
 def test_a_job_over_its_time_fails_with_that_reason(workers: Workers, store: PostgresStorage, caplog: Any) -> None:
     [job_id] = add(store)
+    begun: list[Any] = []
     told: list[Any] = []
 
     async def handle(job: Job) -> None:
         context = job_context()
+        begun.append(job.id)
         try:
             await pause(SECONDS_AT_MOST)
         finally:
@@ -526,6 +507,56 @@ def test_a_handler_that_does_not_stop_keeps_its_slot_and_its_result_is_ignored(
         until(lambda: store.get_job(other).status == COMPLETED)
     job = store.get_job(job_id)
     assert (job.status, job.attempts, len(store.list_failures(job_id))) == (PENDING, 1, 1)
+
+
+def test_a_lease_that_can_not_be_renewed_in_time_is_lost(
+    workers: Workers, store: PostgresStorage, goqueue_database: str
+) -> None:
+    add(store)
+    begun: list[Any] = []
+    told: list[Any] = []
+
+    async def handle(job: Job) -> None:
+        context = job_context()
+        begun.append(job.id)
+        try:
+            await pause(SECONDS_AT_MOST)
+        finally:
+            told.append(context.stopped)
+
+    with proxy.running(goqueue_database) as between:
+        config = DatabaseConfig(url=between.url, connect_timeout=SECOND, pool_timeout=SECOND)
+        times = {"lease": 2 * SECOND, "heartbeat_interval": SECOND / 2, "shutdown_timeout": SECOND}
+        with workers.running({"t": handle}, url=config, **times):
+            until(lambda: begun)
+            between.refuse()
+            until(lambda: told)
+    assert told == ["lease lost"]
+
+
+def test_a_cancelled_job_is_noticed_at_the_next_heartbeat_without_notifications(
+    workers: Workers, store: PostgresStorage, goqueue_database: str
+) -> None:
+    [job_id] = add(store)
+    begun: list[Any] = []
+    told: list[Any] = []
+
+    async def handle(job: Job) -> None:
+        context = job_context()
+        begun.append(job.id)
+        try:
+            await pause(SECONDS_AT_MOST)
+        finally:
+            told.append(context.stopped)
+
+    nowhere = psycopg.conninfo.make_conninfo(goqueue_database, dbname="nowhere")
+    config = DatabaseConfig(url=goqueue_database, listen_url=nowhere)
+    with workers.running({"t": handle}, url=config, heartbeat_interval=SECOND / 4):
+        until(lambda: begun)
+        store.cancel_jobs(job_id)
+        until(lambda: told)
+    assert told == ["lease lost"]
+    assert store.get_job(job_id).status == CANCELLED
 
 
 # --- claims -----------------------------------------------------------------------------------------------------------
@@ -787,17 +818,19 @@ def test_a_stop_releases_what_has_not_started_and_waits_for_the_rest(workers: Wo
 
 def test_what_runs_longer_than_the_shutdown_is_released(workers: Workers, store: PostgresStorage) -> None:
     [job_id] = add(store)
+    begun: list[Any] = []
     told: list[Any] = []
 
     async def handle(job: Job) -> None:
         context = job_context()
+        begun.append(job.id)
         try:
             await pause(SECONDS_AT_MOST)
         finally:
             told.append(context.stopped)
 
     with workers.running({"t": handle}, shutdown_timeout=SECOND / 2):
-        until(lambda: store.get_job(job_id).status == RUNNING)
+        until(lambda: begun)
     until(lambda: told)
     assert told == ["shutdown"]
     assert (store.get_job(job_id).status, store.get_job(job_id).attempts) == (PENDING, 0)

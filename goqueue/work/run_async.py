@@ -38,6 +38,9 @@ _AHEAD_SECONDS = 0.2
 # The mean duration of jobs is that of about this many.
 _RECENT = 200
 
+# While jobs wait in the buffer, outcomes gather for this long.
+_GATHER = 0.01
+
 # Seconds between two looks at the running jobs.
 _LOOK = 1.0
 
@@ -353,6 +356,8 @@ class AsyncRun:
     async def _report(self) -> None:
         """Report the outcomes: each at once while there are few, and all that have come meanwhile in one call."""
         while True:
+            if self._buffer and len(self._outcomes) < _BATCH:
+                await self._retry.wait(_GATHER)
             attempts: list[Attempt] = []
             try:
                 while len(attempts) < _BATCH:
