@@ -40,6 +40,7 @@ from goqueue.models import (
 )
 from goqueue.postgres.listener import Listener
 from goqueue.postgres.listener_async import AsyncListener
+from goqueue.postgres.statements import named_statement, numbered_statement
 from goqueue.postgres.store import PostgresStorage
 from goqueue.postgres.store_async import AsyncPostgresStorage
 from goqueue.storage import JobListener, Storage
@@ -102,6 +103,8 @@ __all__ = [
     "configure_logging",
     "job_context",
     "load_config",
+    "named_statement",
+    "numbered_statement",
 ]
 
 # A library writes no log on its own; `configure_logging` or the application adds a handler.

@@ -23,6 +23,7 @@
 -- Index: jobs_pkey and jobs_idempotency_key_idx decide conflicts.
 -- Locks: the new row; waits for a transaction that is adding the same id or key.
 -- Notes: DO NOTHING leaves no dead tuple for a duplicate, and does not abort the caller's transaction.
+-- The payload is sent as text, because an application's driver can have an encoder of its own for jsonb.
 INSERT INTO goqueue.jobs (
     id,
     queue,
@@ -37,7 +38,7 @@ VALUES (
     :id::uuid,
     :queue::text,
     :job_type::text,
-    :payload::jsonb,
+    :payload::text::jsonb,
     :priority::smallint,
     :max_attempts::integer,
     coalesce(:scheduled_at::timestamptz, now() + coalesce(extract(EPOCH FROM :delay::interval) * interval '1 second', '0')),

@@ -10,6 +10,10 @@ from uuid import UUID
 
 from psycopg import AsyncConnection, Connection
 from psycopg.rows import DictRow, TupleRow
+from sqlalchemy import Connection as AlchemyConnection
+from sqlalchemy.ext.asyncio import AsyncConnection as AlchemyAsyncConnection
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 from goqueue import (
     AsyncListener,
@@ -32,6 +36,8 @@ from goqueue import (
     QueueStats,
     Storage,
     TransactionStatus,
+    named_statement,
+    numbered_statement,
 )
 
 Created = list[tuple[UUID, bool]]
@@ -187,3 +193,22 @@ async def refused_by_the_asynchronous(
         opened.ping()  # type: ignore[unused-coroutine]
     with store:  # type: ignore[attr-defined]
         pass
+
+
+def other_libraries(
+    session: Session,
+    connection: AlchemyConnection,
+    async_session: AsyncSession,
+    async_connection: AlchemyAsyncConnection,
+) -> None:
+    assert_type(PostgresStorage.bound_to(session), PostgresStorage)
+    assert_type(PostgresStorage.bound_to(connection), PostgresStorage)
+    assert_type(AsyncPostgresStorage.bound_to(async_session), AsyncPostgresStorage)
+    assert_type(AsyncPostgresStorage.bound_to(async_connection), AsyncPostgresStorage)
+    PostgresStorage.bound_to(async_session)  # type: ignore[arg-type]
+    AsyncPostgresStorage.bound_to(connection)  # type: ignore[arg-type]
+
+
+def other_drivers(new: NewJob) -> None:
+    assert_type(numbered_statement(new), tuple[str, tuple[object, ...]])
+    assert_type(named_statement(new, DatabaseConfig()), tuple[str, dict[str, object]])

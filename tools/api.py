@@ -27,6 +27,7 @@ _GROUPS = (
     ("The store", ("PostgresStorage",)),
     ("The worker", ("Worker", "job_context", "JobContext", "RetryJob", "BuryJob", "ReleaseJob")),
     ("The listener", ("Listener",)),
+    ("Other drivers", ("numbered_statement", "named_statement")),
     (
         "Jobs",
         ("NewJob", "Job", "JobStatus", "JobUpdate", "JobFilter", "JsonValue", "Page", "JobCount", "Pruned"),

@@ -1,39 +1,35 @@
-"""Advice for `bound_to`: what to pass instead of another library's object."""
+"""The psycopg connection in other libraries' objects, and advice for those that have none. Imports no such library."""
+
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any, Protocol
 
 import psycopg
 
-from goqueue.errors import InvalidJobError
+from goqueue.errors import GoQueueError, InvalidJobError, StorageError, StorageUnavailableError
+from goqueue.postgres.translate import translate
 from goqueue.validation import full_name
 
-_NEEDS_3 = "goqueue needs psycopg 3 (package psycopg, `import psycopg`)"
-_ENGINE = "of a postgresql+psycopg engine"
+_NEEDS_3 = (
+    "goqueue needs psycopg 3 (package psycopg, `import psycopg`); for another driver, run the statement of "
+    "goqueue.numbered_statement or goqueue.named_statement"
+)
+_OTHER_KIND = {
+    False: "it is a synchronous one: use PostgresStorage.bound_to",
+    True: "it is an asynchronous one: use AsyncPostgresStorage.bound_to",
+}
+_BEGIN = "pass one of its connections (engine.begin() returns one)"
 _OPEN = "open(...) makes a store with its own pool"
-
-# By the full name of a type or of one of its bases. None of these libraries is imported.
+# By the full name of a type or of one of its bases, here and below.
 _ADVICE = {
-    "sqlalchemy.engine.base.Connection": f"pass connection.connection.driver_connection, {_ENGINE}",
-    "sqlalchemy.engine.base.Engine": (
-        f"pass connection.connection.driver_connection of a connection (engine.begin() returns one), {_ENGINE}"
-    ),
-    "sqlalchemy.ext.asyncio.engine.AsyncEngine": (
-        "pass (await connection.get_raw_connection()).driver_connection of one of its connections "
-        f"(engine.begin() returns one), {_ENGINE}"
-    ),
-    "sqlalchemy.orm.session.Session": (f"pass session.connection().connection.driver_connection, {_ENGINE}"),
-    "sqlalchemy.orm.scoping.scoped_session": (f"pass session.connection().connection.driver_connection, {_ENGINE}"),
-    "sqlalchemy.ext.asyncio.engine.AsyncConnection": (
-        f"pass (await connection.get_raw_connection()).driver_connection, {_ENGINE}"
-    ),
-    "sqlalchemy.ext.asyncio.session.AsyncSession": (
-        f"pass (await (await session.connection()).get_raw_connection()).driver_connection, {_ENGINE}"
-    ),
-    "sqlalchemy.pool.base.PoolProxiedConnection": f"pass its driver_connection, {_ENGINE}",
-    "django.db.backends.base.base.BaseDatabaseWrapper": (
-        "pass connection.connection, after connection.ensure_connection(), with psycopg 3 installed"
-    ),
-    "django.utils.connection.ConnectionProxy": (
-        "pass connection.connection, after connection.ensure_connection(), with psycopg 3 installed"
-    ),
+    "sqlalchemy.engine.base.Engine": _BEGIN,
+    "sqlalchemy.ext.asyncio.engine.AsyncEngine": _BEGIN,
+    "sqlalchemy.orm.session.sessionmaker": "pass one of its sessions: call it",
+    "sqlalchemy.ext.asyncio.session.async_sessionmaker": "pass one of its sessions: call it",
+    "sqlalchemy.orm.session.SessionTransaction": "pass its session",
+    "sqlalchemy.ext.asyncio.session.AsyncSessionTransaction": "pass its session",
+    "django.utils.connection.BaseConnectionHandler": 'pass one of its connections: connections["default"]',
+    "django.db.backends.utils.CursorWrapper": "pass its connection: django.db.connection",
     "psycopg2.extensions.connection": f"it is psycopg2's; {_NEEDS_3}",
     "psycopg2.extensions.cursor": f"it is psycopg2's; {_NEEDS_3}",
     "asyncpg.connection.Connection": f"it is asyncpg's; {_NEEDS_3}",
@@ -45,21 +41,161 @@ _ADVICE = {
     "psycopg_pool.pool_async.AsyncConnectionPool": (
         "pass one of its connections: async with pool.connection() as connection"
     ),
-    "psycopg.Connection": "it is a synchronous one: use PostgresStorage.bound_to",
-    "psycopg.AsyncConnection": "it is an asynchronous one: use AsyncPostgresStorage.bound_to",
+    "psycopg.Connection": _OTHER_KIND[False],
+    "psycopg.AsyncConnection": _OTHER_KIND[True],
     "builtins.str": _OPEN,
     "goqueue.config.DatabaseConfig": _OPEN,
     "goqueue.config.Config": _OPEN,
-    "builtins.coroutine": "await it: `await psycopg.AsyncConnection.connect(...)`",
+    "builtins.coroutine": "await it",
 }
 
 
-def check_connection(given: object, wanted: type[psycopg.Connection] | type[psycopg.AsyncConnection]) -> None:
-    """Raise `InvalidJobError`, saying what to pass, unless ``given`` is a psycopg 3 connection."""
-    if isinstance(given, wanted):
-        return
+class Transactional(Protocol):
+    """SQLAlchemy's Session and Connection, SQLModel's Session, and Django's connection, for type checkers."""
+
+    @property
+    def connection(self) -> Any: ...
+    def commit(self) -> None: ...
+
+
+class AsyncTransactional(Protocol):
+    """SQLAlchemy's AsyncSession and AsyncConnection, and SQLModel's AsyncSession, for type checkers."""
+
+    @property
+    def connection(self) -> Any: ...
+    def commit(self) -> Awaitable[None]: ...
+
+
+# Each returns the driver's connection of the current transaction. It begins that first if necessary, so that the
+# library's own commit commits it.
+
+
+def _of_connection(given: Any) -> object:
+    if not given.in_transaction():
+        given.begin()
+    return given.connection.driver_connection
+
+
+async def _of_async_connection(given: Any) -> object:
+    if not given.in_transaction():
+        await given.begin()
+    return (await given.get_raw_connection()).driver_connection
+
+
+def _of_session(given: Any) -> object:
+    return _of_connection(given.connection())
+
+
+async def _of_async_session(given: Any) -> object:
+    return await _of_async_connection(await given.connection())
+
+
+def _of_pooled(given: Any) -> object:
+    return given.driver_connection
+
+
+async def _of_async_pooled(given: Any) -> object:
+    return given.driver_connection
+
+
+def _of_django(given: Any) -> object:
+    given.ensure_connection()
+    return given.connection
+
+
+_LENDERS: dict[str, Callable[[Any], Any]] = {
+    "sqlalchemy.engine.base.Connection": _of_connection,
+    "sqlalchemy.orm.session.Session": _of_session,
+    "sqlalchemy.orm.scoping.scoped_session": _of_session,
+    "sqlalchemy.pool.base.PoolProxiedConnection": _of_pooled,
+    "django.db.backends.base.base.BaseDatabaseWrapper": _of_django,
+    "django.utils.connection.ConnectionProxy": _of_django,
+}
+_ASYNC_LENDERS: dict[str, Callable[[Any], Awaitable[Any]]] = {
+    "sqlalchemy.ext.asyncio.engine.AsyncConnection": _of_async_connection,
+    "sqlalchemy.ext.asyncio.session.AsyncSession": _of_async_session,
+    "sqlalchemy.ext.asyncio.scoping.async_scoped_session": _of_async_session,
+    "sqlalchemy.pool.base.PoolProxiedConnection": _of_async_pooled,
+}
+
+
+class Lender:
+    """Another library's object. Each of its transactions can have another psycopg connection."""
+
+    def __init__(self, given: Any) -> None:
+        """Raise `InvalidJobError`, saying what to pass, if ``given`` has no synchronous psycopg connection."""
+        self._given = given
+        self._lend = _lend_of(given, _LENDERS, psycopg.Connection)
+
+    def connection(self) -> psycopg.Connection[Any]:
+        """Return the connection of the object's current transaction."""
+        try:
+            lent = self._lend(self._given)
+        except Exception as exc:
+            raise _not_lent(self._given, exc) from exc
+        if not isinstance(lent, psycopg.Connection):
+            raise _unfit(lent, psycopg.Connection)
+        return lent
+
+
+class AsyncLender:
+    """The same for asyncio."""
+
+    def __init__(self, given: Any) -> None:
+        self._given = given
+        self._lend = _lend_of(given, _ASYNC_LENDERS, psycopg.AsyncConnection)
+
+    async def connection(self) -> psycopg.AsyncConnection[Any]:
+        try:
+            lent = await self._lend(self._given)
+        except Exception as exc:
+            raise _not_lent(self._given, exc) from exc
+        if not isinstance(lent, psycopg.AsyncConnection):
+            raise _unfit(lent, psycopg.AsyncConnection)
+        return lent
+
+
+def _lend_of(given: Any, lenders: dict[str, Callable[[Any], Any]], wanted: type) -> Callable[[Any], Any]:
+    names = _names(given)
+    lend = next((lenders[name] for name in names if name in lenders), None)
+    if lend is None:
+        raise _unfit(given, wanted)
+    driver, is_async = "psycopg", wanted is psycopg.AsyncConnection
+    if lend is _of_django:
+        driver = getattr(getattr(given, "Database", None), "__name__", "no driver")
+    elif lend in (_of_pooled, _of_async_pooled):
+        if not isinstance(given.driver_connection, wanted):
+            raise _unfit(given.driver_connection, wanted)
+    else:
+        with suppress(Exception):  # It has no engine: reported when it is used.
+            dialect = (given if hasattr(given, "dialect") else given.get_bind()).dialect
+            driver, is_async = dialect.driver, dialect.is_async
+    if driver not in ("psycopg", "psycopg_async"):
+        raise _unfit(given, wanted, f"it uses {driver}; {_NEEDS_3}")
+    if is_async != (wanted is psycopg.AsyncConnection):
+        raise _unfit(given, wanted, _OTHER_KIND[is_async])
+    return lend
+
+
+def _names(given: Any) -> list[str]:
+    # Not type(): a proxy names the class of what is behind it.
+    return [f"{kind.__module__}.{kind.__qualname__}" for kind in given.__class__.__mro__]
+
+
+def _unfit(given: object, wanted: type, advice: str = "") -> InvalidJobError:
+    if not advice:
+        names = _names(given)
+        advice = next((_ADVICE[name] for name in names if name in _ADVICE), "")
+        advice = advice or next(
+            (_OTHER_KIND[name in _ASYNC_LENDERS] for name in names if name in _LENDERS | _ASYNC_LENDERS), ""
+        )
     # Only its type: a URL may hold a password.
-    names = (f"{kind.__module__}.{kind.__qualname__}" for kind in type(given).__mro__)
-    advice = next((f"; {_ADVICE[name]}" for name in names if name in _ADVICE), "")
-    expected = f"psycopg.{wanted.__name__}"
-    raise InvalidJobError(f"connection must be a {expected} (of psycopg 3), not {full_name(type(given))}{advice}")
+    said = f"connection must be a psycopg.{wanted.__name__} (of psycopg 3), not {full_name(type(given))}"
+    return InvalidJobError(f"{said}; {advice}" if advice else said)
+
+
+def _not_lent(given: object, error: Exception) -> GoQueueError:
+    if isinstance(error.__cause__, psycopg.Error):
+        return translate(error.__cause__)
+    kind = StorageUnavailableError if type(error).__name__ == "TimeoutError" else StorageError
+    return kind(f"{full_name(type(given))} has no connection for this call: {error}")

@@ -45,7 +45,7 @@ from goqueue.models import (
 )
 from goqueue.postgres.claim_positions import ClaimPositions, positions_of
 from goqueue.postgres.cursor import Adapter, Many, Queries
-from goqueue.postgres.foreign import check_connection
+from goqueue.postgres.foreign import Lender, Transactional
 from goqueue.postgres.leases import FINAL, ClaimValues, Leases, check_lost, claim_values, queue_names
 from goqueue.postgres.listener import Listener
 from goqueue.postgres.new_jobs import (
@@ -109,6 +109,9 @@ _MOST_KEPT = 10_000
 # Attempts at an insert that adds nothing although no conflicting job is found.
 _TRIES = 10
 
+# The settings of a store that the class has bound to a session: bound_to connects to nothing, so it learns no URL.
+_WITHOUT_URL = DatabaseConfig()
+
 
 def _queries(config: DatabaseConfig, sql_dir: str) -> Queries:
     queries: Queries = load_queries(sql_dir or None, Adapter, config.slow_query_time.total_seconds())
@@ -118,19 +121,23 @@ def _queries(config: DatabaseConfig, sql_dir: str) -> Queries:
 class Bind(Protocol):
     """The type of `bound_to`: a function of a connection."""
 
-    def __call__(self, connection: Connection[Any]) -> "PostgresStorage": ...
+    def __call__(self, connection: Connection[Any] | Transactional) -> "PostgresStorage": ...
 
 
 class _BoundTo:
     """A descriptor: `bound_to` of an open store uses its settings, `bound_to` of the class the defaults."""
 
     def __get__(self, store: "PostgresStorage | None", owner: "type[PostgresStorage]") -> Bind:
-        def bound_to(connection: Connection[Any]) -> PostgresStorage:
-            """Return a store on the caller's psycopg connection, in the caller's transaction. It has the same methods.
+        def bound_to(connection: Connection[Any] | Transactional) -> PostgresStorage:
+            """Return a store in the caller's transaction. It has the same methods.
+
+            ``connection`` is a psycopg `Connection`, or SQLAlchemy's or SQLModel's `Session` or
+            `Connection` over psycopg. `PostgresStorage` also accepts Django's `connection`. docs/transactions.md
+            shows each, and the way for other drivers and languages.
 
             The store never commits, rolls back or closes. After a server error, the caller rolls back. Any row factory
-            works. SQLAlchemy's psycopg connection is `connection.connection.driver_connection`, Django's is
-            `connection.connection`.
+            works. A session is asked for the connection of its current transaction at each call, and begins one if
+            there is none.
 
             While a listener exists, a transaction that adds due jobs sends a notification, and a later `PREPARE
             TRANSACTION` fails. Start a two-phase commit with `SET LOCAL goqueue.notify = off`. Workers then find the
@@ -138,17 +145,18 @@ class _BoundTo:
 
             Queries: those of the methods.
             """
-            check_connection(connection, Connection)
+            given = connection if isinstance(connection, Connection) else Lender(connection)
             if store is not None:
                 config, positions, kept = store.config, store._positions, store._kept  # noqa: SLF001
-            else:  # `listen` opens its own connection to the same database.
-                info = connection.info
-                try:
-                    config = DatabaseConfig(url=make_conninfo(info.dsn, password=info.password or None))
-                except psycopg.OperationalError as exc:  # the connection is closed
-                    raise translate(exc) from exc
-                positions, kept = None, None
-            return owner(config, connection=connection, positions=positions, kept=kept)
+                return owner(config, connection=given, positions=positions, kept=kept)
+            if isinstance(given, Lender):
+                return owner(_WITHOUT_URL, connection=given)
+            try:  # `listen` opens its own connection to the same database.
+                info = given.info
+                config = DatabaseConfig(url=make_conninfo(info.dsn, password=info.password or None))
+            except psycopg.OperationalError as exc:  # the connection is closed
+                raise translate(exc) from exc
+            return owner(config, connection=given)
 
         return bound_to
 
@@ -174,7 +182,7 @@ class PostgresStorage:
         config: DatabaseConfig,
         *,
         pool: Pool | None = None,
-        connection: Connection[object] | None = None,
+        connection: Connection[object] | Lender | None = None,
         positions: dict[tuple[str, ...], ClaimPositions] | None = None,
         kept: dict[UUID, str] | None = None,
     ) -> None:
@@ -182,7 +190,7 @@ class PostgresStorage:
         check_kind("config (stores are made by open() and bound_to())", config, DatabaseConfig, secret=True)
         self.config = config
         self._pool = pool
-        self._given: Connection[Any] | None = connection
+        self._given: Connection[Any] | Lender | None = connection
         self._process = os.getpid()
         self._positions = {} if positions is None else positions
         self._kept: dict[UUID, str] = {} if kept is None else kept
@@ -825,6 +833,10 @@ class PostgresStorage:
 
         Queries: get_session, listen, listen_cancelled, announce_listener; find_listener_blockers if that fails.
         """
+        if self.config is _WITHOUT_URL:
+            raise StorageError(
+                "this store has no URL to listen at: use the `bound_to` of an open store, or `listen` on that store"
+            )
         config = replace(self.config, url=self.config.listen_url or self.config.url)
         return Listener(partial(open_connection, config, self._queries), self._queries, queue_names(queues))
 
@@ -887,7 +899,9 @@ class PostgresStorage:
             )
         try:
             if self._pool is None:
-                given = cast("Connection[Any]", self._given)
+                given = self._given
+                if not isinstance(given, Connection):
+                    given = cast("Lender", given).connection()
                 notice_loss(given)
                 yield given
                 return

@@ -45,7 +45,7 @@ from goqueue.models import (
 )
 from goqueue.postgres.claim_positions import ClaimPositions, positions_of
 from goqueue.postgres.cursor_async import AsyncAdapter, AsyncQueries, Many
-from goqueue.postgres.foreign import check_connection
+from goqueue.postgres.foreign import AsyncLender, AsyncTransactional
 from goqueue.postgres.leases import FINAL, ClaimValues, Leases, check_lost, claim_values, queue_names
 from goqueue.postgres.listener_async import AsyncListener
 from goqueue.postgres.new_jobs import (
@@ -110,6 +110,9 @@ _MOST_KEPT = 10_000
 # Attempts at an insert that adds nothing although no conflicting job is found.
 _TRIES = 10
 
+# The settings of a store that the class has bound to a session: bound_to connects to nothing, so it learns no URL.
+_WITHOUT_URL = DatabaseConfig()
+
 
 def _queries(config: DatabaseConfig, sql_dir: str) -> AsyncQueries:
     queries: AsyncQueries = load_queries(sql_dir or None, AsyncAdapter, config.slow_query_time.total_seconds())
@@ -119,19 +122,23 @@ def _queries(config: DatabaseConfig, sql_dir: str) -> AsyncQueries:
 class AsyncBind(Protocol):
     """The type of `bound_to`: a function of a connection."""
 
-    def __call__(self, connection: AsyncConnection[Any]) -> "AsyncPostgresStorage": ...
+    def __call__(self, connection: AsyncConnection[Any] | AsyncTransactional) -> "AsyncPostgresStorage": ...
 
 
 class _BoundTo:
     """A descriptor: `bound_to` of an open store uses its settings, `bound_to` of the class the defaults."""
 
     def __get__(self, store: "AsyncPostgresStorage | None", owner: "type[AsyncPostgresStorage]") -> AsyncBind:
-        def bound_to(connection: AsyncConnection[Any]) -> AsyncPostgresStorage:
-            """Return a store on the caller's psycopg connection, in the caller's transaction. It has the same methods.
+        def bound_to(connection: AsyncConnection[Any] | AsyncTransactional) -> AsyncPostgresStorage:
+            """Return a store in the caller's transaction. It has the same methods.
+
+            ``connection`` is a psycopg `AsyncConnection`, or SQLAlchemy's or SQLModel's `AsyncSession` or
+            `AsyncConnection` over psycopg. `PostgresStorage` also accepts Django's `connection`. docs/transactions.md
+            shows each, and the way for other drivers and languages.
 
             The store never commits, rolls back or closes. After a server error, the caller rolls back. Any row factory
-            works. SQLAlchemy's psycopg connection is `connection.connection.driver_connection`, Django's is
-            `connection.connection`.
+            works. A session is asked for the connection of its current transaction at each call, and begins one if
+            there is none.
 
             While a listener exists, a transaction that adds due jobs sends a notification, and a later `PREPARE
             TRANSACTION` fails. Start a two-phase commit with `SET LOCAL goqueue.notify = off`. Workers then find the
@@ -139,17 +146,18 @@ class _BoundTo:
 
             Queries: those of the methods.
             """
-            check_connection(connection, AsyncConnection)
+            given = connection if isinstance(connection, AsyncConnection) else AsyncLender(connection)
             if store is not None:
                 config, positions, kept = store.config, store._positions, store._kept  # noqa: SLF001
-            else:  # `listen` opens its own connection to the same database.
-                info = connection.info
-                try:
-                    config = DatabaseConfig(url=make_conninfo(info.dsn, password=info.password or None))
-                except psycopg.OperationalError as exc:  # the connection is closed
-                    raise translate(exc) from exc
-                positions, kept = None, None
-            return owner(config, connection=connection, positions=positions, kept=kept)
+                return owner(config, connection=given, positions=positions, kept=kept)
+            if isinstance(given, AsyncLender):
+                return owner(_WITHOUT_URL, connection=given)
+            try:  # `listen` opens its own connection to the same database.
+                info = given.info
+                config = DatabaseConfig(url=make_conninfo(info.dsn, password=info.password or None))
+            except psycopg.OperationalError as exc:  # the connection is closed
+                raise translate(exc) from exc
+            return owner(config, connection=given)
 
         return bound_to
 
@@ -175,7 +183,7 @@ class AsyncPostgresStorage:
         config: DatabaseConfig,
         *,
         pool: AsyncPool | None = None,
-        connection: AsyncConnection[object] | None = None,
+        connection: AsyncConnection[object] | AsyncLender | None = None,
         positions: dict[tuple[str, ...], ClaimPositions] | None = None,
         kept: dict[UUID, str] | None = None,
     ) -> None:
@@ -183,7 +191,7 @@ class AsyncPostgresStorage:
         check_kind("config (stores are made by open() and bound_to())", config, DatabaseConfig, secret=True)
         self.config = config
         self._pool = pool
-        self._given: AsyncConnection[Any] | None = connection
+        self._given: AsyncConnection[Any] | AsyncLender | None = connection
         self._process = os.getpid()
         self._loop = None if pool is None else asyncio.get_running_loop()  # async only
         self._positions = {} if positions is None else positions
@@ -834,6 +842,10 @@ class AsyncPostgresStorage:
 
         Queries: get_session, listen, listen_cancelled, announce_listener; find_listener_blockers if that fails.
         """
+        if self.config is _WITHOUT_URL:
+            raise StorageError(
+                "this store has no URL to listen at: use the `bound_to` of an open store, or `listen` on that store"
+            )
         config = replace(self.config, url=self.config.listen_url or self.config.url)
         return AsyncListener(partial(open_connection, config, self._queries), self._queries, queue_names(queues))
 
@@ -897,7 +909,9 @@ class AsyncPostgresStorage:
         self._check_loop()  # async only
         try:
             if self._pool is None:
-                given = cast("AsyncConnection[Any]", self._given)
+                given = self._given
+                if not isinstance(given, AsyncConnection):
+                    given = await cast("AsyncLender", given).connection()
                 notice_loss(given)
                 yield given
                 return
