@@ -43,4 +43,4 @@ $$;
 GRANT EXECUTE ON FUNCTION goqueue.new_jobs(jsonb) TO PUBLIC;
 
 COMMENT ON FUNCTION goqueue.new_jobs(jsonb) IS
-    'The rows of a JSON array of new jobs: objects with the columns'' names, and delay (an interval) beside scheduled_at. A missing column takes its default.';
+    'The rows of a JSON array of new jobs: objects with the columns'' names, and delay (an interval) beside scheduled_at. id and job_type are required. A missing payload is JSON null; other missing columns take the table''s defaults.';

@@ -9,10 +9,15 @@
 --   * An interval counts as seconds. A day added to a time can be 23 hours long in a session whose time zone has
 --     daylight saving time.
 --   * The condition of a partial index is a literal: a generic plan can't prove it from `status = $1`. So statements on
---     finished jobs have `completed_at IS NOT NULL` in addition to `status = l.status`.
+--     finished jobs have `completed_at IS NOT NULL` in addition to the comparison of the status.
 --   * ORDER BY includes the status if the index does, although the status is fixed. Comparing enums is not leakproof,
 --     so under row level security the planner does not know that it is fixed, and would sort.
---   * Comments are on their own lines. A percent sign is written twice.
+--   * A condition that is not leakproof (coalesce, an enum's =) is no index condition under row level security. Where
+--     that costs much, coalesce stands in a SELECT of its own.
+--   * goqueue's own sessions run at READ COMMITTED with force_generic_plan, enable_seqscan = off and jit = off. A
+--     caller's connection (bound_to) can have other settings: there, plans depend on the values and the statistics.
+--   * Comments are on their own lines. A percent sign is written twice. After a name, ^ means at most one row, $ one
+--     value, ! a number of rows.
 --   * The columns of a job are in the same order everywhere: that of goqueue.Job. A test compares them.
 
 
@@ -97,13 +102,14 @@ WHERE j.id = (
 
 -- name: create_jobs(jobs)
 -- Add many pending jobs in one statement, or none if one fails. The parameter is a JSON array of objects with the
--- columns' names, and delay (an interval) as an alternative to scheduled_at. A missing column takes its default.
+-- columns' names, and delay (an interval) as an alternative to scheduled_at. id and job_type are required. A missing
+-- payload is JSON null; other missing columns take the table's defaults.
 -- Returns: the id of each job, in the array's order. transaction_id is set only in the row of the array's first job.
 -- Index: jobs_pkey and jobs_idempotency_key_idx reject a job whose id or key is taken (unique_violation).
 -- Locks: the new rows; waits for a transaction that is adding one of the ids or keys.
 -- Notes: The store runs it for jobs that are probably new, and create_missing_jobs for others and after a
 -- unique_violation. ON CONFLICT adds a fifth to the server's time. One jsonb parameter is used because arrays of text
--- are slow to send.
+-- are slow to send. The store sorts the array by key and id, so that concurrent calls don't deadlock.
 --
 INSERT INTO goqueue.jobs (
     id,
@@ -127,7 +133,7 @@ SELECT
 FROM goqueue.new_jobs(:jobs::jsonb) AS n
 RETURNING
     id,
-    -- In one row of the batch: in each, it would double what the client reads.
+    -- Only in one row: repeated in every row, it would double what the client reads.
     CASE
         WHEN id = (SELECT (:jobs::jsonb -> 0 ->> 'id')::uuid) THEN pg_current_xact_id()::text
     END AS transaction_id;
@@ -137,10 +143,10 @@ RETURNING
 -- Add many pending jobs, except those that exist. The parameter is that of create_jobs.
 -- Returns: the id of each job that was added. A job whose id or key is taken, in the table or by an earlier job of the
 -- same array, has no row; find_duplicate_jobs returns the job that has it. transaction_id is set only in the row of the
--- array's first job.
+-- array's first job, so in none if that job exists.
 -- Index: jobs_pkey and jobs_idempotency_key_idx decide conflicts.
 -- Locks: the new rows; waits for a transaction that is adding one of the ids or keys.
--- Notes: Rows are added in the array's order.
+-- Notes: Rows are added in the array's order, which is that of create_jobs.
 --
 INSERT INTO goqueue.jobs (
     id,
@@ -165,7 +171,7 @@ FROM goqueue.new_jobs(:jobs::jsonb) AS n
 ON CONFLICT DO NOTHING
 RETURNING
     id,
-    -- Only in one row of the batch: in every row, it would double what the client reads.
+    -- Only in one row: repeated in every row, it would double what the client reads.
     CASE
         WHEN id = (SELECT (:jobs::jsonb -> 0 ->> 'id')::uuid) THEN pg_current_xact_id()::text
     END AS transaction_id;
@@ -308,16 +314,18 @@ WHERE j.idempotency_key = :idempotency_key::text;
 -- Return a page of jobs, newest first (created_at, then id), starting after the cursor's position. A null filter
 -- matches every job. The range of created_at includes its start and excludes its end.
 -- Returns: at most page_limit jobs. The cursor's position is the last job of the previous page, which is not repeated.
--- Index: jobs_finished_type_idx, and jobs_finished_queue_idx if queues are given; jobs_pending_idx or jobs_claim_idx;
--- jobs_running_idx; jobs_pkey for the rows.
+-- Index: jobs_finished_type_idx, and jobs_finished_queue_idx if queues are given; jobs_pending_idx (with a custom plan
+-- perhaps jobs_claim_idx); jobs_running_idx; jobs_pkey for the rows.
 -- Locks: none.
 -- Notes: Finished jobs are read lane by lane. A lane is one contiguous range of an index: a job type and a status, in
 -- one queue or in all. goqueue.finished_lanes finds the lanes. From each lane one page is read, starting at the
--- position, so page 1000 costs no more than page 1. Pending jobs are read newest first: if few of them match the
--- filter, all their index entries are read. All running jobs are read: workers hold few. ANY(ARRAY[...]) keeps the
--- planner from reading the index by job type if the statistics know only one queue.
+-- position, so page 1000 costs no more than page 1. The cost grows with the number of lanes times page_limit: up to
+-- three lanes for each job type and given queue. Pending jobs are read newest first: if few of them match the filter,
+-- all entries of pending jobs are read. All running jobs are read: workers hold few.
+--
 WITH page_start AS MATERIALIZED (
     SELECT
+        coalesce(:created_from::timestamptz, '-infinity') AS created_from,
         coalesce(:cursor_created_at::timestamptz, :created_before::timestamptz, 'infinity') AS created_at,
         coalesce(:cursor_id::uuid, '00000000-0000-0000-0000-000000000000') AS id
 ),
@@ -339,7 +347,7 @@ found_job AS (
                 AND j.completed_at IS NOT NULL
                 AND j.job_type = l.job_type
                 AND j.status = l.status
-                AND j.created_at >= coalesce(:created_from::timestamptz, '-infinity')
+                AND j.created_at >= p.created_from
                 AND (j.created_at, j.id) < (p.created_at, p.id)
             ORDER BY j.status DESC, j.created_at DESC, j.id DESC
             LIMIT :page_limit::bigint
@@ -352,10 +360,11 @@ found_job AS (
             FROM goqueue.jobs AS j
             WHERE
                 j.completed_at IS NOT NULL
+                -- Not = l.queue: then the planner takes jobs_finished_type_idx if the statistics know only one queue.
                 AND j.queue = ANY(ARRAY[l.queue])
                 AND j.job_type = l.job_type
                 AND j.status = l.status
-                AND j.created_at >= coalesce(:created_from::timestamptz, '-infinity')
+                AND j.created_at >= p.created_from
                 AND (j.created_at, j.id) < (p.created_at, p.id)
             ORDER BY j.queue DESC, j.status DESC, j.created_at DESC, j.id DESC
             LIMIT :page_limit::bigint
@@ -374,11 +383,12 @@ found_job AS (
         WHERE
             j.completed_at IS NULL
             AND j.status <> 'running'
+            -- Without a column, this condition skips the scan. The next one excludes statuses of a later release.
             AND (:statuses::text[] IS NULL OR 'pending' = ANY(:statuses::text[]))
             AND (:statuses::text[] IS NULL OR j.status = 'pending')
             AND (:queues::text[] IS NULL OR j.queue = ANY(:queues::text[]))
             AND (:job_types::text[] IS NULL OR j.job_type = ANY(:job_types::text[]))
-            AND j.created_at >= coalesce(:created_from::timestamptz, '-infinity')
+            AND j.created_at >= p.created_from
             AND (j.created_at, j.id) < (p.created_at, p.id)
         ORDER BY j.created_at DESC, j.id DESC
         LIMIT :page_limit::bigint
@@ -394,8 +404,9 @@ found_job AS (
         AND (:statuses::text[] IS NULL OR 'running' = ANY(:statuses::text[]))
         AND (:queues::text[] IS NULL OR j.queue = ANY(:queues::text[]))
         AND (:job_types::text[] IS NULL OR j.job_type = ANY(:job_types::text[]))
-        AND j.created_at >= coalesce(:created_from::timestamptz, '-infinity')
+        AND j.created_at >= p.created_from
         AND (j.created_at, j.id) < (p.created_at, p.id)
+    -- Of the whole union.
     ORDER BY created_at DESC, id DESC
     LIMIT :page_limit::bigint
 )
@@ -427,12 +438,13 @@ ORDER BY j.created_at DESC, j.id DESC;
 
 -- name: count_jobs(statuses, queues, job_types, created_from, created_before)^
 -- Count the jobs that a filter of list_jobs matches.
--- Returns: the count, and whether it is exact. It is exact up to 10,000. Above, it is an estimate from the rows of about
--- 500 random pages of the table.
--- Index: jobs_finished_type_idx, and jobs_finished_queue_idx if queues are given; jobs_pending_idx or jobs_claim_idx;
--- jobs_running_idx. At most 10,001 matching entries are read.
+-- Returns: the count, and whether it is exact. It is exact up to 10,000. Above, it is an estimate from the rows of
+-- about 500 random pages of the table, and at least 10,001.
+-- Index: jobs_finished_type_idx, and jobs_finished_queue_idx if queues are given; jobs_pending_idx (with a custom plan
+-- perhaps jobs_claim_idx); jobs_running_idx.
 -- Locks: none.
--- Notes: The lanes are those of list_jobs.
+-- Notes: The lanes are those of list_jobs. At most 10,001 matching entries are counted. Entries of pending and running
+-- jobs that don't match are read too, without a limit. ORDER BY only determines the index.
 --
 WITH counted AS MATERIALIZED (
     SELECT count(*) AS jobs
@@ -476,7 +488,7 @@ WITH counted AS MATERIALIZED (
                 j.completed_at IS NULL
                 AND j.status <> 'running'
                 AND (:statuses::text[] IS NULL OR 'pending' = ANY(:statuses::text[]))
-            AND (:statuses::text[] IS NULL OR j.status = 'pending')
+                AND (:statuses::text[] IS NULL OR j.status = 'pending')
                 AND (:queues::text[] IS NULL OR j.queue = ANY(:queues::text[]))
                 AND (:job_types::text[] IS NULL OR j.job_type = ANY(:job_types::text[]))
                 AND j.created_at >= coalesce(:created_from::timestamptz, '-infinity')
@@ -532,12 +544,15 @@ CROSS JOIN sampled AS s;
 
 -- name: update_job(id, changes)^
 -- Change the given fields of one job. A new status also sets the times and the holder. The changes are a JSON object
--- with the columns' names. A missing field is unchanged; null clears it.
+-- with the columns' names. A missing field is unchanged. Null clears last_error and idempotency_key, sets scheduled_at
+-- to now, and leaves status, max_attempts and the holder as they are. As the payload it is JSON null; for other columns
+-- it is an error.
 -- Returns: the job after the change. Nothing if there is no such job or the change is rejected: a finished job does not
 -- start or finish again (dead and cancelled can become pending, completed is final), and another job's idempotency key
 -- is not taken over.
 -- Index: jobs_pkey, jobs_idempotency_key_idx.
--- Locks: the job's row.
+-- Locks: the job's row; waits for a transaction that is adding the same key, and fails with a unique_violation if that
+-- commits.
 --
 WITH locked_job AS MATERIALIZED (
     SELECT
@@ -559,7 +574,7 @@ SET
     payload = CASE WHEN c.fields ? 'payload' THEN c.fields -> 'payload' ELSE j.payload END,
     status = c.status_after,
     priority = CASE WHEN c.fields ? 'priority' THEN (c.fields ->> 'priority')::smallint ELSE j.priority END,
-    -- A finished job that becomes pending has all its attempts again; a running one keeps at least one.
+    -- A finished job that becomes pending has all its attempts again; one that was running has at least one left.
     attempts = CASE
         WHEN c.fields ? 'attempts' THEN (c.fields ->> 'attempts')::integer
         WHEN c.status_after = 'pending' AND j.status IN ('dead', 'cancelled') THEN 0
@@ -580,8 +595,8 @@ SET
             THEN coalesce(j.locked_by, nullif(current_setting('application_name'), ''), session_user)
     END,
     locked_at = CASE WHEN c.status_after = 'running' THEN coalesce(j.locked_at, statement_timestamp()) END,
-    -- If the job is set running or completed manually, or assigned to another holder, the previous holder has lost it
-    -- and did not complete it.
+    -- A new token: the previous holder of a job that is set running or completed, or that gets another holder, has lost
+    -- it.
     lease_token = CASE
         WHEN
             (c.status_after IN ('running', 'completed') AND j.status <> c.status_after)
@@ -636,9 +651,9 @@ RETURNING
 
 -- name: replace_pending_job(id, queue, job_type, payload, priority, max_attempts, scheduled_at, delay, idempotency_key)^
 -- Add a job, or replace the pending job that has its idempotency key. The replaced job keeps its id.
--- Returns: the job; nothing if the key's job is no longer pending.
--- Index: jobs_idempotency_key_idx decides conflicts.
--- Locks: the job's row; waits for a transaction that is adding the same key.
+-- Returns: the job; nothing if the key's job is no longer pending. An id that another job has is a unique_violation.
+-- Index: jobs_idempotency_key_idx decides conflicts; jobs_pkey.
+-- Locks: the key's job, pending or not; waits for a transaction that is adding the same key.
 INSERT INTO goqueue.jobs AS j (
     id,
     queue,
@@ -693,7 +708,8 @@ RETURNING
 
 
 -- name: cancel_jobs(ids)
--- Cancel pending and running jobs. The worker of a running job finds out at its next heartbeat or completion.
+-- Cancel pending and running jobs. The worker of a running job is notified if it listens. Otherwise it
+-- finds out at its next heartbeat or completion.
 -- Returns: the ids of the cancelled jobs; finished and missing jobs are omitted.
 -- Index: jobs_pkey, two probes per job.
 -- Locks: the jobs' rows, in the order of their ids.
@@ -762,6 +778,7 @@ RETURNING j.id;
 -- Returns: the ids of the changed jobs; jobs that are not pending are omitted.
 -- Index: jobs_pkey, two probes per job.
 -- Locks: the jobs' rows, in the order of their ids.
+-- Notes: A claim that resumes finds a job with an earlier time at its next full scan.
 WITH locked_job AS MATERIALIZED (
     SELECT
         j.id,
@@ -814,10 +831,11 @@ RETURNING f.lease_token;
 -- Returns: for each job of the batch, its id and the reason why it was not deleted (null: it was). A batch smaller than
 -- job_limit is the last one.
 -- Index: jobs_finished_type_idx (a job can't have finished before it was created), jobs_pkey, job_failures_pkey.
--- Locks: the batch's rows. A job that another session has locked is skipped.
+-- Locks: the batch's rows and their failures. A job that another session has locked is skipped.
 -- Notes: goqueue.delete_unreferenced_jobs deletes the batch in a savepoint. If a trigger or another table's foreign key
--- keeps a job, it deletes the others. Every call reads and skips jobs that were created long before they finished,
--- until they are due. An index on completed_at would avoid that, but would add a cost to every completion.
+-- keeps a job, it deletes the others. Each call starts at the oldest job of each lane. It reads and skips jobs that
+-- were created before older_than and finished after it, the jobs in kept_ids, and dead index entries until vacuum. An
+-- index on completed_at would avoid the first, but would add a cost to every completion.
 WITH due_job AS MATERIALIZED (
     SELECT lane_job.id
     FROM goqueue.finished_lanes(:statuses::text[]::goqueue.job_status[], NULL, NULL) AS l
@@ -839,6 +857,7 @@ WITH due_job AS MATERIALIZED (
 )
 
 SELECT
-    d.id,
-    d.refusal
-FROM goqueue.delete_unreferenced_jobs(ARRAY(SELECT b.id FROM due_job AS b)) AS d;
+    b.id,
+    CASE WHEN d.id IS NULL THEN 'a trigger has suppressed the deletion' ELSE d.refusal END AS refusal
+FROM due_job AS b
+LEFT JOIN goqueue.delete_unreferenced_jobs(ARRAY(SELECT a.id FROM due_job AS a)) AS d ON b.id = d.id;

@@ -1,10 +1,12 @@
 -- The statements on a running job: claim, heartbeat, complete, fail, release, rescue; and a worker's other queries. The
 -- rules of this folder are in jobs.sql.
 --
--- A holder names each job by its id and the token of its claim (a fencing token). Such a statement has three steps. It
--- locks the named rows in the order of their ids, so that no two of these statements deadlock. It keeps the jobs that
--- the token still holds. It changes those. The lock step searches only by id, and the status is tested afterwards, so
--- that the planner can't choose an index by status.
+-- A holder names each job by its id and the token of its claim (a fencing token). Heartbeat, complete, fail and release
+-- have three steps. First they lock the named rows in the order of their ids, so that two of them, each in a
+-- transaction of its own, don't deadlock. Then they drop the jobs that the token no longer holds. Last they change the
+-- others. The lock step searches only by id, and the status is tested afterwards, so that the planner can't choose an
+-- index by status. The change is a CTE where another statement returns the rows: PostgreSQL runs it whole, whether read
+-- or not.
 --
 -- Due means scheduled_at <= statement_timestamp(). now() would be the start of the transaction.
 --
@@ -19,10 +21,10 @@
 -- Index: jobs_claim_idx, jobs_pkey.
 -- Locks: the claimed jobs; jobs locked by other sessions are skipped.
 -- Notes: A lane is a queue and a priority: one index scan with scheduled_at as a range, so that future jobs of a better
--- priority are never read. The lane_ parameters name the lanes and where the last claim stopped in each. The scan
--- starts there, and does not read dead index entries again. It misses jobs before that point and jobs of other lanes.
--- So from time to time the store passes nulls, and every lane is scanned from its first job. 4611686018427387903 is the
--- largest token, 2^62 - 1; the next one is 1.
+-- priority are never read. Normally the lane_ parameters are null, and each lane is scanned from its first job. While
+-- the table has many dead rows (estimate_dead_rows), they name lanes and the last job taken in each. The scan then
+-- starts at that job, and does not read the dead index entries before it again. It misses jobs before that job, and
+-- other lanes, until the next full scan. 4611686018427387903 is the largest token, 2^62 - 1; the next one is 1.
 --
 WITH lane AS MATERIALIZED (
     SELECT
@@ -43,7 +45,8 @@ WITH lane AS MATERIALIZED (
     ) AS u (queue, priority, scheduled_at, id)
 ),
 
--- The outer LIMIT stops the scan, so that only taken jobs are locked.
+-- LATERAL makes the lanes the outer side of a nested loop, so their order is kept. The outer LIMIT stops the loop, so
+-- that only taken jobs are locked.
 due_job AS MATERIALIZED (
     SELECT lane_job.id
     FROM (
@@ -203,7 +206,8 @@ FROM held_job AS h;
 -- name: fail_jobs(ids, tokens, errors, is_final, retry_in, backoff_base, backoff_factor, backoff_max, backoff_jitter)
 -- Fail attempts of running jobs. A job becomes pending again; without an attempt left, or with is_final, it is dead.
 -- The next attempt is due after retry_in. If that is null, the delay is the smaller of max and base * factor ^
--- (attempts - 1), times a random factor from 1 to 1 + jitter. The factor spreads jobs that failed together.
+-- (attempts - 1), times a random factor from 1 to 1 + jitter. The random factor spreads jobs that
+-- failed together, and can exceed max.
 -- Returns: id and status of the jobs that the caller held.
 -- Index: jobs_pkey, two probes per job. job_failures_pkey.
 -- Locks: the jobs, in the order of their ids.
@@ -228,6 +232,7 @@ held_job AS MATERIALIZED (
         k.id,
         k.locked_by,
         NOT :is_final::boolean AND k.attempts < k.max_attempts AS has_attempt,
+        -- A lease that is given twice is one failure.
         max(k.error) AS error
     FROM locked_job AS k
     WHERE k.is_held AND k.status = 'running'
@@ -300,6 +305,7 @@ FROM failed_job AS f;
 -- Returns: the ids of the jobs that the caller held; they are pending.
 -- Index: jobs_pkey, two probes per job.
 -- Locks: the jobs, in the order of their ids.
+-- Notes: A claim that resumes finds a job with an earlier time at its next full scan.
 WITH locked_job AS MATERIALIZED (
     SELECT
         j.id,
@@ -426,7 +432,8 @@ FROM goqueue.pending_lanes(:queues::text[]) AS l;
 
 
 -- name: estimate_dead_rows()$
--- Estimate the dead tuples of goqueue.jobs. The estimate determines whether claims resume.
+-- Estimate the dead tuples of goqueue.jobs. From 5,000 on, the store lets claims resume (lane_ parameters of
+-- claim_jobs).
 -- Returns: a number, some seconds old; 0 if track_counts is off.
 -- Index: none; it reads autovacuum's statistics.
 -- Locks: none.

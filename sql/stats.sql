@@ -9,7 +9,7 @@
 -- Returns: one row per queue, ordered by name. A count is exact up to 1,000. Above, it is an estimate from about 500
 -- random pages of the table, and at least 1001. exact_statuses names the statuses whose count is exact, in no order.
 -- Index: jobs_finished_queue_idx for finished jobs and jobs_claim_idx for pending ones, at most 1,001 entries per queue
--- and status; jobs_running_idx for all running jobs.
+-- and status, and as many per due priority of a queue with more pending jobs; jobs_running_idx for all running jobs.
 -- Locks: none.
 -- Notes: The cost grows with the number of queues, job types and priorities, not with the number of jobs. Dead index
 -- entries also cost time until vacuum removes them. The view reads with its owner's rights: the role needs SELECT on

@@ -143,6 +143,21 @@ def test_a_trigger_that_forbids_it_keeps_a_job_too(
     assert (pruned, pruned.kept) == (8, {ids[4]: "legal hold"})
 
 
+def test_a_trigger_that_suppresses_it_keeps_a_job_too(
+    goqueue_store: PostgresStorage, goqueue_connection: psycopg.Connection[Any]
+) -> None:
+    ids = finished(goqueue_store, 20)
+    goqueue_connection.execute(
+        "CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'; "
+        f"CREATE TRIGGER keep BEFORE DELETE ON goqueue.jobs FOR EACH ROW WHEN (OLD.id = '{ids[0]}') "  # type: ignore[arg-type]
+        "EXECUTE FUNCTION keep()"
+    )
+    pruned = goqueue_store.prune_jobs(ZERO, limit=5)  # the suppressed job is the oldest one of the first batch
+    assert (pruned, pruned.kept) == (5, {ids[0]: "a trigger has suppressed the deletion"})
+    assert goqueue_store.prune_jobs(ZERO) == 14
+    assert left(goqueue_connection) == {ids[0]}
+
+
 @pytest.mark.parametrize("orders", RULES[:3], indirect=True)
 def test_deleting_a_job_that_is_referred_to_names_the_table(
     goqueue_store: PostgresStorage, orders: psycopg.Connection[Any]
