@@ -19,6 +19,7 @@ from goqueue import (
     AsyncListener,
     AsyncPostgresStorage,
     AsyncStorage,
+    AsyncWorker,
     DatabaseConfig,
     Failure,
     Job,
@@ -38,6 +39,9 @@ from goqueue import (
     TransactionStatus,
     named_statement,
     numbered_statement,
+    Worker,
+    WorkerConfig,
+    job_context,
 )
 
 Created = list[tuple[UUID, bool]]
@@ -160,6 +164,27 @@ async def asynchronous(
     await listener.close()
     contract: AsyncStorage = store
     assert_type(await contract.get_job(job.id), Job)
+
+
+def handle(job: Job) -> str:
+    assert_type(job_context().job, Job)
+    assert_type(job_context().wait(1.0), bool)
+    return job.job_type
+
+
+async def handle_async(job: Job) -> None:
+    pass
+
+
+async def workers(store: PostgresStorage, async_store: AsyncPostgresStorage) -> None:
+    worker = Worker({"t": handle})
+    assert_type(worker.handler("u")(handle)(store.get_job("")), str)
+    assert_type(worker.run(store, WorkerConfig(), until_empty=True), int)
+    worker.run(async_store)  # type: ignore[arg-type]
+    async_worker = AsyncWorker({"t": handle_async, "u": handle})
+    assert_type(await async_worker.run(async_store), int)
+    await async_worker.run(store)  # type: ignore[arg-type]
+    Worker({"t": 5})  # type: ignore[dict-item]
 
 
 def refused(store: PostgresStorage, job: Job, new: NewJob, plain: Connection[TupleRow]) -> None:

@@ -348,6 +348,20 @@ def test_no_more_jobs_run_at_once_than_the_concurrency(workers: Workers, store: 
     assert most == 3
 
 
+def test_jobs_of_one_claim_run_side_by_side(workers: Workers, store: PostgresStorage) -> None:
+    begun: list[Any] = []
+
+    async def handle(job: Job) -> None:
+        begun.append(job.id)
+        while len(begun) < 3:
+            await pause(0.01)
+
+    with workers.running({"t": handle}, concurrency=3):
+        time.sleep(0.5)  # all runners are idle by then
+        ids = add(store, 3)
+        until(lambda: statuses(store, ids)["completed"] == 3)
+
+
 def test_a_cancellation_of_the_handlers_own_is_a_failure(goqueue_database: str, goqueue_store: PostgresStorage) -> None:
     job_id, _ = add(goqueue_store, 2)
 
@@ -455,11 +469,13 @@ def test_a_job_cancelled_before_it_starts_does_not_run(workers: Workers, store: 
         until(lambda: begun)
         held = [job.id for job in store.get_jobs(slow) if job.status == RUNNING and job.id not in begun]
         assert held, "no job was claimed ahead"
-        gone = held[-1]
-        store.cancel_jobs(gone)
-        until(lambda: len(begun) > 4)
-    assert gone not in begun
-    assert store.get_job(gone).status == CANCELLED
+        store.cancel_jobs(slow)
+        until(lambda: store.count_jobs(JobFilter(status=RUNNING)) == 0)
+        time.sleep(0.5)  # the notification is on its way
+        [last] = add(store, job_type="quick")
+        until(lambda: store.get_job(last).status == COMPLETED)
+    assert len(begun) <= 3
+    assert statuses(store, slow)["cancelled"] >= 37
 
 
 def test_a_job_over_its_time_fails_with_that_reason(workers: Workers, store: PostgresStorage, caplog: Any) -> None:
@@ -605,6 +621,8 @@ def test_jobs_claimed_ahead_of_slow_ones_are_put_back_for_others(workers: Worker
         until(lambda: store.count_jobs(JobFilter(status=COMPLETED)) > 510)
         until(lambda: statuses(store, slow)["running"] <= 20)
         assert {job.attempts for job in store.get_jobs(slow) if job.status == PENDING} == {0}
+        time.sleep(1)
+    assert max(job.lease_token for job in store.get_jobs(slow)) <= 6, "jobs are claimed and put back over and over"
 
 
 def test_a_worker_claims_no_slow_job_that_it_can_not_start(workers: Workers, store: PostgresStorage) -> None:
@@ -910,7 +928,8 @@ def test_the_log_has_starts_ends_and_durations(workers: Workers, store: Postgres
     ends = {record.job_id: record for record in records if hasattr(record, "duration_ms")}
     assert ends[good].getMessage().startswith(f"job {good} (t) completed in ")
     assert (ends[good].levelname, ends[bad].levelname) == ("INFO", "WARNING")
-    assert ends[bad].getMessage().endswith(": ValueError: boom")
+    assert ends[bad].getMessage().endswith(" ms: ValueError")
+    assert not any("boom" in message for message in said), "the text of an exception can hold a secret"
     assert (ends[good].queue, ends[good].job_type, ends[good].worker_id, ends[good].attempt) == (
         "default",
         "t",

@@ -51,11 +51,13 @@ class ReleaseJob(Exception):  # noqa: N818
 
 
 class Outcome(NamedTuple):
-    """What becomes of an attempt: how it is reported, the error, and the delay of the next attempt."""
+    """What becomes of an attempt: how it is reported, the error, the delay of the next attempt, and the reason for the
+    log, which has no text of an exception: there can be a secret in it."""
 
     kind: Literal["completed", "failed", "buried", "released"]
     error: str = ""
     delay: timedelta | None = None
+    reason: str = ""
 
 
 COMPLETED: Final = Outcome("completed")
@@ -66,15 +68,15 @@ def outcome_of(error: BaseException) -> Outcome:
     """Return what an exception of a handler makes of the attempt."""
     match error:
         case RetryJob():
-            return Outcome("failed", _reason(error), error.retry_in)
+            return Outcome("failed", _error(error), error.retry_in, "RetryJob")
         case BuryJob():
-            return Outcome("buried", _reason(error))
+            return Outcome("buried", _error(error), None, "BuryJob")
         case ReleaseJob():
             return Outcome("released", delay=error.delay)
-    return Outcome("failed", error_text(error, is_caught=True))
+    return Outcome("failed", error_text(error, is_caught=True), None, type(error).__name__)
 
 
-def _reason(error: RetryJob | BuryJob) -> str:
+def _error(error: RetryJob | BuryJob) -> str:
     if error.error or error.__cause__ is None:
         return error.error or f"{type(error).__name__} without an error"
     return error_text(error.__cause__)

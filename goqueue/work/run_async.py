@@ -240,7 +240,8 @@ class AsyncRun:
         handler = self._handlers.get(job.job_type)
         if handler is None:
             names = ", ".join(sorted(self._handlers))
-            return Outcome("failed", f"no handler for the job type {job.job_type!r}; this worker has {names}")
+            text = f"no handler for the job type {job.job_type!r}; this worker has {names}"
+            return Outcome("failed", text, None, "it has no handler")
         current.set(attempt)
         if _is_enabled(logging.DEBUG):
             _say(logging.DEBUG, "job %s (%s) starts", job.id, job.job_type, **self._fields(attempt))
@@ -574,10 +575,9 @@ class AsyncRun:
     def _log_end(self, attempt: Attempt) -> None:
         job, outcome, milliseconds = attempt.job, attempt.outcome or COMPLETED, round(attempt.seconds * 1000, 3)
         fields = self._fields(attempt) | {"duration_ms": milliseconds}
-        if outcome.error:
-            said = outcome.error.partition("\n")[0]
+        if outcome.reason:
             message = "job %s (%s) %s after %s ms: %s"
-            _say(logging.WARNING, message, job.id, job.job_type, outcome.kind, milliseconds, said, **fields)
+            _say(logging.WARNING, message, job.id, job.job_type, outcome.kind, milliseconds, outcome.reason, **fields)
         else:
             _say(logging.INFO, "job %s (%s) %s in %s ms", job.id, job.job_type, outcome.kind, milliseconds, **fields)
 
