@@ -37,11 +37,11 @@ from goqueue import (
     QueueStats,
     Storage,
     TransactionStatus,
-    named_statement,
-    numbered_statement,
     Worker,
     WorkerConfig,
     job_context,
+    named_statement,
+    numbered_statement,
 )
 
 Created = list[tuple[UUID, bool]]

@@ -91,8 +91,9 @@ class Worker:
         ``worker_id`` names the holder of the jobs; by default it consists of host name, process id and a random part.
         With ``until_empty``, the worker ends when no job of its queues is due and none of its own runs.
 
-        It needs up to four connections of the store's pool, and one to listen. Without notifications (behind a pooler),
-        it finds jobs by polling. While the storage is unavailable, it waits; it repeats completions until they succeed
+        It needs up to four connections of the store's pool beside those of the handlers, and one to listen. A bound
+        store is unfit: claims must be committed at once. Without notifications (behind a pooler), it finds jobs by
+        polling. While the storage is unavailable, it waits; it repeats completions until they succeed
         or the lease is lost.
 
         Raises: `WorkerError` without handlers, for a store of the other kind, and while the worker runs; a
