@@ -3,13 +3,12 @@
 import traceback
 from collections.abc import Callable
 from contextvars import ContextVar
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
 from threading import Event
 from typing import Any, Final, Literal, NamedTuple
-
-from msgspec import Struct
 
 from goqueue.errors import WorkerError
 from goqueue.models import Job
@@ -97,7 +96,8 @@ def error_text(error: BaseException, *, is_caught: bool = False) -> str:
     return f"{said}\n\n{frames}" if frames else said
 
 
-class JobContext(Struct, eq=False):
+@dataclass(eq=False, slots=True)
+class JobContext:
     """The attempt that a handler runs, as `job_context` returns it.
 
     A stopped handler of an `AsyncWorker` is cancelled. A thread can't be: its handler has to look at ``stopped``, and
@@ -116,7 +116,8 @@ class JobContext(Struct, eq=False):
         return self.stopped is not None or event.wait(seconds)
 
 
-class Attempt(JobContext, eq=False):
+@dataclass(eq=False, slots=True)
+class Attempt(JobContext):
     """The worker's side of a `JobContext`. Times are of the monotonic clock, in seconds."""
 
     #: The end of the lease, counted from before the claim or the renewal was sent: never later than the server's.
