@@ -316,6 +316,7 @@ ORDER BY 1, 2
 BESIDES = (
     # A manually inserted job, with the table's default id; and the schema's version.
     "INSERT INTO goqueue.jobs (job_type) VALUES ('by hand')",
+    "SELECT goqueue.add_job('from SQL')",
     "SELECT version FROM goqueue.schema_version",
     "SELECT sha256 FROM goqueue.migration_checksums",
 )
@@ -331,7 +332,7 @@ def test_a_role_has_no_grant_that_nothing_needs(
 
     def something_is_refused() -> bool:
         exporters = [] if role == "producer" else ["SELECT FROM goqueue.queue_metrics"]
-        for statement in [*(BESIDES if role in ("producer", "operator") else BESIDES[1:]), *exporters]:
+        for statement in [*(BESIDES if role in ("producer", "operator") else BESIDES[2:]), *exporters]:
             try:
                 with admin.transaction(force_rollback=True):
                     admin.execute(statement)
@@ -695,6 +696,81 @@ def test_a_key_of_another_producers_job_adds_nothing_and_says_so_soon(stores: di
             attempt(NewJob(job_type="t", idempotency_key=key))
     assert time.monotonic() - start < 30
     assert stores["worker"].get_job_by_idempotency_key(key) == job
+
+
+ADD_JOB = "SELECT id, created FROM goqueue.add_job('t', idempotency_key => %s)"
+
+
+def test_producers_and_operators_add_jobs_from_sql(place: Place, stores: dict[str, PostgresStorage]) -> None:
+    for who in ("producer", "operator", "owner"):
+        key = secrets.token_hex(4)
+        with place.connect(who) as connection:
+            [(job_id, created)] = connection.execute(ADD_JOB, [key]).fetchall()
+            assert created
+            assert connection.execute(ADD_JOB, [key]).fetchall() == [(job_id, False)]
+        assert stores["operator"].get_job_by_idempotency_key(key).id == job_id
+    for who in ("worker", "reader", "nobody"):
+        with place.connect(who) as connection, pytest.raises(REFUSED):
+            connection.execute(ADD_JOB, [None])
+
+
+def test_a_key_of_anothers_job_adds_no_job_from_sql_and_shows_none(
+    place: Place, stores: dict[str, PostgresStorage]
+) -> None:
+    key = secrets.token_hex(4)
+    job = stores["other"].create_job(NewJob(job_type="t", idempotency_key=key))
+    with place.connect("producer") as connection:
+        assert connection.execute(ADD_JOB, [key]).fetchall() == [(None, False)]
+        hidden = "SELECT id, created FROM goqueue.add_job('t', id => %s)"
+        assert connection.execute(hidden, [job.id]).fetchall() == [(None, False)]
+    assert stores["worker"].get_job_by_idempotency_key(key) == job
+
+
+def test_a_trigger_adds_jobs_with_the_rights_of_the_inserting_login_or_of_its_functions_owner(
+    place: Place, admin: Connection, stores: dict[str, PostgresStorage]
+) -> None:
+    table = f"orders_{secrets.token_hex(4)}"
+    shop, clerk = place.logins["producer"], place.logins["nobody"]
+    admin.execute(f"""
+        CREATE TABLE {table} (id int);
+        GRANT INSERT ON {table} TO {shop}, {clerk};
+        CREATE FUNCTION ship_{table}() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            PERFORM goqueue.add_job('ship', jsonb_build_object('order', NEW.id), '{table}');
+            RETURN NEW;
+        END $$;
+        CREATE TRIGGER ship AFTER INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION ship_{table}();
+    """)
+    try:
+        with place.connect("producer") as connection:
+            connection.execute(f"INSERT INTO {table} VALUES (1)")
+        with place.connect("nobody") as connection:
+            with pytest.raises(REFUSED, match="permission denied for schema goqueue"):
+                connection.execute(f"INSERT INTO {table} VALUES (2)")
+            admin.execute(
+                f"ALTER FUNCTION ship_{table}() OWNER TO {shop}; ALTER FUNCTION ship_{table}() SECURITY DEFINER"
+            )
+            connection.execute(f"INSERT INTO {table} VALUES (3)")
+        assert len(stores["producer"].list_jobs(JobFilter(queue=table)).jobs) == 2
+    finally:
+        admin.execute(f"DROP TABLE {table}; DROP FUNCTION ship_{table}()")
+
+
+@pytest.mark.parametrize("who", ["producer", "operator"])
+def test_copy_fails_under_row_level_security_and_an_insert_from_a_table_does_not(
+    who: str, place: Place, admin: Connection
+) -> None:
+    with place.connect(who) as connection, connection.cursor() as cursor:
+        with (
+            pytest.raises(psycopg.errors.FeatureNotSupported, match="COPY FROM not supported with row-level security"),
+            cursor.copy("COPY goqueue.jobs (job_type) FROM STDIN") as copy,
+        ):
+            copy.write("a\nb\n")
+        cursor.execute("CREATE TEMPORARY TABLE mine (job_type text)")
+        with cursor.copy("COPY mine FROM STDIN") as copy:
+            copy.write("a\nb\n")
+        assert cursor.execute("INSERT INTO goqueue.jobs (job_type) SELECT job_type FROM mine").rowcount == 2
+        admin.execute("DELETE FROM goqueue.jobs WHERE job_type IN ('a', 'b')")
 
 
 COLUMNS = """

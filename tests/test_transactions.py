@@ -1,7 +1,9 @@
 """The examples of docs/transactions.md run, each beside an order that commits or rolls back with its job."""
 
 import asyncio
+import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,6 +20,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from goqueue import AsyncPostgresStorage, NewJob, PostgresStorage, named_statement, numbered_statement
 from goqueue.migrate import migrations_dir
+from goqueue.testing.embedded import EmbeddedServer
 from tests.test_other_drivers import connected
 
 PAGE = (migrations_dir() / "docs" / "transactions.md").read_text("utf-8")
@@ -162,5 +165,63 @@ def test_psycopg2(goqueue_database: str, done: Done, capsys: pytest.CaptureFixtu
     connection.close()
 
 
+def psql(url: str, script: str) -> subprocess.CompletedProcess[str]:
+    command = [EmbeddedServer().bin("psql"), "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-d", url]
+    return subprocess.run(command, input=script, capture_output=True, text=True, check=False)
+
+
+def test_psql(goqueue_database: str, goqueue_store: PostgresStorage, done: Done) -> None:
+    example, _ = examples("SQL and triggers", "sql")
+    assert psql(goqueue_database, example.replace("COMMIT", "ROLLBACK")).stdout.endswith("|t\n")
+    assert done() == []
+    ran = psql(goqueue_database, example)
+    job = goqueue_store.get_job_by_idempotency_key("order-7")
+    assert (ran.stdout, ran.stderr) == (f"{job.id}|t\n", "")
+    again = psql(goqueue_database, example.replace("INSERT", "-- INSERT"))
+    assert again.stdout == f"{job.id}|f\n"
+    assert done() == [7]
+
+
+def test_a_trigger(goqueue_database: str, goqueue_connection: psycopg.Connection[Any], done: Done) -> None:
+    _, example = examples("SQL and triggers", "sql")
+    goqueue_connection.execute(example.encode())
+    with goqueue_connection.transaction(force_rollback=True):
+        goqueue_connection.execute("INSERT INTO orders SELECT generate_series(1, 10)")
+    assert done() == []
+    goqueue_connection.execute("INSERT INTO orders SELECT generate_series(1, 10)")
+    assert done() == list(range(1, 11))
+    goqueue_connection.execute("SET search_path = pg_catalog")
+    goqueue_connection.execute("INSERT INTO public.orders VALUES (11)")
+    goqueue_connection.execute("RESET search_path")
+    assert done()[-1] == 11
+
+
+def test_node(goqueue_database: str, done: Done) -> None:
+    node = shutil.which("node")
+    if node is None or subprocess.run([node, "-e", "require('pg')"], capture_output=True, check=False).returncode:
+        pytest.skip("needs node with the package pg: npm install pg in a folder, NODE_PATH=<folder>/node_modules")
+    [example] = examples("Node", "js")
+    given = conninfo_to_dict(goqueue_database)
+    names = {"database": "dbname", "user": "user", "password": "password", "host": "host", "port": "port"}
+    config = {name: given[key] for name, key in names.items() if key in given}
+
+    def ran(text: str) -> subprocess.CompletedProcess[str]:
+        program = f"""
+            const {{ Client }} = require("pg");
+            (async () => {{
+                const client = new Client({json.dumps(config)});
+                await client.connect();
+                try {{ {text} }} finally {{ await client.end(); }}
+            }})();
+        """
+        return subprocess.run([node, "-e", program], capture_output=True, text=True, check=False)
+
+    assert "boom" in ran(example.replace('await client.query("COMMIT")', 'throw new Error("boom")')).stderr
+    assert done() == []
+    assert ran(example).stdout == "added\n"
+    assert ran(re.sub("await client.query\\(.INSERT.*", "", example)).stdout == "the job exists already\n"
+    assert done() == [8]
+
+
 def test_each_example_has_its_test() -> None:
-    assert len(re.findall(r"```\w", PAGE)) == 6
+    assert len(re.findall(r"```\w", PAGE)) == 9

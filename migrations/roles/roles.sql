@@ -121,6 +121,10 @@ TO goqueue_producer, goqueue_operator;
 -- The default of an omitted id, in a manually inserted row.
 GRANT EXECUTE ON FUNCTION goqueue.uuid_v7()
 TO goqueue_producer, goqueue_operator;
+-- Jobs from SQL: it inserts and reads with the rights of its caller.
+GRANT EXECUTE ON FUNCTION
+goqueue.add_job(text, jsonb, text, integer, integer, timestamptz, interval, text, uuid)
+TO goqueue_producer, goqueue_operator;
 -- The rows of create_jobs and create_missing_jobs.
 GRANT EXECUTE ON FUNCTION goqueue.new_jobs(jsonb)
 TO goqueue_producer, goqueue_operator;
