@@ -501,6 +501,22 @@ def test_a_job_over_its_time_fails_with_that_reason(workers: Workers, store: Pos
     assert len(store.list_failures(job_id)) == 1
 
 
+def test_after_a_cancelled_handler_another_ones_own_cancellation_is_a_failure(
+    goqueue_database: str, goqueue_store: PostgresStorage
+) -> None:
+    late, own, last = (add(goqueue_store, job_type=name)[0] for name in ("late", "own", "last"))
+
+    async def handle_late(job: Job) -> None:
+        await asyncio.sleep(SECONDS_AT_MOST)
+
+    async def handle_own(job: Job) -> None:
+        raise asyncio.CancelledError
+
+    handlers = {"late": handle_late, "own": handle_own, "last": succeed}
+    assert Workers("tasks", goqueue_database).work(handlers, concurrency=1, job_timeout=SECOND / 2) == 1
+    assert [job.status for job in goqueue_store.get_jobs([late, own, last])] == [PENDING, PENDING, COMPLETED]
+
+
 def test_a_handler_that_does_not_stop_keeps_its_slot_and_its_result_is_ignored(
     workers: Workers, store: PostgresStorage, caplog: Any
 ) -> None:
