@@ -366,21 +366,21 @@ class DatabaseConfig(_Section, frozen=True, kw_only=True):
 
 
 class WorkerConfig(_Section, frozen=True, kw_only=True):
-    """The queues, the leases and the timeouts of a worker. Raises ConfigError for invalid values.
+    """The queues, the leases and the time limits of a worker. Raises ConfigError for invalid values.
 
-    A `Worker` and `goqueue work` read them.
+    `Worker`, `AsyncWorker` and `goqueue work` use these settings.
     """
 
     section = "worker"
     ordered = (("heartbeat_interval", "lease", False),)
 
-    concurrency: Annotated[int, _integer("Jobs run at once.", 1, 1000)] = 10
-    queues: Annotated[tuple[str, ...], _names("Queues to take jobs from.")] = ("default",)
-    poll_interval: Annotated[timedelta, _duration("Pause between two polls.")] = timedelta(seconds=1)
-    job_timeout: Annotated[timedelta, _duration("Longest run of one job.")] = timedelta(minutes=5)
-    lease: Annotated[timedelta, _duration("A job without a heartbeat for this long is lost.")] = timedelta(minutes=5)
-    heartbeat_interval: Annotated[timedelta, _duration("How often a worker renews its lease.")] = timedelta(seconds=30)
-    shutdown_timeout: Annotated[timedelta, _duration("Time for running jobs to end at shutdown.")] = timedelta(
+    concurrency: Annotated[int, _integer("Number of jobs to run at the same time.", 1, 1000)] = 10
+    queues: Annotated[tuple[str, ...], _names("Queues to claim jobs from.")] = ("default",)
+    poll_interval: Annotated[timedelta, _duration("Pause between polls.")] = timedelta(seconds=1)
+    job_timeout: Annotated[timedelta, _duration("Longest run time of a job.")] = timedelta(minutes=5)
+    lease: Annotated[timedelta, _duration("Time without a heartbeat until a job is lost.")] = timedelta(minutes=5)
+    heartbeat_interval: Annotated[timedelta, _duration("Time between renewals of the leases.")] = timedelta(seconds=30)
+    shutdown_timeout: Annotated[timedelta, _duration("Longest wait for running jobs at shutdown.")] = timedelta(
         seconds=30
     )
 

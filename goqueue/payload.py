@@ -1,4 +1,4 @@
-"""JSON payloads: the check, and the encoder."""
+"""JSON payloads: checks and encoding."""
 
 from collections.abc import Callable
 from math import isfinite
@@ -11,12 +11,12 @@ from goqueue.errors import InvalidJobError
 from goqueue.models import JsonValue
 from goqueue.validation import shown, text_problem
 
-# Deeper than any reasonable payload, and far below the recursion limits of the interpreter and the server.
+# Far below the recursion limits of the interpreter and the server.
 MAX_PAYLOAD_DEPTH: Final = 200
 
 
 def _plain(value: object) -> object:
-    """Return the plain value of a derived type (numpy's float64 is a float), which msgspec does not handle."""
+    """Return the plain value of a derived type that msgspec can't encode, such as numpy's float64."""
     if isinstance(value, str):
         return str.__str__(value)
     if isinstance(value, (int, float)):
@@ -36,11 +36,11 @@ def encode_json(value: object) -> bytes:
 
 
 def encode_checked(value: JsonValue, most: int) -> bytes:
-    """Return ``value`` as JSON in UTF-8. Raises `InvalidJobError` as `check_payload` does, and above ``most`` bytes."""
+    """Return ``value`` as JSON in UTF-8. Raise `InvalidJobError` as `check_payload` does, or above ``most`` bytes."""
     try:
         encoded = encode_json(value)
     except InvalidJobError:
-        check_payload(value)  # the error names the place
+        check_payload(value)  # its error names the place in the payload
         raise
     if not _reads_back(encoded, _decode, value):
         check_payload(value)
@@ -62,25 +62,25 @@ _NOT_NESTING: Final = bytes(set(range(256)) - set(b"[]{}"))
 
 
 def check_payloads(document: bytes, payloads: list[JsonValue]) -> None:
-    """Check the payloads of a JSON array of jobs as `check_payload` does."""
+    """Check the payloads in ``document``, a JSON array of jobs, as `check_payload` does."""
     if not _reads_back(document, lambda document: [sent.payload for sent in _decode_sent(document)], payloads):
         for payload in payloads:
             check_payload(payload)
 
 
 def _reads_back(document: bytes, read: Callable[[bytes], JsonValue], value: JsonValue) -> bool:
-    """Return True if ``read`` returns exactly this value from the JSON: then `check_payload` would find nothing.
+    """Return True if ``read`` returns exactly this value from the JSON, so that `check_payload` would pass it.
 
-    It takes half the time, because no Python code visits the values. False is possible for valid values: a tuple is
-    read as a list, and an escaped character can be a NUL.
+    This takes half the time of `check_payload`, because no Python code visits the values. A valid value can also return
+    False: a tuple is read as a list, and an escaped character can be a NUL.
     """
     try:
         if (b"\\" in document and b"\\u" in document) or read(document) != value:
             return False
-    except Exception:  # noqa: BLE001 - from a value's own code
+    except Exception:  # noqa: BLE001 - a value's own code can raise anything
         return False
     nesting = document.translate(None, _NOT_NESTING)
-    for _ in range(MAX_PAYLOAD_DEPTH + 2):  # A bulk adds the levels of the array and of the job.
+    for _ in range(MAX_PAYLOAD_DEPTH + 2):  # + 2: the array of a bulk and the job in it.
         if not nesting:
             return True
         nesting = nesting.replace(b"{}", b"").replace(b"[]", b"")
@@ -88,9 +88,9 @@ def _reads_back(document: bytes, read: Callable[[bytes], JsonValue], value: Json
 
 
 def check_payload(value: JsonValue) -> None:
-    """Raise `InvalidJobError`, naming the place, for a value that jsonb would reject or return changed.
+    """Raise `InvalidJobError` for a value that jsonb would reject or change. The error names the place in the payload.
 
-    The exception is a float without a fraction, which is returned as an equal whole number.
+    A float without a fraction passes, although jsonb returns it as an equal int.
     """
     if (problem := _payload_problem(value, 0)) is not None:
         place, what = problem
@@ -98,7 +98,7 @@ def check_payload(value: JsonValue) -> None:
 
 
 def _payload_problem(value: object, depth: int) -> tuple[str, str] | None:  # noqa: C901, PLR0911
-    # Visits every value of every payload: the usual types come first, and a place is only built when needed.
+    # This visits every value of every payload, so the usual types come first and a place is built only for an error.
     if isinstance(value, str):
         return None if value.isascii() and "\0" not in value else text_problem(value)
     if value is None or isinstance(value, int):

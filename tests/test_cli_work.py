@@ -1,4 +1,4 @@
-"""`goqueue work`: a worker as a process, its signals, and what becomes of its jobs when it is killed or stalled."""
+"""`goqueue work`: a worker as a process, its signals, and its jobs after it was killed or stalled."""
 
 import signal
 import subprocess
@@ -107,7 +107,7 @@ def test_works_until_there_are_no_jobs(
         ("app/jobs.py:threads", "is not of the form MODULE:NAME"),
         ("app.nothing:worker", "there is no module app.nothing"),
         ("nothing.jobs:worker", "there is no module nothing"),
-        ("app.jobs:worker", "is not there; the module's workers: threads, tasks"),
+        ("app.jobs:worker", "does not exist; the module's workers: threads, tasks"),
         ("app.jobs:other", "is a int, not a Worker or AsyncWorker"),
     ],
 )
@@ -225,5 +225,5 @@ def test_a_stalled_worker_starts_no_job_that_others_have_and_its_results_are_ign
         process.terminate()
         code, err = ended(process)
     assert code == 0
-    assert "passed before the job could start" in err or "lease lost" in err
+    assert "expired before the job could start" in err or "lease lost" in err
     assert {job.status for job in store.get_jobs(ids)} == {COMPLETED}

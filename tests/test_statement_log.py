@@ -63,7 +63,7 @@ def fields(record: logging.LogRecord) -> dict[str, Any]:
 
 @pytest.mark.parametrize("way", WAYS)
 class TestBulks:
-    """Which of the two statements adds the jobs."""
+    """The choice between the two statements that add jobs."""
 
     def queries(self, way: str, url: str, caplog: pytest.LogCaptureFixture, jobs: list[NewJob]) -> tuple[Any, Any]:
         with opened(way, DatabaseConfig(url=url)) as store:
@@ -77,7 +77,7 @@ class TestBulks:
         assert queries == ["create_jobs"]
         assert results == [(job.id, True) for job in jobs]
 
-    def test_jobs_of_which_one_exists(
+    def test_new_jobs_and_an_existing_one(
         self, way: str, goqueue_database: str, goqueue_store: PostgresStorage, caplog: pytest.LogCaptureFixture
     ) -> None:
         jobs = [NewJob(job_type="t") for _ in range(3)]
@@ -87,8 +87,10 @@ class TestBulks:
         assert results == [(job.id, job is not jobs[1]) for job in jobs]
         assert goqueue_store.count_jobs() == 3
 
-    def test_jobs_that_may_well_exist(self, way: str, goqueue_database: str, caplog: pytest.LogCaptureFixture) -> None:
-        """Nothing fails at the server for them."""
+    def test_jobs_that_can_exist_already(
+        self, way: str, goqueue_database: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """No statement fails at the server for them."""
         for jobs in (
             [NewJob(job_type="t"), NewJob(job_type="t", idempotency_key="k")],
             [NewJob(job_type="t", id=uuid4())],
@@ -96,11 +98,11 @@ class TestBulks:
             _, queries = self.queries(way, goqueue_database, caplog, jobs)
             assert queries == ["create_missing_jobs"]
 
-    def test_earlier_work_of_the_callers_transaction_stays(
+    def test_earlier_changes_in_the_callers_transaction_remain(
         self, way: str, goqueue_database: str, goqueue_store: PostgresStorage
     ) -> None:
         if "bound" not in way:
-            pytest.skip("no transaction of a caller's")
+            pytest.skip("the caller has no transaction")
         jobs = [NewJob(job_type="t") for _ in range(3)]
         with opened(way, DatabaseConfig(url=goqueue_database), autocommit=False) as store:
             store.call("create_jobs", jobs[:2])

@@ -1,4 +1,4 @@
-"""Workers of both kinds: what becomes of jobs, leases, and of the worker itself."""
+"""Workers of both kinds: the outcomes of jobs, leases, claims, reports, outages and shutdown."""
 
 import asyncio
 import logging
@@ -87,7 +87,7 @@ def test_each_job_is_handled_once_and_completed(workers: Workers, store: Postgre
     assert statuses(store, ids) == {"completed": 300}
 
 
-def test_a_worker_has_a_name_of_its_own(workers: Workers, store: PostgresStorage) -> None:
+def test_each_run_of_a_worker_has_its_own_name(workers: Workers, store: PostgresStorage) -> None:
     add(store, 1)
     names: list[Any] = []
 
@@ -148,7 +148,7 @@ def test_an_exception_that_cannot_be_shown_fails_the_attempt(workers: Workers, s
     assert statuses(store, ids) == {"pending": 2}
 
 
-def test_a_handler_retries_after_a_time_of_its_own(workers: Workers, store: PostgresStorage) -> None:
+def test_a_handler_sets_the_delay_of_the_retry(workers: Workers, store: PostgresStorage) -> None:
     later, caused, last = (
         add(store, 1, job_type="later")
         + add(store, 1, job_type="caused")
@@ -173,7 +173,7 @@ def test_a_handler_retries_after_a_time_of_its_own(workers: Workers, store: Post
     assert store.get_job(last).status == DEAD
 
 
-def test_a_handler_gives_a_job_up(workers: Workers, store: PostgresStorage) -> None:
+def test_a_handler_makes_a_job_dead(workers: Workers, store: PostgresStorage) -> None:
     [job_id] = add(store)
 
     async def handle(job: Job) -> None:
@@ -185,7 +185,7 @@ def test_a_handler_gives_a_job_up(workers: Workers, store: PostgresStorage) -> N
     assert [failure.error for failure in store.list_failures(job_id)] == ["the customer is gone"]
 
 
-def test_a_handler_puts_a_job_back_without_counting_the_attempt(workers: Workers, store: PostgresStorage) -> None:
+def test_a_handler_releases_a_job_without_counting_the_attempt(workers: Workers, store: PostgresStorage) -> None:
     [job_id] = add(store, max_attempts=1)
 
     async def handle(job: Job) -> None:
@@ -198,12 +198,14 @@ def test_a_handler_puts_a_job_back_without_counting_the_attempt(workers: Workers
 
 
 @pytest.mark.parametrize("make", [lambda: RetryJob(-SECOND), lambda: ReleaseJob(-SECOND), lambda: ReleaseJob(5)])  # type: ignore[arg-type]
-def test_an_outcome_with_a_time_that_cannot_be_is_an_error_at_once(make: Any) -> None:
+def test_an_outcome_with_an_invalid_time_is_an_error_at_once(make: Any) -> None:
     with pytest.raises(InvalidJobError):
         make()
 
 
-def test_a_job_type_without_a_handler_fails_with_the_ones_there_are(workers: Workers, store: PostgresStorage) -> None:
+def test_a_job_without_a_handler_fails_and_the_error_names_the_handled_types(
+    workers: Workers, store: PostgresStorage
+) -> None:
     [unknown, last] = add(store, 1, job_type="other") + add(store, 1, job_type="other", max_attempts=1)
     workers.work({"mail": succeed, "t": succeed})
     assert [job.status for job in store.get_jobs([unknown, last])] == [PENDING, DEAD]
@@ -235,7 +237,7 @@ def test_system_exit_in_a_handler_fails_the_attempt_and_ends_the_worker(
 # --- handlers ---------------------------------------------------------------------------------------------------------
 
 
-def test_one_function_handles_several_types_and_stays_itself(goqueue_store: PostgresStorage) -> None:
+def test_one_function_handles_several_types_and_is_unchanged(goqueue_store: PostgresStorage) -> None:
     worker = Worker()
 
     @worker.handler("a", "b")
@@ -259,7 +261,7 @@ class Called:
 
 @pytest.mark.parametrize("kind", [Worker, AsyncWorker])
 @pytest.mark.parametrize("bad", [None, 5, "send", generator])
-def test_what_is_no_handler_is_an_error_at_once(kind: Any, bad: Any) -> None:
+def test_an_object_that_is_no_handler_is_an_error_at_once(kind: Any, bad: Any) -> None:
     with pytest.raises(WorkerError, match="'t'"):
         kind({"t": bad})
     with pytest.raises(WorkerError, match="'t'"):
@@ -267,7 +269,7 @@ def test_what_is_no_handler_is_an_error_at_once(kind: Any, bad: Any) -> None:
 
 
 @pytest.mark.parametrize("bad", [succeed, Called()])
-def test_a_worker_in_threads_takes_no_coroutine_function(bad: Any) -> None:
+def test_a_worker_in_threads_rejects_a_coroutine_function(bad: Any) -> None:
     with pytest.raises(WorkerError, match="AsyncWorker"):
         Worker({"t": bad})
     AsyncWorker({"t": bad})
@@ -276,7 +278,7 @@ def test_a_worker_in_threads_takes_no_coroutine_function(bad: Any) -> None:
 @pytest.mark.parametrize("kind", [Worker, AsyncWorker])
 def test_a_second_handler_or_a_forgotten_type_is_an_error_at_once(kind: Any) -> None:
     worker = kind({"t": print})
-    with pytest.raises(WorkerError, match="'t' has a handler"):
+    with pytest.raises(WorkerError, match="'t' already has a handler"):
         worker.handler("u", "t")(print)
     with pytest.raises(WorkerError, match="job types"):
         worker.handler()
@@ -293,7 +295,7 @@ def test_a_worker_without_handlers_does_not_run(workers: Workers) -> None:
         workers.work({})
 
 
-def test_a_worker_takes_a_store_of_its_kind_only(goqueue_store: PostgresStorage, goqueue_database: str) -> None:
+def test_a_worker_accepts_only_a_store_of_its_kind(goqueue_store: PostgresStorage, goqueue_database: str) -> None:
     async def run() -> None:
         async with await AsyncPostgresStorage.open(goqueue_database) as store:
             with pytest.raises(WorkerError, match="AsyncPostgresStorage"):
@@ -314,7 +316,7 @@ def test_a_worker_runs_once_at_a_time_and_again_afterwards(workers: Workers, sto
     assert workers.run(worker, until_empty=True) == 1
 
 
-def test_there_is_no_job_outside_of_a_handler() -> None:
+def test_there_is_no_job_context_outside_a_handler() -> None:
     with pytest.raises(WorkerError, match="no job runs here"):
         job_context()
 
@@ -333,7 +335,7 @@ def test_tasks_and_threads_of_a_handler_have_its_context(goqueue_database: str, 
     assert all(one is other for one, other in seen)
 
 
-def test_no_more_jobs_run_at_once_than_the_concurrency(workers: Workers, store: PostgresStorage) -> None:
+def test_no_more_jobs_than_the_concurrency_run_at_the_same_time(workers: Workers, store: PostgresStorage) -> None:
     add(store, 30)
     now, most = 0, 0
 
@@ -362,7 +364,9 @@ def test_jobs_of_one_claim_run_side_by_side(workers: Workers, store: PostgresSto
         until(lambda: statuses(store, ids)["completed"] == 3)
 
 
-def test_a_cancellation_of_the_handlers_own_is_a_failure(goqueue_database: str, goqueue_store: PostgresStorage) -> None:
+def test_a_cancellation_by_the_handler_itself_is_a_failure(
+    goqueue_database: str, goqueue_store: PostgresStorage
+) -> None:
     job_id, _ = add(goqueue_store, 2)
 
     async def handle(job: Job) -> None:
@@ -379,7 +383,7 @@ def test_a_cancellation_of_the_handlers_own_is_a_failure(goqueue_database: str, 
 # --- leases, cancellation, time limits --------------------------------------------------------------------------------
 
 
-def test_leases_are_renewed_of_running_jobs_and_of_those_claimed_ahead(
+def test_the_leases_of_running_jobs_and_of_jobs_claimed_ahead_are_renewed(
     workers: Workers, store: PostgresStorage
 ) -> None:
     quick, slow = add(store, 50), add(store, 20, job_type="slow")
@@ -398,7 +402,7 @@ def test_leases_are_renewed_of_running_jobs_and_of_those_claimed_ahead(
     assert {job.attempts for job in store.get_jobs(quick + slow)} == {1}
 
 
-def test_a_handler_whose_job_another_worker_has_is_told(
+def test_a_handler_learns_that_another_worker_has_its_job(
     workers: Workers, store: PostgresStorage, goqueue_connection: psycopg.Connection[Any], caplog: Any
 ) -> None:
     [job_id] = add(store)
@@ -422,7 +426,7 @@ def test_a_handler_whose_job_another_worker_has_is_told(
             [theirs] = bound.claim_jobs("default", "another")
         until(lambda: told)
         [other] = add(store, job_type="other")
-        until(lambda: store.get_job(other).last_error)  # the worker works on
+        until(lambda: store.get_job(other).last_error)  # the worker still runs jobs
     assert told == ["lease lost"]
     assert any("is stopped: lease lost" in message for message in messages(caplog))
     store.complete_job(theirs)
@@ -448,7 +452,7 @@ def test_a_cancelled_job_stops_its_handler_long_before_the_next_heartbeat(
 
     with workers.running({"t": handle}, concurrency=2, heartbeat_interval=timedelta(minutes=1)):
         until(lambda: first in begun)
-        time.sleep(0.3)  # it listens by then
+        time.sleep(0.3)  # the worker listens by then
         store.cancel_jobs(first)
         until(lambda: told)
         until(lambda: store.get_job(second).status == COMPLETED)
@@ -478,7 +482,9 @@ def test_a_job_cancelled_before_it_starts_does_not_run(workers: Workers, store: 
     assert statuses(store, slow)["cancelled"] >= 37
 
 
-def test_a_job_over_its_time_fails_with_that_reason(workers: Workers, store: PostgresStorage, caplog: Any) -> None:
+def test_a_job_that_exceeds_job_timeout_fails_with_that_reason(
+    workers: Workers, store: PostgresStorage, caplog: Any
+) -> None:
     [job_id] = add(store)
     begun: list[Any] = []
     told: list[Any] = []
@@ -541,7 +547,7 @@ def test_a_handler_that_does_not_stop_keeps_its_slot_and_its_result_is_ignored(
     assert (job.status, job.attempts, len(store.list_failures(job_id))) == (PENDING, 1, 1)
 
 
-def test_a_lease_that_can_not_be_renewed_in_time_is_lost(
+def test_a_lease_that_cannot_be_renewed_in_time_is_lost(
     workers: Workers, store: PostgresStorage, goqueue_database: str
 ) -> None:
     add(store)
@@ -607,7 +613,7 @@ def test_a_job_due_soon_does_not_wait_for_the_next_poll(workers: Workers, store:
         until(lambda: store.get_job(job_id).status == COMPLETED)
 
 
-def test_a_worker_takes_jobs_of_its_queues_only(workers: Workers, store: PostgresStorage) -> None:
+def test_a_worker_claims_jobs_of_its_queues_only(workers: Workers, store: PostgresStorage) -> None:
     ids = [add(store, queue=queue)[0] for queue in ("a", "b", "c")]
     assert workers.work({"t": succeed}, queues=("a", "c")) == 2
     assert [job.status for job in store.get_jobs(ids)] == [COMPLETED, PENDING, COMPLETED]
@@ -626,7 +632,9 @@ def test_jobs_of_dead_workers_are_rescued_at_the_start_and_at_intervals(
     assert store.get_job(early).attempts == 2
 
 
-def test_jobs_claimed_ahead_of_slow_ones_are_put_back_for_others(workers: Workers, store: PostgresStorage) -> None:
+def test_jobs_claimed_ahead_are_released_for_others_when_jobs_become_slow(
+    workers: Workers, store: PostgresStorage
+) -> None:
     add(store, 500, job_type="quick")
     slow = add(store, 400)
 
@@ -641,7 +649,7 @@ def test_jobs_claimed_ahead_of_slow_ones_are_put_back_for_others(workers: Worker
     assert max(job.lease_token for job in store.get_jobs(slow)) <= 6, "jobs are claimed and put back over and over"
 
 
-def test_a_worker_claims_no_slow_job_that_it_can_not_start(workers: Workers, store: PostgresStorage) -> None:
+def test_a_worker_claims_no_slow_job_that_it_cannot_start(workers: Workers, store: PostgresStorage) -> None:
     ids = add(store, 20)
 
     async def handle(job: Job) -> None:
@@ -676,7 +684,7 @@ def test_completions_are_batched_under_load_and_at_once_when_idle(goqueue_databa
         assert calls == [1]
 
 
-def test_a_job_that_the_database_will_not_complete_harms_no_other(
+def test_a_job_that_the_database_does_not_complete_harms_no_other(
     workers: Workers, store: PostgresStorage, goqueue_connection: psycopg.Connection[Any], caplog: Any
 ) -> None:
     ids = add(store, 40)
@@ -742,10 +750,10 @@ def test_jobs_of_a_claim_whose_reply_is_lost_return_when_their_leases_expire(
     assert any("the reply to a claim was lost" in message for message in messages(caplog))
 
 
-# --- a storage that is away -------------------------------------------------------------------------------------------
+# --- an unavailable storage -------------------------------------------------------------------------------------------
 
 
-def test_a_worker_waits_while_the_storage_is_away_and_nothing_runs_twice(
+def test_a_worker_waits_while_the_storage_is_unavailable_and_nothing_runs_twice(
     workers: Workers, store: PostgresStorage, goqueue_database: str, caplog: Any
 ) -> None:
     caplog.set_level(logging.INFO, "goqueue.worker")
@@ -758,7 +766,9 @@ def test_a_worker_waits_while_the_storage_is_away_and_nothing_runs_twice(
 
     with ExitStack() as stack:
         between = stack.enter_context(proxy.running(goqueue_database))
-        config = DatabaseConfig(url=between.url, pool_timeout=SECOND / 2)  # longer, and the pool waits, not the worker
+        config = DatabaseConfig(
+            url=between.url, pool_timeout=SECOND / 2
+        )  # short, so that the worker waits and not the pool
         stack.enter_context(workers.running({"t": handle}, url=config))
         until(lambda: len(handled) > 10)
         between.refuse()
@@ -774,7 +784,7 @@ def test_a_worker_waits_while_the_storage_is_away_and_nothing_runs_twice(
     assert len([message for message in said if "available again" in message]) == 1
 
 
-def test_a_worker_stops_in_time_while_the_storage_is_away(
+def test_a_worker_stops_in_time_while_the_storage_is_unavailable(
     workers: Workers, store: PostgresStorage, goqueue_database: str
 ) -> None:
     [job_id] = add(store)
@@ -794,7 +804,7 @@ def test_a_worker_stops_in_time_while_the_storage_is_away(
     assert store.get_job(job_id).status == RUNNING
 
 
-def test_a_schema_that_is_gone_ends_the_worker(
+def test_a_missing_table_ends_the_worker(
     workers: Workers, store: PostgresStorage, goqueue_connection: psycopg.Connection[Any]
 ) -> None:
     ids = add(store, 1)
@@ -813,10 +823,10 @@ def test_without_notifications_a_worker_polls(
     nowhere = psycopg.conninfo.make_conninfo(goqueue_database, dbname="nowhere")
     config = DatabaseConfig(url=goqueue_database, listen_url=nowhere)
     with workers.running({"t": succeed}, url=config):
-        until(lambda: any("polls alone" in message for message in messages(caplog)))
+        until(lambda: any("only polls" in message for message in messages(caplog)))
         [job_id] = add(store)
         until(lambda: store.get_job(job_id).status == COMPLETED)
-    assert len([message for message in messages(caplog) if "polls alone" in message]) == 1
+    assert len([message for message in messages(caplog) if "only polls" in message]) == 1
 
 
 @pytest.mark.skipif(pgbouncer.PROGRAM is None, reason=pgbouncer.MISSING)
@@ -834,7 +844,9 @@ def test_a_worker_runs_behind_pgbouncer(
 # --- shutdown ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_stop_releases_what_has_not_started_and_waits_for_the_rest(workers: Workers, store: PostgresStorage) -> None:
+def test_a_stop_releases_jobs_that_have_not_started_and_waits_for_the_others(
+    workers: Workers, store: PostgresStorage
+) -> None:
     add(store, 500, job_type="quick")
     ids = add(store, 100)
     begun: list[Any] = []
@@ -850,7 +862,7 @@ def test_a_stop_releases_what_has_not_started_and_waits_for_the_rest(workers: Wo
     assert {(job.status, job.attempts) for job in others} == {(PENDING, 0)}
 
 
-def test_what_runs_longer_than_the_shutdown_is_released(workers: Workers, store: PostgresStorage) -> None:
+def test_a_job_that_runs_longer_than_shutdown_timeout_is_released(workers: Workers, store: PostgresStorage) -> None:
     [job_id] = add(store)
     begun: list[Any] = []
     told: list[Any] = []
@@ -914,7 +926,9 @@ def test_a_cancelled_run_releases_its_jobs(goqueue_database: str, goqueue_store:
     assert (goqueue_store.get_job(job_id).status, goqueue_store.get_job(job_id).attempts) == (PENDING, 0)
 
 
-def test_until_empty_waits_for_running_jobs_and_those_they_add(workers: Workers, store: PostgresStorage) -> None:
+def test_until_empty_waits_for_running_jobs_and_the_jobs_that_they_add(
+    workers: Workers, store: PostgresStorage
+) -> None:
     add(store, payload=3)
 
     async def handle(job: Job) -> None:
@@ -929,7 +943,7 @@ def test_until_empty_waits_for_running_jobs_and_those_they_add(workers: Workers,
 # --- the log ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_log_has_starts_ends_and_durations(workers: Workers, store: PostgresStorage, caplog: Any) -> None:
+def test_the_log_has_starts_ends_and_durations_of_jobs(workers: Workers, store: PostgresStorage, caplog: Any) -> None:
     caplog.set_level(logging.DEBUG, "goqueue.worker")
     good, bad = add(store)[0], add(store, job_type="bad")[0]
 
@@ -956,7 +970,7 @@ def test_the_log_has_starts_ends_and_durations(workers: Workers, store: Postgres
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_faults_of_the_applications_logging_harm_no_job(
+def test_faults_in_the_applications_logging_harm_no_job(
     workers: Workers, store: PostgresStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logger = logging.getLogger("goqueue.worker")

@@ -1,4 +1,4 @@
-"""Workers of both kinds, for tests of what both do. Imports goqueue."""
+"""Workers of both kinds, for tests of their common behaviour. Imports goqueue."""
 
 import asyncio
 import threading
@@ -12,14 +12,14 @@ from goqueue import AsyncPostgresStorage, AsyncWorker, Job, PostgresStorage, Wor
 
 KINDS = ["threads", "tasks"]
 SECONDS = 60.0
-"""How long a test waits for what must come; reached only when it fails."""
+"""The longest wait for a condition, reached only if the test fails."""
 
 #: A handler for both kinds: a coroutine function that waits with `pause` alone.
 Handler = Callable[[Job], Coroutine[Any, Any, Any]]
 
 
 class StopError(Exception):
-    """A handler in a thread has seen that it should stop."""
+    """A handler in a thread has noticed that it should stop."""
 
 
 async def pause(seconds: float) -> None:
@@ -34,13 +34,13 @@ def until(holds: Callable[[], Any]) -> Any:
     """Wait until the condition is true, and return its value."""
     deadline = time.monotonic() + SECONDS
     while not (given := holds()):
-        assert time.monotonic() < deadline, "it did not come"
+        assert time.monotonic() < deadline, "the condition did not become true"
         time.sleep(0.01)
     return given
 
 
 def in_thread(handler: Handler) -> Callable[[Job], None]:
-    """The handler as a plain function."""
+    """Return the handler as a plain function."""
 
     def handle(job: Job) -> None:
         coroutine = handler(job)
@@ -70,7 +70,7 @@ class Workers:
         return Worker({name: in_thread(handler) for name, handler in handlers.items()}, **given)
 
     def run(self, worker: Any, url: Any = None, **given: Any) -> int:
-        """What `run` returns, with these settings and options."""
+        """Return the result of `run` with these settings and options."""
         options = {name: given.pop(name) for name in ("worker_id", "until_empty") if name in given}
         config = settings(**given)
         if self.kind == "threads":

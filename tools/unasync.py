@@ -22,8 +22,8 @@ _RULES = [
             ". Open one per process and share it between threads::",
         ),
         (
-            r"Runs jobs in tasks\. A handler is a coroutine function; a plain function is called in the event loop::",
-            "Runs jobs in threads. A handler is a function that takes the job::",
+            r"that runs jobs in tasks\. A handler is a coroutine function; a plain function blocks the event loop::",
+            "that runs jobs in threads. A handler is a function that takes the job::",
         ),
         (r"\bresult = (?=handler\()", ""),
         (r"\bgoqueue\.work\.tasks\b", "goqueue.work.threads"),

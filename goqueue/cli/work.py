@@ -21,27 +21,29 @@ from goqueue.work.worker_async import AsyncWorker
 def work(
     *,
     target: Annotated[
-        str, typer.Argument(metavar="MODULE:NAME", help="The worker: app.jobs:worker is `worker` of app/jobs.py.")
+        str,
+        typer.Argument(metavar="MODULE:NAME", help="The worker: app.jobs:worker is `worker` in app/jobs.py."),
     ],
     queue: Annotated[
         list[str] | None,
         typer.Option(help="Take jobs from this queue; repeatable.", show_default="the configured queues"),
     ] = None,
     concurrency: Annotated[
-        int | None, typer.Option(help="Jobs run at once.", show_default="the configured number")
+        int | None, typer.Option(help="Number of jobs to run at the same time.", show_default="the configured number")
     ] = None,
-    until_empty: Annotated[bool, typer.Option("--until-empty", help="End when no job is due and none runs.")] = False,
+    until_empty: Annotated[bool, typer.Option("--until-empty", help="End when no job is due or running.")] = False,
     worker_id: Annotated[
-        str | None, typer.Option(help="Name of the worker in its jobs.", show_default="host, process and random part")
+        str | None,
+        typer.Option(help="Name recorded in the jobs that it holds.", show_default="host, process id, random part"),
     ] = None,
     file: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run the worker of your program, with the configured settings.
+    """Run a worker of your program, with the configured settings.
 
-    The first SIGTERM or Ctrl-C stops it: it releases what it has not started,
-    and waits for running jobs. A second one ends it at once. Modules are found
-    from the working directory too.
+    At the first SIGTERM or Ctrl-C, it releases the jobs that it has not started
+    and waits for the running ones. A second signal ends it at once. Modules in
+    the working directory are found too.
     """
     config = load_config(file)
     given: dict[str, Any] = {"queues": tuple(queue) if queue else None, "concurrency": concurrency}
@@ -80,11 +82,11 @@ def _find(target: str) -> Worker | AsyncWorker:
         module = import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
-            raise  # the module is there, and lacks one that it imports
-        raise typer.BadParameter(f"there is no module {error.name}; it was looked for in {Path.cwd()} too") from None
+            raise  # the module exists, but not one that it imports
+        raise typer.BadParameter(f"there is no module {error.name} in {Path.cwd()} or on Python's path") from None
     found: Any = getattr(module, attribute, None)
     if isinstance(found, (Worker, AsyncWorker)):
         return found
     names = [each for each, value in vars(module).items() if isinstance(value, (Worker, AsyncWorker))]
-    what = f"is a {type(found).__name__}, not a Worker or AsyncWorker" if found is not None else "is not there"
+    what = f"is a {type(found).__name__}, not a Worker or AsyncWorker" if found is not None else "does not exist"
     raise typer.BadParameter(f"{target} {what}; the module's workers: {', '.join(names) or 'none'}")

@@ -1,4 +1,4 @@
-"""The queries that no store runs: for checks, proofs, plans and scratch databases. Their types, by result."""
+"""The types of the queries that no store runs: those for checks, proofs, plans and scratch databases."""
 
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -13,7 +13,7 @@ Many = Callable[..., Iterator[Result]]
 
 
 class AdminQueries(Protocol):
-    """These queries as aiosql calls them, with a connection and named parameters."""
+    """The queries as methods that take a connection and named parameters, as aiosql creates them."""
 
     backdate_jobs: Many[tuple[UUID]]
     claim_index_state: One[tuple[int, int, int | None, str | None] | None]
@@ -61,6 +61,6 @@ class AdminQueries(Protocol):
 
 
 def admin_queries() -> AdminQueries:
-    """Return the shipped queries."""
+    """Return the shipped queries, with these types."""
     queries: AdminQueries = load_queries()
     return queries

@@ -1,4 +1,4 @@
-"""The psycopg connection in other libraries' objects, and advice for those that have none. Imports no such library."""
+"""The psycopg connections of other libraries' objects, and advice for objects without one. Imports none of them."""
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -20,7 +20,7 @@ _OTHER_KIND = {
 }
 _BEGIN = "pass one of its connections (engine.begin() returns one)"
 _OPEN = "open(...) makes a store with its own pool"
-# By the full name of a type or of one of its bases, here and below.
+# Keys, here and below: the full name of a type or of one of its bases.
 _ADVICE = {
     "sqlalchemy.engine.base.Engine": _BEGIN,
     "sqlalchemy.ext.asyncio.engine.AsyncEngine": _BEGIN,
@@ -51,7 +51,7 @@ _ADVICE = {
 
 
 class Transactional(Protocol):
-    """SQLAlchemy's Session and Connection, SQLModel's Session, and Django's connection, for type checkers."""
+    """The type of SQLAlchemy's Session and Connection, SQLModel's Session, and Django's connection."""
 
     @property
     def connection(self) -> Any: ...
@@ -59,15 +59,15 @@ class Transactional(Protocol):
 
 
 class AsyncTransactional(Protocol):
-    """SQLAlchemy's AsyncSession and AsyncConnection, and SQLModel's AsyncSession, for type checkers."""
+    """The type of SQLAlchemy's AsyncSession and AsyncConnection, and SQLModel's AsyncSession."""
 
     @property
     def connection(self) -> Any: ...
     def commit(self) -> Awaitable[None]: ...
 
 
-# Each returns the driver's connection of the current transaction. It begins that first if necessary, so that the
-# library's own commit commits it.
+# Each function below returns the driver's connection of the current transaction. If there is none, it begins one, so
+# that the library's own commit commits the job.
 
 
 def _of_connection(given: Any) -> object:
@@ -120,10 +120,10 @@ _ASYNC_LENDERS: dict[str, Callable[[Any], Awaitable[Any]]] = {
 
 
 class Lender:
-    """Another library's object. Each of its transactions can have another psycopg connection."""
+    """A library's object that lends a psycopg connection, possibly another one in each transaction."""
 
     def __init__(self, given: Any) -> None:
-        """Raise `InvalidJobError`, saying what to pass, if ``given`` has no synchronous psycopg connection."""
+        """Raise `InvalidJobError` if ``given`` has no synchronous psycopg connection. The error says what to pass."""
         self._given = given
         self._lend = _lend_of(given, _LENDERS, psycopg.Connection)
 
@@ -139,7 +139,7 @@ class Lender:
 
 
 class AsyncLender:
-    """The same for asyncio."""
+    """A `Lender` of asynchronous psycopg connections."""
 
     def __init__(self, given: Any) -> None:
         self._given = given
@@ -167,7 +167,7 @@ def _lend_of(given: Any, lenders: dict[str, Callable[[Any], Any]], wanted: type)
         if not isinstance(given.driver_connection, wanted):
             raise _unfit(given.driver_connection, wanted)
     else:
-        with suppress(Exception):  # It has no engine: reported when it is used.
+        with suppress(Exception):  # no engine: reported when the connection is used
             dialect = (given if hasattr(given, "dialect") else given.get_bind()).dialect
             driver, is_async = dialect.driver, dialect.is_async
     if driver not in ("psycopg", "psycopg_async"):
@@ -178,7 +178,7 @@ def _lend_of(given: Any, lenders: dict[str, Callable[[Any], Any]], wanted: type)
 
 
 def _names(given: Any) -> list[str]:
-    # Not type(): a proxy names the class of what is behind it.
+    # Not type(): __class__ of a proxy is the class of the object behind it.
     return [f"{kind.__module__}.{kind.__qualname__}" for kind in given.__class__.__mro__]
 
 
@@ -189,7 +189,7 @@ def _unfit(given: object, wanted: type, advice: str = "") -> InvalidJobError:
         advice = advice or next(
             (_OTHER_KIND[name in _ASYNC_LENDERS] for name in names if name in _LENDERS | _ASYNC_LENDERS), ""
         )
-    # Only its type: a URL may hold a password.
+    # The message has only the type: a URL can contain a password.
     said = f"connection must be a psycopg.{wanted.__name__} (of psycopg 3), not {full_name(type(given))}"
     return InvalidJobError(f"{said}; {advice}" if advice else said)
 

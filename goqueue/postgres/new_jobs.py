@@ -1,4 +1,4 @@
-"""New jobs, batches of them and changes to jobs, as parameters of their queries."""
+"""New jobs, batches of them and updates, as parameters of the queries that write them."""
 
 from collections.abc import Iterable
 from typing import Self
@@ -12,7 +12,7 @@ from goqueue.models import Job, JobUpdate, NewJob
 from goqueue.payload import check_payload, check_payloads, encode_checked, encode_json
 from goqueue.validation import check_kind
 
-# Keeps a statement's JSON parameter far below jsonb's limit of 256 MB, and the client's memory small.
+# Far below jsonb's limit of 256 MB, and small in the client's memory.
 _MAX_BATCH_BYTES = 16 * 2**20
 
 
@@ -55,12 +55,12 @@ class Batch:
     def add(self, job: NewJob, encoded: bytes | None = None) -> bool:
         """Add the job, or return False if it belongs to the next batch. Raise `InvalidJobError` if it is not a job.
 
-        Without ``encoded``, `checked` checks the payload. A statement's rows show by id which jobs were added, so a job
-        with an id of this batch belongs to the next one.
+        Without ``encoded``, only `checked` checks the payload. The statement's result identifies jobs by id, so a
+        second job with the same id belongs to the next batch.
         """
         if encoded is None:
             encoded = _encoded(job, self._config)
-        job_id = job.id.int  # Hashing a UUID takes as long as all the rest.
+        job_id = job.id.int  # Hashing a UUID would take as long as the rest of this method.
         full = len(self.jobs) >= self._config.batch_size or self._size + len(encoded) > _MAX_BATCH_BYTES
         if (full or job_id in self._ids) and self.jobs:
             return False
@@ -73,7 +73,7 @@ class Batch:
         return True
 
     def checked(self) -> Self:
-        """Return the batch after checking that all payloads are JSON; else raise `InvalidJobError`."""
+        """Check that all payloads are JSON, and return the batch. Raise `InvalidJobError` otherwise."""
         check_payloads(document(self.encoded), [job.payload for job in self.jobs])
         return self
 
@@ -85,7 +85,7 @@ def _encoded(job: NewJob, config: DatabaseConfig) -> bytes:
     try:
         encoded = encode_json(job)
     except InvalidJobError:
-        check_payload(job.payload)  # the error names the place
+        check_payload(job.payload)  # its error names the place in the payload
         raise
     if len(encoded) > config.max_payload_bytes:
         encode_checked(job.payload, config.max_payload_bytes)
@@ -93,8 +93,11 @@ def _encoded(job: NewJob, config: DatabaseConfig) -> bytes:
 
 
 def by_key(batches: list[Batch], config: DatabaseConfig) -> tuple[list[int] | None, list[Batch]]:
-    """Return the jobs ordered by idempotency key, and by id without a key; and the given place of each (None if they
-    were in order). With one common order, calls with the same jobs wait for each other and don't deadlock.
+    """Return the order in which to add the jobs, and the batches in that order.
+
+    Jobs are ordered by idempotency key; those without a key come first, by id. In this order, concurrent calls with the
+    same jobs wait for each other and don't deadlock. The first value lists the jobs' given places; it is None if they
+    were given in this order.
     """
     entries = [entry for batch in batches for entry in zip(batch.jobs, batch.encoded, strict=True)]
     order = sorted(range(len(entries)), key=lambda place: _lock_order(entries[place][0]))
@@ -109,8 +112,8 @@ def by_key(batches: list[Batch], config: DatabaseConfig) -> tuple[list[int] | No
 
 
 def _lock_order(job: NewJob) -> tuple[str, int]:
-    # Among jobs with one key, the first one given is added: their order is kept. Comparing UUIDs takes ten times as
-    # long.
+    # Jobs with the same key keep their given order, so that the first one is added. Comparing integers takes a tenth of
+    # the time of comparing UUIDs.
     return ("", job.id.int) if job.idempotency_key is None else (job.idempotency_key, 0)
 
 
@@ -120,12 +123,12 @@ def as_given(order: list[int] | None, results: list[tuple[UUID, bool]]) -> list[
 
 
 def document(batch: Iterable[bytes]) -> bytes:
-    """Return the only parameter of create_jobs, as JSON."""
+    """Return the JSON array that is the parameter of create_jobs."""
     return b"[%b]" % b",".join(batch)
 
 
 def is_same(existing: Job, job: NewJob) -> bool:
-    """Return True if the stored job was created from ``job``: another job may have the same id."""
+    """Return True if the stored job was created from ``job``. Another job can have the same id."""
     return (existing.id, existing.job_type, existing.idempotency_key) == (job.id, job.job_type, job.idempotency_key)
 
 
@@ -133,7 +136,7 @@ def not_replaced(existing: Job) -> DuplicateJobError:
     """Return the error for a job that can't be replaced."""
     return DuplicateJobError(
         f"job {existing.id} has the idempotency key {existing.idempotency_key!r} and is {existing.status}; only a "
-        "pending job can be replaced: wait for its end and delete it, or use another key",
+        "pending job can be replaced: delete that job after it has ended, or use another key",
         job_id=existing.id,
         idempotency_key=existing.idempotency_key,
     )

@@ -1,1 +1,1 @@
-"""Workers: they claim jobs through the storage contract, call the handlers of their types, and report the outcomes."""
+"""Workers, which claim jobs through the storage contract, call their handlers and report the outcomes."""

@@ -1,4 +1,4 @@
-"""What a handler sees of its attempt, and the exceptions by which it decides the outcome."""
+"""Attempts: the context that a handler sees, and the exceptions that determine the outcome."""
 
 import traceback
 from collections.abc import Callable
@@ -14,17 +14,17 @@ from goqueue.errors import WorkerError
 from goqueue.models import Job
 from goqueue.validation import check_interval, check_name
 
-#: Why a handler should stop.
+#: The reasons for a handler to stop.
 Stopped = Literal["lease lost", "cancelled", "timed out", "shutdown"]
 
-# An error's text has at most this many frames of its traceback, the innermost ones.
+# The text of an error has at most this many frames of the traceback, the innermost ones.
 _FRAMES = 10
 
 
-class RetryJob(Exception):  # noqa: N818 - named for what becomes of the job
-    """Raised by a handler: fail the attempt, and run the job again after ``retry_in``, or else by the worker's backoff.
+class RetryJob(Exception):  # noqa: N818 - named after the outcome
+    """An exception for handlers: fail the attempt, and retry the job after ``retry_in`` or else the worker's backoff.
 
-    Without an attempt left the job is dead. Without an ``error``, the exception's cause is recorded (``from``).
+    If no attempt is left, the job is dead. Without ``error``, the exception's cause (``raise ... from``) is recorded.
     """
 
     def __init__(self, retry_in: timedelta | None = None, error: str = "") -> None:
@@ -34,7 +34,7 @@ class RetryJob(Exception):  # noqa: N818 - named for what becomes of the job
 
 
 class BuryJob(Exception):  # noqa: N818
-    """Raised by a handler: give the job up. It is dead at once, with this error."""
+    """An exception for handlers: make the job dead at once, with this error, even with attempts left."""
 
     def __init__(self, error: str = "") -> None:
         self.error = error
@@ -42,7 +42,7 @@ class BuryJob(Exception):  # noqa: N818
 
 
 class ReleaseJob(Exception):  # noqa: N818
-    """Raised by a handler: put the job back without counting the attempt. It is due after ``delay``."""
+    """An exception for handlers: release the job, due after ``delay``, without counting the attempt."""
 
     def __init__(self, delay: timedelta = timedelta(0)) -> None:
         self.delay = check_interval("delay", delay)
@@ -50,8 +50,10 @@ class ReleaseJob(Exception):  # noqa: N818
 
 
 class Outcome(NamedTuple):
-    """What becomes of an attempt: how it is reported, the error, the delay of the next attempt, and the reason for the
-    log, which has no text of an exception: there can be a secret in it."""
+    """The outcome of an attempt: the kind of report, the error, the delay of the next attempt, and the reason to log.
+
+    The reason never contains the text of an exception, which can hold a secret.
+    """
 
     kind: Literal["completed", "failed", "buried", "released"]
     error: str = ""
@@ -64,7 +66,7 @@ RELEASED: Final = Outcome("released", delay=timedelta(0))
 
 
 def outcome_of(error: BaseException) -> Outcome:
-    """Return what an exception of a handler makes of the attempt."""
+    """Return the outcome of an attempt whose handler raised this exception."""
     match error:
         case RetryJob():
             return Outcome("failed", _error(error), error.retry_in, "RetryJob")
@@ -82,16 +84,16 @@ def _error(error: RetryJob | BuryJob) -> str:
 
 
 def error_text(error: BaseException, *, is_caught: bool = False) -> str:
-    """Return an exception's type and message, then the innermost frames of its traceback. It never raises.
+    """Return an exception's type and message, then the innermost frames of its traceback. Never raise.
 
-    ``is_caught``: the worker has caught it, and its own frame is the outermost one, which is left out.
+    With ``is_caught``, omit the outermost frame: it is the worker's own.
     """
     try:
         frame = error.__traceback__
         frame = frame.tb_next if is_caught and frame else frame
         said = "".join(traceback.format_exception_only(error)).strip()
         frames = "".join(traceback.format_tb(frame, -_FRAMES)).rstrip()
-    except Exception:  # noqa: BLE001 - whatever the exception's own code raises
+    except Exception:  # noqa: BLE001 - the exception's own code can raise anything
         return f"{type(error).__name__}, which can't be shown"
     return f"{said}\n\n{frames}" if frames else said
 
@@ -100,27 +102,27 @@ def error_text(error: BaseException, *, is_caught: bool = False) -> str:
 class JobContext:
     """The attempt that a handler runs, as `job_context` returns it.
 
-    A stopped handler of an `AsyncWorker` is cancelled. A thread can't be: its handler has to look at ``stopped``, and
-    takes one of the ``concurrency`` slots until it returns.
+    In an `AsyncWorker`, a handler that should stop is cancelled. A thread can't be cancelled: its handler has to check
+    ``stopped``, and occupies one of the ``concurrency`` slots until it returns.
     """
 
     job: Job
-    #: None while the handler should go on; else "lease lost", "cancelled", "timed out" or "shutdown". What the handler
-    #: then returns or raises is ignored: the attempt is over, and another worker can have the job.
+    #: None while the handler should run; else "lease lost", "cancelled", "timed out" or "shutdown". The attempt is then
+    #: over and another worker can have the job, so the handler's result or exception is ignored.
     stopped: Stopped | None = None
     _event: Event | None = None
 
     def wait(self, seconds: float) -> bool:
-        """Sleep that long, or until the handler should stop. Return whether it should. It blocks the thread."""
+        """Block the thread for ``seconds`` or until the handler should stop. Return True if it should stop."""
         event = self._event = self._event or Event()
         return self.stopped is not None or event.wait(seconds)
 
 
 @dataclass(eq=False, slots=True)
 class Attempt(JobContext):
-    """The worker's side of a `JobContext`. Times are of the monotonic clock, in seconds."""
+    """A `JobContext` with the worker's own fields. Times are readings of the monotonic clock, in seconds."""
 
-    #: The end of the lease, counted from before the claim or the renewal was sent: never later than the server's.
+    #: The end of the lease, measured from before the claim or the renewal was sent, so never later than the server's.
     expires: float = 0.0
     started: float = 0.0
     seconds: float = 0.0
@@ -139,7 +141,7 @@ current: ContextVar[JobContext] = ContextVar("goqueue_job_context")
 def job_context() -> JobContext:
     """Return the context of the job that the calling handler runs.
 
-    Tasks that the handler starts have it too, and so do threads of `asyncio.to_thread`; other threads don't.
+    It also works in tasks that the handler starts and in threads of `asyncio.to_thread`, but not in other threads.
 
     Raises: `WorkerError` outside of a handler.
     """
@@ -150,7 +152,7 @@ def job_context() -> JobContext:
 
 
 def check_handler(job_type: object, handler: object, *, takes_coroutines: bool) -> str:
-    """Return the job type; `WorkerError` for a handler that the worker can't call."""
+    """Return the checked job type. Raise `WorkerError` for a handler that the worker can't call."""
     name = check_name("job_type", job_type)
     if not callable(handler):
         raise WorkerError(

@@ -1,4 +1,4 @@
-"""One run of a worker: runners that call handlers, and those who claim, report, renew, rescue and listen for them."""
+"""One run of a worker: the runners, which call handlers, and the roles that claim, report, renew, rescue and listen."""
 
 import asyncio  # async only
 import logging
@@ -29,33 +29,33 @@ from goqueue.work.tasks import Crew, Runner, Signal, interrupt, soon, this_runne
 
 _log = logging.getLogger("goqueue.worker")
 
-# Most jobs of one statement.
+# The largest number of jobs in one statement.
 _BATCH = 1000
 
-# The jobs that the runners finish in this time are claimed ahead.
+# As many jobs are claimed ahead as the runners finish in this time.
 _AHEAD_SECONDS = 0.2
 
-# The mean duration of jobs is that of about this many.
+# The mean duration is taken over about this many of the latest jobs.
 _RECENT = 200
 
-# While jobs wait in the buffer, outcomes gather for this long.
+# While jobs wait in the buffer, each report waits this long for more outcomes.
 _GATHER = 0.01
 
-# Seconds between two looks at the running jobs.
+# The running jobs are checked at least this often, in seconds.
 _LOOK = 1.0
 
-# Longest time to notice the end of the run while waiting for a notification.
+# Longest wait for a notification before the listener checks whether the run has ended.
 _SLICE = timedelta(seconds=0.1)
 
-# How long cancelled handlers have to end at a shutdown.
+# At a shutdown, stopped handlers have this long to return.
 _GRACE = 1.0
 
-# A runner that never waits lets the event loop's other tasks run this often.  # async only
+# A runner whose handlers never wait yields to the event loop this often.  # async only
 _TURN = 0.005  # async only
 
 
 class AsyncRun:
-    """What `AsyncWorker.run` does.
+    """The state and the roles of one `AsyncWorker.run`.
 
     Threads share the collections without locks: each access is one atomic operation of a deque, a dict or a set.
     """
@@ -76,17 +76,17 @@ class AsyncRun:
         self._backoff = backoff
         self._worker_id = worker_id
         self._until_empty = until_empty
-        #: Claimed and not started.
+        #: Attempts that are claimed and not started.
         self._buffer: deque[Attempt] = deque()
-        #: The attempts whose handlers run. Whoever removes one from here decides its outcome.
+        #: Attempts whose handlers run. The code that removes one from here decides its outcome.
         self._running: dict[Attempt, Runner] = {}
-        #: Decided and not reported.
+        #: Attempts with an outcome that is not reported yet.
         self._outcomes: deque[Attempt] = deque()
-        #: Claimed and not reported: their leases are renewed.
+        #: Attempts that are claimed and not reported. Their leases are renewed.
         self._held: set[Attempt] = set()
-        #: Decided without their handlers, which have not returned.
+        #: Attempts that were stopped and whose handlers have not returned.
         self._overdue: set[Attempt] = set()
-        #: Runners that wait for a job.
+        #: The signals of the runners that wait for a job.
         self._idle: deque[Signal] = deque()
         self._runners, self._claimer, self._reporter, self._others = Crew(), Crew(), Crew(), Crew()
         self._end, self._room, self._news, self._retry, self._keeping, self._rescuing, self._listening = (
@@ -101,7 +101,7 @@ class AsyncRun:
         self._ahead, self._busy, self._count = 0, 0.0, 0.0
         self._report_until = inf
         self._completed = 0
-        #: By what they do, who failed since the storage became unavailable, and how often.
+        #: By role, the number of failed calls in a row while the storage is unavailable.
         self._failing: dict[str, int] = {}
         self._error: BaseException | None = None
 
@@ -137,7 +137,7 @@ class AsyncRun:
         return self._completed
 
     def stop(self) -> None:
-        """Make `run` end. Every thread can call it."""
+        """End the run. Any thread can call this."""
         self._is_stopping = True
         self._wake_all()
 
@@ -175,7 +175,7 @@ class AsyncRun:
             await role()
         except asyncio.CancelledError:  # async only
             raise  # async only
-        except BaseException as error:  # noqa: BLE001 - it ends the run, which raises it
+        except BaseException as error:  # noqa: BLE001 - the run ends and raises it
             self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
@@ -187,7 +187,7 @@ class AsyncRun:
     # --- jobs ---------------------------------------------------------------------------------------------------------
 
     async def _work(self) -> None:
-        """A runner: call the handlers of buffered jobs, until the worker stops."""
+        """Call the handlers of buffered jobs, until the worker stops. Each runner runs this."""
         buffer, running, wake, me = self._buffer, self._running, Signal(), this_runner()
         self._signals.append(wake)
         turn = 0.0  # async only
@@ -208,7 +208,7 @@ class AsyncRun:
                 continue
             outcome = await self._handle(attempt)
             ended = monotonic()
-            if running.pop(attempt, None) is None:  # it was given up meanwhile
+            if running.pop(attempt, None) is None:  # the attempt was given up in the meantime
                 self._overdue.discard(attempt)
                 tasks.resume(me)  # async only
                 continue
@@ -224,18 +224,18 @@ class AsyncRun:
         self._idle.append(wake)
         if self._wants_room:
             self._room.set()
-        # A job that came before this runner was among the idle ones has woken another one, or none.
+        # Checked again: a job that arrived before the line above has not woken this runner.
         if not self._buffer and not self._is_stopping:
             await wake.wait()
-        with suppress(ValueError):  # it was woken
+        with suppress(ValueError):  # the waker has removed it
             self._idle.remove(wake)
 
     def _wake_runner(self) -> None:
-        with suppress(IndexError):  # all are awake
+        with suppress(IndexError):  # no runner is idle
             self._idle.pop().set()
 
     async def _handle(self, attempt: Attempt) -> Outcome:
-        """Call the handler; return what becomes of the attempt."""
+        """Call the handler. Return the outcome of the attempt."""
         job = attempt.job
         handler = self._handlers.get(job.job_type)
         if handler is None:
@@ -256,7 +256,7 @@ class AsyncRun:
         except (KeyboardInterrupt, SystemExit) as error:
             self._fail(error)
             return outcome_of(error)
-        except BaseException as error:  # noqa: BLE001 - whatever the handler raises
+        except BaseException as error:  # noqa: BLE001 - a handler can raise anything
             return outcome_of(error)
         return COMPLETED
 
@@ -267,22 +267,24 @@ class AsyncRun:
             self._news.set()
 
     def _skip(self, attempt: Attempt) -> None:
-        """Don't start a job whose lease is lost, or has passed: another worker may have it."""
+        """Drop a job whose lease is lost or has expired: another worker can have it."""
         self._running.pop(attempt, None)
         self._overdue.discard(attempt)
         if attempt.stopped is None:
-            self._warn("the lease of job %s (%s) passed before the job could start", attempt)
+            self._warn("the lease of job %s (%s) expired before the job could start", attempt)
             self._decide(attempt, RELEASED)
 
     def _give_up(self, attempt: Attempt, reason: Stopped, outcome: Outcome | None) -> bool:
-        """Stop an attempt. Report the outcome, if there is one; whatever the handler does is ignored. Return whether
-        the handler ran."""
+        """Stop an attempt, and report ``outcome`` if given. What the handler then returns or raises is ignored.
+
+        Return True if the handler was running.
+        """
         self._overdue.add(attempt)
         attempt.stop(reason)
         runner = self._running.pop(attempt, None)
         if outcome is None:
             self._held.discard(attempt)
-        if runner is None:  # it has not started, or it has just ended
+        if runner is None:  # the handler has not started, or has just returned
             self._overdue.discard(attempt)
             return False
         if outcome is not None:
@@ -296,7 +298,7 @@ class AsyncRun:
     # --- claims -------------------------------------------------------------------------------------------------------
 
     async def _claim(self) -> None:
-        """Keep the buffer filled; without due jobs, wait for a notification, the next job's time or the next poll."""
+        """Keep the buffer filled. Without due jobs, wait for a notification, the next job's time or the next poll."""
         config = self._config
         while not self._is_stopping:
             if len(self._buffer) > self._most_ahead():
@@ -322,7 +324,7 @@ class AsyncRun:
                 await self._room.wait(await self._poll_seconds())
 
     def _wanted(self) -> int:
-        """How many jobs to claim; 0 while the buffer has enough."""
+        """Return the number of jobs to claim; 0 while the buffer has enough."""
         waiting = len(self._buffer)
         return 0 if waiting > self._ahead // 2 else min(_BATCH, self._ahead + len(self._idle) - waiting)
 
@@ -333,11 +335,11 @@ class AsyncRun:
         self._wake_runner()
 
     def _release_buffer(self, rest: int) -> None:
-        """Put back all but the first ``rest`` of the buffered jobs."""
+        """Release all buffered jobs but the first ``rest``."""
         while len(self._buffer) > rest:
             try:
                 attempt = self._buffer.pop()
-            except IndexError:  # a runner has taken it
+            except IndexError:  # a runner has taken the last one
                 return
             if attempt.stopped is None:
                 self._decide(attempt, RELEASED)
@@ -346,16 +348,16 @@ class AsyncRun:
         poll = self._config.poll_interval.total_seconds() * uniform(0.9, 1.1)  # noqa: S311
         try:
             at = await self._store.next_job_at(self._config.queues)
-        except GoQueueError:  # the next claim meets it too
+        except GoQueueError:  # the next claim handles the same error
             return poll
-        # If the clocks differ, this is no shorter than polling, and never repeated at once.
+        # If the clocks of client and server differ, the wait is that of polling, never zero.
         seconds = poll if at is None else (at - datetime.now(UTC)).total_seconds() + 0.001
         return seconds if 0 < seconds < poll else poll
 
     # --- reports ------------------------------------------------------------------------------------------------------
 
     async def _report(self) -> None:
-        """Report the outcomes: each at once while there are few, and all that have come meanwhile in one call."""
+        """Report the outcomes. Each call reports all that were decided during the previous one."""
         while True:
             if self._buffer and len(self._outcomes) < _BATCH:
                 await self._retry.wait(_GATHER)
@@ -379,7 +381,7 @@ class AsyncRun:
                 self._wants_news = False
 
     def _measure(self, attempts: Collection[Attempt]) -> None:
-        """Note the duration of jobs that have run; those put back untried have none."""
+        """Record the durations of the jobs that ran. Jobs released before their start have none."""
         seconds = [attempt.seconds for attempt in attempts if attempt.seconds]
         self._busy += sum(seconds)
         self._count += len(seconds)
@@ -388,7 +390,7 @@ class AsyncRun:
         self._adapt()
 
     def _adapt(self) -> None:
-        """Adapt the number of jobs claimed ahead to the duration of recent and of running jobs."""
+        """Adapt the number of jobs claimed ahead to the durations of the recent and the running jobs."""
         now, concurrency, running = monotonic(), self._config.concurrency, self._running.copy()
         busy = self._busy + sum([now - attempt.started for attempt in running])
         finished = _AHEAD_SECONDS * concurrency * (self._count + len(running)) / max(busy, 1e-9)
@@ -397,7 +399,7 @@ class AsyncRun:
             self._room.set()
 
     def _most_ahead(self) -> int:
-        """How many jobs can be buffered; more are put back, because they take longer than it seemed."""
+        """Return the size of the buffer above which jobs are released: they take longer than expected."""
         return 4 * (self._ahead + self._config.concurrency)
 
     async def _settle(self, attempts: Collection[Attempt]) -> None:
@@ -409,7 +411,7 @@ class AsyncRun:
             await self._settle_group(kind, delay, group)
 
     async def _settle_group(self, kind: str, delay: timedelta | None, attempts: list[Attempt]) -> None:
-        """Report attempts of one outcome, until it succeeds or the leases are lost."""
+        """Report attempts of one outcome. Repeat the call until it succeeds or the leases are lost."""
         lost: Collection[Any] = ()
         is_repeated = False
         while True:
@@ -432,7 +434,7 @@ class AsyncRun:
         self._held.difference_update(attempts)
         if kind == "completed":
             self._completed += len(attempts) - len(lost)
-        if lost and (kind == "completed" or not is_repeated):  # else the first call has reported them, perhaps
+        if lost and (kind == "completed" or not is_repeated):  # else the first call may have reported them
             names = ", ".join(map(str, tuple(lost)[:10]))
             _say(logging.WARNING, "%s jobs were lost before they were %s: %s", len(lost), kind, names)
 
@@ -452,7 +454,7 @@ class AsyncRun:
     async def _report_apart(
         self, kind: str, delay: timedelta | None, attempts: list[Attempt], error: GoQueueError
     ) -> None:
-        """After an error that a repetition can't correct, find the jobs that cause it. The others are reported."""
+        """Find the jobs that cause an error that a repetition can't correct, by halving. Report the others."""
         if isinstance(error, (SchemaError, ConnectionRejectedError)):
             self._fail(error)
         elif len(attempts) > 1:
@@ -467,7 +469,7 @@ class AsyncRun:
     # --- leases -------------------------------------------------------------------------------------------------------
 
     async def _keep(self) -> None:
-        """Renew all leases at intervals, and end jobs that run too long."""
+        """Renew all leases at intervals, and stop jobs that run too long."""
         every = self._config.heartbeat_interval.total_seconds()
         longest = self._config.job_timeout.total_seconds()
         renewal = monotonic() + every
@@ -489,7 +491,7 @@ class AsyncRun:
             await self._keeping.wait(next_check - monotonic())
 
     async def _renew(self) -> float | None:
-        """Renew the leases of all that is held. Return the pause before another attempt, after an error."""
+        """Renew the leases of all held attempts. After an error, return the pause before the next try."""
         sent, held = monotonic(), self._held.copy()
         try:
             await self._store.heartbeat_jobs([attempt.job for attempt in held], self._config.lease)
@@ -502,7 +504,7 @@ class AsyncRun:
         for attempt in held:
             if attempt.job.id not in lost:
                 attempt.expires = sent + self._config.lease.total_seconds()
-            elif attempt.outcome is None:  # else it was perhaps reported meanwhile
+            elif attempt.outcome is None:  # else it may have been reported in the meantime
                 self._lose(attempt, "lease lost")
         return None
 
@@ -514,7 +516,7 @@ class AsyncRun:
         """Rescue the jobs of dead workers, at intervals."""
         every = min(max(self._config.lease.total_seconds() / 2, 1.0), 60.0)
         while not self._is_over:
-            pause = every * uniform(0.75, 1.0)  # noqa: S311 - workers that started together drift apart
+            pause = every * uniform(0.75, 1.0)  # noqa: S311 - workers that started together must not stay in step
             try:
                 while len(await self._store.rescue_jobs(_BATCH)) == _BATCH:
                     pass
@@ -536,7 +538,7 @@ class AsyncRun:
                             self._cancel(listener.cancelled)
             except GoQueueError as error:
                 if not _can_pass(error):
-                    _say(logging.WARNING, "no notifications, so the worker polls alone: %s", error)
+                    _say(logging.WARNING, "notifications are unavailable, so the worker only polls: %s", error)
                     return
                 await self._listening.wait(self._pause_after("notifications", error))
 
@@ -548,7 +550,7 @@ class AsyncRun:
     # --- errors and the log -------------------------------------------------------------------------------------------
 
     def _pause_after(self, role: str, error: GoQueueError) -> float:
-        """Return the pause before another attempt; raise an error that none can correct."""
+        """Return the pause before the next try. Raise an error that a repetition can't correct."""
         if not _can_pass(error):
             raise error
         if isinstance(error, OutcomeUnknownError) and role == "claims":
@@ -583,7 +585,7 @@ class AsyncRun:
 
 
 def _is_cancelled() -> bool:  # async only
-    """Whether the runner itself is cancelled, and not something that its handler awaits."""  # async only
+    """Return True if the runner itself is cancelled, not something that its handler awaits."""  # async only
     task = asyncio.current_task()  # async only
     return task is not None and task.cancelling() > 0  # async only
 
@@ -595,7 +597,7 @@ def _can_pass(error: GoQueueError) -> bool:
 def _is_enabled(level: int) -> bool:
     try:
         return _log.isEnabledFor(level)
-    except Exception:  # noqa: BLE001 - a logger of the application's own class
+    except Exception:  # noqa: BLE001 - the application can replace the logger's class
         record_lost(_log.name)
         return False
 

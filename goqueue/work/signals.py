@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT while a worker runs."""
+"""The handling of SIGTERM and SIGINT while a worker runs."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -9,10 +9,10 @@ from typing import Any
 
 @contextmanager
 def stopping(stop: Callable[[], None]) -> Iterator[None]:
-    """Call ``stop`` at the first SIGTERM or SIGINT. A second one does what it did before.
+    """Call ``stop`` at the first SIGTERM or SIGINT. A second one has the effect that it had before.
 
-    Only the main thread can set handlers; elsewhere signals stay as they are. So does a signal that is ignored, as
-    SIGINT is in the background of a shell script.
+    Only the main thread can set signal handlers; in another thread this changes nothing. An ignored signal stays
+    ignored, such as SIGINT of a background job in a shell script.
     """
     if current_thread() is not main_thread():
         yield
@@ -35,7 +35,7 @@ def stopping(stop: Callable[[], None]) -> Iterator[None]:
     try:
         for number in (signal.SIGTERM, signal.SIGINT):
             old = signal.getsignal(number)
-            if old not in (None, signal.SIG_IGN):  # None: it was not set from Python, and can't be restored
+            if old not in (None, signal.SIG_IGN):  # None: set outside Python, so it can't be restored
                 before[number] = old
                 signal.signal(number, on_signal)
         yield

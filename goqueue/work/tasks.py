@@ -1,4 +1,4 @@
-"""What an asynchronous worker needs of asyncio. `threads` has the same names for threads."""
+"""The parts of an asynchronous worker that use asyncio. `threads` has the same names for threads."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
@@ -7,22 +7,22 @@ from typing import Any
 
 TAKES_COROUTINES = True
 
-#: Who runs a handler.
+#: The task that runs a handler.
 Runner = asyncio.Task[Any]
 
 
 class Signal:
-    """Wakes the one task that waits for it, or the next one that does."""
+    """A signal that wakes the one task that waits for it, or else the next task that does."""
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
 
     def set(self) -> None:
-        """Wake it. A second call before it wakes does nothing."""
+        """Wake the task. A second call before it wakes does nothing."""
         self._event.set()
 
     async def wait(self, seconds: float | None = None) -> None:
-        """Wait until it is set, or that long."""
+        """Wait for the signal, at most ``seconds``."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._event.wait()
@@ -36,22 +36,22 @@ class Crew:
         self._tasks: list[asyncio.Task[Any]] = []
 
     def start(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Start one."""
+        """Start a task."""
         self._tasks.append(asyncio.create_task(work(), name=name))
 
     async def join(self, seconds: float | None = None) -> None:
-        """Wait until all have ended, or that long."""
+        """Wait until all have ended, at most ``seconds``."""
         if running := [task for task in self._tasks if not task.done()]:
             await asyncio.wait(running, timeout=seconds)
 
     def cancel(self) -> None:
-        """Cancel those that still run."""
+        """Cancel the tasks that still run."""
         for task in self._tasks:
             task.cancel()
 
 
 def this_runner() -> Runner:
-    """Return who calls."""
+    """Return the calling task."""
     task = asyncio.current_task()
     assert task is not None  # noqa: S101 - a coroutine runs in a task
     return task
@@ -63,13 +63,13 @@ def interrupt(runner: Runner) -> None:
 
 
 def resume(runner: Runner) -> None:
-    """Let a runner go on whose handler was cancelled."""
+    """Let a runner continue after its handler was cancelled."""
     while runner.cancelling():
         runner.uncancel()
 
 
 def soon(call: Callable[[], None]) -> Callable[[], None]:
-    """Return a function for every thread that makes the call in this event loop."""
+    """Return a function that makes the call in this event loop. Any thread can call it."""
     loop = asyncio.get_running_loop()
 
     def call_soon() -> None:
@@ -80,7 +80,7 @@ def soon(call: Callable[[], None]) -> Callable[[], None]:
 
 
 async def to_the_end(work: Awaitable[Any]) -> None:
-    """Await the work to its end also while this task is cancelled."""
+    """Await the work to its end, even if this task is cancelled meanwhile."""
     task = asyncio.ensure_future(work)
     while not task.done():
         with suppress(asyncio.CancelledError):

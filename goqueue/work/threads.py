@@ -1,4 +1,4 @@
-"""What a worker needs of threads. `tasks` has the same names for asyncio."""
+"""The parts of a worker that use threads. `tasks` has the same names for asyncio."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -7,12 +7,12 @@ from time import monotonic
 
 TAKES_COROUTINES = False
 
-#: Who runs a handler.
+#: The thread that runs a handler.
 Runner = Thread
 
 
 class Signal:
-    """Wakes the one thread that waits for it, or the next one that does.
+    """A signal that wakes the one thread that waits for it, or else the next thread that does.
 
     `set` takes no lock, so that a signal handler can call it at any moment (`threading.Event.set` can deadlock there).
     """
@@ -22,43 +22,43 @@ class Signal:
         self._lock.acquire()
 
     def set(self) -> None:
-        """Wake it. A second call before it wakes does nothing."""
-        with suppress(RuntimeError):  # it is set
+        """Wake the thread. A second call before it wakes does nothing."""
+        with suppress(RuntimeError):  # it is already set
             self._lock.release()
 
     def wait(self, seconds: float | None = None) -> None:
-        """Wait until it is set, or that long."""
+        """Wait for the signal, at most ``seconds``."""
         self._lock.acquire(timeout=-1 if seconds is None else max(seconds, 0.0))
 
 
 class Crew:
-    """Threads that are started and joined together. They end with the process."""
+    """Daemon threads that are started and joined together."""
 
     def __init__(self) -> None:
         self._threads: list[Thread] = []
 
     def start(self, name: str, work: Callable[[], None]) -> None:
-        """Start one."""
+        """Start a thread."""
         thread = Thread(target=work, name=name, daemon=True)
         self._threads.append(thread)
         thread.start()
 
     def join(self, seconds: float | None = None) -> None:
-        """Wait until all have ended, or that long."""
+        """Wait until all have ended, at most ``seconds``."""
         deadline = None if seconds is None else monotonic() + seconds
         for thread in self._threads:
             thread.join(None if deadline is None else max(deadline - monotonic(), 0.0))
 
 
 def this_runner() -> Runner:
-    """Return who calls."""
+    """Return the calling thread."""
     return current_thread()
 
 
 def interrupt(runner: Runner) -> None:
-    """Do nothing: a thread can't be interrupted, and its handler looks at its `JobContext`."""
+    """Do nothing: a thread can't be interrupted. Its handler checks its `JobContext`."""
 
 
 def soon(call: Callable[[], None]) -> Callable[[], None]:
-    """Return a function for every thread that makes the call."""
+    """Return a function that makes the call. Any thread can call it."""
     return call

@@ -1,5 +1,5 @@
 # Made by `make catalogue` from worker_async.py; change that.
-"""`Worker`: handlers by job type, and their runs."""
+"""`Worker`: the handlers of a program, and how to run them."""
 
 import os
 import socket
@@ -18,7 +18,7 @@ from goqueue.work.run import Run
 from goqueue.work.signals import stopping
 from goqueue.work.threads import TAKES_COROUTINES
 
-#: A function that takes the job. Its result is ignored.
+#: A function that takes a job. Its result is ignored.
 Handler = Callable[[Job], Any]
 Decorated = TypeVar("Decorated", bound=Handler)
 
@@ -27,7 +27,7 @@ DEFAULT_BACKOFF = Backoff()
 
 
 class Worker:
-    """Runs jobs in threads. A handler is a function that takes the job::
+    """A worker that runs jobs in threads. A handler is a function that takes the job::
 
         worker = Worker()
 
@@ -37,10 +37,10 @@ class Worker:
 
         worker.run(store)  # until SIGTERM, SIGINT or worker.stop()
 
-    A handler that returns completes its job. One that raises fails the attempt, and ``backoff`` decides when the next
-    one is due. `RetryJob`, `BuryJob` and `ReleaseJob` are exceptions with another outcome. `job_context` tells a
-    handler that its job was cancelled, timed out or lost. A job can run again after a crash or a lost lease, so a
-    handler must tolerate a repetition.
+    If the handler returns, the job is completed. If it raises, the attempt fails, and ``backoff`` sets the time of the
+    next one. The exceptions `RetryJob`, `BuryJob` and `ReleaseJob` have other outcomes. `job_context` shows a handler
+    that its job was cancelled, timed out or lost. After a crash or a lost lease a job runs again, so a handler must
+    tolerate a second run.
     """
 
     def __init__(self, handlers: Mapping[str, Handler] | None = None, *, backoff: Backoff = DEFAULT_BACKOFF) -> None:
@@ -56,7 +56,7 @@ class Worker:
     def handler(self, *job_types: str) -> Callable[[Decorated], Decorated]:
         """Decorate the handler of these job types.
 
-        Raises: `WorkerError` for a second handler of a job type, and for what can't be called with a job.
+        Raises: `WorkerError` if a job type already has a handler, or the object can't be called with a job.
         """
         if not job_types or callable(job_types[0]):
             raise WorkerError('handler() takes one or more job types, as in @worker.handler("send_email")')
@@ -71,7 +71,7 @@ class Worker:
     def _add(self, job_type: str, handler: Handler) -> None:
         name = check_handler(job_type, handler, takes_coroutines=TAKES_COROUTINES)
         if name in self._handlers:
-            raise WorkerError(f"the job type {name!r} has a handler already: {self._handlers[name]!r}")
+            raise WorkerError(f"the job type {name!r} already has a handler: {self._handlers[name]!r}")
         self._handlers[name] = handler
 
     def run(
@@ -84,21 +84,21 @@ class Worker:
     ) -> int:
         """Run jobs until SIGTERM, SIGINT or `stop`. Return the number of jobs completed.
 
-        Signals count in the main thread only. The worker then claims no more, and releases the jobs that it has not
-        started. It waits ``shutdown_timeout`` for running ones, and then releases those too: their attempts do not
-        count. A second signal ends the program at once.
+        At the shutdown, the worker stops claiming and releases the jobs that it has not started. It waits
+        ``shutdown_timeout`` for the running ones, then releases those too, without counting their attempts. A second
+        signal ends the program at once. Signals are handled in the main thread only.
 
-        ``worker_id`` names the holder of the jobs; by default it consists of host name, process id and a random part.
-        With ``until_empty``, the worker ends when no job of its queues is due and none of its own runs.
+        ``worker_id`` names the holder of the jobs. The default consists of host name, process id and a random part.
+        With ``until_empty``, the worker ends when no job of its queues is due and it runs none.
 
-        It needs up to four connections of the store's pool beside those of the handlers, and one to listen. A bound
-        store is unfit: claims must be committed at once. Without notifications (behind a pooler), it finds jobs by
-        polling. While the storage is unavailable, it waits; it repeats completions until they succeed
-        or the lease is lost.
+        A worker uses up to four connections of the store's pool in addition to those of the handlers, and one to
+        listen. It can't use a bound store, because each claim must be committed at once. Without notifications (behind
+        a pooler), it finds jobs by polling. While the storage is unavailable, it waits. It repeats completions until
+        they succeed or the lease is lost.
 
-        Raises: `WorkerError` without handlers, for a store of the other kind, and while the worker runs; a
-        `StorageError` that another attempt can't correct, after the shutdown; SystemExit and KeyboardInterrupt of a
-        handler, after the shutdown. Their attempts fail.
+        Raises: `WorkerError` if the worker has no handler, runs already, or gets a store of the other kind. After the
+        shutdown: a `StorageError` that a repetition can't correct, and the SystemExit or KeyboardInterrupt of a
+        handler, whose attempt fails.
         """
         config = config.worker if isinstance(config, Config) else config
         check_kind("config", config, WorkerConfig, Config)
@@ -108,7 +108,7 @@ class Worker:
         if not self._handlers:
             raise WorkerError("the worker has no handler: add one with @worker.handler(job_type)")
         if self._run is not None:
-            raise WorkerError("the worker runs already: make another one to run two at once")
+            raise WorkerError("the worker runs already: create another one to run two at once")
         name = f"{socket.gethostname()[:200]}-{os.getpid()}-{token_hex(4)}" if worker_id is None else worker_id
         run = Run(store, config, self._handlers, self._backoff, check_name("worker_id", name), until_empty=until_empty)
         self._run = run
@@ -121,8 +121,8 @@ class Worker:
             self._run, self._is_stopped = None, False
 
     def stop(self) -> None:
-        """Make `run` end, as SIGTERM does. Every thread and handler can call it. Without a run, the next one ends at
-        once."""
+        """End the run, as SIGTERM does. Any thread and any handler can call this. If the worker does not run, its next
+        run ends at once."""
         self._is_stopped = True
         if (run := self._run) is not None:
             run.stop()

@@ -1,1 +1,2 @@
-"""The benchmarks of `make bench`. They import goqueue, psycopg, psutil and rich; only their own test imports them."""
+"""The benchmarks that `make bench` runs. They import goqueue, psycopg, psutil and rich; only tests/test_bench.py
+imports them."""

@@ -1,6 +1,6 @@
-"""`python -m tests.bench`: runs the measurements, prints a table, writes JSON and draws a picture.
+"""`python -m tests.bench`: run the measurements, print a table, write JSON and draw a picture.
 
-Imports goqueue.testing.embedded, rich and the modules beside it.
+Imports goqueue.testing.embedded, rich and the other modules of this folder.
 """
 
 import argparse
@@ -40,7 +40,7 @@ MEASUREMENTS: dict[str, Callable[[Bench], list[Line]]] = {
     "connections": measure_connections,
     "flow": measure_flow,
 }
-# Room for the tables, and no checkpoint during a measurement. Commits wait for the disk, as by default.
+# Memory for the tables, and no checkpoint during a measurement. Commits wait for the disk, as by default.
 _SETTINGS = {"shared_buffers": "512MB", "max_connections": "200", "max_wal_size": "4GB", "checkpoint_timeout": "30min"}
 
 
@@ -74,23 +74,27 @@ def main() -> None:
         written.append(options.output.with_name("plans.txt"))
         written[-1].write_text(bench.plans, encoding="utf-8")
     console = Console()
-    # Wide enough for every column if the output is no terminal.
+    # If the output is not a terminal, wide enough for every column.
     _show(lines, console if console.is_terminal else Console(width=100))
-    size = "quick run: the sizes are too small to judge by" if options.quick else f"lists of {bench.rows:,} rows"
+    size = "quick run: the sizes are too small for conclusions" if options.quick else f"lists of {bench.rows:,} rows"
     print(f"PostgreSQL {version}; {bench.rounds} interleaved rounds, medians; {size}; {time.monotonic() - start:.0f} s")
-    print("ratio: value to floor, the spread over the rounds beside it (without a floor, of the value)")
+    print("ratio: value divided by floor; spread: range of the ratio (without a floor, of the value) over the rounds")
     for path in written:
         print(f"wrote {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measure goqueue against its floors.")
-    parser.add_argument("--quick", action="store_true", help="a smoke run of seconds, with small sizes")
+    parser.add_argument("--quick", action="store_true", help="a smoke test of some seconds, with small sizes")
     parser.add_argument("--rounds", type=int, help="interleaved rounds (default: 5; quick: 2)")
-    parser.add_argument("--rows", type=int, help="rows of the table that is listed (default: 1,000,000; quick: 5,000)")
-    parser.add_argument("--only", action="append", choices=list(MEASUREMENTS), help="this measurement (repeatable)")
+    parser.add_argument("--rows", type=int, help="rows in the table for list_jobs (default: 1,000,000; quick: 5,000)")
+    parser.add_argument(
+        "--only", action="append", choices=list(MEASUREMENTS), help="run only this measurement (repeatable)"
+    )
     default = checkout() / ".bench" / "results.json"
-    parser.add_argument("--output", type=Path, default=default, help="the JSON; its picture and plans.txt go beside it")
+    parser.add_argument(
+        "--output", type=Path, default=default, help="the JSON file; the pictures and plans.txt are written beside it"
+    )
     return parser.parse_args()
 
 

@@ -1,6 +1,6 @@
-"""Draws the curves of results.json, a panel for each quantity that grows. Imports matplotlib.
+"""Draw the curves of results.json, with a panel for each quantity that grows. Imports matplotlib.
 
-`python -m tests.bench.curves [results.json] [out.svg]`; the same numbers give the same file.
+`python -m tests.bench.curves [results.json] [out.svg]`. The same numbers produce the same file.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-# By the end of a line's name: the panel's title, and what is drawn. Milliseconds as multiples of the smallest case.
+# By the last word of a line's name: the panel's title, and whether values are drawn as multiples of the first one.
 _PANELS = {
     "finished": ("Finished jobs: time, as a multiple of the first", True),
     "queues": ("Queues: milliseconds", False),
@@ -21,7 +21,7 @@ _PANELS = {
 
 
 def draw_curves(results: Path, picture: Path) -> bool:
-    """Return whether there was anything to draw."""
+    """Draw the picture. Return False if there is nothing to draw."""
     lines = [line for line in json.loads(results.read_text(encoding="utf-8")) if line.get("curve")]
     panels = [
         (title, of_first, found)

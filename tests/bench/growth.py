@@ -1,6 +1,6 @@
-"""Growth of cost with the finished jobs, the queues, the connections and the time. Imports goqueue and psycopg.
+"""The growth of costs with finished jobs, queues, connections and time. Imports goqueue and psycopg.
 
-Each line compares the largest case with the smallest one of the same run. Its ``curve`` has all of them.
+Each line compares the largest case with the smallest one in the same run. Its ``curve`` has all cases.
 """
 
 import multiprocessing
@@ -47,7 +47,7 @@ SELECT
 
 
 def measure_finished(bench: Bench) -> list[Line]:
-    """Operations beside more and more finished jobs."""
+    """Measure operations with an increasing number of finished jobs in the table."""
     sizes = [500, 1000] if bench.quick else [10_000, 100_000, 1_000_000, 4_000_000]
     curves: dict[str, dict[str, list[float]]] = {}
     with bench.database("bench_growth") as url, psycopg.connect(url, autocommit=True) as admin:
@@ -69,7 +69,7 @@ def measure_finished(bench: Bench) -> list[Line]:
 
 
 def _operations(store: PostgresStorage) -> dict[str, tuple[Callable[[], object], int]]:
-    """Each operation, and how often it runs in a sample."""
+    """Return each operation, and how often it runs in a sample."""
 
     def cycle(size: int) -> Callable[[], object]:
         def run() -> None:
@@ -95,14 +95,14 @@ def _operations(store: PostgresStorage) -> dict[str, tuple[Callable[[], object],
         "count_jobs": (lambda: store.count_jobs(JobFilter(status="completed")), 15),
         "queue_stats": (store.queue_stats, 5),
         "rescue_jobs": (store.rescue_jobs, 15),
-        # Once in a round: the smallest table lasts for ten batches.
+        # Once per round: the smallest table has only ten batches.
         "prune 1000": (lambda: store.prune_jobs(timedelta(days=1), limit=1000), 1),
         "cancel 100 by filter": (cancel, 10),
     }
 
 
 def measure_queues(bench: Bench) -> list[Line]:
-    """Operations beside more and more queues, with 20 pending jobs or more in each."""
+    """Measure operations with an increasing number of queues, each with at least 20 pending jobs."""
     numbers = [1, 10] if bench.quick else [1, 100, 2000]
     curves: dict[str, dict[str, list[float]]] = {}
     for number in numbers:
@@ -138,7 +138,7 @@ def _queue_operations(store: PostgresStorage, names: list[str]) -> dict[str, tup
 
 
 def measure_connections(bench: Bench) -> list[Line]:
-    """Draining by ten, with more and more connections in up to eight processes."""
+    """Drain queues with claims of ten jobs, over an increasing number of connections in up to eight processes."""
     numbers = [1, 2] if bench.quick else [1, 2, 4, 8, 16, 32, 64, 128]
     curve: dict[str, list[float]] = {}
     for _ in range(1 if bench.quick else min(bench.rounds, 3)):
@@ -172,7 +172,7 @@ def _drain_rate(bench: Bench, connections: int) -> float:
 
 
 def drain(url: str, threads: int, duration: float, start: Any, results: Any) -> None:
-    """Run in a process of its own: claim and complete by ten in each thread, until the time is over."""
+    """Claim and complete jobs by ten in each thread, until ``duration`` has passed. Runs in a separate process."""
     config = DatabaseConfig(url=url, pool_min_size=threads, pool_max_size=threads)
     done = [0] * threads
     with PostgresStorage.open(config) as store:
@@ -194,9 +194,9 @@ def drain(url: str, threads: int, duration: float, start: Any, results: Any) -> 
 
 
 def measure_flow(bench: Bench) -> list[Line]:
-    """Jobs added, worked on and pruned for two minutes: the rate, and the size of the table for each live row.
+    """Add, run and prune jobs for two minutes. Measure the rate, then the sizes of the table and its indexes.
 
-    The floor of a size is that of the same rows after VACUUM FULL.
+    The floor of a size is the size after VACUUM FULL.
     """
     duration, steps = bench.size(120, 2), bench.size(8, 2)
     with bench.database("bench_growth") as url, psycopg.connect(url, autocommit=True) as admin:
@@ -253,7 +253,7 @@ def _prune(store: PostgresStorage, stop: threading.Event, _: list[int]) -> None:
 
 
 def _samples(bench: Bench, work: Callable[[], object], count: int) -> list[float]:
-    """The median of each round, after a warm-up, in milliseconds."""
+    """Return the median of each round in milliseconds, after a warm-up."""
     for _ in range(3):
         work()
     rounds = 1 if bench.quick else bench.rounds
@@ -265,7 +265,7 @@ def _at_most(bound: float | None) -> Target | None:
 
 
 def _line(bench: Bench, name: str, unit: str, curve: dict[str, list[float]], target: Target | None) -> Line:
-    """The last case of a curve against its first."""
+    """Return a line that compares the last case of a curve with its first."""
     cases: list[Iterable[float]] = list(curve.values())
     line = bench.line(name, unit, cases[-1], cases[0], target=target)
     line.curve = {case: median(samples) for case, samples in curve.items()}

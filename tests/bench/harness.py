@@ -27,7 +27,7 @@ from goqueue.testing.embedded import EmbeddedServer
 
 
 def bare_connection(config: DatabaseConfig) -> psycopg.Connection[Any]:
-    """Open a connection with the store's settings and psycopg's own cursors: a caller's choice without the store."""
+    """Open a connection with the store's settings and psycopg's own cursors, as a program without the store would."""
     connection = connect(config)
     connection.cursor_factory = psycopg.Cursor
     connection.prepare_threshold = 1  # as in a pool without a pooler
@@ -40,7 +40,7 @@ class Target(NamedTuple):
     of: Literal["value", "ratio"]
     relation: Literal["at least", "at most"]
     bound: float
-    #: The target counts only if the floor itself reaches it.
+    #: If True, the target applies only when the floor itself reaches it.
     if_floor_allows: bool = False
 
     def __str__(self) -> str:
@@ -62,14 +62,14 @@ class Line(msgspec.Struct, kw_only=True):
     value: float
     floor: float | None = None
     ratio: float | None = None
-    #: The lowest and the highest ratio of a round, or value without a floor.
+    #: The lowest and the highest ratio of the rounds, or value if there is no floor.
     spread: tuple[float, float] | None = None
     rounds: int
     target: str | None = None
-    #: None without a target that counts here.
+    #: None if there is no target or it does not apply.
     met: bool | None = None
     note: str = ""
-    #: The values of the cases between, by case.
+    #: The value of each case, for a line of growth.
     curve: dict[str, float] = {}
 
 
@@ -111,8 +111,8 @@ class Bench:
                 connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(identifier))
 
     def interleaved(self, what: str, *measures: Callable[[], float], slices: int = 1) -> list[list[float]]:
-        """Take one sample per round of each measure: the median of ``slices``. All measures take turns, so that a slow
-        second of the machine affects all of them equally."""
+        """Return one sample per round of each measure: the median of ``slices`` runs. The measures take turns, so that
+        a slow second of the machine affects all of them."""
         samples: list[list[float]] = [[] for _ in measures]
         slices = self.size(slices, 1)
         for number in range(self.rounds):
@@ -132,7 +132,7 @@ class Bench:
         target: Target | None = None,
         note: str = "",
     ) -> Line:
-        """Return the medians, and the spread of the rounds' ratios."""
+        """Return a line with the medians of the rounds and the spread of their ratios."""
         values = list(values)
         value, floor, ratio, spread = median(values), None, None, values
         if floors is not None:
@@ -149,7 +149,7 @@ class Bench:
             spread=(min(spread), max(spread)),
             rounds=len(values),
             target=None if target is None else str(target),
-            # Small sizes decide nothing.
+            # Small sizes are not conclusive.
             met=None if target is None or self.quick else target.is_met(value, floor, ratio),
             note=note,
         )
@@ -168,7 +168,7 @@ class Bench:
                     *(f"--define={name}={value}" for name, value in (variables or {}).items()),
                     url,
                 ],
-                # As on the store's connections.
+                # The same planner settings as on the store's connections.
                 env=os.environ | {"PGOPTIONS": " ".join(f"-c {name}={value}" for name, value in PLANNING.items())},
                 capture_output=True, text=True, check=False,
             )  # fmt: skip
@@ -176,12 +176,12 @@ class Bench:
         latencies = re.findall(r"^ +([\d.]+) +\d+ +\S", run.stdout, re.MULTILINE)
         if run.returncode != 0 or rate is None or not latencies:
             raise RuntimeError(f"pgbench failed:\n{run.stderr.strip()}\n{run.stdout.strip()}")
-        # Printed in thousandths of a millisecond: a command that takes less has half of one.
+        # pgbench prints microseconds. A command below one microsecond counts as half of one.
         return float(rate[1]), [max(float(latency), 0.0005) / 1000 for latency in latencies]
 
 
 def rendered(statement: str, values: Mapping[str, str]) -> str:
-    """Return a loaded query's text with each parameter replaced by its text in ``values``."""
+    """Return the text of a loaded query, with each parameter replaced by its text in ``values``."""
     text = re.sub(r"%\((\w+)\)s", lambda match: values[match[1]], statement).replace("%%", "%")
     # pgbench reads a colon as a variable, even in comments.
     return re.sub(r"/\* goqueue:(\w+) \*/", r"/* goqueue \1 */", text)

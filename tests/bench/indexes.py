@@ -1,5 +1,5 @@
-"""The costs of each index of goqueue.jobs, and of all CHECK constraints: for an insert, a change of status, and a job's
-claim and completion by the statements of sql/.
+"""The costs of each index of goqueue.jobs, and of all CHECK constraints together, for three operations: an insert, two
+changes of status, and a job's claim and completion by the statements in sql/.
 
 Imports goqueue, psycopg, tests.bench.harness, tests.bench.seed and tests.bench.work.
 """
@@ -35,11 +35,11 @@ WHERE id = ANY(%s)
 
 
 def measure_indexes(bench: Bench) -> list[Line]:
-    """Use one database per configuration: only the primary key, each index added in turn, and all indexes without
-    CHECKs.
+    """Measure one database per configuration: the primary key alone, then one index more each, then all indexes without
+    CHECK constraints.
 
-    Every job has an idempotency key, since an index without an entry costs nothing. Commits don't wait for the disk,
-    which would hide the rest. A line's floor is the configuration without the line's subject.
+    Every job has an idempotency key, because an index without entries costs nothing. Commits don't wait for the disk,
+    because that wait would hide the other costs. A line's floor is the configuration without its index or CHECKs.
     """
     steps = ["primary key alone", *(f"with {name}" for name in _INDEXES), "no CHECKs"]
     with ExitStack() as stack:
@@ -71,7 +71,7 @@ def measure_indexes(bench: Bench) -> list[Line]:
             for place, pairs in enumerate(zip(*taken, strict=True)):
                 inserts[place].append(median(insert for insert, _ in pairs))
                 changes[place].append(median(change for _, change in pairs))
-            # The first step is omitted: without the claim index, a claim reads the whole table.
+            # Without the first step: lacking the claim index, a claim reads the whole table.
             worked = [[_work(connection, batches) for connection in connections[1:]] for _ in range(slices)]
             for place, times in enumerate(zip(*worked, strict=True)):
                 works[place].append(median(times))
@@ -97,7 +97,7 @@ def _drop_checks(connection: psycopg.Connection[Any]) -> None:
 
 
 def _one_round(connection: psycopg.Connection[Any], batches: int) -> tuple[float, float]:
-    """Return microseconds per job for its insert, and for its change from pending through running to completed."""
+    """Return microseconds per job for its insert, and for its changes from pending to running to completed."""
     create_jobs = load_queries().create_jobs.sql
     jobs = [[_new_job() for _ in range(_BATCH)] for _ in range(batches)]
     documents = [encode_json(batch).decode() for batch in jobs]
@@ -108,7 +108,7 @@ def _one_round(connection: psycopg.Connection[Any], batches: int) -> tuple[float
 
 
 def _work(connection: psycopg.Connection[Any], batches: int) -> float:
-    """Return microseconds per job for its claim and its completion, in batches of 1000."""
+    """Return microseconds per job for its claim and completion, in batches of 1000."""
     for _ in range(batches):
         jobs = encode_json([_new_job(QUEUE) for _ in range(_BATCH)]).decode()
         connection.execute(load_queries().create_jobs.sql, {"jobs": jobs})
@@ -121,7 +121,7 @@ def _new_job(queue: str = "queue_00") -> NewJob:
 
 
 def _marginal(bench: Bench, name: str, with_it: list[float], without: list[float]) -> Line:
-    """Return the cost of one thing. The ratio is that of the whole with it to the whole without it."""
+    """Return a line for the added cost of one index or of the CHECKs. Its ratio compares the total costs."""
     line = bench.line(name, "µs", with_it, without)
     line.value = median(with_it) - median(without)
     return line

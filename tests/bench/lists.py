@@ -1,4 +1,4 @@
-"""Pages of list_jobs: every combination of filters, page 1 and page 1000, and the plans.
+"""Pages of list_jobs: every combination of filters, pages 1 and 1000, and the plans.
 
 Imports goqueue, psycopg, tests.bench.harness and tests.bench.seed.
 """
@@ -23,7 +23,7 @@ _MILLISECONDS = 1000
 
 
 def _choices() -> dict[str, dict[str, dict[str, Any]]]:
-    """For each filter, the tested values by description."""
+    """Return the tested values of each filter, by description."""
     now = datetime.now(UTC)
     hour, week = timedelta(hours=1), timedelta(weeks=1)
     absent: dict[str, dict[str, Any]] = {"-": {}}
@@ -46,7 +46,7 @@ def _choices() -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def _filters() -> dict[str, JobFilter]:
-    """Yield every combination by its description."""
+    """Return every combination of filters, by its description."""
     choices = _choices()
     combinations = product(*(values.items() for values in choices.values()))
     filters = {}
@@ -73,7 +73,7 @@ def measure_list_jobs(bench: Bench) -> list[Line]:
 
 
 def _first_page(bench: Bench, url: str) -> list[Line]:
-    """Compare the first page without a filter with pgbench: the same text, with the store's values as literals."""
+    """Compare the unfiltered first page with pgbench, which runs the same text with the values as literals."""
     count = bench.size(20, 10)
     with PostgresStorage.open(url) as store, psycopg.connect(url, autocommit=True) as connection:
         script = rendered(load_queries().list_jobs.sql, literals(connection, _parameters(JobFilter())))
@@ -89,7 +89,7 @@ def _first_page(bench: Bench, url: str) -> list[Line]:
 
 
 def _far_page(bench: Bench, url: str) -> list[Line]:
-    """Compare page 1000 with page 1: read the last ten pages of a walk and its first ten in turns."""
+    """Compare page 1000 with page 1: read pages 991 to 1000 and pages 1 to 10 in turns."""
     pages, ends = bench.size(1000, 30), 10
     lines = []
     with PostgresStorage.open(url) as store:
@@ -118,13 +118,13 @@ def _far_page(bench: Bench, url: str) -> list[Line]:
 
 
 def _every_filter(bench: Bench, url: str, mode: str) -> list[Line]:
-    """Measure the first page of every combination of filters: the best of three tries each; report median and worst."""
+    """Measure the first page of every combination of filters, best of three tries. Report the median and the worst."""
     tries = bench.size(3, 1)
-    # prepare_threshold 0: prepared at once, so that the server's plan is the requested one.
+    # With prepare_threshold 0, statements are prepared at once, so the server uses the requested kind of plan.
     config = DatabaseConfig(url=f"{url}&options={quote(f'-c plan_cache_mode=force_{mode}_plan')}", prepare_threshold=0)
     filters, times = _filters(), {}
     with PostgresStorage.open(config) as store:
-        # The tries of one filter are spread over time.
+        # All filters are tried once before the next try, so that a slow second affects each filter once.
         for number, (description, job_filter) in product(range(tries), filters.items()):
             if description == "no filter":
                 bench.tell(f"list_jobs, {len(filters)} filters, {mode} plans: try {number + 1} of {tries}")
@@ -155,7 +155,7 @@ def _parameters(
 
 
 def _plans(url: str) -> str:
-    """Return the plans of interesting pages, each for these values and for any values."""
+    """Return the custom and the generic plan of some typical pages."""
     shown = {
         "no filter": JobFilter(),
         "one status": JobFilter(status="dead"),
@@ -173,7 +173,7 @@ def _plans(url: str) -> str:
         pages = {name: _parameters(job_filter) for name, job_filter in shown.items()}
         pages["page 1000, no filter"] = _parameters(JobFilter(), *read_cursor(JobFilter().parameters(), cursor))
         names = {name: f"${number}" for number, name in enumerate(next(iter(pages.values())), start=1)}
-        # The server's own PREPARE, because EXPLAIN shows generic plans only for that.
+        # SQL's PREPARE, because EXPLAIN EXECUTE shows the generic plan with its actual times.
         connection.execute(f"PREPARE page AS {rendered(statement, names)}".encode())
         texts = []
         for (name, parameters), mode in product(pages.items(), ("custom", "generic")):
@@ -181,6 +181,6 @@ def _plans(url: str) -> str:
             arguments = ", ".join(literals(connection, parameters).values())
             explain = f"EXPLAIN (ANALYZE, BUFFERS, COSTS OFF) EXECUTE page({arguments})"
             connection.execute(explain.encode())
-            rows = connection.execute(explain.encode()).fetchall()  # the second run has the pages in memory
+            rows = connection.execute(explain.encode()).fetchall()  # the first run has read the pages into memory
             texts.append("\n".join([f"=== {name} ({mode} plan)", *(row[0] for row in rows)]))
     return "\n\n".join(texts) + "\n"

@@ -1,6 +1,6 @@
 """A separate client that creates jobs from a generator and measures its memory. Imports goqueue and psutil.
 
-Run as a module, with the database's URL and the number of jobs; prints {"jobs_per_second": ..., "growth": MiB}.
+Run it as a module with the database's URL and the number of jobs. It prints {"jobs_per_second": ..., "growth": MiB}.
 """
 
 import itertools
@@ -21,7 +21,7 @@ def main() -> None:
     with PostgresStorage.open(DatabaseConfig(url=url)) as store:
         jobs = (NewJob(job_type="send_email", payload={"to": f"user{n}@example.com"}) for n in itertools.count())
         batches = store.create_jobs_in_batches(itertools.islice(jobs, count))
-        # After some batches, buffers and the allocator's arenas have reached their size.
+        # After some batches, buffers and the allocator's arenas have reached their final size.
         warm_up = sum(len(results) for results in itertools.islice(batches, _WARM_UP_BATCHES))
         before = peak = process.memory_info().rss
         start, created = time.perf_counter(), 0

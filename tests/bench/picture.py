@@ -1,6 +1,6 @@
-"""Draws the lines of results.json that have a floor and a target. Imports matplotlib.
+"""Draw the lines of results.json that have a floor and a target. Imports matplotlib.
 
-`python -m tests.bench.picture [results.json] [out.svg]`; the same numbers give the same file.
+`python -m tests.bench.picture [results.json] [out.svg]`. The same numbers produce the same file.
 """
 
 import json
@@ -32,14 +32,14 @@ def draw(results: Path, picture: Path) -> bool:
     ]
     if not groups:
         return False
-    # A fixed salt and no date, so that only the numbers change the file. Letters are outlines, to look the same
-    # everywhere.
+    # A fixed salt and no date, so that the file changes only with the numbers. Text is drawn as outlines, so that it
+    # looks the same everywhere.
     style = {"svg.hashsalt": "goqueue", "svg.fonttype": "path", "font.size": 10.5, "text.color": _INK}
     with mpl.rc_context(style):
         heights = [len(group) + 1.6 for _, group in groups]
         width, height = 10, sum(heights) * _ROW + 0.75
         figure = Figure(figsize=(width, height), facecolor="none")
-        # Its own background, readable on light and dark pages.
+        # An opaque background, so that the picture is readable on light and dark pages.
         ground = FancyBboxPatch(
             (0.008, 0.012), 0.984, 0.976, boxstyle="round,pad=0,rounding_size=0.012", transform=figure.transFigure,
             facecolor=_PANEL, edgecolor="#d1d9e0", zorder=-1, mutation_aspect=width / height,
@@ -52,7 +52,7 @@ def draw(results: Path, picture: Path) -> bool:
             axes = figure.add_axes((0.40, (top - 0.45 - size) / height, 0.33, size / height))
             _bars(axes, group)
             top -= rows * _ROW
-        legend = "Grey line: the floor, taken in the same run. Black mark: the target. Orange: not reached."
+        legend = "Grey line: the floor, measured in the same run. Black mark: the target. Orange: target missed."
         figure.text(0.03, 0.19 / height, legend, color=_QUIET, fontsize=9.5, va="center")
         unchanging = {"Date": None, "Creator": None} if picture.suffix == ".svg" else {"Software": None}
         figure.savefig(picture, format=picture.suffix[1:], metadata=unchanging)
@@ -60,12 +60,12 @@ def draw(results: Path, picture: Path) -> bool:
 
 
 def _bound(line: dict[str, Any]) -> float | None:
-    """Return the target as a ratio to the floor; None without a target."""
+    """Return the target as a ratio to the floor; None if there is no target to draw."""
     if line["target"] is None or line["floor"] is None:
         return None
     _, number, *of_ratio = line["target"].replace(",", "").split()
     bound = float(number) if of_ratio else float(number) / line["floor"]
-    # A target far from the floor (a list's page has 10 ms, and takes half a millisecond) would compress the others.
+    # A target far above the floor (10 ms for a page that takes half a millisecond) would compress the other bars.
     return bound if bound <= 3 else None
 
 

@@ -1,12 +1,12 @@
-"""A table of jobs as after a busy year, created by the server alone. Imports psycopg."""
+"""A table of jobs as after a busy year, generated on the server. Imports psycopg."""
 
 from typing import Any
 
 import psycopg
 
-# Queues: the first has two fifths of the jobs, the last but one 0.2 %, and the last ("queue_99", type "type_rare") one
-# job in 50,000. Each queue has four of 40 job types, each type about ten queues. Ages are spread evenly over 28 days.
-# Ids are UUIDv7 in the order of creation, with the md5 of the number as their random part.
+# The first queue has two fifths of the jobs, the last but one 0.2 %. The last one ("queue_99", with the job type
+# "type_rare") has one job in 50,000. Each queue has four of 40 job types; each type is in about ten queues. Ages are
+# spread evenly over 28 days. Ids are UUIDv7 in the order of creation, with the md5 of the job's number as random part.
 _JOBS = """
 INSERT INTO goqueue.jobs (
     id, queue, job_type, payload, status, priority, attempts, last_error, idempotency_key,
@@ -58,8 +58,8 @@ FROM (
 
 
 def seed(connection: psycopg.Connection[Any], rows: int) -> None:
-    """Add ``rows`` jobs, identical in every run, to an empty table, and update its statistics."""
+    """Add ``rows`` jobs, identical in every run, to an empty table. Update its statistics."""
     connection.execute("SELECT setseed(0.5)")
-    # With synchronous_commit on: VACUUM can't mark pages all-visible before the rows' commit is on disk.
+    # synchronous_commit must be on: VACUUM can't mark pages all-visible before the rows' commit is on disk.
     connection.execute(_JOBS, {"rows": rows})
     connection.execute("VACUUM ANALYZE goqueue.jobs")

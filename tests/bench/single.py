@@ -1,4 +1,4 @@
-"""The costs of one job and of thousands: create_job, get_job, create_jobs, and a million jobs from a generator.
+"""The costs of create_job and get_job for one job, of create_jobs for thousands, and of a generator of a million.
 
 Imports goqueue, psycopg and tests.bench.harness.
 """
@@ -22,7 +22,7 @@ def new_job() -> NewJob:
 
 
 def measure_create_job(bench: Bench) -> list[Line]:
-    """Compare with pgbench: the same text, values and prepared statements. Every commit waits for the disk."""
+    """Compare with pgbench, which runs the same prepared text and values. Every commit waits for the disk."""
     count = bench.size(150, 50)
     statement = load_queries().create_job.sql
     job = new_job()
@@ -33,8 +33,8 @@ def measure_create_job(bench: Bench) -> list[Line]:
         "priority": str(job.priority),
         "max_attempts": str(job.max_attempts),
     }
-    # A pgbench variable without a value is null: scheduled_at, delay and idempotency_key, as in the store's call.
-    # Only the id has to vary. The server's uuidv7() is ordered by time, like the client's.
+    # Variables without a value are null in pgbench: scheduled_at, delay and idempotency_key, as in the store's call.
+    # Only the id varies. The server's uuidv7() is ordered by time, like the client's.
     names = {name: f":{name}" for name in load_queries().create_job.parameters}
     script = rendered(statement, {**names, "id": "uuidv7()"})
     with (
@@ -66,8 +66,8 @@ def measure_create_job(bench: Bench) -> list[Line]:
 
 
 def measure_get_job(bench: Bench) -> list[Line]:
-    """Compare with a caller's code without the store: psycopg's `execute` of the same prepared statement on one
-    connection, with a new cursor per call. Compare also with a reused cursor (psycopg's fastest way) and pgbench."""
+    """Compare with psycopg without the store: one prepared statement on one connection, with a new cursor per call.
+    Compare also with a reused cursor (psycopg's fastest way) and with pgbench."""
     count = bench.size(200, 50)
     statement = load_queries().get_job.sql
     with (
@@ -99,18 +99,18 @@ def measure_get_job(bench: Bench) -> list[Line]:
     return [
         bench.line("get_job", "µs", mine, bare, target=Target("ratio", "at most", 1.5)),
         bench.line("get_job, bound to a connection", "µs", in_hand, bare),
-        bench.line("get_job, the pool's share", "µs", share, note="get_job less get_job bound to a connection"),
+        bench.line("get_job, the pool's share", "µs", share, note="get_job minus get_job bound to a connection"),
         bench.line("get_job against a reused cursor", "µs", mine, again),
         bench.line("get_job against pgbench", "µs", mine, server),
     ]
 
 
 def measure_create_jobs(bench: Bench) -> list[Line]:
-    """Create jobs in batches of 1000, one transaction each, in an empty table; compare with pgbench and the same
-    documents.
+    """Create jobs in batches of 1000 in an empty table, each in its own transaction. Compare with pgbench, which sends
+    the same documents.
 
-    pgbench reads each document from a scratch table into a variable (``gset``) and sends it as a parameter, like
-    psycopg. Only the INSERT's time counts, as pgbench reports it per command.
+    pgbench reads each document from a scratch table into a variable (``gset``), and sends it as a parameter like
+    psycopg. Its time is that of the INSERT alone, because pgbench reports the time of each command.
     """
     batches, size = bench.size(3, 2), 1000
     script = "\\set n :n + 1\nSELECT document AS jobs FROM public.document WHERE n = :n \\gset\n" + rendered(
@@ -148,8 +148,10 @@ def measure_create_jobs(bench: Bench) -> list[Line]:
         floors, inside, before = bench.interleaved("create_jobs", floor, made_inside, made_before, slices=6)
     target = Target("value", "at least", 30_000, if_floor_allows=True)
     return [
-        bench.line("create_jobs by 1000", "jobs/s", inside, floors, target=target, note="NewJob objects made in time"),
-        bench.line("create_jobs by 1000, objects ready", "jobs/s", before, floors, note="NewJob objects made before"),
+        bench.line(
+            "create_jobs by 1000", "jobs/s", inside, floors, target=target, note="creates the NewJob objects too"
+        ),
+        bench.line("create_jobs by 1000, objects ready", "jobs/s", before, floors, note="NewJob objects exist"),
     ]
 
 
@@ -158,7 +160,7 @@ def jobs_of(size: int) -> list[NewJob]:
 
 
 def measure_memory(bench: Bench) -> list[Line]:
-    """Run create_jobs_in_batches over a generator in a separate process, and measure its memory after each batch."""
+    """Run create_jobs_in_batches with a generator in a separate process. Measure its memory after each batch."""
     count = bench.size(1_000_000, 20_000)
     bench.tell(f"create_jobs_in_batches: {count:,} jobs from a generator")
     with bench.database("bench_memory") as url:

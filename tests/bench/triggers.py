@@ -1,4 +1,4 @@
-"""The cost of notifications of new jobs, and their gain: how soon an idle worker gets a new job.
+"""The cost of notifications about new jobs, and their benefit: how soon an idle worker gets a new job.
 
 Imports goqueue, psycopg and tests.bench.harness, tests.bench.single, tests.bench.work.
 """
@@ -26,8 +26,11 @@ def measure_triggers(bench: Bench) -> list[Line]:
 
 
 def _cost(bench: Bench) -> list[Line]:
-    """Use one database per step: trigger off, on, and on with a listening worker. Commits don't wait for the disk,
-    which would hide the rest. A line's value is the difference from the previous step, its ratio that of the whole."""
+    """Measure one database per step: trigger off, trigger on, and trigger on with a listening worker.
+
+    Commits don't wait for the disk, because that wait would hide the other costs. A line's value is the difference from
+    the previous step; its ratio compares the total costs.
+    """
     one_by_one, batches = bench.size(500, 50), bench.size(3, 1)
     with ExitStack() as stack:
         stores, admins = [], []
@@ -67,7 +70,7 @@ def _cost(bench: Bench) -> list[Line]:
 
 
 def _pick_up(bench: Bench) -> list[Line]:
-    """Measure from create_job's return to claim_jobs' return in an idle worker. Commits wait for the disk."""
+    """Measure from the return of create_job to that of claim_jobs in an idle worker. Commits wait for the disk."""
     count = bench.size(60, 5)
     lines = []
     with bench.database("bench_pick_up") as url, PostgresStorage.open(DatabaseConfig(url=url)) as store:
@@ -85,11 +88,11 @@ def _pick_up(bench: Bench) -> list[Line]:
 
 
 def _delays(url: str, store: PostgresStorage, kind: str, count: int) -> list[float]:
-    """Return milliseconds per job, by the clock that all processes share."""
+    """Return the delay of each job in milliseconds. All processes read the same monotonic clock."""
     created = {}
     with worker(kind, url, str(count)) as process:
         for _ in range(count):
-            # At a varying point between two polls.
+            # A random pause, so that jobs are created at any point between two polls.
             time.sleep(random.uniform(0.08, 0.13))
             job = store.create_job(new_job())
             created[str(job.id)] = time.monotonic()

@@ -1,4 +1,4 @@
-"""A worker's costs: claims and completions by one, by a hundred and by four processes, and under an old snapshot.
+"""The costs of claims and completions: of one job, of a hundred, in four processes, and beside an old snapshot.
 
 Imports goqueue, psycopg and tests.bench.harness.
 """
@@ -27,7 +27,7 @@ _LEASE = "5 minutes"
 _TOKEN = Job.__struct_fields__.index("lease_token")
 _BATCH = 100
 
-# Due in a fixed order, so that the nth claim of a hundred takes the nth hundred.
+# Due in a fixed order, so that the nth claim of a hundred gets the nth hundred jobs.
 _FILL = """
 INSERT INTO goqueue.jobs (id, queue, job_type, payload, scheduled_at)
 SELECT
@@ -61,14 +61,14 @@ FROM (
 
 
 class Bare:
-    """A caller's code without the store: the same statements on one connection with the store's settings."""
+    """Claims and completions without the store: the same statements on one connection with the store's settings."""
 
     def __init__(self, connection: psycopg.Connection[Any], limit: int) -> None:
         queries = load_queries()
         self._connection = connection
         self._claim, self._complete = queries.claim_jobs.sql, queries.complete_jobs.sql
         given = {"queues": [QUEUE], "worker_id": "bench", "job_limit": limit, "lease": _LEASE}
-        # Nulls: scan all lanes from the start.
+        # The other parameters are null, so every lane is scanned from its start.
         self._values = dict.fromkeys(queries.claim_jobs.parameters) | given
 
     def claim(self) -> list[tuple[Any, ...]]:
@@ -88,8 +88,8 @@ class Bare:
 
 
 class _Table:
-    """A database with jobs to process, a store with one connection and a bare connection, all without autovacuum: rows
-    of a sample are removed before the next sample, never during it."""
+    """A database with jobs, a store with one connection, and a bare connection. Autovacuum is off: the rows of a sample
+    are removed before the next one, never during it."""
 
     def __init__(self, stack: ExitStack, bench: Bench, name: str, finished: int = 0) -> None:
         self.url = stack.enter_context(bench.database(name))
@@ -115,10 +115,10 @@ class _Table:
         self.admin.execute(_BATCHES, {"size": _BATCH})
 
     def check(self) -> None:
-        """Check that the floor left no jobs behind: otherwise it measured something else."""
+        """Raise RuntimeError if a measurement left unfinished jobs, because it then measured something else."""
         left = self.admin.execute("SELECT count(*) FROM goqueue.jobs WHERE status IN ('pending', 'running')").fetchone()
         if left != (0,):
-            raise RuntimeError(f"{left} jobs were not worked off")
+            raise RuntimeError(f"{left} jobs are not finished")
 
     def jobs_per_second(self, count: int, work: Callable[[], object]) -> float:
         self.fill(count)
@@ -161,7 +161,7 @@ def _by_bare_at_once(connection: psycopg.Connection[Any], limit: int) -> None:
 
 
 def _claim_script(limit: int) -> tuple[str, dict[str, str]]:
-    """Return pgbench's text of claim_jobs, and its variables. A variable without a value is null, as in the store."""
+    """Return the text of claim_jobs for pgbench, and its variables. A variable without a value is null."""
     claim = load_queries().claim_jobs
     variables = {"queues": f"{{{QUEUE}}}", "worker_id": "bench", "job_limit": str(limit), "lease": _LEASE}
     nothing_done = {"ids": "'{}'", "tokens": "'{}'"}
@@ -169,7 +169,7 @@ def _claim_script(limit: int) -> tuple[str, dict[str, str]]:
 
 
 def _pgbench_single(bench: Bench, table: _Table, count: int) -> float:
-    """Run the same two statements; variables carry the id and the token from one to the other."""
+    """Run the same two statements. Variables pass the id and the token from the first to the second."""
     claim, variables = _claim_script(1)
     complete = rendered(
         load_queries().complete_jobs.sql, {"ids": "ARRAY[:claimed_id]", "tokens": "ARRAY[:claimed_lease_token]"}
@@ -181,12 +181,12 @@ def _pgbench_single(bench: Bench, table: _Table, count: int) -> float:
 
 
 def _pgbench_batches(bench: Bench, table: _Table, count: int) -> float:
-    r"""Run the same two statements, sending and receiving all that psycopg does.
+    r"""Run the same two statements, with the same data sent and received as by psycopg.
 
-    pgbench can't make an array of a hundred rows (\gset takes one), and a claim inside another query is not the same
-    SQL. But the nth claim's jobs are known in advance: a scratch table has their ids and tokens. Only the times of the
-    claim and the completion count, as pgbench reports them per command, without the reads of the scratch table. They
-    include the transfer of the rows into the client's memory, but not their conversion to objects.
+    pgbench can't store a hundred rows in a variable (\gset takes one row), and a claim inside another query is not the
+    same SQL. But the jobs of the nth claim are known in advance: a scratch table has their ids and tokens. The result
+    is the time of the claim and the completion without the reads of the scratch table, because pgbench reports the time
+    of each command. It includes the transfer of the rows to the client, but not their conversion to objects.
     """
     claim, variables = _claim_script(_BATCH)
     complete = rendered(load_queries().complete_jobs.sql, {"ids": ":ids", "tokens": ":tokens"})
@@ -199,7 +199,7 @@ def _pgbench_batches(bench: Bench, table: _Table, count: int) -> float:
 
 
 def measure_work(bench: Bench) -> list[Line]:
-    """Every commit waits for the disk. The stores of a process use one connection each."""
+    """Measure claims and completions. Every commit waits for the disk, and each store uses one connection."""
     with ExitStack() as stack:
         table = _Table(stack, bench, "bench_work")
         return [
@@ -212,7 +212,7 @@ def measure_work(bench: Bench) -> list[Line]:
 
 
 def _singles(bench: Bench, table: _Table) -> list[Line]:
-    # Enough that pgbench's first statements, which its new connection plans, don't matter.
+    # So many that the first statements of pgbench don't matter, although its new connection has to plan them.
     count = bench.size(400, 20)
     floors, mine, bares = bench.interleaved(
         "claim 1 + complete 1",
@@ -223,7 +223,9 @@ def _singles(bench: Bench, table: _Table) -> list[Line]:
     )
     name = "claim 1 + complete 1"
     return [
-        bench.line(name, "jobs/s", mine, floors, target=Target("ratio", "at least", 0.8), note="a commit each"),
+        bench.line(
+            name, "jobs/s", mine, floors, target=Target("ratio", "at least", 0.8), note="one commit for each statement"
+        ),
         bench.line(f"{name}, bare psycopg", "jobs/s", bares, floors, note="what any Python client can reach"),
     ]
 
@@ -246,7 +248,7 @@ def _batches(bench: Bench, table: _Table) -> list[Line]:
         bench.line(f"{name}, bare psycopg", "jobs/s", bares, floors, note="tuples, no Structs"),
         bench.line(
             "complete_and_claim 100", "jobs/s", at_once, mine, target=Target("ratio", "at least", 1),
-            note="against the two calls: one statement and one commit less",
+            note="compared with the two calls: one commit, not two",
         ),
         bench.line("complete_and_claim 100, bare psycopg", "jobs/s", bares_at_once, bares),
     ]  # fmt: skip
@@ -263,7 +265,7 @@ def _finished(bench: Bench, table: _Table) -> list[Line]:
             slices=5,
         )
     target = Target("ratio", "at least", 0.95)
-    note = f"{finished:,} completed jobs of the same queue in the table, against none"
+    note = f"{finished:,} completed jobs of the same queue in the table, compared with none"
     name = "claim + complete 100, 500,000 finished"
     return [bench.line(name, "jobs/s", with_them, without, target=target, note=note)]
 
@@ -293,10 +295,10 @@ def _processes(bench: Bench, table: _Table) -> list[Line]:
         slices=2,
     )
     target = Target("ratio", "at least", 1.5)
-    name, note = "drain by four processes", "against one; claims of 100, a commit each"
+    name, note = "drain by four processes", "compared with one; claims of 100, one commit for each statement"
     return [
         bench.line(name, "jobs/s", four, one, target=target, note=note),
-        bench.line(f"{name}, bare psycopg", "jobs/s", bare_four, bare_one, note="what the machine has to give"),
+        bench.line(f"{name}, bare psycopg", "jobs/s", bare_four, bare_one, note="the limit of the machine"),
     ]
 
 
@@ -326,7 +328,7 @@ def worker(*arguments: str) -> Iterator[Any]:
 
 
 class _CountedPositions(ClaimPositions):
-    """Counts the claims that scan every lane from its start."""
+    """Claim positions that count the claims that scan every lane from its start."""
 
     scans = 0
 
@@ -337,10 +339,10 @@ class _CountedPositions(ClaimPositions):
 
 
 def measure_pinned(bench: Bench) -> list[Line]:
-    """Claim 100 at a time and complete each batch, while another transaction's snapshot keeps all dead index entries.
+    """Claim and complete jobs by 100, while another transaction's snapshot keeps all dead index entries.
 
-    Commits don't wait for the disk: only the growth of the claims matters. Each line is measured once. Without
-    resuming, a claim grows without bound, so that far fewer jobs show it.
+    Commits don't wait for the disk, because only the growth of the claims' times matters. Each line is measured once.
+    Without resuming, that growth has no bound, and a tenth of the jobs is enough to show it.
     """
     lines = []
     for name, resume, count in (
@@ -357,7 +359,7 @@ def measure_pinned(bench: Bench) -> list[Line]:
 
 
 def _pinned(url: str, resume_time: str, count: int) -> tuple[float, float, str]:
-    """Return the mean milliseconds of the first and the last tenth of the claims, and other notable figures."""
+    """Return the mean milliseconds of the first and the last tenth of the claims, and a note with other figures."""
     config = DatabaseConfig(
         url=f"{url}&options={quote('-c synchronous_commit=off')}", pool_max_size=1, claim_resume_time=resume_time
     )
@@ -385,8 +387,8 @@ def _pinned(url: str, resume_time: str, count: int) -> tuple[float, float, str]:
         raise RuntimeError(f"{len(ids)} of {count} jobs were claimed")
     tenth = len(times) // 10
     note = (
-        f"mean of the last tenth of {len(times):,} claims against the first; {counted.scans:,} scanned from the start; "
-        f"median {median(times[-tenth:]):.1f} ms against {median(times[:tenth]):.1f} ms, "
-        f"slowest {max(times):.0f} ms; no waiting for the disk"
+        f"mean of the last tenth of {len(times):,} claims compared with the first; {counted.scans:,} full scans; "
+        f"medians {median(times[-tenth:]):.1f} ms and {median(times[:tenth]):.1f} ms, "
+        f"slowest {max(times):.0f} ms; commits don't wait for the disk"
     )
     return mean(times[:tenth]), mean(times[-tenth:]), note

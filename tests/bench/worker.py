@@ -1,7 +1,7 @@
 """A worker in a separate process, for `tests.bench.work` and `tests.bench.triggers`.
 
-Imports goqueue and tests.bench.work. Run it as a module: ``drain``, ``drain-bare`` or ``hear`` with the database's URL,
-or ``listen`` or ``poll`` with the URL and a number of jobs. It prints "ready", and at its end the results.
+Imports goqueue and tests.bench.work. Run it as a module, with ``drain``, ``drain-bare`` or ``hear`` and the database's
+URL; or with ``listen`` or ``poll``, the URL and a number of jobs. It prints "ready", and its results at the end.
 """
 
 import json
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def _drain(claim: Callable[[], Sequence[Any]], complete: Callable[[Any], None]) -> None:
-    """Start at the parent's signal. Print start and end by the clock that all processes share."""
+    """Drain the queue at the parent's signal. Print start and end by the monotonic clock, which all processes share."""
     print("ready", flush=True)
     sys.stdin.readline()
     start, count = time.monotonic(), 0
@@ -48,7 +48,7 @@ def _drain(claim: Callable[[], Sequence[Any]], complete: Callable[[Any], None]) 
 
 
 def _hear(store: PostgresStorage) -> None:
-    """Listen without taking jobs, until killed."""
+    """Listen without claiming jobs, until killed."""
     with store.listen(QUEUE) as listener:
         print("ready", flush=True)
         while True:
@@ -56,7 +56,7 @@ def _hear(store: PostgresStorage) -> None:
 
 
 def _wait_for_jobs(kind: str, store: PostgresStorage, count: int) -> None:
-    """Print the id of each job, and when its claim returned."""
+    """Claim and complete jobs. Print the id of each one and the time at which its claim returned."""
     taken: dict[str, float] = {}
     with store.listen(QUEUE) if kind == "listen" else nullcontext() as listener:
         print("ready", flush=True)
