@@ -18,13 +18,14 @@
 -- Claim due jobs by priority. Among lanes of one priority, the lane that has waited longest comes first; within a lane,
 -- jobs are ordered by scheduled_at, then id.
 -- Returns: the claimed jobs, ordered by priority, scheduled_at, id.
--- Index: jobs_claim_idx, jobs_pkey.
--- Locks: the claimed jobs; jobs locked by other sessions are skipped.
--- Notes: A lane is a queue and a priority: one index scan with scheduled_at as a range, so that future jobs of a better
--- priority are never read. Normally the lane_ parameters are null, and each lane is scanned from its first job. While
--- the table has many dead rows (estimate_dead_rows), they name lanes and the last job taken in each. The scan then
--- starts at that job, and does not read the dead index entries before it again. It misses jobs before that job, and
--- other lanes, until the next full scan. 4611686018427387903 is the largest token, 2^62 - 1; the next one is 1.
+-- Index: jobs_claim_idx, to find the lanes (goqueue.pending_lanes) and to pick the jobs; jobs_pkey, to update them.
+-- Locks: the claimed jobs, FOR NO KEY UPDATE; jobs locked by other sessions are skipped (SKIP LOCKED).
+-- Notes: A lane is the pending jobs of one queue and one priority: one range of the index that ends now, so that future
+-- jobs of a better priority are never read. Normally the lane_ parameters are null, and each lane is scanned from its
+-- first job. While the table has many dead rows (estimate_dead_rows), these parameters name lanes and the last job
+-- taken in each. The scan then starts at that job, and does not read the dead index entries before it again. It misses
+-- jobs before that job, and other lanes, until the next full scan. 4611686018427387903 is the largest token, 2^62 - 1;
+-- the next one is 1.
 --
 WITH lane AS MATERIALIZED (
     SELECT

@@ -184,6 +184,9 @@ def show_plans(  # noqa: PLR0917 - typer takes options so
     that is rolled back. Times are the median of five runs without
     instrumentation.
 
+    In a plan, "rows 203 → 8 x 4" is the planner's estimate, the rows that one
+    loop returned, and the loops. A time covers all loops.
+
     Flags mark a table read whole (seq scan), 1,000 or more rows read and
     discarded (filter), a sort of more than 10,000 rows, temporary files
     (spill), an estimate wrong by a factor of 100, JIT compilation (jit), and
@@ -340,7 +343,9 @@ def _details(explained: Explanation, about: str, width: int, is_own: bool) -> Gr
         for each in explained.regressions
     ]
     if explained.shipped is not None and not explained.regressions:
-        parts.append(Text("not more expensive than the shipped text", style="green"))
+        parts.append(
+            Text("not more expensive than the shipped text; `goqueue check` compares results and locks", style="green")
+        )
     elif is_own and not is_changed:
         parts.append(Text("the same statement as the shipped one", style="dim"))
     return Group(*parts)

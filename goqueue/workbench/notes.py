@@ -34,6 +34,7 @@ _EXAMPLES = {
     "name": "'jit'",
     "names": "'{fsync}'",
     "older_than": "'30 days'",
+    "payload": "'{}'",
     "queues": "'{default}'",
     "restored_failures": "'[]'",
     "restored_jobs": "'[]'",
