@@ -281,12 +281,16 @@ class Page(Struct, frozen=True):
 
 
 class QueueStats(Struct, frozen=True):
-    """One queue: its jobs by status, the age of its oldest due job (None if none is due), and its expired leases."""
+    """One queue: its jobs by status, the age of its oldest due job (None if none is due), and its expired leases.
+
+    ``paused_until`` is None unless the queue is paused. A pause without an end has the last time of Python, in 9999.
+    """
 
     queue: str
     counts: dict[JobStatus, JobCount]
     oldest_ready_age: timedelta | None
     expired_leases: int
+    paused_until: datetime | None = None
 
 
 #: A job's id: a UUID or its text.

@@ -276,8 +276,8 @@ class Storage(Protocol):
         """
 
     def next_job_at(self, queues: str | Collection[str]) -> datetime | None:
-        """Return when the next job of the queues is due, or None if no job is pending. A time in the past means that a
-        job is due now.
+        """Return when the next job of the queues can be claimed, or None if no job is pending. A time in the past means
+        that a job is due now. A job of a paused queue waits for the end of the pause; without an end, it doesn't count.
 
         Repeating: changes nothing.
         """
@@ -291,8 +291,23 @@ class Storage(Protocol):
         Repeating: changes nothing.
         """
 
+    def pause_queue(self, queue: str, *, until: datetime | None = None) -> None:
+        """Pause a queue until ``until`` (aware), or until `resume_queue`. A second call replaces the time.
+
+        Claims leave the queue out; running jobs continue, and jobs can be added. A claim that began before the pause
+        can still return jobs.
+
+        Repeating: sets the same time again.
+        """
+
+    def resume_queue(self, queue: str) -> bool:
+        """End the pause of a queue, and wake its listeners. Return whether it was paused.
+
+        Repeating: returns False.
+        """
+
     def queue_stats(self) -> list[QueueStats]:
-        """Return each queue's jobs by status, age of the oldest due job and expired leases, ordered by queue.
+        """Return each queue's jobs by status, age of the oldest due job, expired leases and pause, ordered by queue.
 
         Repeating: changes nothing.
         """

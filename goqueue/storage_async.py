@@ -279,8 +279,8 @@ class AsyncStorage(Protocol):
         """
 
     async def next_job_at(self, queues: str | Collection[str]) -> datetime | None:
-        """Return when the next job of the queues is due, or None if no job is pending. A time in the past means that a
-        job is due now.
+        """Return when the next job of the queues can be claimed, or None if no job is pending. A time in the past means
+        that a job is due now. A job of a paused queue waits for the end of the pause; without an end, it doesn't count.
 
         Repeating: changes nothing.
         """
@@ -294,8 +294,23 @@ class AsyncStorage(Protocol):
         Repeating: changes nothing.
         """
 
+    async def pause_queue(self, queue: str, *, until: datetime | None = None) -> None:
+        """Pause a queue until ``until`` (aware), or until `resume_queue`. A second call replaces the time.
+
+        Claims leave the queue out; running jobs continue, and jobs can be added. A claim that began before the pause
+        can still return jobs.
+
+        Repeating: sets the same time again.
+        """
+
+    async def resume_queue(self, queue: str) -> bool:
+        """End the pause of a queue, and wake its listeners. Return whether it was paused.
+
+        Repeating: returns False.
+        """
+
     async def queue_stats(self) -> list[QueueStats]:
-        """Return each queue's jobs by status, age of the oldest due job and expired leases, ordered by queue.
+        """Return each queue's jobs by status, age of the oldest due job, expired leases and pause, ordered by queue.
 
         Repeating: changes nothing.
         """

@@ -6,14 +6,14 @@
 -- Empty the tables before the next comparison.
 -- Returns: nothing.
 -- Index: none.
--- Locks: ACCESS EXCLUSIVE on both tables.
-TRUNCATE goqueue.jobs, goqueue.job_failures;
+-- Locks: ACCESS EXCLUSIVE on the tables.
+TRUNCATE goqueue.jobs, goqueue.job_failures, goqueue.paused_queues;
 
 
 -- name: list_rows()
--- Return every row of both tables, with the columns that no Struct has.
+-- Return every row of the tables, with the columns that no Struct has.
 -- Returns: the table's name and the row as JSON, ordered.
--- Index: none; both tables are read whole.
+-- Index: none; the tables are read whole.
 -- Locks: none.
 SELECT
     'jobs' AS table_name,
@@ -24,6 +24,11 @@ SELECT
     'job_failures' AS table_name,
     to_jsonb(f)::text AS fields
 FROM goqueue.job_failures AS f
+UNION ALL
+SELECT
+    'paused_queues' AS table_name,
+    to_jsonb(p)::text AS fields
+FROM goqueue.paused_queues AS p
 ORDER BY table_name, fields;
 
 

@@ -16,9 +16,10 @@
 
 -- name: claim_jobs(queues, worker_id, job_limit, lease, lane_queues, lane_priorities, lane_times, lane_ids)
 -- Claim due jobs by priority. Among lanes of one priority, the lane that has waited longest comes first; within a lane,
--- jobs are ordered by scheduled_at, then id.
+-- jobs are ordered by scheduled_at, then id. Paused queues are left out.
 -- Returns: the claimed jobs, ordered by priority, scheduled_at, id.
--- Index: jobs_claim_idx, to find the lanes (goqueue.pending_lanes) and to pick the jobs; jobs_pkey, to update them.
+-- Index: jobs_claim_idx, to find the lanes (goqueue.pending_lanes) and to pick the jobs; jobs_pkey, to update them;
+-- paused_queues_pkey, one probe per queue.
 -- Locks: the claimed jobs, FOR NO KEY UPDATE; jobs locked by other sessions are skipped (SKIP LOCKED).
 -- Notes: A lane is the pending jobs of one queue and one priority: one range of the index that ends now, so that future
 -- jobs of a better priority are never read. Normally the lane_ parameters are null, and each lane is scanned from its
@@ -59,7 +60,14 @@ due_job AS MATERIALIZED (
             -- As a column, the limit is unknown to the planner, which then scans in the index's order without a sort.
             :job_limit::bigint AS job_limit
         FROM lane AS l
-        WHERE l.scheduled_at <= statement_timestamp()
+        WHERE
+            l.scheduled_at <= statement_timestamp()
+            AND l.queue <> ALL(
+                ARRAY(
+                    SELECT p.queue FROM goqueue.paused_queues AS p
+                    WHERE p.queue = ANY(:queues::text[]) AND p.paused_until > statement_timestamp()
+                )
+            )
         ORDER BY l.priority, l.scheduled_at, l.id
     ) AS l
     CROSS JOIN LATERAL (
@@ -423,13 +431,16 @@ ORDER BY f.lease_token;
 
 
 -- name: next_job_at(queues)$
--- Return when the next job of the queues is due, for a worker that sleeps until then.
--- Returns: the earliest scheduled_at, in the past if a job is already due; null if no job is pending.
--- Index: jobs_claim_idx, one probe per lane and one per queue.
+-- Return when the next job of the queues can be claimed, for a worker that sleeps until then.
+-- Returns: the earliest scheduled_at, in the past if a job is already due; in a paused queue, at least the end of the
+-- pause. Null if no job is pending, except in queues that are paused without an end.
+-- Index: jobs_claim_idx, one probe per lane and one per queue; paused_queues_pkey, one probe per queue.
 -- Locks: none.
 -- Notes: It scans each lane from the start, including the dead index entries that claims have left.
-SELECT min(l.scheduled_at)
-FROM goqueue.pending_lanes(:queues::text[]) AS l;
+SELECT min(greatest(l.scheduled_at, p.paused_until))
+FROM goqueue.pending_lanes(:queues::text[]) AS l
+LEFT JOIN goqueue.paused_queues AS p ON l.queue = p.queue AND p.queue = ANY(:queues::text[])
+WHERE p.paused_until IS DISTINCT FROM 'infinity';
 
 
 -- name: estimate_dead_rows()$

@@ -336,6 +336,8 @@ CROSS JOIN LATERAL (
     ('replace_pending_job.idempotency_key', 'new'),
     ('idempotency_keys', k.idempotency_keys),
     ('queue', 'queue_00'),
+    ('until', 'infinity'),
+    ('resume_queue.queue', 'paused'),
     ('queues', '{queue_00,queue_03}'),
     ('job_type', 'type_0'),
     ('payload', '{"to": "someone@example.com"}'),

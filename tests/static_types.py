@@ -4,7 +4,7 @@ mypy rejects every expression of type Any here, so that none can leak from aiosq
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Generator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import assert_type
 from uuid import UUID
 
@@ -93,6 +93,8 @@ def synchronous(
     assert_type(store.next_job_at(["mail"]), datetime | None)
     assert_type(store.list_failures(job.id), list[Failure])
     assert_type(store.queue_stats(), list[QueueStats])
+    store.pause_queue("mail", until=datetime.now(UTC))
+    assert_type(store.resume_queue("mail"), bool)
     assert_type(store.get_transaction_status("17"), TransactionStatus)
     store.ping()
     store.close()
@@ -154,6 +156,8 @@ async def asynchronous(
     assert_type(await store.next_job_at("mail"), datetime | None)
     assert_type(await store.list_failures(job.id), list[Failure])
     assert_type(await store.queue_stats(), list[QueueStats])
+    await store.pause_queue("mail", until=datetime.now(UTC))
+    assert_type(await store.resume_queue("mail"), bool)
     assert_type(await store.get_transaction_status("17"), TransactionStatus)
     await store.ping()
     await store.close()

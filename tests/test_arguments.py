@@ -57,6 +57,8 @@ GOOD: dict[str, Any] = {
     "release_jobs": {"leases": []},
     "rescue_jobs": {},
     "next_job_at": {"queues": "q"},
+    "pause_queue": {"queue": "q"},
+    "resume_queue": {"queue": "q"},
     "listen": {"queues": "q"},
     "list_failures": {"job_id": uuid4()},
     "get_transaction_status": {"transaction_id": "17"},
@@ -68,6 +70,8 @@ REFUSED: dict[str, list[Any]] = {
     "jobs": [None, 5, [None], [{}], ["x"]],
     "idempotency_key": NAMES,
     "worker_id": NAMES,
+    "queue": NAMES,
+    "until": [5, "now", SECOND, datetime(2030, 1, 1), datetime.max],  # noqa: DTZ001, DTZ901
     "queues": [5, [], *NAMES, *([bad] for bad in NAMES)],
     "job_filter": [5, {}, "pending"],
     "limit": [None, 0, -1, 1001, 10**100, 1.0, float("nan"), True, "5"],

@@ -53,6 +53,7 @@ def test_json_has_numbers_and_names_the_estimates(
         "counts": {"pending": 2, "running": 1, "completed": 0, "dead": 0, "cancelled": 0},
         "estimated": [],
         "expired_leases": 1,
+        "paused_until": None,
     }
     assert queues[ODD]["oldest_ready_age_seconds"] is None
     assert queues["many"]["counts"]["pending"] > 1000
@@ -80,7 +81,7 @@ def test_metrics_are_in_prometheus_s_text_format(goqueue: Commands) -> None:
             found = sample.fullmatch(line)
             assert found is not None, line
             assert found[1] == family, line
-    assert len(lines) == 4 * 2 + 2 * (5 + 5 + 1 + 1)
+    assert len(lines) == 5 * 2 + 2 * (5 + 5 + 1 + 1 + 1)
 
 
 def test_metrics_are_those_of_the_collector_in_the_readme_but_one(goqueue: Commands) -> None:

@@ -163,6 +163,8 @@ def test_the_structs_fields_are_the_tables_columns(goqueue_connection: psycopg.C
         ("reschedule_jobs", [("id", "uuid")]),
         ("prune_jobs", [("id", "uuid"), ("refusal", "text")]),
         ("wake_listeners", [("is_sent", "bool")]),
+        ("pause_queue", [("queue", "text")]),
+        ("resume_queue", [("was_paused", "bool")]),
         ("find_listener_blockers", [("pid", "int4"), ("role_name", "text"), ("application_name", "text")]),
         ("fail_jobs", [("id", "uuid"), ("status", "job_status")]),
         ("rescue_jobs", [("id", "uuid"), ("status", "job_status")]),

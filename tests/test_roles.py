@@ -163,6 +163,7 @@ def jobs(place: Place, admin: Connection) -> dict[str, UUID]:
         "INSERT INTO goqueue.job_failures (job_id, lease_token, attempt, error) VALUES (%s, 1, 1, 'boom')",
         [ids["dead"]],
     )
+    admin.execute("INSERT INTO goqueue.paused_queues (queue, paused_until) VALUES ('paused', now() + interval '1 day')")
     return ids
 
 
@@ -244,6 +245,8 @@ def values_of(jobs: dict[str, UUID]) -> dict[str, dict[str, Any]]:
         "rescue_jobs": {"job_limit": 10},
         "list_failures": {"job_id": jobs["dead"]},
         "next_job_at": {"queues": ["default"]},
+        "pause_queue": {"queue": "paused", "until": None},
+        "resume_queue": {"queue": "paused"},
         **{name: {} for name in (*SILENT, "queue_stats")},
         "get_session": {"backend_pid": 0},
         "get_transaction_status": {"transaction_id": "3"},

@@ -12,6 +12,7 @@ from goqueue.cli.common import EXIT_CODES, CheckFailedError, OutputError, drop_o
 from goqueue.cli.config import show_config
 from goqueue.cli.jobs import jobs
 from goqueue.cli.queries import show_plans, show_queries
+from goqueue.cli.queues import queues
 from goqueue.cli.server import db, run_migrations
 from goqueue.cli.sql import sql_app
 from goqueue.cli.stats import show_stats
@@ -47,6 +48,7 @@ def _goqueue(
 
 app.command("config", epilog=EXIT_CODES)(show_config)
 app.add_typer(jobs, name="jobs")
+app.add_typer(queues, name="queues")
 app.command("work", epilog=EXIT_CODES)(work)
 app.command("stats", epilog=EXIT_CODES)(show_stats)
 app.command("migrate", epilog=EXIT_CODES)(run_migrations)

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import MAXYEAR, UTC, datetime, timedelta
 from queue import Empty, Queue
 from typing import Annotated, Any
 
@@ -53,7 +53,7 @@ def show_stats(
     file: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show each queue's jobs by status, the age of its oldest due job, and its expired leases.
+    """Show each queue's jobs by status, the age of its oldest due job, its expired leases, and its pause.
 
     "~" marks an estimate: counts are exact up to a thousand.
     An expired lease is a running job whose worker is lost.
@@ -96,7 +96,8 @@ def _write(stats: list[QueueStats]) -> None:
     else:
         for each in stats:
             counts = "  ".join(f"{status}={_count(count)}" for status, count in each.counts.items())
-            print_line(f"{printable(each.queue)}  {counts}  oldest={_age(each)}  expired={each.expired_leases}")
+            paused = f"  paused={pause_of(each.paused_until)}" if each.paused_until else ""
+            print_line(f"{printable(each.queue)}  {counts}  oldest={_age(each)}  expired={each.expired_leases}{paused}")
     if not stats:
         note("there are no jobs")
 
@@ -106,17 +107,27 @@ def _write(stats: list[QueueStats]) -> None:
 
 def _table(stats: list[QueueStats], width: int, rates: Rates | None = None) -> RenderableType:
     titles = [*(status.capitalize() for status in JobStatus), "Oldest", "Expired"]
+    is_any_paused = any(each.paused_until for each in stats)
     columns = [Column("Queue", "left", 16), *map(Column, titles), *([Column("Waiting/s")] if rates is not None else [])]
+    columns += [Column("Paused", "left")] if is_any_paused else []
     rows: list[list[str | Text]] = []
     for each in stats:
         expired = Text(f"{each.expired_leases:,}", style="bold red" if each.expired_leases else "")
         rate = [] if rates is None else [f"{rates[each.queue]:+,.1f}" if each.queue in rates else ""]
-        rows.append([each.queue, *map(_count, each.counts.values()), _age(each), expired, *rate])
+        paused = [Text(pause_of(each.paused_until), style="yellow")] if is_any_paused else []
+        rows.append([each.queue, *map(_count, each.counts.values()), _age(each), expired, *rate, *paused])
     return table(columns, rows, width)
 
 
 def _count(count: JobCount) -> str:
     return f"{'' if count.exact else '~'}{int(count):,}"
+
+
+def pause_of(until: datetime | None) -> str:
+    """Return the end of a pause as a word: "endless" without one, "" if there is no pause."""
+    if until is None:
+        return ""
+    return "endless" if until.year == MAXYEAR else f"{until.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def _age(stats: QueueStats) -> str:
@@ -134,6 +145,7 @@ def _plain(stats: QueueStats) -> dict[str, Any]:
         "estimated": [str(status) for status, count in stats.counts.items() if not count.exact],
         "oldest_ready_age_seconds": None if age is None else age.total_seconds(),
         "expired_leases": stats.expired_leases,
+        "paused_until": stats.paused_until,
     }
 
 
@@ -144,11 +156,13 @@ def _metrics(stats: list[QueueStats]) -> str:
     exact = [(labels, int(count.exact)) for labels, count in counts]
     ages = [((each.queue,), (each.oldest_ready_age or timedelta()).total_seconds()) for each in stats]
     expired = [((each.queue,), each.expired_leases) for each in stats]
+    paused = [((each.queue,), int(each.paused_until is not None)) for each in stats]
     metrics: list[tuple[str, str, list[tuple[tuple[str, ...], float]]]] = [
         ("goqueue_jobs", "Jobs by queue and status. Estimated above 1000.", [*jobs]),
         ("goqueue_jobs_exact", "Whether goqueue_jobs is exact (1) or an estimate (0).", [*exact]),
         ("goqueue_oldest_ready_age_seconds", "Age of the oldest due job, 0 if there is none.", [*ages]),
         ("goqueue_expired_leases", "Running jobs whose lease has expired.", [*expired]),
+        ("goqueue_paused", "Whether claims leave the queue out (1) or not (0).", [*paused]),
     ]
     lines = []
     for name, help_text, samples in metrics:

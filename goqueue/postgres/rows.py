@@ -93,7 +93,7 @@ def rescued(rows: Iterable[tuple[UUID, str]]) -> dict[UUID, JobStatus]:
 def stats_of(row: StatsRow) -> QueueStats:
     """Return a row of queue_stats as a Struct."""
     counts = {status: JobCount(getattr(row, status), exact=status in row.exact_statuses) for status in JobStatus}
-    return QueueStats(row.queue, counts, row.oldest_ready_age, row.expired_leases)
+    return QueueStats(row.queue, counts, row.oldest_ready_age, row.expired_leases, row.paused_until)
 
 
 def job_of(row: JobRow) -> Job:

@@ -625,6 +625,8 @@ class AsyncPostgresStorage:
         Jobs are ordered by priority (lower numbers first). Among queues of one priority, the queue that has waited
         longest comes first; within it, jobs are ordered by scheduled_at and id. An empty list means that no job is due.
 
+        Paused queues are left out (`pause_queue`).
+
         A job with an unreadable payload becomes dead, with the reason as its error, and is logged; the readable jobs
         are returned. A claim that finds only such jobs ends after a second. Then the list is empty although jobs may be
         due, and the queues' listeners are woken, including the caller's.
@@ -822,8 +824,8 @@ class AsyncPostgresStorage:
             return rescued([row async for row in self._queries.rescue_jobs(connection, job_limit=job_limit)])
 
     async def next_job_at(self, queues: str | Collection[str]) -> datetime | None:
-        """Return when the next job of the queues is due, or None if no job is pending. A time in the past means that a
-        job is due now.
+        """Return when the next job of the queues can be claimed, or None if no job is pending. A time in the past means
+        that a job is due now. A job of a paused queue waits for the end of the pause; without an end, it doesn't count.
 
         Query: next_job_at.
         Repeating: changes nothing.
@@ -859,8 +861,40 @@ class AsyncPostgresStorage:
         async with self._connection() as connection:
             return [failure_of(row) async for row in self._queries.list_failures(connection, job_id=wanted)]
 
+    async def pause_queue(self, queue: str, *, until: datetime | None = None) -> None:
+        """Pause a queue until ``until`` (aware), or until `resume_queue`. A second call replaces the time.
+
+        Claims leave the queue out; running jobs continue, and jobs can be added. A claim that began before the pause
+        was committed can still return jobs. When the time has passed, nobody is notified: workers find the jobs by
+        polling, or sleep until `next_job_at`.
+
+        Query: pause_queue.
+        Repeating: sets the same time again.
+        """
+        values = {
+            "queue": check_name("queue", queue),
+            "until": None if until is None else check_time("until", until),
+        }
+        async with self._connection() as connection:
+            await self._queries.pause_queue(connection, **values)
+
+    async def resume_queue(self, queue: str) -> bool:
+        """End the pause of a queue, and wake its listeners. Return whether it was paused.
+
+        While the table has many dead tuples, claims find the queue again within ``claim_resume_time``.
+
+        Queries: resume_queue; wake_listeners if the queue was paused.
+        Repeating: returns False.
+        """
+        name = check_name("queue", queue)
+        async with self._connection() as connection, self._transaction(connection, "resume_queue", ()):
+            was_paused = await self._queries.resume_queue(connection, queue=name)
+            if was_paused:
+                _ = [row async for row in self._queries.wake_listeners(connection, queues=[name])]
+        return was_paused is True
+
     async def queue_stats(self) -> list[QueueStats]:
-        """Return each queue's jobs by status, age of the oldest due job and expired leases, ordered by queue.
+        """Return each queue's jobs by status, age of the oldest due job, expired leases and pause, ordered by queue.
 
         A count is exact up to 1,000. Beyond that it is an estimate, and its ``exact`` is False.
 

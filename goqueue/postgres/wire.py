@@ -163,3 +163,4 @@ class StatsRow(Row, Protocol):
     exact_statuses: list[str]
     oldest_ready_age: timedelta | None
     expired_leases: int
+    paused_until: datetime | None

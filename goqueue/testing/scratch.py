@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -16,6 +17,7 @@ from goqueue.conninfo import Secret, connect
 from goqueue.errors import GoQueueError, StorageError
 from goqueue.migrate import migrate
 from goqueue.postgres.admin_queries import admin_queries
+from goqueue.postgres.store import PostgresStorage
 from goqueue.safelog import log
 from goqueue.testing.embedded import EmbeddedServer
 
@@ -183,6 +185,8 @@ def filling(connection: psycopg.Connection[Any], report: Report = _silent) -> It
         connection.execute(create.encode())
     report("recording failures", 0.9)
     queries.seed_failures(connection)
+    # resume_queue's example: no example value finds a row without it.
+    PostgresStorage.bound_to(connection).pause_queue("paused", until=datetime.now(UTC) + timedelta(days=1))
     report("vacuum and analyze", 0.92)
     queries.vacuum_jobs(connection)
     queries.vacuum_failures(connection)

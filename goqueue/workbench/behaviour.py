@@ -316,11 +316,15 @@ def _is_time(value: object) -> bool:
 
 
 def _key(table: str, row: Mapping[str, Any]) -> tuple[str, str, int]:
+    if table == "paused_queues":
+        return table, row["queue"], 0
     return (table, row["id"], 0) if table == "jobs" else (table, row["job_id"], row["lease_token"])
 
 
 def _shown_key(key: tuple[str, str, int]) -> str:
     table, job_id, token = key
+    if table == "paused_queues":
+        return f"the pause of {job_id}"
     name = NAMES.get(UUID(job_id), job_id)
     return name if table == "jobs" else f"failure {token} of {name}"
 

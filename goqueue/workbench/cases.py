@@ -4,14 +4,14 @@ A case is a call of the store and does not depend on a statement's text: any tex
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from datetime import datetime, timedelta
+from datetime import MAXYEAR, datetime, timedelta
 from functools import partial
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from psycopg import Connection
 
-from goqueue.models import Backoff, Held, Job, JobFilter, JobStatus, JobUpdate, Lease, NewJob
+from goqueue.models import Backoff, Held, Job, JobFilter, JobStatus, JobUpdate, Lease, NewJob, QueueStats
 from goqueue.postgres.admin_queries import admin_queries
 from goqueue.postgres.store import PostgresStorage
 
@@ -320,6 +320,43 @@ def _reading() -> Iterator[Case]:
         )
 
 
+def _is_endless(stats: QueueStats) -> bool:
+    return stats.paused_until is not None and stats.paused_until.year == MAXYEAR
+
+
+def _pausing() -> Iterator[Case]:
+    def paused(stage: Stage, ends: list[int | None]) -> Any:
+        """Return what a queue's pauses change: one after the other, until the given thousand seconds from now."""
+        store = stage.store
+        for end in ends:
+            store.pause_queue("a", until=None if end is None else stage.now + end * _KILO)
+        claimed = store.claim_jobs(["a", "b"], "worker", 3, 3 * _KILO)
+        return [claimed, store.next_job_at("a"), store.next_job_at(["a", "b"]), stats(stage)]
+
+    def stats(stage: Stage) -> Any:
+        """Return the statistics. The distance to the end of an endless pause would change from run to run."""
+        found = stage.store.queue_stats()
+        return [[each.queue, each.counts, "endless"] if _is_endless(each) else each for each in found]
+
+    queries = ("pause_queue", "claim_jobs", "next_job_at", "queue_stats")
+    for title, until in {"without an end": [None], "until a time": [5], "until a time that has passed": [-5]}.items():
+        yield Case(f"pause_queue {title}", queries, paused, until)
+    yield Case("pause_queue twice", queries, paused, [None, 5])
+    yield Case(
+        "pause_queue of a queue without jobs",
+        ("pause_queue", "queue_stats"),
+        lambda stage: [stage.store.pause_queue("nowhere"), stats(stage)],
+    )
+    yield Case("resume_queue of one that is not paused", ("resume_queue",), lambda stage: stage.store.resume_queue("a"))
+    for until in ([None], [5], [-5]):
+        yield Case(
+            f"resume_queue of one paused until {until}",
+            ("resume_queue", "claim_jobs"),
+            lambda stage, until: [paused(stage, until), stage.store.resume_queue("a"), paused(stage, [])],
+            until,
+        )
+
+
 def _listing() -> Iterator[Case]:
     def page(stage: Stage, make: Callable[[Stage], JobFilter | None]) -> Any:
         return stage.store.list_jobs(make(stage)).jobs
@@ -445,4 +482,4 @@ def _working() -> Iterator[Case]:
 
 
 #: All cases. A query's cases are those that name it.
-CASES = (*_creating(), *_reading(), *_listing(), *_changing(), *_working())
+CASES = (*_creating(), *_reading(), *_listing(), *_changing(), *_working(), *_pausing())

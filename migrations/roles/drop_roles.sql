@@ -37,6 +37,7 @@ DROP POLICY IF EXISTS all_jobs ON goqueue.jobs;
 -- The default rights of PUBLIC.
 GRANT EXECUTE ON ALL ROUTINES IN SCHEMA goqueue TO public;
 GRANT USAGE ON TYPE goqueue.job_status, goqueue.schema_version_type TO public;
+GRANT SELECT ON goqueue.paused_queues TO public;
 
 DO $$
 DECLARE

@@ -134,6 +134,12 @@ GRANT EXECUTE ON FUNCTION
 goqueue.pending_lanes(text[]), goqueue.finished_lanes(goqueue.job_status[], text[], text[])
 TO goqueue_producer, goqueue_worker, goqueue_reader, goqueue_operator;
 
+-- claim_jobs, next_job_at and queue_stats read the pauses; pause_queue and resume_queue write them.
+GRANT SELECT ON goqueue.paused_queues
+TO goqueue_producer, goqueue_worker, goqueue_reader, goqueue_operator;
+GRANT INSERT (queue, paused_until), UPDATE (paused_until, paused_at, paused_by), DELETE ON goqueue.paused_queues
+TO goqueue_operator;
+
 -- The columns that the statements of leases.sql change. A job's type and payload are not among them.
 GRANT UPDATE (
     status, attempts, last_error, locked_by, locked_at, lease_token, lease_expires_at,
