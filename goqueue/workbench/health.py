@@ -526,7 +526,9 @@ def _grants(state: _State, plans: dict[str, GenericPlan | psycopg.Error], *, pen
                 Level.FAILED if "ping" in denied else Level.NOTE,
                 f"the role {state.role} can't run {', '.join(denied)}",
                 f"{said}. Fine for a role that only reads",
-                state.grant("SELECT, INSERT, UPDATE, DELETE ON goqueue.jobs, goqueue.job_failures"),
+                state.grant(
+                    "SELECT, INSERT, UPDATE, DELETE ON goqueue.jobs, goqueue.job_failures, goqueue.paused_queues"
+                ),
             )
         )
     may = len(plans) - len(denied) - len(broken)

@@ -44,7 +44,7 @@ _EXAMPLES = {
     "table_ids": "ARRAY['goqueue.jobs'::regclass]",
     "value": "'off'",
     "worker_id": "'psql'",
-    "until": "NULL",
+    "until": "'infinity'",
     "uuid": "'00000000-0000-0000-0000-000000000000'",
     "uuid[]": "'{00000000-0000-0000-0000-000000000000}'",
     "text": "'default'",
