@@ -387,6 +387,33 @@ def test_djangos_connection_without_atomic_is_in_autocommit(
     wrapper.close()
 
 
+def test_a_session_in_a_tests_outer_transaction_works_in_its_savepoint(
+    engine: sqlalchemy.Engine, goqueue_store: PostgresStorage
+) -> None:
+    """As the fixtures of many applications do, whose tests leave nothing behind."""
+    with engine.connect() as connection, connection.begin() as outer:
+        with Session(connection, join_transaction_mode="create_savepoint") as session:
+            bound = PostgresStorage.bound_to(session)
+            bound.create_job(NewJob(job_type="t"))
+            session.commit()
+            bound.create_jobs([NewJob(job_type="t")])
+            session.rollback()
+            assert bound.count_jobs() == 1
+        outer.rollback()
+    assert goqueue_store.count_jobs() == 0
+
+
+def test_djangos_connection_in_an_event_loop_is_refused_by_django(goqueue_database: str) -> None:
+    set_up_django()
+    wrapper = ConnectionHandler({"default": django_settings(goqueue_database)})["default"]
+
+    async def create() -> None:
+        PostgresStorage.bound_to(wrapper).create_job(NewJob(job_type="t"))
+
+    with pytest.raises(StorageError, match="You cannot call this from an async context"):
+        asyncio.run(create())
+
+
 def test_a_listener_needs_a_url(goqueue_database: str, engine: sqlalchemy.Engine) -> None:
     with Session(engine) as session, PostgresStorage.open(goqueue_database) as store:
         with pytest.raises(StorageError, match="no URL to listen at"):
