@@ -320,7 +320,7 @@ class DatabaseConfig(_Section, frozen=True, kw_only=True):
     url: Annotated[str, _conninfo("The database; if empty, libpq's PG* variables apply.")] = ""
     listen_url: Annotated[str, _conninfo("Direct connection for LISTEN, bypassing a pooler; if empty, url.")] = ""
     pool_min_size: Annotated[int, _integer("Connections kept open.", 0, 1000)] = 1
-    pool_max_size: Annotated[int, _integer("Most connections open at once.", 1, 1000)] = 10
+    pool_max_size: Annotated[int, _integer("Largest number of open connections.", 1, 1000)] = 10
     pool_timeout: Annotated[timedelta, _duration("Longest wait for a connection.")] = timedelta(seconds=10)
     pool_max_idle: Annotated[timedelta, _duration("Idle time until a connection is closed.")] = timedelta(minutes=10)
     pool_max_lifetime: Annotated[timedelta, _duration("Age at which a connection is replaced.")] = timedelta(hours=1)
@@ -355,7 +355,7 @@ class DatabaseConfig(_Section, frozen=True, kw_only=True):
         timedelta, _duration("Run time from which a statement is logged as a warning.", or_off=True)
     ] = timedelta(seconds=1)
     max_payload_bytes: Annotated[int, _integer("Largest payload of a job, as JSON in bytes.", 1, 268_435_455)] = 2**20
-    batch_size: Annotated[int, _integer("Most jobs written by one statement.", 1, 10_000)] = 1000
+    batch_size: Annotated[int, _integer("Largest number of jobs written by one statement.", 1, 10_000)] = 1000
     sql_dir: Annotated[
         str,
         _path(

@@ -98,7 +98,7 @@ class LeaseLostError(GoQueueError):
 
 
 class WorkerError(GoQueueError):
-    """A worker was made or run the wrong way: no handler for a job type, or two; a store of the other kind."""
+    """A worker was created or run incorrectly: without a handler, with two for a job type, or with the wrong store."""
 
 
 class StorageError(GoQueueError):

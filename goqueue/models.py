@@ -283,7 +283,7 @@ class Page(Struct, frozen=True):
 class QueueStats(Struct, frozen=True):
     """One queue: its jobs by status, the age of its oldest due job (None if none is due), and its expired leases.
 
-    ``paused_until`` is None unless the queue is paused. A pause without an end has the last time of Python, in 9999.
+    ``paused_until`` is None unless the queue is paused. For a pause without an end it is Python's last time, in 9999.
     """
 
     queue: str

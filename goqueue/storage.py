@@ -276,8 +276,10 @@ class Storage(Protocol):
         """
 
     def next_job_at(self, queues: str | Collection[str]) -> datetime | None:
-        """Return when the next job of the queues can be claimed, or None if no job is pending. A time in the past means
-        that a job is due now. A job of a paused queue waits for the end of the pause; without an end, it doesn't count.
+        """Return when the next job of the queues can be claimed, or None if there is none.
+
+        A time in the past means that a job is due now. Jobs of a paused queue wait for the end of the pause; if it has
+        no end, they are ignored.
 
         Repeating: changes nothing.
         """
@@ -294,8 +296,8 @@ class Storage(Protocol):
     def pause_queue(self, queue: str, *, until: datetime | None = None) -> None:
         """Pause a queue until ``until`` (aware), or until `resume_queue`. A second call replaces the time.
 
-        Claims leave the queue out; running jobs continue, and jobs can be added. A claim that began before the pause
-        can still return jobs.
+        Claims skip the queue. Running jobs continue, and jobs can be added. A claim that began before the pause can
+        still return jobs.
 
         Repeating: sets the same time again.
         """

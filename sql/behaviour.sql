@@ -11,7 +11,7 @@ TRUNCATE goqueue.jobs, goqueue.job_failures, goqueue.paused_queues;
 
 
 -- name: list_rows()
--- Return every row of the tables, with the columns that no Struct has.
+-- Return every row of the tables, including the columns that no Struct has.
 -- Returns: the table's name and the row as JSON, ordered.
 -- Index: none; the tables are read whole.
 -- Locks: none.
@@ -114,7 +114,7 @@ FROM restored_job AS d;
 
 
 -- name: lock_jobs(ids)
--- Lock jobs as an update that changes no key does.
+-- Lock jobs as an update of other columns than the key does.
 -- Returns: the ids, ordered.
 -- Index: jobs_pkey.
 -- Locks: the jobs' rows.

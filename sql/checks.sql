@@ -627,8 +627,8 @@ WHERE
 
 
 -- name: list_horizon_holders(least_age)
--- Return what has held the snapshot horizon (xmin) of this database back for least_age: open transactions, prepared
--- transactions, standbys with hot_standby_feedback, replication slots.
+-- Return what has held back the snapshot horizon (xmin) of this database for at least least_age: open transactions,
+-- prepared transactions, standbys with hot_standby_feedback, replication slots.
 -- Returns: kind, name (a session's process id), role, application, state, since when (null for standbys and slots,
 -- which have no time and are always returned), and the age in transactions; the oldest first.
 -- Index: none; the server's catalogs are read.
@@ -743,8 +743,8 @@ WHERE n.nspname = 'goqueue' AND c.relname = 'jobs_claim_idx';
 
 
 -- name: count_pending_jobs(most)$
--- Count waiting jobs, up to most.
--- Returns: the number, at most the parameter most.
+-- Count pending jobs, up to the parameter most.
+-- Returns: the number.
 -- Index: jobs_claim_idx, at most that many live entries.
 -- Locks: none.
 SELECT count(*)

@@ -4,16 +4,16 @@
 --   * A statement has the name of the storage method that runs it, and the same name in the server's log. A few serve a
 --     method of another name, such as find_duplicate_job.
 --   * The comment under a name gives its purpose, result, index and locks. `make catalogue` writes the index in
---     sql/README.md from these comments. A line with only `--` ends the comment, if others follow inside the statement.
+--     sql/README.md from these comments. If a statement contains comments, a line with only `--` ends the one above.
 --   * Each parameter is cast where it is used, so that the statement means the same for every client.
---   * An interval counts as seconds. A day added to a time can be 23 hours long in a session whose time zone has
---     daylight saving time.
+--   * An interval is converted to seconds. Otherwise a day is 23 hours long at a change to daylight saving time, if the
+--     session's time zone has one.
 --   * The condition of a partial index is a literal: a generic plan can't prove it from `status = $1`. So statements on
 --     finished jobs have `completed_at IS NOT NULL` in addition to the comparison of the status.
 --   * ORDER BY includes the status if the index does, although the status is fixed. Comparing enums is not leakproof,
 --     so under row level security the planner does not know that it is fixed, and would sort.
 --   * A condition that is not leakproof (coalesce, an enum's =) is no index condition under row level security. Where
---     that costs much, coalesce stands in a SELECT of its own.
+--     that is expensive, coalesce is in its own SELECT.
 --   * goqueue's own sessions run at READ COMMITTED with force_generic_plan, enable_seqscan = off and jit = off. A
 --     caller's connection (bound_to) can have other settings: there, plans depend on the values and the statistics.
 --   * Comments are on their own lines. A percent sign is written twice. After a name, ^ means at most one row, $ one
@@ -319,8 +319,8 @@ WHERE j.idempotency_key = :idempotency_key::text;
 -- Locks: none.
 -- Notes: Finished jobs are read lane by lane. A lane is one contiguous range of an index: a job type and a status, in
 -- one queue or in all. goqueue.finished_lanes finds the lanes. From each lane one page is read, starting at the
--- position, so page 1000 costs no more than page 1. The cost grows with the number of lanes times page_limit: up to
--- three lanes for each job type and given queue. Pending jobs are read newest first: if few of them match the filter,
+-- position, so page 1000 costs no more than page 1. The cost is proportional to page_limit and to the number of lanes:
+-- at most three for each job type and given queue. Pending jobs are read newest first: if few of them match the filter,
 -- all entries of pending jobs are read. All running jobs are read: workers hold few.
 --
 WITH page_start AS MATERIALIZED (
@@ -406,7 +406,7 @@ found_job AS (
         AND (:job_types::text[] IS NULL OR j.job_type = ANY(:job_types::text[]))
         AND j.created_at >= p.created_from
         AND (j.created_at, j.id) < (p.created_at, p.id)
-    -- Of the whole union.
+    -- These apply to the whole union.
     ORDER BY created_at DESC, id DESC
     LIMIT :page_limit::bigint
 )
@@ -595,8 +595,7 @@ SET
             THEN coalesce(j.locked_by, nullif(current_setting('application_name'), ''), session_user)
     END,
     locked_at = CASE WHEN c.status_after = 'running' THEN coalesce(j.locked_at, statement_timestamp()) END,
-    -- A new token: the previous holder of a job that is set running or completed, or that gets another holder, has lost
-    -- it.
+    -- A new token if the job is set running or completed, or gets another holder: its previous holder has lost it then.
     lease_token = CASE
         WHEN
             (c.status_after IN ('running', 'completed') AND j.status <> c.status_after)
@@ -708,8 +707,8 @@ RETURNING
 
 
 -- name: cancel_jobs(ids)
--- Cancel pending and running jobs. The worker of a running job is notified if it listens. Otherwise it
--- finds out at its next heartbeat or completion.
+-- Cancel pending and running jobs. The worker of a running job is notified if it listens. Otherwise it finds out at its
+-- next heartbeat or completion.
 -- Returns: the ids of the cancelled jobs; finished and missing jobs are omitted.
 -- Index: jobs_pkey, two probes per job.
 -- Locks: the jobs' rows, in the order of their ids.
@@ -828,9 +827,9 @@ RETURNING f.lease_token;
 -- name: prune_jobs(older_than, statuses, job_limit, kept_ids)
 -- Delete one batch of jobs that finished more than older_than ago, with their failure history. It works lane by lane,
 -- oldest job first. Jobs with an id in kept_ids are skipped.
--- Returns: for each job of the batch, its id and the reason why it was not deleted (null: it was). A batch smaller than
--- job_limit is the last one.
--- Index: jobs_finished_type_idx (a job can't have finished before it was created), jobs_pkey, job_failures_pkey.
+-- Returns: for each job of the batch, its id and the reason why it was not deleted (null if it was). A batch smaller
+-- than job_limit is the last one.
+-- Index: jobs_finished_type_idx, by created_at, which is never later than completed_at; jobs_pkey, job_failures_pkey.
 -- Locks: the batch's rows and their failures. A job that another session has locked is skipped.
 -- Notes: goqueue.delete_unreferenced_jobs deletes the batch in a savepoint. If a trigger or another table's foreign key
 -- keeps a job, it deletes the others. Each call starts at the oldest job of each lane. It reads and skips jobs that

@@ -5,8 +5,8 @@
 -- have three steps. First they lock the named rows in the order of their ids, so that two of them, each in a
 -- transaction of its own, don't deadlock. Then they drop the jobs that the token no longer holds. Last they change the
 -- others. The lock step searches only by id, and the status is tested afterwards, so that the planner can't choose an
--- index by status. The change is a CTE where another statement returns the rows: PostgreSQL runs it whole, whether read
--- or not.
+-- index by status. If another SELECT returns the rows, the change is a CTE: PostgreSQL runs a data-modifying CTE to its
+-- end, whether or not its rows are read.
 --
 -- Due means scheduled_at <= statement_timestamp(). now() would be the start of the transaction.
 --
@@ -16,14 +16,14 @@
 
 -- name: claim_jobs(queues, worker_id, job_limit, lease, lane_queues, lane_priorities, lane_times, lane_ids)
 -- Claim due jobs by priority. Among lanes of one priority, the lane that has waited longest comes first; within a lane,
--- jobs are ordered by scheduled_at, then id. Paused queues are left out.
+-- jobs are ordered by scheduled_at, then id. Paused queues are skipped.
 -- Returns: the claimed jobs, ordered by priority, scheduled_at, id.
 -- Index: jobs_claim_idx, to find the lanes (goqueue.pending_lanes) and to pick the jobs; jobs_pkey, to update them;
 -- paused_queues_pkey, one probe per queue.
 -- Locks: the claimed jobs, FOR NO KEY UPDATE; jobs locked by other sessions are skipped (SKIP LOCKED).
 -- Notes: A lane is the pending jobs of one queue and one priority: one range of the index that ends now, so that future
--- jobs of a better priority are never read. Normally the lane_ parameters are null, and each lane is scanned from its
--- first job. While the table has many dead rows (estimate_dead_rows), these parameters name lanes and the last job
+-- jobs of a more urgent priority are never read. Normally the lane_ parameters are null, and each lane is scanned from
+-- its first job. While the table has many dead rows (estimate_dead_rows), these parameters name lanes and the last job
 -- taken in each. The scan then starts at that job, and does not read the dead index entries before it again. It misses
 -- jobs before that job, and other lanes, until the next full scan. 4611686018427387903 is the largest token, 2^62 - 1;
 -- the next one is 1.
@@ -215,8 +215,8 @@ FROM held_job AS h;
 -- name: fail_jobs(ids, tokens, errors, is_final, retry_in, backoff_base, backoff_factor, backoff_max, backoff_jitter)
 -- Fail attempts of running jobs. A job becomes pending again; without an attempt left, or with is_final, it is dead.
 -- The next attempt is due after retry_in. If that is null, the delay is the smaller of max and base * factor ^
--- (attempts - 1), times a random factor from 1 to 1 + jitter. The random factor spreads jobs that
--- failed together, and can exceed max.
+-- (attempts - 1), times a random factor from 1 to 1 + jitter. The factor spreads jobs that failed together. With it, the
+-- delay can exceed max.
 -- Returns: id and status of the jobs that the caller held.
 -- Index: jobs_pkey, two probes per job. job_failures_pkey.
 -- Locks: the jobs, in the order of their ids.
@@ -368,7 +368,7 @@ rescued_job AS (
     UPDATE goqueue.jobs AS j
     SET
         status = CASE WHEN j.attempts < j.max_attempts THEN 'pending' ELSE 'dead' END::goqueue.job_status,
-        last_error = 'the lease expired: its holder was not heard of in time',
+        last_error = 'the lease expired: its holder sent no heartbeat in time',
         locked_by = NULL,
         locked_at = NULL,
         lease_expires_at = NULL,

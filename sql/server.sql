@@ -111,7 +111,7 @@ ORDER BY l.pid;
 -- Wake the listeners of the queues, after a claim that ended before it had read all due jobs.
 -- Returns: true for each queue; false if nobody listens, or goqueue.notify is off.
 -- Index: none; no row is read.
--- Locks: the exclusive form of announce_listener's lock, tried for and released at once.
+-- Locks: announce_listener's lock in exclusive mode, tried without waiting and released at once.
 SELECT
     CASE
         WHEN

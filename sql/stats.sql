@@ -11,7 +11,7 @@
 -- random pages of the table, and at least 1001. exact_statuses names the statuses whose count is exact, in no order.
 -- paused_until is null for a queue that is not paused. A paused queue has a row even without jobs.
 -- Index: jobs_finished_queue_idx for finished jobs and jobs_claim_idx for pending ones, at most 1,001 entries per queue
--- and status, and as many per due priority of a queue with more pending jobs; jobs_running_idx for all running jobs;
+-- and status, plus 1,001 per due priority of a queue with more pending jobs; jobs_running_idx for all running jobs;
 -- paused_queues_pkey, or the table, which is small.
 -- Locks: none.
 -- Notes: The cost grows with the number of queues, job types and priorities, not with the number of jobs. Dead index

@@ -65,7 +65,8 @@ def check(
     why it matters and what to do. Run it as the role that your programs use.
     Checks that this role has no right to run are skipped.
 
-    The server only parses and plans changed queries of a folder of SQL files.
+    The configured server only parses and plans the changed queries of a
+    folder of SQL files.
     On a scratch database (--scratch), their effects are compared with those
     of the shipped queries: with all kinds of jobs, stale tokens, and other
     sessions that lock or change the same jobs.

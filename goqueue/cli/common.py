@@ -28,7 +28,7 @@ from goqueue.postgres.store import PostgresStorage
 from goqueue.postgres.translate import is_nobody_here
 
 EXIT_CODES = (
-    "Exit status: 0 on success; 1 after an error, if a question was not answered with yes, if some of the given ids "
+    "Exit status: 0 on success; 1 after an error, if a confirmation was declined, if some of the given ids "
     "were unchanged, or if standard output could not be written (standard error then has the result); "
     "2 if the configuration or the command line is invalid, or the server rejects the connection; 3 if a check "
     "found a problem; 130 after Ctrl-C."

@@ -195,7 +195,7 @@ def get_job(
     file: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show all of a job, with its payload and failure history."""
+    """Show one job, with its payload and failure history."""
     if (job_id is None) == (key is None):
         raise typer.BadParameter("give either an ID or --key")
     with open_store(file) as store:
@@ -408,7 +408,7 @@ def reschedule_jobs(
     file: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Reschedule pending jobs, by ids or by a filter: --at a time, or --delay from now (0s: at once)."""
+    """Set a new due time for pending jobs, by ids or a filter: --at, or --delay from now (0s: at once)."""
     if (delay is None) == (at is None):
         raise typer.BadParameter("give either --at or --delay")
     run = functools.partial(PostgresStorage.reschedule_jobs, scheduled_at=at, delay=delay)

@@ -198,8 +198,8 @@ def show_plans(  # noqa: PLR0917 - typer takes options so
     ten times as long (and 10 ms more), or has a flag that the shipped one
     lacks (except estimates and names of indexes).
 
-    The exit status is 3 if a table of 10,000 rows or more is read whole, as
-    many rows are read and discarded, or a changed query is more expensive.
+    The exit status is 3 if a table of 10,000 rows or more is read whole, if
+    10,000 rows are read and discarded, or if a changed query is more expensive.
     Below about 200,000 --rows, reading a small table whole can be right.
     """
     if every == (name is not None):

@@ -40,7 +40,7 @@ def pause_queue(
     file: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Pause a queue: claims leave it out until the end of the pause, or until it is resumed.
+    """Pause a queue: claims skip it until the end of the pause, or until it is resumed.
 
     Running jobs continue, and jobs can be added. A second pause replaces the
     first. `goqueue stats` shows paused queues.

@@ -162,7 +162,7 @@ def _metrics(stats: list[QueueStats]) -> str:
         ("goqueue_jobs_exact", "Whether goqueue_jobs is exact (1) or an estimate (0).", [*exact]),
         ("goqueue_oldest_ready_age_seconds", "Age of the oldest due job, 0 if there is none.", [*ages]),
         ("goqueue_expired_leases", "Running jobs whose lease has expired.", [*expired]),
-        ("goqueue_paused", "Whether claims leave the queue out (1) or not (0).", [*paused]),
+        ("goqueue_paused", "Whether claims skip the queue (1) or not (0).", [*paused]),
     ]
     lines = []
     for name, help_text, samples in metrics:

@@ -26,7 +26,7 @@ def work(
     ],
     queue: Annotated[
         list[str] | None,
-        typer.Option(help="Take jobs from this queue; repeatable.", show_default="the configured queues"),
+        typer.Option(help="Claim jobs from this queue; repeatable.", show_default="the configured queues"),
     ] = None,
     concurrency: Annotated[
         int | None, typer.Option(help="Number of jobs to run at the same time.", show_default="the configured number")

@@ -40,8 +40,8 @@ class AsyncListener:
                 await listener.wait(timedelta(seconds=5))
 
     Jobs that are due at once send a notification when they are added, retried, rescheduled, released, rescued or
-    failed. A job that is due later sends none, and a notification can be late, repeated or lost. So poll as well;
-    `wait` only returns early if there is a job to claim.
+    failed. A job that is due later sends none, and a notification can be late, repeated or lost. So claim after every
+    `wait`, also after its timeout.
 
     `wait` also ends when a running job is cancelled or deleted. Its lease is then in ``cancelled``.
 

@@ -137,7 +137,7 @@ class _BoundTo:
             shows each, and the way for other drivers and languages.
 
             The store never commits, rolls back or closes. After a server error, the caller rolls back. Any row factory
-            works. A session is asked for the connection of its current transaction at each call, and begins one if
+            works. Each call uses the connection of the session's current transaction. The session begins one if
             there is none.
 
             While a listener exists, a transaction that adds due jobs sends a notification, and a later `PREPARE
@@ -283,7 +283,7 @@ class AsyncPostgresStorage:
         their keys and ids, so that concurrent bulks with the same jobs wait for each other instead of deadlocking.
 
         Queries: create_jobs, once for each ``batch_size`` jobs; create_missing_jobs and find_duplicate_jobs instead
-        if a job has a key, an id that is no UUIDv7, or exists already.
+        if a job has a key, an id that is not a UUIDv7, or exists already.
         Repeating: adds no `NewJob` twice; existing jobs are not created.
         """
         order, batches = by_key([batch async for batch in self._batches(jobs)], self.config)
@@ -298,7 +298,7 @@ class AsyncPostgresStorage:
         Each step reads, adds and commits one batch. Committed batches remain even if a later one fails.
 
         Queries: create_jobs, once for each ``batch_size`` jobs; create_missing_jobs and find_duplicate_jobs instead
-        if a job has a key, an id that is no UUIDv7, or exists already.
+        if a job has a key, an id that is not a UUIDv7, or exists already.
         Repeating: adds no `NewJob` twice; existing jobs are not created.
         """
         async with aclosing(self._batches(jobs)) as batches:
@@ -625,7 +625,7 @@ class AsyncPostgresStorage:
         Jobs are ordered by priority (lower numbers first). Among queues of one priority, the queue that has waited
         longest comes first; within it, jobs are ordered by scheduled_at and id. An empty list means that no job is due.
 
-        Paused queues are left out (`pause_queue`).
+        Paused queues are skipped (`pause_queue`).
 
         A job with an unreadable payload becomes dead, with the reason as its error, and is logged; the readable jobs
         are returned. A claim that finds only such jobs ends after a second. Then the list is empty although jobs may be
@@ -824,8 +824,10 @@ class AsyncPostgresStorage:
             return rescued([row async for row in self._queries.rescue_jobs(connection, job_limit=job_limit)])
 
     async def next_job_at(self, queues: str | Collection[str]) -> datetime | None:
-        """Return when the next job of the queues can be claimed, or None if no job is pending. A time in the past means
-        that a job is due now. A job of a paused queue waits for the end of the pause; without an end, it doesn't count.
+        """Return when the next job of the queues can be claimed, or None if there is none.
+
+        A time in the past means that a job is due now. Jobs of a paused queue wait for the end of the pause; if it has
+        no end, they are ignored.
 
         Query: next_job_at.
         Repeating: changes nothing.
@@ -836,7 +838,7 @@ class AsyncPostgresStorage:
         return at
 
     def listen(self, queues: str | Collection[str]) -> AsyncListener:
-        """Return an `AsyncListener`, which wakes an idle worker when jobs of the queues become ready. Open it in a
+        """Return the `AsyncListener` that wakes an idle worker when jobs of the queues become ready. Open it in a
         ``with``.
 
         It has its own connection, even on a bound store: to ``listen_url`` if that is set. Behind a pooler without a
@@ -864,9 +866,9 @@ class AsyncPostgresStorage:
     async def pause_queue(self, queue: str, *, until: datetime | None = None) -> None:
         """Pause a queue until ``until`` (aware), or until `resume_queue`. A second call replaces the time.
 
-        Claims leave the queue out; running jobs continue, and jobs can be added. A claim that began before the pause
-        was committed can still return jobs. When the time has passed, nobody is notified: workers find the jobs by
-        polling, or sleep until `next_job_at`.
+        Claims skip the queue. Running jobs continue, and jobs can be added. A claim that began before the pause was
+        committed can still return jobs. The end of the pause sends no notification: workers find the jobs by polling,
+        or sleep until `next_job_at`.
 
         Query: pause_queue.
         Repeating: sets the same time again.
