@@ -18,8 +18,9 @@ from goqueue.config import LoggingConfig, format_duration, redact
 
 __all__ = ["JSONFormatter", "TextFormatter", "configure_logging"]
 
-# psycopg logs a pool's connection failures to its own loggers.
-_LOGGERS = ("goqueue", "psycopg")
+# psycopg logs a pool's connection failures to its own loggers. At info, it also logs each use of a connection: three
+# lines for each call.
+_LOGGERS = {"goqueue": logging.INFO, "psycopg": logging.WARNING}
 _OWN_FIELDS = ("timestamp", "level", "logger", "message", "exception", "stack")
 _STANDARD = frozenset([*RESERVED_ATTRS, "taskName"])
 # Line breaks, terminal escapes and lone surrogates would forge or break a log line.
@@ -37,16 +38,18 @@ def configure_logging(config: LoggingConfig, stream: TextIO | None = None) -> No
     """Write goqueue's and psycopg's records to ``stream`` (None: standard error), one per line.
 
     Configure the loggers `goqueue` and `psycopg`, not the root logger, which belongs to the program. Their records no
-    longer reach the root's handlers, so none is written twice. A later call replaces an earlier one.
+    longer reach the root's handlers, so none is written twice. A later call replaces an earlier one. At the level info,
+    psycopg's records begin at warning.
     """
     handler = _Handler(stream)
     handler.setFormatter(JSONFormatter() if config.format == "json" else TextFormatter())
-    for name in _LOGGERS:
+    level = logging.getLevelNamesMapping()[config.level.upper()]
+    for name, usual in _LOGGERS.items():
         logger = logging.getLogger(name)
         for old in [old for old in logger.handlers if isinstance(old, _Handler)]:
             logger.removeHandler(old)
         logger.addHandler(handler)
-        logger.setLevel(config.level.upper())
+        logger.setLevel(usual if level == logging.INFO else level)
         logger.propagate = False
 
 

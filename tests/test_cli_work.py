@@ -95,7 +95,7 @@ def test_works_until_there_are_no_jobs(
     assert "queues ['mail', 'default']" in err
     with goqueue.process("work", worker, "--until-empty", "--queue", "elsewhere", "--worker-id", "me") as process:
         out, err = process.communicate(timeout=SECONDS)
-    assert (process.returncode, out) == (0, "1 jobs completed\n")
+    assert (process.returncode, out) == (0, "1 job completed\n")
     assert "worker me starts: concurrency 2" in err
 
 
@@ -173,6 +173,21 @@ def test_a_second_signal_ends_the_process_at_once(
         code, _ = ended(process)
     assert code == status
     assert time.monotonic() - start < 20
+
+
+@BOTH
+def test_a_signal_that_is_sent_twice_at_once_is_one_request(
+    worker: str, goqueue: Commands, store: PostgresStorage, begun: Any
+) -> None:
+    """The command timeout sends it to its child, and then to the group."""
+    [job_id] = add(store, 1, job_type="slow", payload=2)
+    with goqueue.process("work", worker) as process:
+        until(begun)
+        for _ in range(2):
+            process.send_signal(signal.SIGTERM)
+        code, _ = ended(process)
+    assert code == 0
+    assert store.get_job(job_id).status == COMPLETED
 
 
 @BOTH

@@ -227,6 +227,13 @@ def test_the_pools_own_warnings_are_written_too() -> None:
 
 
 @pytest.mark.parametrize("level", ["debug", "info", "warning", "error", "critical"])
+def test_each_use_of_a_pool_is_written_at_debug_only(level: str) -> None:
+    stream = configured("json", level)
+    logging.getLogger("psycopg.pool").info("connection requested from 'pool-1'")
+    assert bool(stream.getvalue()) is (level == "debug")
+
+
+@pytest.mark.parametrize("level", ["debug", "info", "warning", "error", "critical"])
 def test_only_records_of_the_level_and_above_are_written(level: str) -> None:
     stream = configured("json", level)
     for number in (10, 20, 30, 40, 50):

@@ -954,7 +954,7 @@ def test_the_log_has_starts_ends_and_durations_of_jobs(workers: Workers, store: 
     records = [record for record in caplog.records if record.name == "goqueue.worker"]
     said = [record.getMessage() for record in records]
     assert said[0].startswith("worker me starts: concurrency 1, queues ['default'], poll_interval 100ms")
-    assert said[-1].startswith("worker me has stopped; it completed 1 jobs")
+    assert said[-1].startswith("worker me has stopped; jobs completed: 1,")
     ends = {record.job_id: record for record in records if hasattr(record, "duration_ms")}
     assert ends[good].getMessage().startswith(f"job {good} (t) completed in ")
     assert (ends[good].levelname, ends[bad].levelname) == ("INFO", "WARNING")

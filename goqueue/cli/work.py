@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from goqueue.cli.common import AsJson, ConfigFile, hinting, print_json, print_line, saying
 from goqueue.config import Config, load_config
+from goqueue.counts import counted
 from goqueue.logs import configure_logging
 from goqueue.postgres.store import PostgresStorage
 from goqueue.postgres.store_async import AsyncPostgresStorage
@@ -58,7 +59,7 @@ def work(
             count = worker.run(store, config, worker_id=worker_id, until_empty=until_empty)
     else:
         count = asyncio.run(_work(worker, config, worker_id, until_empty=until_empty))
-    done = f"{count:,} jobs completed"
+    done = f"{counted(count)} completed"
     with saying(done):
         if as_json:
             print_json({"completed": count})

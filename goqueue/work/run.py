@@ -137,7 +137,7 @@ class Run:
 
     def _shut_down(self, seconds: float) -> None:
         deadline = self._report_until = monotonic() + seconds
-        _say(logging.INFO, "worker %s stops: it waits for %s running jobs", self._worker_id, len(self._running))
+        _say(logging.INFO, "worker %s stops; running jobs: %s", self._worker_id, len(self._running))
         self._release_buffer(0)
         self._runners.join(seconds)
         for attempt in self._running.copy():
@@ -155,7 +155,7 @@ class Run:
         self._others.join()
         _say(
             logging.INFO,
-            "worker %s has stopped; it completed %s jobs, and left %s behind",
+            "worker %s has stopped; jobs completed: %s, left behind: %s",
             *(self._worker_id, self._completed, len(self._held) + len(self._overdue)),
             worker_id=self._worker_id,
         )
