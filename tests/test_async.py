@@ -687,7 +687,8 @@ def test_the_made_half_is_said_to_be_stale_when_its_source_has_changed(
     from tools import catalogue, unasync
 
     made = unasync.made_modules()
-    assert sorted(path.stem for path in made) == ["connection", "cursor", "listener", "pool", "storage", "store"]
+    names = ["connection", "cursor", "listener", "pool", "run", "storage", "store", "worker"]
+    assert sorted(path.stem for path in made) == names
     assert all(path.read_text("utf-8").startswith("# Made by `make catalogue`") for path in made)
     unchanged = unasync.synchronous
     monkeypatch.setattr(unasync, "synchronous", lambda source: unchanged(source) + "# changed\n")

@@ -311,7 +311,7 @@ def test_commands_end_with_status_2_and_point_to_the_settings(
         monkeypatch.setenv("GOQUEUE_DATABASE_URL", nobody)
         result = commands("jobs", "list")
         assert result.code == 1
-        assert "`goqueue db start` starts one" in result.err
+        assert "`goqueue db start` starts a development server" in result.err
 
 
 def test_watching_ends_when_the_connection_is_rejected(
