@@ -3,8 +3,10 @@
 The `store` is conftest's: a backend joins with a parameter of that fixture that opens it on the test's database.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -54,6 +56,13 @@ def test_the_contract_has_every_method_of_the_store() -> None:
     ours, theirs = ({name for name in dir(kind) if not name.startswith("_")} for kind in (PostgresStorage, Storage))
     assert ours - theirs == {"bound_to", "open"}
     assert theirs <= ours
+
+
+@pytest.mark.parametrize("name", sorted(name for name in vars(Storage) if not name.startswith("_")))
+def test_every_method_of_the_contract_is_called_in_a_test_of_what_it_does(name: str) -> None:
+    files = ("test_contract", "test_leases", "test_listener", "test_outcomes", "test_pauses")
+    text = "".join((Path(__file__).parent / f"{file}.py").read_text("utf-8") for file in files)
+    assert re.search(rf"\.{name}\(", text), f"test in tests/test_contract.py what {name} changes and returns"
 
 
 class TestCreate:

@@ -105,7 +105,9 @@ class TestPlans:
             explained = explain_query(explainer, name, {}, examples)
             assert [plan.mode for plan in explained.plans] == ["custom", "generic"]
             for plan in explained.plans:
-                assert plan.rows_returned > 0, name
+                assert plan.rows_returned > 0, (
+                    f"{name}: add parameters that find a row to example_values in sql/seed.sql"
+                )
                 assert min(plan.execution_ms, plan.instrumented_ms) > 0
                 assert plan.rows_read == 0 or plan.pages_hit + plan.pages_read > 0
             assert not explained.has_failed, name

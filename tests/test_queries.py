@@ -22,6 +22,7 @@ from goqueue.files import APART, shipped_folder
 from goqueue.postgres import cursor, cursor_async, overrides, pool
 from goqueue.postgres.admin_queries import AdminQueries
 from goqueue.postgres.queries import load_queries
+from goqueue.postgres.wire import JobRow
 from goqueue.testing import scratch
 from goqueue.workbench import behaviour, cases, explain, health, plans, proofs, rights, schema
 from goqueue.workbench.notes import read_notes
@@ -31,10 +32,14 @@ from tools.catalogue import made_files
 QUERIES = load_queries()
 NOTES = {note.name: note for note in read_notes()}
 STORES = {name: note for name, note in NOTES.items() if note.file not in APART}
-JOB_QUERIES = [
-    "find_duplicate_job", "get_job", "get_jobs", "get_job_by_idempotency_key", "update_job",
-    "replace_pending_job", "claim_jobs",
-]  # fmt: skip
+
+
+def named_in(kind: Any) -> set[Any]:
+    """Return the type and all that its arguments name."""
+    return {kind}.union(*map(named_in, get_args(kind)))
+
+
+JOB_QUERIES = [name for name, kind in cursor.Queries.__annotations__.items() if JobRow in named_in(kind)]
 RELATIONS = {"goqueue.jobs", "goqueue.job_failures", "goqueue.queue_status_metrics"}
 PYTHON_TYPES = {
     "uuid": UUID, "text": str, "job_status": goqueue.JobStatus, "int2": int, "int4": int, "int8": int,
@@ -107,7 +112,8 @@ def test_each_other_query_is_run_by_a_command(name: str) -> None:
 
 @pytest.mark.parametrize("name", NOTES)
 def test_each_parameter_is_cast_in_one_way(name: str) -> None:
-    assert "unknown" not in NOTES[name].types.values()
+    bare = [parameter for parameter, kind in NOTES[name].types.items() if kind == "unknown"]
+    assert not bare, f"{NOTES[name].file}, {name}: cast {', '.join(bare)}, as in :id::uuid"
     sql = getattr(QUERIES, name).sql
     for parameter in NOTES[name].parameters:
         casts = re.findall(rf"%\({parameter}\)s(::[a-z_]+(?:\[\])?)?", sql)
