@@ -375,7 +375,7 @@ class WorkerConfig(_Section, frozen=True, kw_only=True):
     ordered = (("heartbeat_interval", "lease", False),)
 
     concurrency: Annotated[int, _integer("Number of jobs to run at the same time.", 1, 1000)] = 10
-    queues: Annotated[tuple[str, ...], _names("Queues to claim jobs from.")] = ("default",)
+    queues: Annotated[tuple[str, ...], _names("Queues to take jobs from.")] = ("default",)
     poll_interval: Annotated[timedelta, _duration("Pause between polls.")] = timedelta(seconds=1)
     job_timeout: Annotated[timedelta, _duration("Longest run time of a job.")] = timedelta(minutes=5)
     lease: Annotated[timedelta, _duration("Time without a heartbeat until a job is lost.")] = timedelta(minutes=5)

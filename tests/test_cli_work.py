@@ -225,7 +225,7 @@ def test_a_stalled_worker_starts_no_job_that_others_have_and_its_results_are_ign
     worker: str, goqueue: Commands, store: PostgresStorage, begun: Any
 ) -> None:
     add(store, 300, job_type="quick")
-    ids = add(store, 20, job_type="slow", payload=1.0)
+    ids = add(store, 20, job_type="slow", payload=3.0)
     with goqueue.process("work", worker) as process:
         until(lambda: len(begun()) == 2 and store.count_jobs(JobFilter(status=RUNNING)) > 4)
         process.send_signal(signal.SIGSTOP)

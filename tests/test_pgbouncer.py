@@ -158,7 +158,7 @@ class TestPreparedStatements:
 
     @staticmethod
     def swap(url: str, complete: Callable[..., None], release: Callable[..., None], jobs: list[Any]) -> None:
-        """Complete the first job in one session, release the second in the other, complete the third in the first."""
+        """Settle the first and the third job in one session, and release the second one in the other."""
         with psycopg.connect(url) as first, psycopg.connect(url) as second:
             first.execute("SELECT")
             complete([jobs[0]])
@@ -182,12 +182,12 @@ class TestPreparedStatements:
         ):
             self.swap(
                 shared,
-                PostgresStorage.bound_to(one).complete_jobs,
-                PostgresStorage.bound_to(two).release_jobs,
+                PostgresStorage.bound_to(one).heartbeat_jobs,
+                PostgresStorage.bound_to(two).release_jobs,  # the same number of parameters
                 jobs,
             )
         statuses = [goqueue_store.get_job(job.id).status for job in jobs]
-        assert statuses == [JobStatus.COMPLETED, JobStatus.PENDING, JobStatus.PENDING]
+        assert statuses == [JobStatus.RUNNING, JobStatus.PENDING, JobStatus.PENDING]
 
     @pytest.mark.parametrize("threshold", ["auto", None])
     def test_the_store_prepares_none(

@@ -555,7 +555,7 @@ class AsyncRun:
             raise error
         if isinstance(error, OutcomeUnknownError) and role == "claims":
             _say(logging.WARNING, "the reply to a claim was lost; its jobs return when their leases expire: %s", error)
-        elif not self._failing:
+        if not self._failing:
             _say(logging.WARNING, "the storage is unavailable (%s); the worker tries again: %s", role, error)
         count = self._failing[role] = self._failing.get(role, 0) + 1
         return min(2.0 ** (count - 1), 30.0) * uniform(0.75, 1.25)  # noqa: S311
