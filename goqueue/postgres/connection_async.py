@@ -17,8 +17,8 @@ from psycopg.pq import TransactionStatus
 from psycopg.pq.abc import PGconn
 from psycopg.rows import Row
 
+from goqueue.cancellation import to_the_end  # async only
 from goqueue.postgres.libpq import DeadlineExceededError, Limits, attempts, in_time
-from goqueue.postgres.tasks import to_the_end  # async only
 
 Value = TypeVar("Value")
 

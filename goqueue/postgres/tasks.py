@@ -1,35 +1,19 @@
-"""Pools and work that stay intact when tasks are cancelled, and iteration over both kinds of iterables.
+"""Pools that stay intact when tasks are cancelled, and iteration over both kinds of iterables.
 
 psycopg's pool tolerates one cancellation at the usual moments. At other moments it lost a connection permanently.
 anyio, and so FastAPI, cancels a task repeatedly until it has ended.
 """
 
 import asyncio
-import sys
-from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from typing import Any, TypeVar
 
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
+from goqueue.cancellation import to_the_end
+
 Connection = TypeVar("Connection", bound=AsyncConnection[Any])
-
-
-async def to_the_end(work: Coroutine[Any, Any, None]) -> None:
-    """Finish the work even if this task is cancelled meanwhile, any number of times. Then raise the cancellation."""
-    if sys.version_info >= (3, 12):  # it usually finishes at once
-        task = asyncio.Task(work, loop=asyncio.get_running_loop(), eager_start=True)
-    else:
-        task = asyncio.create_task(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as exc:
-            cancelled = exc
-    task.result()
-    if cancelled is not None:
-        raise cancelled
 
 
 class CancellableConnectionPool(AsyncConnectionPool[Connection]):

@@ -12,6 +12,7 @@ from random import uniform
 from time import monotonic
 from typing import Any
 
+from goqueue.cancellation import to_the_end  # async only
 from goqueue.config import WorkerConfig, format_duration, settings_of
 from goqueue.errors import (
     ConnectionRejectedError,
@@ -125,7 +126,7 @@ class AsyncRun:
             await self._shut_down(self._config.shutdown_timeout.total_seconds())
         except asyncio.CancelledError:  # async only
             self.stop()  # async only
-            await tasks.to_the_end(self._shut_down(0.0))  # async only
+            await to_the_end(self._shut_down(0.0))  # async only
             raise  # async only
         finally:
             self._is_stopping = self._is_drained = self._is_over = True

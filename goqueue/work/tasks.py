@@ -1,7 +1,7 @@
 """The parts of an asynchronous worker that use asyncio. `threads` has the same names for threads."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
@@ -77,13 +77,3 @@ def soon(call: Callable[[], None]) -> Callable[[], None]:
             loop.call_soon_threadsafe(call)
 
     return call_soon
-
-
-async def to_the_end(work: Awaitable[Any]) -> None:
-    """Await the work to its end, even if this task is cancelled meanwhile."""
-    task = asyncio.ensure_future(work)
-    while not task.done():
-        with suppress(asyncio.CancelledError):
-            await asyncio.shield(task)
-    if not task.cancelled() and (error := task.exception()) is not None:
-        raise error
