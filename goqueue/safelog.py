@@ -33,6 +33,15 @@ def log(logger: logging.Logger, level: int, message: str, /, *args: object, **fi
         record_lost(logger.name)
 
 
+def is_enabled(logger: logging.Logger, level: int) -> bool:
+    """Return whether the logger takes records of this level; False if the application's own logger raises."""
+    try:
+        return logger.isEnabledFor(level)
+    except Exception:  # noqa: BLE001 - the application's own class of logger
+        record_lost(logger.name)
+        return False
+
+
 def record_lost(what: str) -> None:
     """Report the current exception on standard error, once for each ``what``. As in logging, do nothing if
     ``logging.raiseExceptions`` is False."""
@@ -62,11 +71,7 @@ def report(
     """
     is_slow = 0 < slow <= seconds
     level = logging.WARNING if is_slow else logging.DEBUG
-    try:
-        if not _statements.isEnabledFor(level):
-            return
-    except Exception:  # noqa: BLE001 - the application's own class of logger
-        record_lost(_statements.name)
+    if not is_enabled(_statements, level):
         return
     milliseconds = round(seconds * 1000, 3)
     fields: dict[str, Any] = {"query": name, "duration_ms": milliseconds, "rows": rows}

@@ -22,7 +22,7 @@ from goqueue.errors import (
     SchemaError,
 )
 from goqueue.models import Backoff, Job, Lease
-from goqueue.safelog import log, record_lost
+from goqueue.safelog import is_enabled, log
 from goqueue.storage_async import AsyncStorage
 from goqueue.work import tasks  # async only
 from goqueue.work.context import COMPLETED, RELEASED, Attempt, Outcome, Stopped, current, outcome_of
@@ -90,12 +90,8 @@ class AsyncRun:
         #: The signals of the runners that wait for a job.
         self._idle: deque[Signal] = deque()
         self._runners, self._claimer, self._reporter, self._others = Crew(), Crew(), Crew(), Crew()
-        self._end, self._room, self._news, self._retry, self._keeping, self._rescuing, self._listening = (
-            Signal() for _ in range(7)
-        )
-        self._signals = [
-            *(self._end, self._room, self._news, self._retry, self._keeping, self._rescuing, self._listening)
-        ]
+        self._signals = [Signal() for _ in range(7)]
+        self._end, self._room, self._news, self._retry, self._keeping, self._rescuing, self._listening = self._signals
         self._wake_all = soon(self._set_all)
         self._is_stopping = self._is_drained = self._is_over = False
         self._wants_room = self._wants_news = False
@@ -215,7 +211,7 @@ class AsyncRun:
                 continue
             attempt.seconds = ended - started
             self._decide(attempt, outcome)
-            if outcome is not COMPLETED or _is_enabled(logging.INFO):
+            if outcome is not COMPLETED or is_enabled(_log, logging.INFO):
                 self._log_end(attempt)
             if ended > turn:  # async only
                 await asyncio.sleep(0)  # async only
@@ -244,7 +240,7 @@ class AsyncRun:
             text = f"no handler for the job type {job.job_type!r}; this worker has {names}"
             return Outcome("failed", text, None, "it has no handler")
         current.set(attempt)
-        if _is_enabled(logging.DEBUG):
+        if is_enabled(_log, logging.DEBUG):
             _say(logging.DEBUG, "job %s (%s) starts", job.id, job.job_type, **self._fields(attempt))
         try:
             result = handler(job)
@@ -593,14 +589,6 @@ def _is_cancelled() -> bool:  # async only
 
 def _can_pass(error: GoQueueError) -> bool:
     return error.can_retry or isinstance(error, OutcomeUnknownError)
-
-
-def _is_enabled(level: int) -> bool:
-    try:
-        return _log.isEnabledFor(level)
-    except Exception:  # noqa: BLE001 - the application can replace the logger's class
-        record_lost(_log.name)
-        return False
 
 
 _say = partial(log, _log)
