@@ -35,13 +35,18 @@ def encode_json(value: object) -> bytes:
         raise InvalidJobError(f"the payload can't be written as JSON: {exc}") from exc
 
 
+def encode_with_payload(value: object, payload: JsonValue) -> bytes:
+    """Return ``value``, which is or holds ``payload``, as JSON in UTF-8. An `InvalidJobError` names the place in it."""
+    try:
+        return encode_json(value)
+    except InvalidJobError:
+        check_payload(payload)
+        raise
+
+
 def encode_checked(value: JsonValue, most: int) -> bytes:
     """Return ``value`` as JSON in UTF-8. Raise `InvalidJobError` as `check_payload` does, or above ``most`` bytes."""
-    try:
-        encoded = encode_json(value)
-    except InvalidJobError:
-        check_payload(value)  # its error names the place in the payload
-        raise
+    encoded = encode_with_payload(value, value)
     if not _reads_back(encoded, _decode, value):
         check_payload(value)
     if len(encoded) > most:

@@ -1,15 +1,11 @@
 """The types of the queries that no store runs: those for checks, proofs, plans and scratch databases."""
 
-from collections.abc import Callable, Iterator
 from datetime import datetime
-from typing import Protocol, TypeVar
+from typing import Protocol
 from uuid import UUID
 
+from goqueue.postgres.cursor import Many, One
 from goqueue.postgres.queries import load_queries
-
-Result = TypeVar("Result")
-One = Callable[..., Result]
-Many = Callable[..., Iterator[Result]]
 
 
 class AdminQueries(Protocol):

@@ -9,7 +9,7 @@ from msgspec import UNSET
 from goqueue.config import DatabaseConfig
 from goqueue.errors import DuplicateJobError, InvalidJobError
 from goqueue.models import Job, JobUpdate, NewJob
-from goqueue.payload import check_payload, check_payloads, encode_checked, encode_json
+from goqueue.payload import check_payloads, encode_checked, encode_json, encode_with_payload
 from goqueue.validation import check_kind
 
 # Far below jsonb's limit of 256 MB, and small in the client's memory.
@@ -49,8 +49,11 @@ class Batch:
         self._ids: set[int] = set()
         self.jobs: list[NewJob] = []
         self.encoded: list[bytes] = []
-        #: True if the jobs are probably new: none has a key, and each id is a UUIDv7, as `NewJob` makes it.
-        self.is_new = True
+
+    @property
+    def is_new(self) -> bool:
+        """True if the jobs are probably new: none has a key, and each id is a UUIDv7, as `NewJob` makes it."""
+        return all(job.idempotency_key is None and job.id.int >> 76 & 15 == 7 for job in self.jobs)
 
     def add(self, job: NewJob, encoded: bytes | None = None) -> bool:
         """Add the job, or return False if it belongs to the next batch. Raise `InvalidJobError` if it is not a job.
@@ -67,8 +70,6 @@ class Batch:
         self.jobs.append(job)
         self.encoded.append(encoded)
         self._ids.add(job_id)
-        if job.idempotency_key is not None or job_id >> 76 & 15 != 7:
-            self.is_new = False
         self._size += len(encoded)
         return True
 
@@ -82,11 +83,7 @@ def _encoded(job: NewJob, config: DatabaseConfig) -> bytes:
     """Return the job as JSON, with only the size of its payload checked."""
     if not isinstance(job, NewJob):
         raise InvalidJobError(f"create_jobs takes NewJob objects, not {type(job).__name__}")
-    try:
-        encoded = encode_json(job)
-    except InvalidJobError:
-        check_payload(job.payload)  # its error names the place in the payload
-        raise
+    encoded = encode_with_payload(job, job.payload)
     if len(encoded) > config.max_payload_bytes:
         encode_checked(job.payload, config.max_payload_bytes)
     return encoded
