@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -308,6 +308,11 @@ def utf8(data: bytes) -> bytes:
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)) or b"\0" in data[:4]:
         raise ValueError("it is UTF-16 or UTF-32, expected UTF-8: save it as UTF-8")
     return data.removeprefix(codecs.BOM_UTF8)
+
+
+def in_utc(time: datetime) -> str:
+    """Return a time in ISO 8601, to the second, such as `2026-01-31T08:00:00Z`."""
+    return f"{time.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def in_words(value: timedelta, units: int = 2) -> str:

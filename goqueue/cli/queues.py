@@ -11,6 +11,7 @@ from goqueue.cli.common import (
     ConfigFile,
     aware_time,
     duration,
+    in_utc,
     open_store,
     print_json,
     print_line,
@@ -51,7 +52,7 @@ def pause_queue(
         until = datetime.now(UTC) + length
     with open_store(file) as store:
         store.pause_queue(name, until=until)
-    end = "resumed" if until is None else f"{until.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
+    end = "resumed" if until is None else in_utc(until)
     done = f"{printable(name)} is paused until {end}"
     with saying(done):
         if as_json:

@@ -21,6 +21,7 @@ from goqueue.cli.common import (
     ConfigFile,
     console,
     duration,
+    in_utc,
     in_words,
     note,
     open_store,
@@ -127,7 +128,7 @@ def pause_of(until: datetime | None) -> str:
     """Return the end of a pause as a word: "endless" without one, "" if there is no pause."""
     if until is None:
         return ""
-    return "endless" if until.year == MAXYEAR else f"{until.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
+    return "endless" if until.year == MAXYEAR else in_utc(until)
 
 
 def _age(stats: QueueStats) -> str:
@@ -283,7 +284,7 @@ def _write_round(seen: _Seen, *, as_json: bool) -> None:
             document = {"at": at, "error": seen.error, "last_seen_at": seen.at}
         write_json(msgspec.json.encode(document).decode() + "\n")
     else:
-        print_line(f"{at:%Y-%m-%dT%H:%M:%SZ}  {printable(seen.error)}".rstrip())
+        print_line(f"{in_utc(at)}  {printable(seen.error)}".rstrip())
         if not seen.error:
             _write(seen.stats)
     sys.stdout.flush()
