@@ -11,6 +11,8 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from tests.bench.picture import UNCHANGING, save
+
 # By the last word of a line's name: the panel's title, and whether values are drawn as multiples of the first one.
 _PANELS = {
     "finished": ("Finished jobs: time, as a multiple of the first", True),
@@ -30,7 +32,7 @@ def draw_curves(results: Path, picture: Path) -> bool:
     ]
     if not panels:
         return False
-    style = {"svg.hashsalt": "goqueue", "svg.fonttype": "path", "font.size": 9}
+    style = {**UNCHANGING, "font.size": 9}
     with mpl.rc_context(style):
         figure = Figure(figsize=(10, 3.4 * ((len(panels) + 1) // 2)), facecolor="white", layout="constrained")
         for place, (title, of_first, found) in enumerate(panels, 1):
@@ -43,8 +45,7 @@ def draw_curves(results: Path, picture: Path) -> bool:
             axes.grid(axis="y", color="#d1d9e0", linewidth=0.6)
             if len(found) > 1:
                 axes.legend(fontsize=7, frameon=False)
-        unchanging = {"Date": None, "Creator": None} if picture.suffix == ".svg" else {"Software": None}
-        figure.savefig(picture, format=picture.suffix[1:], metadata=unchanging)
+        save(figure, picture)
     return True
 
 

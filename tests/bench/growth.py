@@ -3,18 +3,17 @@
 Each line compares the largest case with the smallest one in the same run. Its ``curve`` has all cases.
 """
 
-import multiprocessing
 import threading
 import time
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from statistics import median
-from typing import Any
 
 import psycopg
 
-from goqueue import DatabaseConfig, JobFilter, NewJob, PostgresStorage
+from goqueue import JobFilter, NewJob, PostgresStorage
 from tests.bench.harness import Bench, Line, Target, seconds
+from tests.bench.work import results_of
 
 _LEASE = timedelta(minutes=5)
 _MILLISECONDS = 1000
@@ -155,42 +154,12 @@ def measure_connections(bench: Bench) -> list[Line]:
 def _drain_rate(bench: Bench, connections: int) -> float:
     duration = bench.size(5, 1)
     processes = min(connections, 8)
-    context = multiprocessing.get_context("spawn")
     with bench.database("bench_growth") as url, psycopg.connect(url, autocommit=True) as admin:
         admin.execute(_PENDING, [1, bench.size(150_000, 5_000)])
         admin.execute("VACUUM ANALYZE goqueue.jobs")
         admin.execute("CHECKPOINT")
-        start, results = context.Barrier(processes), context.Queue()
-        arguments = (url, connections // processes, duration, start, results)
-        workers = [context.Process(target=drain, args=arguments) for _ in range(processes)]
-        for worker in workers:
-            worker.start()
-        total = sum(results.get() for _ in workers)
-        for worker in workers:
-            worker.join()
-    return float(total) / duration
-
-
-def drain(url: str, threads: int, duration: float, start: Any, results: Any) -> None:
-    """Claim and complete jobs by ten in each thread, until ``duration`` has passed. Runs in a separate process."""
-    config = DatabaseConfig(url=url, pool_min_size=threads, pool_max_size=threads)
-    done = [0] * threads
-    with PostgresStorage.open(config) as store:
-
-        def loop(number: int) -> None:
-            jobs = store.claim_jobs("none", "w")
-            while time.monotonic() < end:
-                done[number] += len(jobs)
-                jobs = store.complete_and_claim(jobs, "q1", "w", 10, _LEASE)
-
-        start.wait()
-        end = time.monotonic() + duration
-        workers = [threading.Thread(target=loop, args=[number]) for number in range(threads)]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
-    results.put(sum(done))
+        results = results_of(processes, "work", url, "q1", str(connections // processes), str(duration))
+    return sum(result["jobs"] for result in results) / duration
 
 
 def measure_flow(bench: Bench) -> list[Line]:

@@ -15,6 +15,9 @@ from matplotlib.patches import FancyBboxPatch
 
 _INK, _QUIET, _PANEL, _MET, _MISSED = "#1f2328", "#59636e", "#f6f8fa", "#2f81c7", "#d1642b"
 _ROW = 0.36  # inches
+# A fixed salt, so that the file changes only with the numbers. Text is drawn as outlines, so that it looks the same
+# everywhere.
+UNCHANGING = {"svg.hashsalt": "goqueue", "svg.fonttype": "path"}
 
 
 def draw(results: Path, picture: Path) -> bool:
@@ -32,9 +35,7 @@ def draw(results: Path, picture: Path) -> bool:
     ]
     if not groups:
         return False
-    # A fixed salt and no date, so that the file changes only with the numbers. Text is drawn as outlines, so that it
-    # looks the same everywhere.
-    style = {"svg.hashsalt": "goqueue", "svg.fonttype": "path", "font.size": 10.5, "text.color": _INK}
+    style = {**UNCHANGING, "font.size": 10.5, "text.color": _INK}
     with mpl.rc_context(style):
         heights = [len(group) + 1.6 for _, group in groups]
         width, height = 10, sum(heights) * _ROW + 0.75
@@ -54,9 +55,14 @@ def draw(results: Path, picture: Path) -> bool:
             top -= rows * _ROW
         legend = "Grey line: the floor, measured in the same run. Black mark: the target. Orange: target missed."
         figure.text(0.03, 0.19 / height, legend, color=_QUIET, fontsize=9.5, va="center")
-        unchanging = {"Date": None, "Creator": None} if picture.suffix == ".svg" else {"Software": None}
-        figure.savefig(picture, format=picture.suffix[1:], metadata=unchanging)
+        save(figure, picture)
     return True
+
+
+def save(figure: Figure, picture: Path) -> None:
+    """Write the picture without a date or a version."""
+    unchanging = {"Date": None, "Creator": None} if picture.suffix == ".svg" else {"Software": None}
+    figure.savefig(picture, format=picture.suffix[1:], metadata=unchanging)
 
 
 def _bound(line: dict[str, Any]) -> float | None:

@@ -304,13 +304,18 @@ def _processes(bench: Bench, table: _Table) -> list[Line]:
 
 def _drain(table: _Table, count: int, kind: str, workers: int) -> float:
     table.fill(count)
-    with ExitStack() as stack:
-        processes = [stack.enter_context(worker(kind, table.url)) for _ in range(workers)]
-        for process in processes:
-            print("go", file=process.stdin, flush=True)
-        results = [json.loads(process.stdout.readline()) for process in processes]
+    results = results_of(workers, kind, table.url)
     table.check()
     return count / (max(result["end"] for result in results) - min(result["start"] for result in results))
+
+
+def results_of(count: int, *arguments: str) -> list[dict[str, Any]]:
+    """Start workers, let them begin together, and return what each of them prints at the end."""
+    with ExitStack() as stack:
+        processes = [stack.enter_context(worker(*arguments)) for _ in range(count)]
+        for process in processes:
+            print("go", file=process.stdin, flush=True)
+        return [json.loads(process.stdout.readline()) for process in processes]
 
 
 @contextmanager

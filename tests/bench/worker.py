@@ -1,11 +1,13 @@
-"""A worker in a separate process, for `tests.bench.work` and `tests.bench.triggers`.
+"""A worker in a separate process, for `tests.bench.work`, `tests.bench.growth` and `tests.bench.triggers`.
 
 Imports goqueue and tests.bench.work. Run it as a module, with ``drain``, ``drain-bare`` or ``hear`` and the database's
-URL; or with ``listen`` or ``poll``, the URL and a number of jobs. It prints "ready", and its results at the end.
+URL; with ``listen`` or ``poll``, the URL and a number of jobs; or with ``work``, the URL, a queue, a number of threads
+and of seconds. It prints "ready", and its results at the end.
 """
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -20,7 +22,10 @@ _POLL = 0.05
 
 
 def main() -> None:
-    kind, url, *count = sys.argv[1:]
+    kind, url, *rest = sys.argv[1:]
+    if kind == "work":
+        _work(url, rest[0], int(rest[1]), float(rest[2]))
+        return
     config = DatabaseConfig(url=url, pool_max_size=1)
     if kind == "drain-bare":
         with bare_connection(config) as connection:
@@ -33,7 +38,7 @@ def main() -> None:
         elif kind == "hear":
             _hear(store)
         else:
-            _wait_for_jobs(kind, store, int(count[0]))
+            _wait_for_jobs(kind, store, int(rest[0]))
 
 
 def _drain(claim: Callable[[], Sequence[Any]], complete: Callable[[Any], None]) -> None:
@@ -45,6 +50,29 @@ def _drain(claim: Callable[[], Sequence[Any]], complete: Callable[[Any], None]) 
         complete(jobs)
         count += len(jobs)
     print(json.dumps({"start": start, "end": time.monotonic(), "jobs": count}), flush=True)
+
+
+def _work(url: str, queue: str, threads: int, duration: float) -> None:
+    """From the parent's signal on, claim and complete jobs by ten in each thread for ``duration``. Print how many."""
+    config = DatabaseConfig(url=url, pool_min_size=threads, pool_max_size=threads)
+    done = [0] * threads
+    with PostgresStorage.open(config) as store:
+
+        def loop(number: int) -> None:
+            jobs = store.claim_jobs("none", "bench")
+            while time.monotonic() < end:
+                done[number] += len(jobs)
+                jobs = store.complete_and_claim(jobs, queue, "bench", 10)
+
+        print("ready", flush=True)
+        sys.stdin.readline()
+        end = time.monotonic() + duration
+        workers = [threading.Thread(target=loop, args=[number]) for number in range(threads)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    print(json.dumps({"jobs": sum(done)}), flush=True)
 
 
 def _hear(store: PostgresStorage) -> None:
