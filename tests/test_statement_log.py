@@ -98,17 +98,17 @@ class TestBulks:
             _, queries = self.queries(way, goqueue_database, caplog, jobs)
             assert queries == ["create_missing_jobs"]
 
-    def test_earlier_changes_in_the_callers_transaction_remain(
-        self, way: str, goqueue_database: str, goqueue_store: PostgresStorage
-    ) -> None:
-        if "bound" not in way:
-            pytest.skip("the caller has no transaction")
-        jobs = [NewJob(job_type="t") for _ in range(3)]
-        with opened(way, DatabaseConfig(url=goqueue_database), autocommit=False) as store:
-            store.call("create_jobs", jobs[:2])
-            assert store.call("create_jobs", jobs) == [(job.id, job is jobs[2]) for job in jobs]
-            assert store.call("count_jobs") == 3
-            assert goqueue_store.count_jobs() == 0
+
+@pytest.mark.parametrize("way", [way for way in WAYS if "bound" in way])
+def test_after_a_bulk_with_existing_jobs_earlier_changes_in_the_callers_transaction_remain(
+    way: str, goqueue_database: str, goqueue_store: PostgresStorage
+) -> None:
+    jobs = [NewJob(job_type="t") for _ in range(3)]
+    with opened(way, DatabaseConfig(url=goqueue_database), autocommit=False) as store:
+        store.call("create_jobs", jobs[:2])
+        assert store.call("create_jobs", jobs) == [(job.id, job is jobs[2]) for job in jobs]
+        assert store.call("count_jobs") == 3
+        assert goqueue_store.count_jobs() == 0
 
 
 @pytest.mark.parametrize("way", WAYS)

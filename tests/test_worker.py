@@ -33,7 +33,7 @@ from goqueue import (
     job_context,
 )
 from tests import pgbouncer, proxy
-from tests.workers import KINDS, StopError, Workers, pause, settings, until
+from tests.workers import KINDS, Handler, StopError, Workers, pause, settings, until
 
 SECOND = timedelta(seconds=1)
 HOUR = timedelta(hours=1)
@@ -62,6 +62,22 @@ def statuses(store: PostgresStorage, ids: list[Any]) -> Counter[str]:
 
 async def succeed(job: Job) -> None:
     pass
+
+
+def until_stopped() -> tuple[Handler, list[Any], list[Any]]:
+    """Return a handler that runs until it is stopped, the jobs that it began, and the reasons why it was stopped."""
+    begun: list[Any] = []
+    told: list[Any] = []
+
+    async def handle(job: Job) -> None:
+        context = job_context()
+        begun.append(job.id)
+        try:
+            await pause(SECONDS_AT_MOST)
+        finally:
+            told.append(context.stopped)
+
+    return handle, begun, told
 
 
 def messages(caplog: pytest.LogCaptureFixture, level: int = logging.WARNING) -> list[str]:
@@ -406,16 +422,7 @@ def test_a_handler_learns_that_another_worker_has_its_job(
     workers: Workers, store: PostgresStorage, goqueue_connection: psycopg.Connection[Any], caplog: Any
 ) -> None:
     [job_id] = add(store)
-    begun: list[Any] = []
-    told: list[Any] = []
-
-    async def handle(job: Job) -> None:
-        context = job_context()
-        begun.append(job.id)
-        try:
-            await pause(SECONDS_AT_MOST)
-        finally:
-            told.append(context.stopped)
+    handle, begun, told = until_stopped()
 
     with workers.running({"t": handle}, heartbeat_interval=SECOND / 4):
         until(lambda: begun)
@@ -486,16 +493,7 @@ def test_a_job_that_exceeds_job_timeout_fails_with_that_reason(
     workers: Workers, store: PostgresStorage, caplog: Any
 ) -> None:
     [job_id] = add(store)
-    begun: list[Any] = []
-    told: list[Any] = []
-
-    async def handle(job: Job) -> None:
-        context = job_context()
-        begun.append(job.id)
-        try:
-            await pause(SECONDS_AT_MOST)
-        finally:
-            told.append(context.stopped)
+    handle, _, told = until_stopped()
 
     with workers.running({"t": handle, "u": succeed}, concurrency=1, job_timeout=SECOND / 2):
         until(lambda: told)
@@ -551,16 +549,7 @@ def test_a_lease_that_cannot_be_renewed_in_time_is_lost(
     workers: Workers, store: PostgresStorage, goqueue_database: str
 ) -> None:
     add(store)
-    begun: list[Any] = []
-    told: list[Any] = []
-
-    async def handle(job: Job) -> None:
-        context = job_context()
-        begun.append(job.id)
-        try:
-            await pause(SECONDS_AT_MOST)
-        finally:
-            told.append(context.stopped)
+    handle, begun, told = until_stopped()
 
     with proxy.running(goqueue_database) as between:
         config = DatabaseConfig(url=between.url, connect_timeout=SECOND, pool_timeout=SECOND)
@@ -576,16 +565,7 @@ def test_a_cancelled_job_is_noticed_at_the_next_heartbeat_without_notifications(
     workers: Workers, store: PostgresStorage, goqueue_database: str
 ) -> None:
     [job_id] = add(store)
-    begun: list[Any] = []
-    told: list[Any] = []
-
-    async def handle(job: Job) -> None:
-        context = job_context()
-        begun.append(job.id)
-        try:
-            await pause(SECONDS_AT_MOST)
-        finally:
-            told.append(context.stopped)
+    handle, begun, told = until_stopped()
 
     nowhere = psycopg.conninfo.make_conninfo(goqueue_database, dbname="nowhere")
     config = DatabaseConfig(url=goqueue_database, listen_url=nowhere)
@@ -864,16 +844,7 @@ def test_a_stop_releases_jobs_that_have_not_started_and_waits_for_the_others(
 
 def test_a_job_that_runs_longer_than_shutdown_timeout_is_released(workers: Workers, store: PostgresStorage) -> None:
     [job_id] = add(store)
-    begun: list[Any] = []
-    told: list[Any] = []
-
-    async def handle(job: Job) -> None:
-        context = job_context()
-        begun.append(job.id)
-        try:
-            await pause(SECONDS_AT_MOST)
-        finally:
-            told.append(context.stopped)
+    handle, begun, told = until_stopped()
 
     with workers.running({"t": handle}, shutdown_timeout=SECOND / 2):
         until(lambda: begun)
