@@ -293,7 +293,7 @@ class ServerConfig(_Section, frozen=True, kw_only=True):
     """
 
     section = "server"
-    reader = "the server to be built on this layer"
+    reader = "a server built on goqueue"
 
     host: Annotated[
         str, _text("Address to listen on.", "a host name or an address of 1 to 255 ASCII characters", r"[!-~]{1,255}")

@@ -114,7 +114,7 @@ FROM restored_job AS d;
 
 
 -- name: lock_jobs(ids)
--- Lock jobs as an update of other columns than the key does.
+-- Lock jobs FOR NO KEY UPDATE, as an update that changes no key column does.
 -- Returns: the ids, ordered.
 -- Index: jobs_pkey.
 -- Locks: the jobs' rows.

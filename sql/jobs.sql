@@ -4,7 +4,7 @@
 --   * A statement has the name of the storage method that runs it, and the same name in the server's log. A few serve a
 --     method of another name, such as find_duplicate_job.
 --   * The comment under a name gives its purpose, result, index and locks. `make catalogue` writes the index in
---     sql/README.md from these comments. If a statement contains comments, a line with only `--` ends the one above.
+--     sql/README.md from these comments. A line with only `--` ends this comment if the statement has others.
 --   * Each parameter is cast where it is used, so that the statement means the same for every client.
 --   * An interval is converted to seconds. Otherwise a day is 23 hours long at a change to daylight saving time, if the
 --     session's time zone has one.
@@ -595,7 +595,7 @@ SET
             THEN coalesce(j.locked_by, nullif(current_setting('application_name'), ''), session_user)
     END,
     locked_at = CASE WHEN c.status_after = 'running' THEN coalesce(j.locked_at, statement_timestamp()) END,
-    -- A new token if the job is set running or completed, or gets another holder: its previous holder has lost it then.
+    -- A new token if the job is set running or completed, or gets another holder, so the previous holder loses it.
     lease_token = CASE
         WHEN
             (c.status_after IN ('running', 'completed') AND j.status <> c.status_after)

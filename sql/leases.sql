@@ -433,7 +433,7 @@ ORDER BY f.lease_token;
 -- name: next_job_at(queues)$
 -- Return when the next job of the queues can be claimed, for a worker that sleeps until then.
 -- Returns: the earliest scheduled_at, in the past if a job is already due; in a paused queue, at least the end of the
--- pause. Null if no job is pending, except in queues that are paused without an end.
+-- pause. Null if no job is pending, or only in queues that are paused without an end.
 -- Index: jobs_claim_idx, one probe per lane and one per queue; paused_queues_pkey, one probe per queue.
 -- Locks: none.
 -- Notes: It scans each lane from the start, including the dead index entries that claims have left.

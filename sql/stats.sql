@@ -35,8 +35,8 @@ ORDER BY s.queue;
 
 
 -- name: pause_queue(queue, until)$
--- Pause a queue until the given time, or until it is resumed if that is null. claim_jobs leaves its jobs out; running
--- jobs continue. A second call replaces the time.
+-- Pause a queue until the given time; if that is null, until it is resumed. claim_jobs skips its jobs; running jobs
+-- continue. A second call replaces the time.
 -- Returns: the queue's name.
 -- Index: paused_queues_pkey decides the conflict.
 -- Locks: the queue's row in paused_queues. No claim waits for it.

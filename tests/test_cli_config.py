@@ -18,7 +18,7 @@ from goqueue.config import SECTIONS, load_settings, settings_of
 SECRET = "hunter2"
 ENVIRON = {name: value for name, value in os.environ.items() if not name.startswith("GOQUEUE_")}
 READ_BY = {
-    "server": "the server to be built on this layer",
+    "server": "a server built on goqueue",
     "database": "goqueue",
     "worker": "goqueue",
     "logging": "goqueue",

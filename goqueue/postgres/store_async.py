@@ -838,8 +838,8 @@ class AsyncPostgresStorage:
         return at
 
     def listen(self, queues: str | Collection[str]) -> AsyncListener:
-        """Return the `AsyncListener` that wakes an idle worker when jobs of the queues become ready. Open it in a
-        ``with``.
+        """Return the `AsyncListener` that wakes an idle worker when jobs of the queues become ready. Use it in a
+        ``with`` statement.
 
         It has its own connection, even on a bound store: to ``listen_url`` if that is set. Behind a pooler without a
         ``listen_url``, the listener only pauses.

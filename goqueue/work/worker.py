@@ -84,7 +84,7 @@ class Worker:
     ) -> int:
         """Run jobs until SIGTERM, SIGINT or `stop`. Return the number of jobs completed.
 
-        At the shutdown, the worker stops claiming and releases the jobs that it has not started. It waits
+        At shutdown, the worker stops claiming and releases the jobs that it has not started. It waits
         ``shutdown_timeout`` for the running ones, then releases those too, without counting their attempts. A second
         signal ends the program at once. Signals are handled in the main thread only.
 
