@@ -13,7 +13,7 @@ SQUAWK_OFF_UNDO := ban-drop-table,ban-drop-column,ban-drop-constraint,ban-drop-f
 ARGS    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install build test lint format typecheck coverage mutants run migrate bench catalogue clean
+.PHONY: help install build test lint format typecheck coverage mutants run migrate bench chaos catalogue clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -71,10 +71,13 @@ migrate: $(STAMP) ## Run `pgmigrate migrate` on the database that the PG* variab
 bench: $(STAMP) ## Measure against pgbench running the same SQL; writes .bench/results.json and a picture of it
 	$(BIN)/python -m tests.bench $(ARGS)
 
+chaos: $(STAMP) ## Break servers, networks and clients under load, and judge every promise (`ARGS=--short`: two minutes)
+	$(BIN)/python -m tests.chaos $(ARGS)
+
 catalogue: $(STAMP) ## Generate the documents' tables, the API reference, checksums, schema.json and the synchronous modules
 	$(BIN)/python -m tools.catalogue
 	$(BIN)/python -m tools.recordings
 
 clean: ## Remove what the other targets made
-	rm -rf $(VENV) .bench .run dist .coverage .coverage.* htmlcov coverage.xml .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .bench .chaos .run dist .coverage .coverage.* htmlcov coverage.xml .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,218 @@
+"""The oracle of `make chaos` finds every kind of broken promise, and none in a sound store.
+
+Imports tests.chaos and tests.mutants.
+"""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from goqueue.migrate import migrate
+from tests import mutants
+from tests.chaos import journal
+from tests.chaos.arena import HISTORY
+from tests.chaos.clients import SECOND, Spec, run_calls
+from tests.chaos.journal import Call, Journal
+from tests.chaos.oracle import Change, Evidence, Violation, collect, judge
+from tests.chaos.server import CrashingServer
+
+SECONDS = 60.0
+"""The longest wait for a violation, reached only if the test fails."""
+DEADLINE = 30.0
+"""Seconds for each call: these tests share a busy machine."""
+
+
+@contextmanager
+def clients(url: str, folder: Path, sql_dir: str = "") -> Iterator[None]:
+    """Let three clients call a store at random. At the end, each has ended its last call."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(b"SET synchronous_commit = on")
+        connection.execute(HISTORY.read_bytes())
+    threads = []
+    for number in range(3):
+        spec = Spec("calls", f"client-{number}", url, folder, f"seed {number}", SECOND, sql_dir)
+        threads.append(threading.Thread(target=run_calls, args=(spec, Journal(folder / f"{spec.name}.jsonl"))))
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        (folder / "over").touch()
+        for thread in threads:
+            thread.join()
+
+
+def found(url: str, folder: Path) -> list[Violation]:
+    with psycopg.connect(url, autocommit=True) as connection:
+        return judge(collect(connection, journal.read(folder)), seconds=DEADLINE)
+
+
+def test_a_sound_store_keeps_every_promise(goqueue_database: str, tmp_path: Path) -> None:
+    with clients(goqueue_database, tmp_path):
+        time.sleep(3)
+    assert found(goqueue_database, tmp_path) == []
+    methods = {call.method for call in journal.read(tmp_path) if not call.error}
+    assert methods >= {"create_jobs", "claim_jobs", "complete_jobs", "fail_jobs", "heartbeat_jobs", "release_jobs"}
+
+
+@pytest.mark.parametrize(
+    ("query", "guard", "promise"),
+    [
+        ("claim_jobs", "row lock", "holder"),
+        ("claim_jobs", "new token", "token"),
+        ("complete_jobs", "token", "completed"),
+        ("rescue_jobs", "expired", "holder"),
+    ],
+)
+def test_a_statement_without_its_guard_breaks_a_promise(
+    goqueue_database: str, tmp_path: Path, query: str, guard: str, promise: str
+) -> None:
+    [mutant] = [one for one in mutants.MUTANTS if (one.place, one.what) == (query, guard)]
+    file, before, text, after = mutants.located(mutants.ROOT, mutant)
+    (tmp_path / "sql").mkdir()
+    (tmp_path / "sql" / file.name).write_text(before + text.replace(mutant.guard, mutant.without) + after)
+    ends = time.monotonic() + SECONDS
+    with clients(goqueue_database, tmp_path, str(tmp_path / "sql")):
+        while promise not in {one.promise for one in found(goqueue_database, tmp_path)}:
+            assert time.monotonic() < ends, "the oracle has found nothing"
+            time.sleep(0.5)
+    assert promise in {one.promise for one in found(goqueue_database, tmp_path)}
+
+
+def test_acknowledged_jobs_that_a_crash_loses_are_missed(tmp_path: Path) -> None:
+    with CrashingServer(tmp_path / "data", wal_writer_delay="10s") as server:
+        url = server.tcp_url("postgres")
+        migrate(url)
+        with clients(make_conninfo(url, options="-c synchronous_commit=off"), tmp_path):
+            while len(journal.read(tmp_path)) < 150:
+                time.sleep(0.1)
+            server.kill()
+            server.start_again()
+        promises = {one.promise for one in found(url, tmp_path)}
+        assert "kept" in promises
+        assert promises & {"completed", "returned"}
+
+
+JOB, OTHER = "019a0000-0000-7000-8000-000000000001", "019a0000-0000-7000-8000-000000000002"
+NOBODY = (None, None, None, None, None)
+PENDING = ("pending", 0, 0, None, None)
+RUNNING = ("running", 1, 1, "w:1", 9.0)
+
+
+def change(place: int, query: str, before: tuple[Any, ...], after: tuple[Any, ...], **other: Any) -> Change:
+    """Return a change at second ``place``."""
+    fixed = {"job_id": JOB, "idempotency_key": None, "max_attempts": 3, **other}
+    return Change(
+        place, place, place, "700", query, **fixed, **dict(zip(Change._fields[8:], (*before, *after), strict=True))
+    )
+
+
+def call(number: int, method: str, args: dict[str, Any], *, took: float = 1.0, **answer: Any) -> Call:
+    """Return a call that lasts from half a second before second ``number`` to half a second after it."""
+    return Call(number, number - 0.5, method, args, ended=number + 0.5, took=took, is_ours=True, client="c", **answer)
+
+
+CREATED = change(1, "create_job", NOBODY, PENDING)
+CREATE = call(
+    1,
+    "create_job",
+    {"job": {"id": JOB, "key": None}},
+    value={"id": JOB, "status": "pending", "token": 0, "attempts": 0},
+)
+CLAIMED = change(2, "claim_jobs", PENDING, RUNNING)
+CLAIM = call(
+    2,
+    "claim_jobs",
+    {"worker_id": "w:1"},
+    value=[{"id": JOB, "status": "running", "token": 1, "attempts": 1, "holder": "w:1", "key": None}],
+)
+COMPLETED = change(3, "complete_jobs", RUNNING, ("completed", 1, 1, None, None))
+LEASES = {"leases": [[JOB, 1]]}
+COMPLETE = call(3, "complete_jobs", LEASES)
+LATE = call(4, "complete_jobs", LEASES, error="LeaseLostError", lost=[JOB])
+HEARTBEAT = call(3, "heartbeat_jobs", LEASES)
+ENDED = ("completed", 1, 1, None, None)
+Case = tuple[list[Call], list[Change], dict[str, tuple[Any, ...]]]
+SOUND: Case = ([CREATE, CLAIM, COMPLETE], [CREATED, CLAIMED, COMPLETED], {JOB: ENDED})
+FAILED = msgspec.structs.replace(CLAIM, value=None, error="StorageUnavailableError")
+UNKNOWN = msgspec.structs.replace(FAILED, error="OutcomeUnknownError", is_unknown=True)
+FOREIGN = msgspec.structs.replace(FAILED, error="OperationalError", is_ours=False)
+READ = call(4, "get_job", {"job_id": JOB}, error="JobNotFoundError")
+UNKNOWN_READ = msgspec.structs.replace(READ, error="OutcomeUnknownError", is_unknown=True)
+BROKEN: dict[str, tuple[str, Case]] = {
+    "a job that vanished": ("kept", (SOUND[0], SOUND[1], {})),
+    "a job that never came": ("kept", ([CREATE], [], {})),
+    "a job that is not found": (
+        "kept",
+        ([*SOUND[0], READ], SOUND[1], SOUND[2]),
+    ),
+    "a claim by a failed call": ("nothing", ([CREATE, FAILED], [CREATED, CLAIMED], {JOB: RUNNING})),
+    "a completion that did not happen": ("completed", (SOUND[0], [CREATED, CLAIMED], {JOB: RUNNING})),
+    "a completion that nobody made": ("lost", ([CREATE, CLAIM], SOUND[1], SOUND[2])),
+    "a lost lease that is held": ("lost", ([CREATE, CLAIM, LATE], [CREATED, CLAIMED], {JOB: RUNNING})),
+    "a completed lease that is lost": ("lost", ([*SOUND[0], LATE], SOUND[1], SOUND[2])),
+    "a renewal that did not happen": ("lost", ([CREATE, CLAIM, HEARTBEAT], [CREATED, CLAIMED], {JOB: RUNNING})),
+    "two jobs of one key": (
+        "key",
+        (
+            [],
+            [change(1, "create_job", NOBODY, PENDING, idempotency_key="k", job_id=job) for job in (JOB, OTHER)],
+            {JOB: PENDING, OTHER: PENDING},
+        ),
+    ),
+    "a claim of a running job": (
+        "holder",
+        ([], [CREATED, CLAIMED, change(3, "claim_jobs", RUNNING, ("running", 2, 2, "w:2", 9.0))], {}),
+    ),
+    "a token that stays": ("token", ([], [CREATED, change(2, "claim_jobs", PENDING, ("running", 0, 1, "w", 9.0))], {})),
+    "a completion of a pending job": ("transition", ([], [CREATED, change(2, "complete_jobs", PENDING, ENDED)], {})),
+    "a change without a record": ("transition", (SOUND[0], SOUND[1], {JOB: RUNNING})),
+    "an early rescue": (
+        "holder",
+        ([], [CREATED, CLAIMED, change(3, "rescue_jobs", RUNNING, ("pending", 1, 1, None, None))], {}),
+    ),
+    "a claim of another job": (
+        "returned",
+        ([CREATE, msgspec.structs.replace(CLAIM, value=[{**CLAIM.value[0], "token": 7}])], [CREATED], {JOB: PENDING}),
+    ),
+    "a driver's error": ("named", ([CREATE, FOREIGN], [CREATED], {JOB: PENDING})),
+    "an unknown outcome of a read": (
+        "named",
+        (
+            [CREATE, msgspec.structs.replace(READ, error="OutcomeUnknownError", is_unknown=True)],
+            [CREATED],
+            {JOB: PENDING},
+        ),
+    ),
+    "a call that takes too long": (
+        "deadline",
+        ([msgspec.structs.replace(CREATE, took=DEADLINE + 1)], [CREATED], {JOB: PENDING}),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_the_oracle_finds(case: str) -> None:
+    promise, evidence = BROKEN[case]
+    assert promise in {one.promise for one in judge(Evidence(*evidence), seconds=DEADLINE)}
+
+
+@pytest.mark.parametrize(
+    "evidence",
+    [
+        SOUND,
+        ([CREATE, UNKNOWN], [CREATED, CLAIMED], {JOB: RUNNING}),
+        ([CREATE, UNKNOWN], [CREATED], {JOB: PENDING}),
+        ([CREATE, FAILED], [CREATED], {JOB: PENDING}),
+    ],
+)
+def test_the_oracle_finds_nothing_in(evidence: Case) -> None:
+    assert judge(Evidence(*evidence), seconds=DEADLINE) == []
