@@ -155,6 +155,17 @@ def test_what_may_pass_is_not_a_rejection(guarded: Guarded, kind: str, change: d
         raise error
 
 
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_several_servers_that_all_reject_the_connection_are_a_rejection(guarded: Guarded, kind: str) -> None:
+    port = str(guarded.url).rpartition(":")[2].partition("/")[0]
+    several = {"host": "127.0.0.1,localhost", "port": f"{port},{port}"}
+    error = opening(make_conninfo(guarded.url, **several, password="wrong"), kind)
+    assert isinstance(error, ConnectionRejectedError)
+    assert not error.can_retry
+    assert "correct the user or the password" in str(error)
+    assert "host: 'localhost'" in str(error)
+
+
 def test_a_host_name_that_does_not_exist_is_told_from_a_resolver_that_is_away(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

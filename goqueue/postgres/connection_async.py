@@ -18,7 +18,7 @@ from psycopg.pq.abc import PGconn
 from psycopg.rows import Row
 
 from goqueue.cancellation import to_the_end  # async only
-from goqueue.postgres.libpq import DeadlineExceededError, Limits, attempts, in_time
+from goqueue.postgres.libpq import DeadlineExceededError, Limits, all_failed, attempts, in_time
 
 Value = TypeVar("Value")
 
@@ -69,7 +69,7 @@ class AsyncBoundedConnection(AsyncConnection[Row]):
                 _END.reset(end)
         if len(errors) == 1:
             raise errors[0]
-        raise type(errors[-1])("all attempts failed: " + "; ".join(str(error) for error in errors)) from errors[-1]
+        raise type(errors[-1])(all_failed(each, errors)) from errors[-1]
 
     @classmethod
     def _connect_gen(cls, conninfo: str = "") -> PQGenConn[Self]:

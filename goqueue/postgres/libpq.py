@@ -2,7 +2,7 @@
 
 import os
 import select
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from threading import Thread
 from typing import NamedTuple, TypeVar
@@ -73,6 +73,16 @@ def attempts(conninfo: str, seconds: float) -> list[str]:
             f"no address for {hosts.get('host')!r} within {seconds:.1f} s: the resolver does not answer"
         ) from None
     return [make_conninfo("", **attempt) for attempt in each]
+
+
+def all_failed(tried: Iterable[str], errors: Iterable[psycopg.Error]) -> str:
+    """Return the message for attempts that all failed, in psycopg's words, from which `translate` reads each reason."""
+    lines = ["all attempts failed:"]
+    for attempt, error in zip(tried, errors, strict=True):
+        place = conninfo_to_dict(attempt)
+        named = ", ".join(f"{name}: {place.get(name)!r}" for name in ("host", "port", "hostaddr"))
+        lines.append(f"- {named}: {error}")
+    return "\n".join(lines)
 
 
 def in_time(seconds: float, function: Callable[..., Value], *args: object) -> Value:

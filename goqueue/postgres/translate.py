@@ -75,7 +75,9 @@ _REJECTIONS = {
     r"invalid (?:integer value|port number|connection option|\S+ value)|could not match \d+|is too long|service file|"
     r"definition of service|Permission denied": "correct the URL (GOQUEUE_DATABASE_URL) or the PG* variables",
 }
-_CONNECTING = re.compile(r"connection failed: |connection is bad: |failed to resolve host |could not match ")
+_CONNECTING = re.compile(
+    r"connection failed: |connection is bad: |failed to resolve host |could not match |all attempts failed: "
+)
 _ATTEMPT = re.compile(r"- host: (\S+), port: (\S+), hostaddr: (\S+): (.*?)(?= - host: |$)")
 # Errors for a name that does not exist. EAI_AGAIN means that the resolver is unavailable.
 _UNKNOWN_HOST = {getattr(socket, name) for name in ("EAI_NONAME", "EAI_NODATA") if hasattr(socket, name)}
