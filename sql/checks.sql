@@ -756,6 +756,44 @@ FROM (
 ) AS few;
 
 
+-- name: durability_state()^
+-- Return what an acknowledged commit of this session has reached.
+-- Returns: one row: the settings fsync, full_page_writes, synchronous_commit (of this session) and
+-- synchronous_standby_names; how many standbys a commit waits for; the streaming standbys that count, and the others
+-- (both empty for a role that is no member of pg_read_all_stats); the tables that a crash empties (unlogged).
+-- Index: none; the server's catalogs are read.
+-- Locks: none.
+--
+SELECT
+    current_setting('fsync') AS fsync,
+    current_setting('full_page_writes') AS full_page_writes,
+    current_setting('synchronous_commit') AS synchronous_commit,
+    current_setting('synchronous_standby_names') AS synchronous_standby_names,
+    CASE
+        WHEN current_setting('synchronous_standby_names') = '' THEN 0
+        -- FIRST 2 (a, b), ANY 2 (a, b), 2 (a, b); without a number, one.
+        ELSE coalesce(
+            (regexp_match(current_setting('synchronous_standby_names'), '^ *((first|any) +)?([0-9]+) *[(]', 'i'))[3], '1'
+        )::integer
+    END AS needed_standbys,
+    ARRAY(
+        SELECT s.application_name FROM pg_stat_replication AS s
+        WHERE s.state = 'streaming' AND s.sync_state IN ('sync', 'quorum')
+        ORDER BY s.application_name
+    ) AS synchronous_standbys,
+    ARRAY(
+        SELECT s.application_name FROM pg_stat_replication AS s
+        WHERE s.state = 'streaming' AND s.sync_state NOT IN ('sync', 'quorum')
+        ORDER BY s.application_name
+    ) AS other_standbys,
+    ARRAY(
+        SELECT c.relname::text FROM pg_class AS c
+        INNER JOIN pg_namespace AS n ON c.relnamespace = n.oid
+        WHERE n.nspname = 'goqueue' AND c.relkind = 'r' AND c.relpersistence = 'u'
+        ORDER BY c.relname
+    ) AS unlogged_tables;
+
+
 -- name: measure_claim_index()$
 -- Measure how full the claim index's pages are, with the extension pgstattuple, whose schema must be in the search
 -- path.

@@ -29,6 +29,7 @@ from goqueue.postgres.admin_queries import admin_queries
 from goqueue.postgres.pool import connect
 from goqueue.testing.embedded import EmbeddedServer
 from goqueue.workbench import health
+from goqueue.workbench.durability import _LAST
 from goqueue.workbench.findings import Check, Finding, Level
 from goqueue.workbench.health import run_checks
 from goqueue.workbench.schema import expected_schema, read_schema
@@ -37,7 +38,7 @@ from tools.recordings import schema_text
 Connection = psycopg.Connection[Any]
 NAMES = [
     "server", "settings", "migrations", "schema", "queries", "roles", "grants", "plans", "autovacuum", "horizon",
-    "listeners", "claim index",
+    "listeners", "claim index", "durability",
 ]  # fmt: skip
 
 
@@ -57,8 +58,9 @@ def finding(connection: Connection, name: str, **how: Any) -> Finding:
 def test_a_fresh_database_is_well(goqueue_connection: Connection) -> None:
     done = list(run_checks(goqueue_connection))
     assert [one.name for one in done] == NAMES
-    # The test servers are fast and unsafe, and the check reports that.
-    assert {one.name: one.level for one in done if one.level != Level.OK and one.name != "settings"} == {}
+    # The test servers are fast and unsafe, and two checks report that.
+    unsafe = {"settings", "durability"}
+    assert {one.name: one.level for one in done if one.level != Level.OK and one.name not in unsafe} == {}
     assert goqueue_connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
 
 
@@ -753,6 +755,38 @@ def test_unsafe_settings_are_warnings(poor: Connection) -> None:
     assert found.keys() == {"fsync is off", "full_page_writes is off", "synchronous_commit is off"}
     assert {one.level for one in found.values()} == {Level.WARNING}
     assert found["fsync is off"].do == "ALTER SYSTEM SET fsync = on; SELECT pg_reload_conf();"
+
+
+def test_what_a_crash_can_lose_is_one_line_each(poor: Connection) -> None:
+    done = check(poor, "durability")
+    assert (done.level, done.summary) == (Level.WARNING, "an acknowledged job can be lost in a crash")
+    assert [one.found for one in done.findings] == [
+        "fsync is off: a crash of the host can lose any job",
+        "full_page_writes is off: a crash of the host can destroy pages, with all jobs on them",
+        f"synchronous_commit is off for this connection: a crash of the server {_LAST}",
+    ]
+    # As the connection sees it: the URL's options count.
+    poor.execute("SET synchronous_commit = on")
+    assert "synchronous_commit" not in str(check(poor, "durability").findings)
+
+
+def test_an_unlogged_table_is_a_warning_and_what_is_advised_mends_it(goqueue_connection: Connection) -> None:
+    goqueue_connection.execute("ALTER TABLE goqueue.jobs SET UNLOGGED")
+    [found] = [one for one in check(goqueue_connection, "durability").findings if "unlogged" in one.found]
+    assert (found.level, found.found) == (
+        Level.WARNING, "goqueue.jobs is unlogged: a crash of the server empties it"
+    )  # fmt: skip
+    goqueue_connection.execute(found.do.encode())
+    assert "unlogged" not in str(check(goqueue_connection, "durability").findings)
+
+
+def test_a_durable_server_says_what_its_jobs_survive() -> None:
+    with EmbeddedServer() as server:
+        migrate(server.url())
+        with connect(DatabaseConfig(url=server.url())) as connection:
+            done = check(connection, "durability")
+    survives = "an acknowledged job survives a crash of the server, but not the loss of its disk"
+    assert done == Check("durability", Level.OK, survives)
 
 
 def test_a_setting_of_the_database_s_own_is_mended_where_it_was_made(

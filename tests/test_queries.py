@@ -24,7 +24,7 @@ from goqueue.postgres.admin_queries import AdminQueries
 from goqueue.postgres.queries import load_queries
 from goqueue.postgres.wire import JobRow
 from goqueue.testing import scratch
-from goqueue.workbench import behaviour, cases, explain, health, plans, proofs, rights, schema
+from goqueue.workbench import behaviour, cases, durability, explain, health, plans, proofs, rights, schema
 from goqueue.workbench.notes import read_notes
 from tools import catalogue
 from tools.catalogue import made_files
@@ -94,6 +94,7 @@ def test_each_query_is_run_by_the_store(name: str) -> None:
 def test_each_other_query_is_run_by_a_command(name: str) -> None:
     modules = (
         health,
+        durability,
         schema,
         rights,
         overrides,
@@ -220,6 +221,7 @@ def test_no_sql_text_in_the_package() -> None:
     exempt = {
         "cli/queries.py": "advice, which is shown and never sent",
         "testing/scratch.py": "makes scratch databases",
+        "workbench/durability.py": "advice, which is shown and never sent",
         "workbench/explain.py": "puts EXPLAIN in front of a statement",
         "workbench/health.py": "advice, which is shown and never sent",
         "workbench/notes.py": "prints EXPLAIN for psql",

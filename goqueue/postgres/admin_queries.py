@@ -17,6 +17,7 @@ class AdminQueries(Protocol):
     count_pending_jobs: One[int]
     describe_columns: Many[tuple[int, int, str, bool]]
     describe_types: Many[tuple[int, str]]
+    durability_state: One[tuple[str, str, str, str, int, list[str], list[str], list[str]]]
     empty_tables: One[int]
     example_values: Many[tuple[str, str]]
     hold_database: One[object]

@@ -19,6 +19,7 @@ from goqueue.files import APART, shipped_folder
 from goqueue.migrate import migration_files
 from goqueue.postgres.admin_queries import admin_queries
 from goqueue.postgres.queries import Statement, load_statements
+from goqueue.workbench.durability import check_durability
 from goqueue.workbench.findings import Check, Finding, Level, ended
 from goqueue.workbench.plans import GenericPlan, generic_plans
 from goqueue.workbench.proofs import examine
@@ -164,6 +165,11 @@ def run_checks(
         Check("claim index", Level.SKIPPED, own_only)
         if state.sees_own_jobs_only
         else _run("claim index", lambda: _claim_index(connection))
+    )
+    yield (
+        Check("durability", Level.SKIPPED, "a standby acknowledges no job")
+        if state.is_standby
+        else _run("durability", lambda: check_durability(connection, sees_standbys=state.sees_all_sessions))
     )
 
 

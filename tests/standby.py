@@ -1,0 +1,111 @@
+"""A primary with a streaming standby, on embedded servers. Imports goqueue.testing and psycopg."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from goqueue.migrate import migrate
+from goqueue.testing.embedded import EmbeddedServer, _server_identity
+
+SECONDS = 60.0
+"""The longest wait for a condition, reached only if the test fails."""
+
+
+def until(holds: Callable[[], Any]) -> Any:
+    """Wait until the condition is true, and return its value."""
+    deadline = time.monotonic() + SECONDS
+    while not (value := holds()):
+        assert time.monotonic() < deadline, "the condition did not become true"
+        time.sleep(0.02)
+    return value
+
+
+class Pair:
+    """A migrated primary and its standby. ``url`` names both, and connects to the one that accepts writes."""
+
+    def __init__(self, primary: EmbeddedServer, standby: EmbeddedServer) -> None:
+        self.primary, self.standby = primary, standby
+        hosts = ",".join(f"127.0.0.1:{server._settings['port']}" for server in (primary, standby))
+        self.url = f"postgresql://postgres@{hosts}/postgres?target_session_attrs=read-write"
+
+    def set(self, name: str, value: str) -> None:
+        """Change a setting of the primary, and wait until new sessions have it."""
+        with psycopg.connect(self.primary.url(), autocommit=True) as admin:
+            admin.execute(f"ALTER SYSTEM SET {name} = '{value}'".encode())
+            admin.execute("SELECT pg_reload_conf()")
+
+        def is_set() -> bool:
+            with psycopg.connect(self.primary.url(), autocommit=True) as connection:
+                return connection.execute(f"SHOW {name}".encode()).fetchone() == (value,)
+
+        until(is_set)
+
+    def until_standby_is(self, *states: str) -> None:
+        """Wait until the primary counts the standby as sync, quorum, async or potential."""
+        with psycopg.connect(self.primary.url(), autocommit=True) as admin:
+            state = "SELECT sync_state FROM pg_stat_replication WHERE state = 'streaming'"
+            until(lambda: [row for row in admin.execute(state).fetchall() if row[0] in states])
+
+    def until_caught_up(self) -> None:
+        """Wait until the standby has all that the primary has written."""
+        with psycopg.connect(self.primary.url(), autocommit=True) as admin:
+            behind = "SELECT pg_wal_lsn_diff(pg_current_wal_flush_lsn(), flush_lsn) <= 0 FROM pg_stat_replication"
+            until(lambda: admin.execute(behind).fetchone() == (True,))
+
+    def stop_sending(self) -> int:
+        """Stop the process that sends to the standby, and return its id."""
+        with psycopg.connect(self.primary.url(), autocommit=True) as admin:
+            [(pid,)] = admin.execute("SELECT pid FROM pg_stat_replication").fetchall()
+        os.kill(pid, signal.SIGSTOP)
+        return int(pid)
+
+    def crash(self, sender: int | None = None) -> None:
+        """Stop the primary as a crash does: nothing more is written or sent. ``sender`` is a stopped process."""
+        process = self.primary._process
+        assert process is not None
+        process.send_signal(signal.SIGQUIT)
+        if sender is not None:
+            os.kill(sender, signal.SIGKILL)
+        process.wait(SECONDS)
+
+    def promote(self) -> None:
+        """Make the standby a primary, and wait until it is one."""
+        with psycopg.connect(self.standby.url(), autocommit=True) as admin:
+            assert admin.execute("SELECT pg_promote(TRUE, 60)").fetchone() == (True,)
+
+
+@contextmanager
+def pair(folder: Path) -> Iterator[Pair]:
+    """Start the servers; the standby's files are in the folder. Commits do not wait for the standby yet."""
+    safe = dict.fromkeys(("fsync", "full_page_writes", "synchronous_commit"), "on")
+    settings = {**safe, "wal_level": "replica", "listen_addresses": "127.0.0.1"}
+    with ExitStack() as stack:
+        primary = EmbeddedServer(settings=settings | {"port": _free_port()}, durable=False)
+        stack.enter_context(primary)
+        migrate(primary.url())
+        data = folder / "standby"
+        copy = [primary.bin("pg_basebackup"), "-d", primary.url(), "-D", data, "-R", "-c", "fast", "--no-sync"]
+        subprocess.run(copy, check=True, capture_output=True)
+        if identity := _server_identity(None):  # the tests run as root, and the servers don't
+            for place, _, files in os.walk(data):
+                for path in (Path(place), *(Path(place, file) for file in files)):
+                    shutil.chown(path, identity["user"], identity["group"])
+        standby = EmbeddedServer(data, settings=settings | {"port": _free_port()}, durable=False)
+        stack.enter_context(standby)
+        both = Pair(primary, standby)
+        both.until_standby_is("async")
+        yield both
+
+
+def _free_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return str(free.getsockname()[1])
