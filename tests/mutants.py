@@ -1,8 +1,9 @@
 """Remove one guard at a time in a copy of the checkout, and expect a test to fail: ``make mutants`` prints a table.
 
-A guard makes a statement safe: a lock, a fence, SKIP LOCKED, a status check, a transaction, an order. A surviving
-mutant means a guard without a test. This is not part of CI: each mutant is a separate test run. Name some to run only
-those: ``make mutants ARGS="claim_jobs update_job"``.
+A guard makes a statement safe: a lock, a fence, SKIP LOCKED, a status check, a transaction, an order, a constraint. A
+surviving mutant means a guard without a test. This is not part of CI: each mutant is a separate test run. Name some to
+run only those: ``make mutants ARGS="claim_jobs update_job"``. ``ARGS=--promises`` runs those of docs/guarantees.md,
+each with only the tests that the page names beside it.
 """
 
 import shlex
@@ -14,6 +15,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.guarantees import promises
+
 ROOT = Path(__file__).resolve().parent.parent
 # Long enough for the slowest of the tests named below; hanging mutants are also noticed.
 SECONDS = 300
@@ -21,12 +24,13 @@ SECONDS = 300
 _LEASES = "tests/test_leases.py"
 _GUARDS = "tests/test_guards.py"
 _CONTRACT = "tests/test_contract.py"
+_REPEATING = "tests/test_repeating.py"
 _FENCE = f"{_LEASES} {_GUARDS} -k 'LostLeases or Complete or Fail or Release or Heartbeat or holder or Updating'"
 
 
 class Mutant(NamedTuple):
-    """A removed guard: in ``place`` (a query or a file), every ``guard`` becomes ``without``. ``tests`` (pytest's
-    arguments) must then fail."""
+    """A removed guard: in ``place`` (a query, or a file by its path), every ``guard`` becomes ``without``. ``tests``
+    (pytest's arguments) must then fail."""
 
     place: str
     what: str
@@ -40,7 +44,10 @@ def _of_each(queries: str, *mutants: tuple[str, str, str, str]) -> list[Mutant]:
 
 
 MUTANTS = [
-    *_of_each("create_job create_missing_jobs", ("duplicates", "ON CONFLICT DO NOTHING", "", f"{_CONTRACT} -k Create")),
+    *_of_each(
+        "create_job create_missing_jobs",
+        ("duplicates", "ON CONFLICT DO NOTHING", "", f"{_CONTRACT} {_REPEATING} -k Create"),
+    ),
     *_of_each("replace_pending_job", ("status", "WHERE j.status = 'pending'", "", f"{_LEASES} -k ReplacePending")),
     *_of_each("get_jobs", ("order", "ORDER BY wanted.place", "ORDER BY wanted.place DESC", f"{_CONTRACT} -k Get")),
     *_of_each("list_jobs", ("order", "ORDER BY j.created_at DESC, j.id DESC", "ORDER BY j.id", f"{_CONTRACT} -k List")),
@@ -115,7 +122,16 @@ MUTANTS = [
         ("clock", "statement_timestamp()", "now()", f"{_GUARDS} -k Clock"),
     ),
     *_of_each("heartbeat_jobs fail_jobs release_jobs", ("status", "k.status = 'running'", "TRUE", _FENCE)),
-    *_of_each("complete_jobs", ("status", "k.status IN ('running', 'completed')", "TRUE", _FENCE)),
+    *_of_each(
+        "complete_jobs",
+        ("status", "k.status IN ('running', 'completed')", "TRUE", _FENCE),
+        (
+            "repetition",
+            "k.status IN ('running', 'completed')",
+            "k.status = 'running'",
+            f"{_LEASES} {_REPEATING} -k Complete",
+        ),
+    ),
     *_of_each(
         "release_jobs",
         (
@@ -133,13 +149,98 @@ MUTANTS = [
         ("row lock", "FOR NO KEY UPDATE SKIP LOCKED", "", f"{_GUARDS} -k rescue"),
         ("clock", "statement_timestamp()", "now()", f"{_GUARDS} -k Clock"),
     ),
+    # What the schema and the connections contribute to the promises of docs/guarantees.md.
+    Mutant(
+        "migrations/V0001__create_jobs.sql",
+        "logged table",
+        "CREATE TABLE goqueue.jobs",
+        "CREATE UNLOGGED TABLE goqueue.jobs",
+        "tests/test_guarantees.py -k crash",
+    ),
+    Mutant(
+        "migrations/V0001__create_jobs.sql",
+        "finish time",
+        "(status IN ('completed', 'dead', 'cancelled')) = (completed_at IS NOT NULL)",
+        "TRUE",
+        "tests/test_migrations.py -k rules_against_hands",
+    ),
+    Mutant(
+        "migrations/V0001__create_jobs.sql",
+        "holder",
+        "(status = 'running') = (locked_by IS NOT NULL)",
+        "TRUE",
+        f"{_CONTRACT} -k holder",
+    ),
+    Mutant(
+        "migrations/V0002__index_jobs.sql",
+        "unique key",
+        "CREATE UNIQUE INDEX jobs_idempotency_key_idx",
+        "CREATE INDEX jobs_idempotency_key_idx",
+        "tests/test_postgres.py -k one_key_from_many_threads",
+    ),
+    Mutant(
+        "migrations/V0010__notify_changed_jobs.sql",
+        "new token",
+        "        UPDATE goqueue.jobs SET lease_token = OLD.lease_token % 4611686018427387903 + 1 WHERE id = NEW.id;",
+        "        NULL;",
+        "tests/test_hands.py -k 'RunningByHand'",
+    ),
+    Mutant(
+        "goqueue/postgres/pool_async.py",
+        "autocommit",
+        '"autocommit": True',
+        '"autocommit": False',
+        "tests/test_guarantees.py -k crash",
+    ),
+    Mutant(
+        "goqueue/postgres/pool_async.py",
+        "lost connections",
+        "    if readable(connection.fileno()):",
+        "    if False:",
+        "tests/test_postgres.py -k idle_ones_are_replaced",
+    ),
+    Mutant(
+        "goqueue/postgres/store_async.py",
+        "caller's transaction",
+        "                yield given\n                return\n",
+        "                yield given\n                await given.commit()\n                return\n",
+        "tests/test_postgres.py -k CallersTransaction",
+    ),
+    Mutant(
+        "goqueue/postgres/store_async.py",
+        "named errors",
+        "            raise translate(reason, reconnecting=True) from reason",
+        "            raise",
+        "tests/test_postgres.py -k ErrorsByName",
+    ),
+    Mutant(
+        "goqueue/postgres/cursor_async.py",
+        "lost replies",
+        "            if commits and is_unanswered(exc):",
+        "            if False:",
+        "tests/test_outcomes.py -k a_lost_reply",
+    ),
+    Mutant(
+        "goqueue/postgres/cursor_async.py",
+        "unconfirmed commits",
+        "        if watch.unconfirmed != before:\n            raise",
+        "        if False:\n            raise",
+        "tests/test_outcomes.py -k every_kind_of_change",
+    ),
+    Mutant(
+        "goqueue/postgres/connection_async.py",
+        "deadline",
+        "timeout=limit)",
+        "timeout=limit and limit * 5)",
+        "tests/test_deadlines.py -k a_tunnel_that_is_silent",
+    ),
 ]
 
 
 def located(root: Path, mutant: Mutant) -> tuple[Path, str, str, str]:
     """Return a guard's file, the text before its query, the query, and the text after it. Raises ValueError if the
     guard is missing: the list is outdated."""
-    if mutant.place.endswith(".py"):
+    if "/" in mutant.place:
         file = root / mutant.place
         before, text, after = "", file.read_text("utf-8"), ""
     else:
@@ -185,14 +286,25 @@ def run(mutant: Mutant) -> tuple[str, float]:
     return verdict, time.monotonic() - start
 
 
+def of_promises() -> list[Mutant]:
+    """Return the mutants that docs/guarantees.md names, each to be killed by a test that it names beside it."""
+    known = {(mutant.place, mutant.what): mutant for mutant in MUTANTS}
+    return [
+        known[key]._replace(tests=" ".join(sorted({file for _, file in promise.tests})) + f" -k '{names}'")
+        for promise in promises()
+        for names in [" or ".join(name for name, _ in promise.tests)]
+        for key in promise.mutants
+    ]
+
+
 def main(wanted: list[str]) -> int:
     """Run the mutants of the named queries and files (default: all). Print each result; return 1 if one survived."""
+    chosen = of_promises() if wanted == ["--promises"] else [m for m in MUTANTS if not wanted or m.place in wanted]
     verdicts = []
-    for mutant in MUTANTS:
-        if not wanted or mutant.place in wanted:
-            verdict, seconds = run(mutant)
-            verdicts.append(verdict)
-            print(f"{mutant.place:<24} {mutant.what:<24} {verdict} ({seconds:.0f} s)", flush=True)
+    for mutant in chosen:
+        verdict, seconds = run(mutant)
+        verdicts.append(verdict)
+        print(f"{mutant.place:<24} {mutant.what:<24} {verdict} ({seconds:.0f} s)", flush=True)
     killed = sum(verdict.startswith("killed") for verdict in verdicts)
     print(f"{len(verdicts)} mutants, {killed} killed")
     return int(killed < len(verdicts))

@@ -13,8 +13,8 @@ from tools.documents import ROOT, anchors, documents, faults
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     """Copy the documents and their link targets, to spoil one of them."""
-    for folder in ("docs", "migrations", "sql", "tests/bench", "tests/examples"):
-        shutil.copytree(ROOT / folder, tmp_path / folder)
+    for folder in ("docs", "migrations", "sql", "tests"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ROOT.glob("*.md"):
         shutil.copy(file, tmp_path)
     return tmp_path
