@@ -66,6 +66,8 @@ class Proxy:
     def _carry(self, client: socket.socket) -> None:
         with client, self._connect() as server:
             self._open.add(client)
+            if self._refuses:  # since it was accepted
+                return
             is_losing = False
             while True:
                 for ready in select.select([client, server], [], [])[0]:

@@ -453,7 +453,8 @@ class TestTheCommand:
             assert set(databases_of(goqueue_server, role)) == running | {"goqueue_explain_0123456789ab"}
             wait_for_database(goqueue_server, role, "goqueue:seed_jobs", besides={"goqueue_explain_0123456789ab"})
             process.send_signal(signal.SIGINT)
-            process.communicate(timeout=SECONDS)
+            _, said = process.communicate(timeout=SECONDS)
+            assert process.returncode == 130, said
         assert databases_of(goqueue_server, role) == ["goqueue_explain_0123456789ab"]
         with scratch_database(role, ROWS) as connection:
             assert databases_of(goqueue_server, role) == [connection.info.dbname]

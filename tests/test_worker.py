@@ -470,11 +470,7 @@ def test_a_cancelled_job_stops_its_handler_long_before_the_next_heartbeat(
 def test_a_job_cancelled_before_it_starts_does_not_run(workers: Workers, store: PostgresStorage) -> None:
     add(store, 300, job_type="quick")
     slow = add(store, 40)
-    begun: list[Any] = []
-
-    async def handle(job: Job) -> None:
-        begun.append(job.id)
-        await pause(0.5)
+    handle, begun, _ = until_stopped()
 
     with workers.running({"quick": succeed, "t": handle}, concurrency=1):
         until(lambda: begun)

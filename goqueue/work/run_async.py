@@ -3,7 +3,7 @@
 import asyncio  # async only
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -477,7 +477,7 @@ class AsyncRun:
             next_check = min(renewal, now + longest, now + _LOOK)
             for attempt in self._running.copy():
                 if now >= attempt.expires:
-                    self._lose(attempt, "lease lost")
+                    self._lose([attempt], "lease lost")
                 elif now >= attempt.started + longest:
                     text = f"the job ran longer than job_timeout ({format_duration(self._config.job_timeout)})"
                     if self._give_up(attempt, "timed out", Outcome("failed", text)):
@@ -501,13 +501,15 @@ class AsyncRun:
         for attempt in held:
             if attempt.job.id not in lost:
                 attempt.expires = sent + self._config.lease.total_seconds()
-            elif attempt.outcome is None:  # else it may have been reported in the meantime
-                self._lose(attempt, "lease lost")
+        self._lose((attempt for attempt in held if attempt.job.id in lost), "lease lost")
         return None
 
-    def _lose(self, attempt: Attempt, reason: Stopped) -> None:
-        self._give_up(attempt, reason, None)
-        self._warn(f"job %s (%s) is stopped: {reason}", attempt)
+    def _lose(self, attempts: Iterable[Attempt], reason: Stopped) -> None:
+        undecided = [attempt for attempt in attempts if attempt.outcome is None]  # others may have been reported
+        # Waiting jobs first, so that a runner whose handler stops does not start one of them.
+        for attempt in sorted(undecided, key=self._running.__contains__):
+            self._give_up(attempt, reason, None)
+            self._warn(f"job %s (%s) is stopped: {reason}", attempt)
 
     async def _rescue(self) -> None:
         """Rescue the jobs of dead workers, at intervals."""
@@ -540,9 +542,8 @@ class AsyncRun:
                 await self._listening.wait(self._pause_after("notifications", error))
 
     def _cancel(self, leases: Collection[Lease]) -> None:
-        for attempt in self._held.copy():
-            if Lease(attempt.job.id, attempt.job.lease_token) in leases and attempt.outcome is None:
-                self._lose(attempt, "cancelled")
+        held = self._held.copy()
+        self._lose((one for one in held if Lease(one.job.id, one.job.lease_token) in leases), "cancelled")
 
     # --- errors and the log -------------------------------------------------------------------------------------------
 
