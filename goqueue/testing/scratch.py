@@ -136,7 +136,7 @@ def _drop(conninfo: Secret, identifier: sql.Identifier) -> None:
             try:
                 connection.execute(drop + sql.SQL(" WITH (FORCE)"))
             except psycopg.errors.InsufficientPrivilege:
-                # FORCE may not end an autovacuum worker for this role. Without it the server does so by itself, and waits
+                # FORCE may not end an autovacuum worker for this role. Without it the server does so itself, and waits
                 # five seconds for our own sessions.
                 connection.execute(drop)
     except psycopg.Error as error:

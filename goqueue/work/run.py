@@ -527,9 +527,10 @@ class Run:
             raise error
         if isinstance(error, OutcomeUnknownError) and role == "claims":
             _say(logging.WARNING, "the reply to a claim was lost; its jobs return when their leases expire: %s", error)
-        if not self._failing:
+        is_first = not self._failing
+        count = self._failing[role] = self._failing.get(role, 0) + 1  # before the log, where another thread can run
+        if is_first:
             _say(logging.WARNING, "the storage is unavailable (%s); the worker tries again: %s", role, error)
-        count = self._failing[role] = self._failing.get(role, 0) + 1
         return min(2.0 ** (count - 1), 30.0) * uniform(0.75, 1.25)  # noqa: S311
 
     def _recovered(self, role: str) -> None:
