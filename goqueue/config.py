@@ -63,6 +63,11 @@ _SERVICE_LINKS: tuple[tuple[re.Pattern[str], re.Pattern[str]], ...] = tuple(
         (r"PORT_\d{1,5}_(?:TCP|UDP|SCTP)_ADDR", r"[0-9.]+|[0-9a-f:.]*:[0-9a-f:.]*"),
     )
 )
+# What users call the sections, and single variables, after GOQUEUE_.
+_SHORT_SECTIONS = {"database": ("DB",), "logging": ("LOG",)}
+_OTHER_NAMES = {"DATABASE": "GOQUEUE_DATABASE_URL", "CONFIG_FILE": FILE_VARIABLE, "CONFIG_PATH": FILE_VARIABLE}
+# The likeness from which an unknown variable counts as misspelt, so that RELEASE is not taken for LEASE.
+_ALIKE = 0.9
 # Bounds the read if the path names a device or an endless pipe.
 _LONGEST_FILE = 2**18
 
@@ -349,7 +354,11 @@ class DatabaseConfig(_Section, frozen=True, kw_only=True):
     ] = "auto"
     claim_resume_time: Annotated[
         timedelta,
-        _duration("How long claims may resume from their last position instead of rescanning bloat.", or_off=True),
+        _duration(
+            "While vacuum is late, claims skip the dead rows before the last claimed job. They look there again after "
+            "this time; a job added there waits as long. 0s: skip nothing.",
+            or_off=True,
+        ),
     ] = timedelta(seconds=1)
     slow_query_time: Annotated[
         timedelta, _duration("Run time from which a statement is logged as a warning.", or_off=True)
@@ -599,12 +608,7 @@ def _from_environment(variables: Mapping[str, str]) -> tuple[dict[str, _Given], 
     given: dict[str, _Given] = {}
     problems = _misspelt_sections(variables)
     for section in SECTIONS:
-        prefix = f"GOQUEUE_{section.section}_".upper()
-        known: dict[str, Setting] = {}
-        for setting in settings_of(section):
-            known |= {setting.variable: setting} | (
-                {f"{setting.variable}_FILE": setting} if setting.rule.secret else {}
-            )
+        prefix, known = f"GOQUEUE_{section.section}_".upper(), _variables_of(section)
         for variable in sorted(variables):
             if variable not in known:
                 if variable.startswith(prefix):
@@ -630,6 +634,14 @@ def _from_environment(variables: Mapping[str, str]) -> tuple[dict[str, _Given], 
                         "expected a readable file that holds the value"
                     )
     return given, problems
+
+
+def _variables_of(section: type[_Section]) -> dict[str, Setting]:
+    """Return the section's environment variables, those that name a file included."""
+    known: dict[str, Setting] = {}
+    for setting in settings_of(section):
+        known |= {setting.variable: setting} | ({f"{setting.variable}_FILE": setting} if setting.rule.secret else {})
+    return known
 
 
 def _without_service_links(variables: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
@@ -662,16 +674,29 @@ def _hyphenated(variable: str) -> str:
 
 
 def _misspelt_sections(variables: Mapping[str, str]) -> list[str]:
-    """Return problems for variables of unknown sections that resemble a setting's name. The rest belong to other
-    programs; Kubernetes sets GOQUEUE_SERVICE_... for a Service named goqueue."""
-    known = [setting.variable for section in SECTIONS for setting in settings_of(section)]
-    others = ("GOQUEUE_SERVICE_", *(f"GOQUEUE_{section.section}_".upper() for section in SECTIONS))
+    """Return problems for variables without a known section that resemble a setting's. The rest belong to other
+    programs; Kubernetes sets GOQUEUE_SERVICE_... for a Service named goqueue, and GOQUEUE_TEST_... is for tests."""
+    others = ("GOQUEUE_SERVICE_", "GOQUEUE_TEST_", *(f"GOQUEUE_{section.section}_".upper() for section in SECTIONS))
     return [
-        f"{_name(variable)}: no setting has this environment variable; did you mean {meant}?"
+        f"{_name(variable)}: no setting has this environment variable; did you mean {' or '.join(meant)}?"
         for variable in sorted(variables)
-        if variable.startswith("GOQUEUE_") and not variable.startswith(others)
-        for meant in get_close_matches(variable, known, n=1, cutoff=0.9)
+        if variable.startswith("GOQUEUE_") and variable != FILE_VARIABLE and not variable.startswith(others)
+        if (meant := _resembled(variable))
     ]
+
+
+def _resembled(variable: str) -> list[str]:
+    """Return the known variables that an unknown one resembles: whole, without its section, or with a short one."""
+    known = {name: section.section for section in SECTIONS for name in _variables_of(section)}
+    if close := get_close_matches(variable, (*known, FILE_VARIABLE), n=1, cutoff=_ALIKE):
+        return close
+    short = {name: [meant] for name, meant in _OTHER_NAMES.items()}
+    for name, section in known.items():
+        rest = name.removeprefix(f"GOQUEUE_{section}_".upper())
+        for key in (rest, *(f"{each}_{rest}" for each in _SHORT_SECTIONS.get(section, ()))):
+            short.setdefault(key, []).append(name)
+    close = get_close_matches(variable.removeprefix("GOQUEUE_"), short, n=1, cutoff=_ALIKE)
+    return short[close[0]] if close else []
 
 
 def _from_file(

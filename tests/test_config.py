@@ -610,6 +610,24 @@ def test_all_problems_are_reported_at_once() -> None:
         ("GOQUEUE_LOGGING_ZZZ", "expected one of level, format"),
         ("GOQUEUE_DATABSE_URL", "did you mean GOQUEUE_DATABASE_URL?"),
         ("GOQUEUE_WORKERS_QUEUES", "did you mean GOQUEUE_WORKER_QUEUES?"),
+        ("GOQUEUE_CONCURRENCY", "did you mean GOQUEUE_WORKER_CONCURRENCY?"),
+        ("GOQUEUE_CONCURENCY", "did you mean GOQUEUE_WORKER_CONCURRENCY?"),
+        ("GOQUEUE_QUEUE", "did you mean GOQUEUE_WORKER_QUEUES?"),
+        ("GOQUEUE_SQL_DIR", "did you mean GOQUEUE_DATABASE_SQL_DIR?"),
+        ("GOQUEUE_PORT", "did you mean GOQUEUE_SERVER_PORT?"),
+        ("GOQUEUE_URL", "did you mean GOQUEUE_DATABASE_URL?"),
+        ("GOQUEUE_URL_FILE", "did you mean GOQUEUE_DATABASE_URL_FILE?"),
+        ("GOQUEUE_DATABASE", "did you mean GOQUEUE_DATABASE_URL?"),
+        ("GOQUEUE_DB_URL", "did you mean GOQUEUE_DATABASE_URL?"),
+        ("GOQUEUE_DB_POOL_MAX_SIZE", "did you mean GOQUEUE_DATABASE_POOL_MAX_SIZE?"),
+        ("GOQUEUE_LOG_LEVEL", "did you mean GOQUEUE_LOGGING_LEVEL?"),
+        ("GOQUEUE_LOG_FORMAT", "did you mean GOQUEUE_LOGGING_FORMAT?"),
+        ("GOQUEUE_CONFIG_FILE", "did you mean GOQUEUE_CONFIG?"),
+        ("GOQUEUE_CONFG", "did you mean GOQUEUE_CONFIG?"),
+        (
+            "GOQUEUE_SHUTDOWN_TIMEOUT",
+            "did you mean GOQUEUE_SERVER_SHUTDOWN_TIMEOUT or GOQUEUE_WORKER_SHUTDOWN_TIMEOUT?",
+        ),
     ],
 )
 def test_an_unknown_variable_of_a_section_is_refused_with_a_suggestion(variable: str, meant: str) -> None:
@@ -666,6 +684,10 @@ def test_a_misspelt_variable_beside_those_of_kubernetes_is_reported() -> None:
 
 def test_other_variables_are_left_alone() -> None:
     environ = {"GOQUEUE_TEST_DATABASE_URL": "x", "GOQUEUE_SERVERS": "x", "OTHER_SERVER_PORT": "x", "PGHOST": "x"}
+    environ |= dict.fromkeys(("GOQUEUE_TEST_SERVER", "GOQUEUE_TEST_POSTGRES_IMAGE", "GOQUEUE_TEST_PORT"), "x")
+    # Of other programs.
+    names = ("RELEASE", "VERSION", "IMAGE", "WEB_HOST", "EXPORTER_PORT", "ADMIN_URL", "REPLICAS", "ENV", "LOG_PATH")
+    environ |= {f"GOQUEUE_{name}": "x" for name in names}
     # Of a Kubernetes Service named goqueue.
     environ |= {"GOQUEUE_SERVICE_HOST": "10.0.0.1", "GOQUEUE_SERVICE_PORT": "80", "GOQUEUE_PORT": "tcp://10.0.0.1:80"}
     assert load_config(environ=environ) == Config()
