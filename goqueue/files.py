@@ -115,6 +115,11 @@ def shipped_folder(name: str) -> Path:
     return folder
 
 
+def run_command(name: str) -> str:
+    """Return the command that runs a shipped SQL file in psql. The file can be inside an installed package."""
+    return f"goqueue sql print {name} | psql -v ON_ERROR_STOP=1"
+
+
 def read_shipped(folder: str, name: str) -> str:
     """Return the text of a file that goqueue ships. Raises `ConfigError` if it can't be read."""
     file = shipped_folder(folder) / name

@@ -7,7 +7,6 @@ schema_version, and to the lock.
 
 import hashlib
 import re
-import shlex
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +20,7 @@ from psycopg import Connection, sql
 from goqueue.config import DatabaseConfig
 from goqueue.conninfo import Secret, connect
 from goqueue.errors import ConfigError, ConnectionRejectedError, GoQueueError
+from goqueue.files import run_command
 from goqueue.postgres.lexemes import split
 from goqueue.postgres.translate import translate
 
@@ -340,9 +340,8 @@ class _Plan:
         roles = self._folder / "migrations" / "roles"
         names = re.findall(r"^CREATE POLICY (\w+)", _text(roles / "roles.sql"), re.MULTILINE) if roles.is_dir() else []
         if any(name in dependents for name in names):
-            script = shlex.quote(str(roles / "drop_roles.sql"))
             return (
-                f"The policies are those of roles.sql. Run first:  psql -v ON_ERROR_STOP=1 -f {script}\n"
+                f"The policies are those of roles.sql. Run first:  {run_command('drop_roles.sql')}\n"
                 "Programs then lose the rights of goqueue's roles."
             )
         return "Drop these objects first, or remove their dependency."

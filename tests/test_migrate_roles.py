@@ -13,6 +13,7 @@ from psycopg.conninfo import make_conninfo
 
 from goqueue.migrate import MigrationError, list_migrations, migrate, migrations_dir, undo
 from goqueue.testing.embedded import EmbeddedServer
+from tests.commands import Commands
 
 BASE = migrations_dir()
 LATEST = len(list((BASE / "migrations").glob("V*.sql")))
@@ -109,6 +110,78 @@ def test_who_may_look_but_not_migrate_is_told_who_may(with_roles: psycopg.Connec
     assert versions(with_roles) == list(range(1, LATEST + 1))
 
 
+# --- what migrate says of the roles
+
+
+def said(connection: psycopg.Connection, commands: Commands, *options: str) -> str:
+    """Return the line about the roles that `goqueue migrate` prints on standard error; empty if there is none."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GOQUEUE_DATABASE_URL", connection.info.dsn)
+        result = commands("migrate", *options)
+    assert result.code == 0
+    return "".join(line for line in result.err.splitlines() if "roles.sql" in line)
+
+
+#: The version before the table of paused queues, on which roles.sql grants rights.
+BEFORE_PAUSES = 23
+
+
+def test_after_a_migration_it_says_that_the_roles_lack_rights(
+    with_roles: psycopg.Connection, commands: Commands
+) -> None:
+    undo(with_roles.info.dsn, to=BEFORE_PAUSES)
+    assert said(with_roles, commands, "--target", str(BEFORE_PAUSES)) == ""  # the script needs all versions
+    assert said(with_roles, commands, "--dry-run") == said(with_roles, commands, "--list") == ""
+    line = said(with_roles, commands)
+    assert line.startswith("Run roles.sql again: goqueue_operator, ")
+    assert line.endswith(
+        " lack rights, and postgres owns objects that goqueue_owner should own.  "
+        "goqueue sql print roles.sql | psql -v ON_ERROR_STOP=1"
+    )
+    # Until it has run.
+    assert said(with_roles, commands, "--json") == line
+    run_script(with_roles, "roles")
+    assert said(with_roles, commands) == ""
+
+
+def test_after_a_migration_by_the_owner_only_the_rights_are_lacking(
+    with_roles: psycopg.Connection, commands: Commands
+) -> None:
+    url = make_conninfo(with_roles.info.dsn, user="deploy", options="-c role=goqueue_owner")
+    undo(url, to=BEFORE_PAUSES)
+    with psycopg.connect(url, autocommit=True) as owner:
+        line = said(owner, commands)
+    assert line.startswith("Run roles.sql again: goqueue_operator, ")
+    assert " lack rights.  goqueue sql print roles.sql | psql " in line
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        ("SELECT", ""),
+        (
+            "REVOKE SELECT ON goqueue.jobs FROM goqueue_reader, goqueue_worker",
+            "goqueue_reader, goqueue_worker lack rights.",
+        ),
+        ("ALTER TABLE goqueue.jobs OWNER TO deploy", "deploy owns objects that goqueue_owner should own."),
+        # Not restored by the script, or more than it grants.
+        ("GRANT SELECT ON goqueue.jobs TO stranger", ""),
+        ("CREATE TABLE goqueue.mine (); ALTER TABLE goqueue.mine OWNER TO stranger", ""),
+    ],
+)
+def test_it_says_so_only_where_it_is_true(
+    with_roles: psycopg.Connection, commands: Commands, fault: str, expected: str
+) -> None:
+    with_roles.execute(fault.encode())
+    assert expected in said(with_roles, commands)
+    assert bool(expected) is bool(said(with_roles, commands))
+
+
+def test_without_the_roles_it_says_nothing_of_them(admin: psycopg.Connection, commands: Commands) -> None:
+    undo(admin.info.dsn, to=BEFORE_PAUSES)
+    assert said(admin, commands) == ""
+
+
 # --- undo
 
 
@@ -124,7 +197,7 @@ def test_every_version_can_be_gone_back_to_or_the_roles_are_named_and_nothing_ha
         message = str(caught.value)
         assert "No version was undone." in message
         assert "own_jobs_are_read on table goqueue.jobs depends on column created_by" in message
-        assert f"psql -v ON_ERROR_STOP=1 -f {BASE / 'migrations/roles/drop_roles.sql'}" in message
+        assert "Run first:  goqueue sql print drop_roles.sql | psql -v ON_ERROR_STOP=1\n" in message
         assert versions(with_roles) == list(range(1, LATEST + 1))
         assert with_roles.execute("SELECT count(*) FROM goqueue.jobs").fetchone() == (1,)
         run_script(with_roles, "drop_roles")

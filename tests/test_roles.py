@@ -2,10 +2,12 @@
 
 import json
 import math
+import os
 import re
 import secrets
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,15 +21,16 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 from psycopg import sql
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from goqueue import DuplicateJobError, JobFilter, JobNotFoundError, JobStatus, NewJob, PostgresStorage, SchemaError
+from goqueue.files import run_command
 from goqueue.migrate import MigrationError, migrate, migrations_dir, undo
 from goqueue.pytest_plugin import DatabaseServer
 from goqueue.testing.embedded import EmbeddedServer
 from goqueue.workbench.findings import Check, Level
 from goqueue.workbench.health import run_checks
-from goqueue.workbench.rights import expected_rights
+from goqueue.workbench.rights import RUN_ROLES, expected_rights
 from tests.plans import MODES, NOTES, Explainer, seed
 from tools.recordings import rights_text
 
@@ -275,7 +278,12 @@ def explainers(place: Place) -> Iterator[dict[str, Explainer]]:
 
 
 def test_the_table_has_every_query() -> None:
-    assert set(EXPECTED) == set(NOTES) == set(values_of(dict.fromkeys(map(str, JobStatus), uuid4())))
+    values = set(values_of(dict.fromkeys(map(str, JobStatus), uuid4())))
+    for place, names in (
+        ("the table of queries and roles in migrations/README.md", set(EXPECTED)),
+        ("values_of in tests/test_roles.py", values),
+    ):
+        assert names == set(NOTES), f"{place}: add {set(NOTES) - names}, remove {names - set(NOTES)}"
 
 
 @pytest.mark.parametrize("name", NOTES)
@@ -288,7 +296,9 @@ def test_a_query_runs_for_the_roles_that_the_table_names(
     expected = {**EXPECTED[name], "other": EXPECTED[name]["producer"]}
     if expected["producer"] == "own":
         expected |= {"producer": "yes", "other": "nothing"}
-    assert seen == expected
+    assert seen == expected, (
+        f"{name}: change its grants in migrations/roles/roles.sql, or the table in migrations/README.md"
+    )
 
 
 # Each grant to one of the roles, and its revocation.
@@ -353,7 +363,7 @@ def test_a_role_has_no_grant_that_nothing_needs(
             if something_is_refused() == (revoke == "SELECT"):
                 needless.append(revoke)
     admin.execute("DEALLOCATE ALL")
-    assert needless == []
+    assert needless == [], "remove these grants from migrations/roles/roles.sql, or name a query that needs them"
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -398,8 +408,8 @@ def checked(connection: Connection, name: str = "roles") -> Check:
 
 def follow(connection: Connection, advice: str) -> None:
     """Do what a finding advises: run its statements, or the script."""
-    if advice.startswith("psql "):
-        assert advice == "psql -v ON_ERROR_STOP=1 -f migrations/roles/roles.sql"
+    if " | psql " in advice:
+        assert advice == RUN_ROLES
         connection.execute(SCRIPT.read_bytes())
     else:
         statements, _, _ = advice.partition("   (")
@@ -588,7 +598,7 @@ def test_where_the_script_was_not_run_the_check_says_so_in_one_line(
     # Their logins have no rights here.
     with place.connect("worker", goqueue_database) as connection:
         [finding] = list(run_checks(connection))[-1].findings
-        assert finding.do == "psql -v ON_ERROR_STOP=1 -f migrations/roles/roles.sql"
+        assert finding.do == RUN_ROLES
     goqueue_connection.execute("GRANT USAGE ON SCHEMA goqueue TO PUBLIC; GRANT SELECT ON goqueue.jobs TO PUBLIC")
     with place.connect("worker", goqueue_database) as connection:
         [finding] = checked(connection).findings
@@ -634,6 +644,54 @@ def test_no_login_is_advised_more_than_its_role_is_for(
         assert [statement for statement in granted if not re.match(meant, statement)] == []
 
 
+@pytest.mark.parametrize(
+    ("who", "advice"),
+    [
+        ("owner", "GRANT pg_read_all_stats TO "),
+        ("operator", "GRANT pg_read_all_stats TO "),
+        ("worker", "run `goqueue check` as an operator's login"),
+        ("reader", "run `goqueue check` as an operator's login"),
+        ("producer", "run `goqueue check` as an operator's login"),
+    ],
+)
+def test_only_an_operator_is_advised_to_see_other_sessions(
+    applied: Connection, goqueue_database: str, place: Place, who: str, advice: str
+) -> None:
+    with place.connect(who, goqueue_database) as connection:
+        [finding] = checked(connection, "horizon").findings
+    assert finding.found.endswith("can't see the age of other roles' transactions")
+    assert finding.do.startswith(advice)
+
+
+@pytest.mark.parametrize(
+    ("grant", "revoke"),
+    [
+        ("EXECUTE ON FUNCTION goqueue.new_jobs(jsonb)", "EXECUTE ON FUNCTION goqueue.new_jobs(jsonb)"),
+        ("SELECT ON goqueue.paused_queues", "SELECT ON goqueue.paused_queues"),
+        ("UPDATE ON goqueue.jobs", "UPDATE (status, last_error) ON goqueue.jobs"),
+        ("UPDATE (status) ON goqueue.jobs", "UPDATE (status) ON goqueue.jobs"),
+        ("USAGE ON SCHEMA goqueue", "USAGE ON SCHEMA goqueue"),
+    ],
+)
+def test_what_public_has_is_not_lacking_and_the_advice_keeps_it_for_the_roles(
+    applied: Connection, grant: str, revoke: str
+) -> None:
+    applied.execute(f"GRANT {grant} TO PUBLIC; REVOKE {revoke} FROM goqueue_producer, goqueue_worker".encode())
+    done = checked(applied)
+    assert all(finding.found.startswith("PUBLIC has ") for finding in done.findings)
+    for finding in done.findings:
+        follow(applied, finding.do)
+    assert checked(applied).findings == ()
+
+
+def test_a_privilege_on_the_whole_table_holds_for_its_columns(applied: Connection) -> None:
+    applied.execute("REVOKE UPDATE ON goqueue.jobs FROM goqueue_worker; GRANT UPDATE ON goqueue.jobs TO goqueue_worker")
+    [finding] = checked(applied).findings
+    assert finding.found == "goqueue_worker has UPDATE on goqueue.jobs; expected less"
+    follow(applied, finding.do)
+    assert checked(applied).findings == ()
+
+
 def test_a_login_without_the_schema_hears_which_grant_its_role_lacks(
     applied: Connection, goqueue_database: str, place: Place
 ) -> None:
@@ -642,7 +700,7 @@ def test_a_login_without_the_schema_hears_which_grant_its_role_lacks(
         done = {one.name: one for one in run_checks(connection)}
     [finding] = done["roles"].findings
     assert finding.do == "GRANT USAGE ON SCHEMA goqueue TO goqueue_worker;"
-    assert done["grants"].findings[0].do == "psql -v ON_ERROR_STOP=1 -f migrations/roles/roles.sql"
+    assert done["grants"].findings[0].do == RUN_ROLES
 
 
 def test_what_a_missing_view_takes_with_it_is_no_fault_of_the_rights(applied: Connection) -> None:
@@ -1145,6 +1203,20 @@ def test_psql_runs_the_scripts(own_server: EmbeddedServer, databases: list[str])
             assert (done.returncode, done.stdout) == (0, ""), done.stderr
             # -1 adds another BEGIN and COMMIT, with warnings; there are no other messages.
             assert len(done.stderr.splitlines()) == (2 if options else 0), done.stderr
+
+
+def test_the_scripts_run_as_advised(own_server: EmbeddedServer, databases: list[str]) -> None:
+    parts = conninfo_to_dict(databases[0])
+    names = {"host": "PGHOST", "port": "PGPORT", "user": "PGUSER", "dbname": "PGDATABASE"}
+    environment = os.environ | {names[part]: str(value) for part, value in parts.items() if part in names}
+    path = [own_server.bin("psql").parent, Path(sys.executable).parent, os.environ["PATH"]]
+    environment |= {"PATH": os.pathsep.join(map(str, path))}
+    for name in ("roles.sql", "roles.sql", "drop_roles.sql"):
+        done = subprocess.run(
+            run_command(name), shell=True, env=environment, capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, ""), done
+        assert ("goqueue_owner" in str(roles_of(databases[0]))) is (name == "roles.sql")
 
 
 def test_the_undo_of_the_column_waits_for_the_roles_to_go(databases: list[str]) -> None:

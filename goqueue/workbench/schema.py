@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from psycopg import Connection
 
-from goqueue.files import read_shipped, shipped_folder
+from goqueue.files import read_shipped, run_command, shipped_folder
 from goqueue.migrate import migration_files
 from goqueue.postgres.admin_queries import admin_queries
 from goqueue.workbench.findings import Check, Finding, Level, ended
@@ -263,12 +263,13 @@ def _repair(expected: SchemaObject, found: SchemaObject | None, things: list[Sch
             return f"ALTER TABLE goqueue.{name} SET LOGGED;"
         case "table" if definition == "view":
             return (
-                f"{_from_migration('VIEW', name)}   (then its grants: migrations/roles/roles.sql, where that was run)"
+                f"{_from_migration('VIEW', name)}   (then its grants, where roles.sql was run: "
+                f"{run_command('roles.sql')})"
             )
         case "table":
             return (
                 f"restore it from a backup; without its rows: {_from_migration('TABLE', name)}   (then the rest of it, "
-                "which this check will name, and its grants: migrations/roles/roles.sql, where that was run)"
+                f"which this check will name, and its grants, where roles.sql was run: {run_command('roles.sql')})"
             )
         case "column" if SchemaObject("table", table, "view") in things:
             return f"DROP VIEW goqueue.{table}; {_from_migration('VIEW', table)}"
@@ -277,11 +278,15 @@ def _repair(expected: SchemaObject, found: SchemaObject | None, things: list[Sch
                 f" DEFAULT {one.definition}" for one in expected_schema() if one[:2] == ("default", expected.name)
             ]
             return (
-                f"compare it with its definition in migrations/ (search for {name}); without its values: "
+                f"compare it with its definition in {_migrations()} (search for {name}); without its values: "
                 f"ALTER TABLE goqueue.{table} ADD COLUMN {name} {definition}{''.join(default)};"
             )
         case _:
-            return f"compare it with its definition in migrations/ (search for {name})"
+            return f"compare it with its definition in {_migrations()} (search for {name})"
+
+
+def _migrations() -> str:
+    return shlex.quote(str(shipped_folder("migrations")))
 
 
 def _repair_index(expected: SchemaObject, found: SchemaObject | None, things: list[SchemaObject]) -> str:

@@ -1,7 +1,7 @@
 -- Undoes roles.sql in this database: the role that runs this then owns everything, and every role with its own grants
 -- sees all jobs. The roles are dropped if no other database of the server uses them; logins that were members remain.
 --
---     psql -v ON_ERROR_STOP=1 -f migrations/roles/drop_roles.sql
+--     goqueue sql print drop_roles.sql | psql -v ON_ERROR_STOP=1
 --
 -- Needs the rights that roles.sql needs. Programs with rights from these roles lose them.
 --

@@ -1,6 +1,6 @@
 -- The roles of goqueue, their rights, and the jobs that they see. ../README.md has the table of queries and roles.
 --
---     psql -v ON_ERROR_STOP=1 -f migrations/roles/roles.sql
+--     goqueue sql print roles.sql | psql -v ON_ERROR_STOP=1
 --
 -- Needs a superuser, or a role with CREATEROLE that owns the schema goqueue (or is a member of its owner) and has
 -- CREATE on the database. Such a role becomes a member of goqueue_owner, so that it can transfer the schema and run
