@@ -23,7 +23,7 @@ from psycopg.conninfo import make_conninfo
 
 from goqueue import NewJob, PostgresStorage, cli
 from goqueue.config import DatabaseConfig
-from goqueue.files import shipped_folder
+from goqueue.files import run_command, shipped_folder
 from goqueue.migrate import migrate
 from goqueue.postgres.admin_queries import admin_queries
 from goqueue.postgres.pool import connect
@@ -210,7 +210,7 @@ def test_drift_that_takes_a_human_is_told(goqueue_connection: Connection, statem
     goqueue_connection.execute(statement.encode())
     said = finding(goqueue_connection, "schema")
     assert (said.level, said.found[: len(found)]) == (Level.FAILED, found)
-    assert said.do.startswith("compare it with its definition in migrations/")
+    assert said.do.startswith(f"compare it with its definition in {shipped_folder('migrations')} (search for ")
 
 
 def follow(connection: Connection, advice: str) -> None:
@@ -252,7 +252,7 @@ def test_what_is_missing_is_told_once_without_what_went_with_it(
     assert found == [f"the {name} is missing" for name in missing]
     for one in done.findings:
         if one.found.startswith(("the table ", "the view ")):
-            assert one.level == Level.NOTE or "migrations/roles/roles.sql" in one.do
+            assert one.level == Level.NOTE or run_command("roles.sql") in one.do
         # A view has no rows to restore from a backup.
         assert ("from a backup" in one.do) == one.found.startswith("the table ") or one.level == Level.NOTE
 
@@ -588,7 +588,7 @@ def test_a_worker_may_run_everything_with_the_rights_that_are_advised(role: Call
     do = finding(connection, "grants").do
     connection.execute("RESET ROLE")
     statement, _, remark = do.partition(";")
-    assert "psql -f migrations/roles/roles.sql" in remark
+    assert run_command("roles.sql") in remark
     connection.execute(statement.encode())
     assert check(role(), "grants").level == Level.OK
 
@@ -1061,6 +1061,26 @@ def test_programs_get_json(run: Run, goqueue_connection: Connection) -> None:
     assert found.keys() == {"level", "found", "why", "do"}
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"password": "hunter2", "user": "nobody_of_this_name"}, {"dbname": "no_such_database"}]
+)
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_rejected_connection_has_the_status_of_every_command(
+    run: Run, goqueue_database: str, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, str], options: list[str]
+) -> None:
+    monkeypatch.setenv("GOQUEUE_DATABASE_URL", make_conninfo(goqueue_database, **wrong))
+    result = run("check", *options)
+    assert result.code == run("stats").code == 2
+    assert result.err.startswith("goqueue: the connection was rejected: ")
+    assert "hunter2" not in result.out + result.err
+    if options:
+        [server] = json.loads(result.out)["checks"]
+        assert (server["name"], server["level"]) == ("server", "failed")
+    else:
+        assert result.out.startswith("failed  server")
+        assert result.out.endswith("1 failed\n")
+
+
 def test_a_server_out_of_reach_is_a_failed_check(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GOQUEUE_DATABASE_URL", "postgresql://u:hunter2@localhost:1/db")
     result = run("check")
@@ -1097,6 +1117,36 @@ def test_a_folder_can_be_exported_tuned_and_checked(run: Run, monkeypatch: pytes
     assert [one.name for one in Path("mine").iterdir()] == ["jobs.sql"]
     assert run("sql", "export", "mine", "--force").code == 0
     assert run("sql", "diff").out == ""
+
+
+def test_a_shipped_file_is_printed_by_its_name(run: Run) -> None:
+    folder = shipped_folder("migrations")
+    for name, file in (
+        ("roles.sql", folder / "roles" / "roles.sql"),
+        ("migrations/roles/drop_roles.sql", folder / "roles" / "drop_roles.sql"),
+        ("V0001__create_jobs.sql", folder / "V0001__create_jobs.sql"),
+        ("U0019__notify_at_lower_cost.sql", folder / "undo" / "U0019__notify_at_lower_cost.sql"),
+        ("jobs.sql", shipped_folder("sql") / "jobs.sql"),
+    ):
+        assert run("sql", "print", name) == (0, file.read_text("utf-8"), "")
+        printed = json.loads(run("sql", "print", name, "--json").out)
+        assert printed == {"file": str(file), "sql": file.read_text("utf-8")}
+    files = [file.name for where in ("sql", "migrations") for file in shipped_folder(where).rglob("*.sql")]
+    assert len(files) == len(set(files))
+
+
+def test_every_shipped_file_that_is_advised_is_one_that_can_be_printed(run: Run) -> None:
+    root = shipped_folder("migrations").parent
+    texts = [
+        file.read_text("utf-8")
+        for file in (*root.glob("goqueue/**/*.py"), *root.glob("**/*.md"), *root.glob("migrations/**/*.sql"))
+    ]
+    named = {name for text in texts for name in re.findall(r"(?:sql print |run_command\(\")([\w.]+\.sql)", text)}
+    assert {"roles.sql", "drop_roles.sql", "record_checksums.sql"} <= named
+    for name in named:
+        assert run("sql", "print", name).code == 0, name
+    # A path of a checkout is not there after an installation.
+    assert [found for text in texts for found in re.findall(r"psql [^\n|]*-f migrations/\S+", text)] == []
 
 
 def test_programs_get_json_of_an_export_and_of_what_was_changed(run: Run) -> None:
@@ -1145,9 +1195,11 @@ def test_after_an_upgrade_the_diff_tells_who_has_changed_what(run: Run) -> None:
         (("sql", "diff"), "no folder of SQL files is configured"),
         (("sql", "diff", "nowhere"), "the folder of SQL files nowhere does not exist"),
         (("sql", "export", "/dev/null/x"), "can't be written"),
+        (("sql", "print", "role.sql"), "did you mean roles.sql"),
+        (("sql", "print", "zzz"), "expected one of C0015__rebuild_list_indexes.sql, "),
     ],
 )
 def test_a_call_that_makes_no_sense_has_status_2(run: Run, arguments: tuple[str, ...], said: str) -> None:
     result = run(*arguments)
     assert result.code == 2
-    assert said in result.err
+    assert said in re.sub(r"[\s│]+", " ", result.err)

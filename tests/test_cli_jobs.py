@@ -154,9 +154,42 @@ def test_on_a_terminal_a_job_is_one_line_of_80_columns(goqueue: Commands, goqueu
         code, seen = terminal.end()
     lines = seen.splitlines()
     assert (code, len(lines)) == (0, 2)
-    assert lines[0].split() == ["ID", "Status", "Queue", "Type", "Age"]
+    assert lines[0].split() == ["ID", "Status", "Queue", "Type", "Age", "Tries"]
     assert lines[1].startswith(f"{job_id}  pending  qqq")
     assert len(lines[1].rstrip()) <= 80
+
+
+@pytest.mark.parametrize("columns", [120, 80, 50, 30])
+def test_the_attempts_the_due_time_and_the_error_are_shown_at_any_width(
+    goqueue: Commands, goqueue_store: PostgresStorage, columns: int
+) -> None:
+    goqueue_store.create_job(NewJob(job_type="send_email", queue="mail", max_attempts=3))
+    [job] = goqueue_store.claim_jobs("mail", "w")
+    goqueue_store.fail_job(job, f"TimeoutError: no answer {'x' * 200}\nTraceback", retry_in=timedelta(hours=5))
+    due = goqueue_store.create_job(NewJob(job_type="send_email", queue="mail"))
+    with goqueue.terminal("jobs", "list", columns=columns) as terminal:
+        code, seen = terminal.end()
+    lines = [line.rstrip() for line in seen.splitlines()]
+    assert code == 0
+    assert max(map(len, lines)) <= columns
+    text = " ".join(seen.split())
+    for part in ("1/3", "0/25", "in 4h", "TimeoutError: no answer xx", "mail", "send_email"):
+        assert part in text or columns == 30, seen
+    assert seen.count("Timeout") == 1  # its first line, cut at the end of the line
+    assert "Traceback" not in seen
+    if columns == 120:
+        assert len(lines) == 3
+    if columns == 80:
+        [_, ready, failed, below] = lines
+        assert ready.split()[0] == str(due.id)
+        assert (failed.split()[0], failed.split()[-1]) == (str(job.id), "1/3")
+        assert re.fullmatch(r"  due in 4h  error TimeoutError: no answer x+…", below)
+
+
+def test_piped_the_first_line_of_the_error_is_the_last_field(goqueue: Commands, goqueue_store: PostgresStorage) -> None:
+    [job_id] = add(goqueue_store, 1)
+    goqueue_store.update_job(job_id, JobUpdate(last_error="ValueError: a\tb\nTraceback"))
+    assert goqueue("jobs", "list").out.endswith("  default  x  ValueError: a\\tb\n")
 
 
 def test_a_reader_that_goes_away_is_no_error(goqueue: Commands, goqueue_store: PostgresStorage) -> None:
@@ -348,6 +381,39 @@ def test_ids_are_changed_and_those_that_could_not_be_are_named(
     result = goqueue("jobs", "delete", one, two, two, missing, "--yes", "--json")
     assert (result.code, result.json) == (1, {"deleted": 2, "unchanged": {str(missing): "not there"}})
     assert goqueue_store.get_jobs([one, two]) == []
+
+
+def test_a_change_of_nothing_says_why(goqueue: Commands, goqueue_store: PostgresStorage) -> None:
+    one, two, done = add(goqueue_store, 3)
+    finish(goqueue_store, [done], JobStatus.COMPLETED)
+    missing = uuid4()
+    for arguments, code, out, why in [
+        (["retry", one], 0, "0 jobs retried\n", "1 job was pending already\n"),
+        (["retry", one, two], 0, "0 jobs retried\n", "2 jobs were pending already\n"),
+        (["retry", done], 1, "0 jobs retried\n", f"{done} is completed\n"),
+        (["retry", missing], 1, "0 jobs retried\n", f"{missing} is not there\n"),
+        (["retry", one, done], 1, "0 jobs retried\n", f"{done} is completed\n1 job was pending already\n"),
+        (["reschedule", done, "--delay", "1h"], 1, "0 jobs rescheduled\n", f"{done} is completed\n"),
+        (["cancel", one], 0, "1 job cancelled\n", ""),
+        (["cancel", one, two], 0, "1 job cancelled\n", "1 job was cancelled already\n"),
+        (["cancel", one, one], 0, "0 jobs cancelled\n", "1 job was cancelled already\n"),
+        (["cancel", "--queue", "none", "--yes"], 0, "0 jobs cancelled\n", "no pending or running job matches\n"),
+        (["retry", "--status", "dead", "-y"], 0, "0 jobs retried\n", "no dead job matches\n"),
+        (["retry", "--queue", "none", "-y"], 0, "0 jobs retried\n", "no dead or cancelled job matches\n"),
+        (
+            ["reschedule", "--queue", "none", "--delay", "1h", "-y"],
+            0,
+            "0 jobs rescheduled\n",
+            "no pending job matches\n",
+        ),
+    ]:
+        assert goqueue("jobs", *arguments) == (code, out, why), arguments
+    result = goqueue("jobs", "cancel", one, "--json")
+    assert (result.code, result.json, result.err) == (
+        0,
+        {"cancelled": 0, "unchanged": {}},
+        "1 job was cancelled already\n",
+    )
 
 
 def test_a_filter_changes_the_jobs_it_matches_and_no_others(goqueue: Commands, goqueue_store: PostgresStorage) -> None:

@@ -100,6 +100,9 @@ def test_a_migration_that_can_t_be_meant_ends_with_2(goqueue: Commands, argument
     assert message in re.sub(r"[\s│]+", " ", result.err)
 
 
+HINT = "`goqueue config` shows the server's address; `goqueue db start` starts a development server\n"
+
+
 def test_what_the_server_says_is_the_error_without_traceback_or_password(
     commands: Commands, empty: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,12 +110,24 @@ def test_what_the_server_says_is_the_error_without_traceback_or_password(
     result = commands("migrate")
     assert (result.code, result.out) == (1, "")
     assert 'V0001__create_jobs.sql failed and was rolled back: relation "jobs" already exists' in result.err
+    assert "goqueue config" not in result.err
     assert versions(empty) == []
     monkeypatch.setenv("GOQUEUE_DATABASE_URL", "postgresql://ann:hunter2@127.0.0.1:1/x")
     result = commands("migrate", "--json")
     assert (result.code, result.out) == (1, "")
     assert "Connection refused" in result.err
+    assert result.err.endswith(HINT)
     assert "hunter2" not in result.err
+    for words in (
+        ["migrate", "--list"],
+        ["queries", "--times"],
+        ["explain", "get_job"],
+        ["stats"],
+        ["queues", "resume", "x"],
+    ):
+        result = commands(*words)
+        assert (result.code, result.out) == (1, ""), words
+        assert result.err.endswith(HINT), words
 
 
 # --- db ---------------------------------------------------------------------------------------------------------------

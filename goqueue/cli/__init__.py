@@ -8,7 +8,16 @@ from typing import Annotated
 import typer
 
 from goqueue.cli.check import check
-from goqueue.cli.common import EXIT_CODES, CheckFailedError, OutputError, drop_output, note, open_streams, print_line
+from goqueue.cli.common import (
+    EXIT_CODES,
+    CheckFailedError,
+    OutputError,
+    drop_output,
+    hint_of,
+    note,
+    open_streams,
+    print_line,
+)
 from goqueue.cli.config import show_config
 from goqueue.cli.jobs import jobs
 from goqueue.cli.queries import show_plans, show_queries
@@ -84,6 +93,6 @@ def main() -> None:
         sys.exit(130)
 
 
-def _end(error: Exception, status: int) -> None:
-    note(f"goqueue: {error}", style="red")
+def _end(error: GoQueueError, status: int) -> None:
+    note(f"goqueue: {error}{hint_of(error)}", style="red")
     sys.exit(status)

@@ -72,16 +72,21 @@ def check(
     sessions that lock or change the same jobs.
 
     ok: no problem. note: for information. skipped: could not be checked.
-    warning: a future problem. failed: broken now (exit status 3).
+    warning: a future problem. failed: broken now (exit status 3, but 2 if the
+    server rejects the connection).
     """
     config = read_config(file).database
     folder = config.sql_dir if sql_dir is None else sql_dir
     checks = []
     out = console()
-    for done in _checks(config, folder, scratch):
-        checks.append(done)
-        if not as_json:
-            _show(out, done)
+    rejected: ConnectionRejectedError | None = None
+    try:
+        for done in _checks(config, folder, scratch):
+            checks.append(done)
+            if not as_json:
+                _show(out, done)
+    except ConnectionRejectedError as error:
+        rejected = error
     bad = {Level.FAILED, Level.WARNING} if strict else {Level.FAILED}
     failed = [done.name for done in checks if done.level in bad]
     if as_json:
@@ -89,6 +94,8 @@ def check(
     else:
         counts = Counter(done.level for done in checks)
         out.print(", ".join(f"{counts[level]} {level}" for level in Level if counts[level]))
+    if rejected:
+        raise rejected
     if failed:
         raise CheckFailedError(f"failed: {', '.join(failed)}")
 
@@ -107,6 +114,8 @@ def _checks(config: DatabaseConfig, folder: str, scratch: Scratch) -> Iterator[C
             lost, (ConnectionRejectedError, StorageUnavailableError)
         )
         yield Check("server", Level.FAILED, "", (Finding(Level.FAILED, str(lost), "nothing more can be checked", do),))
+        if isinstance(lost, ConnectionRejectedError):
+            raise lost from error
 
 
 def _behaviour(config: DatabaseConfig, folder: str, where: Scratch, names: list[str]) -> Check:
@@ -151,8 +160,8 @@ def _behaviour(config: DatabaseConfig, folder: str, where: Scratch, names: list[
 
 def _not_compared(names: list[str], why: str, do: str) -> Check:
     found = f"not compared with the shipped queries: {', '.join(names)}, because {why}"
-    told = "a query that loses jobs, or assigns one to two workers, can pass the other checks"
-    return Check("behaviour", Level.WARNING, "not compared", (Finding(Level.WARNING, found, told, do),))
+    risk = "a query that loses jobs, or assigns one to two workers, can pass the other checks"
+    return Check("behaviour", Level.WARNING, "not compared", (Finding(Level.WARNING, found, risk, do),))
 
 
 def _show(out: Console, done: Check) -> None:

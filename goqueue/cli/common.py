@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
+import psycopg
 import typer
 from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
@@ -23,15 +24,15 @@ from rich.table import Table
 from rich.text import Text
 
 from goqueue.config import Config, format_duration, load_config, parse_duration
-from goqueue.errors import ConnectionRejectedError, GoQueueError, StorageUnavailableError
+from goqueue.errors import ConnectionRejectedError, GoQueueError, OutcomeUnknownError
 from goqueue.postgres.store import PostgresStorage
 from goqueue.postgres.translate import is_nobody_here
 
 EXIT_CODES = (
     "Exit status: 0 on success; 1 after an error, if a confirmation was declined, if some of the given ids "
-    "were unchanged, or if standard output could not be written (standard error then has the result); "
-    "2 if the configuration or the command line is invalid, or the server rejects the connection; 3 if a check "
-    "found a problem; 130 after Ctrl-C."
+    "could not be changed, or if standard output could not be written (standard error then has the result); "
+    "2 if the configuration or the command line is invalid, or the server rejects the connection (a wrong password, "
+    "no such database); 3 if a check found a problem; 130 after Ctrl-C."
 )
 
 #: Options that are the same for every command.
@@ -188,11 +189,13 @@ def error_console() -> Console:
 
 
 class Column(NamedTuple):
-    """A column of `table`. ``least``: the cells that it keeps if space is short; None for all."""
+    """A column of `table`. ``least``: the cells that it keeps if space is short; None for all. ``below``: if not even
+    these fit, it moves to a line below each row, and is cut at the end of that line."""
 
     title: str
     justify: Literal["left", "right"] = "right"
     least: int | None = None
+    below: bool = False
 
 
 def table(
@@ -200,44 +203,71 @@ def table(
 ) -> RenderableType:
     """Lay rows out in the given number of cells. The first column identifies the row and is never cut.
 
-    If space is short, the others are cut first, then the first is folded. If that is not enough, each row becomes a
-    paragraph.
+    If space is short, columns at the end can move below the row. The others are cut, then the first is folded. If that
+    is not enough, each row becomes a paragraph.
     """
     cells = [[cell if isinstance(cell, Text) else Text(printable(cell)) for cell in row] for row in rows]
     titles = [cell_len(column.title) * heading for column in columns]
     widths = [max([title, *(row[place].cell_len for row in cells)]) for place, title in enumerate(titles)]
-    missing = sum(widths) + 2 * (len(columns) - 1) - width
-    for place in (*reversed(range(1, len(columns))), 0):
-        if (least := columns[place].least) is not None and missing > 0:
-            cut = min(missing, max(0, widths[place] - max(least, titles[place])))
-            widths[place] -= cut
-            missing -= cut
+    leasts = [
+        full if column.least is None else min(full, max(column.least, title))
+        for column, title, full in zip(columns, titles, widths, strict=True)
+    ]
+    kept = len(columns)
+    while columns[kept - 1].below and sum(leasts[:kept]) + 2 * (kept - 1) > width:
+        kept -= 1
+    missing = sum(widths[:kept]) + 2 * (kept - 1) - width
+    for place in (*reversed(range(1, kept)), 0):
+        cut = min(max(0, missing), widths[place] - leasts[place])
+        widths[place] -= cut
+        missing -= cut
     if missing > 0:
         return Group(*(_paragraph(columns, row, width) for row in cells))
-    laid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_header=heading)
-    for place, column in enumerate(columns):
-        laid.add_column(
-            Text(column.title), justify=column.justify, width=widths[place], no_wrap=place > 0,
-            overflow="ellipsis" if place else "fold",
-        )  # fmt: skip
+
+    def laid(part: Sequence[Sequence[Text]], *, heading: bool) -> Table:
+        made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_header=heading)
+        for place, column in enumerate(columns[:kept]):
+            made.add_column(
+                Text(column.title), justify=column.justify, width=widths[place], no_wrap=place > 0,
+                overflow="ellipsis" if place else "fold",
+            )  # fmt: skip
+        for row in part:
+            made.add_row(*row[:kept])
+        return made
+
+    if kept == len(columns):
+        return laid(cells, heading=heading)
+    parts: list[RenderableType] = []
     for row in cells:
-        laid.add_row(*row)
-    return laid
+        parts.append(laid([row], heading=heading and not parts))
+        if any(cell.plain.strip() for cell in row[kept:]):
+            parts.append(_below(columns[kept:], row[kept:], width))
+    return Group(*parts)
 
 
 def _paragraph(columns: Sequence[Column], row: Sequence[Text], width: int) -> Text:
-    """Lay out a row as its first cell, with `title value` below it for each of the others."""
+    """Lay out a row as its first cell, with the others below it."""
+    first = row[0].copy()
+    first.stylize("bold")
+    text = Text("\n").join([first, _below(columns[1:], row[1:], width)])
+    text.overflow = "fold"
+    return text
+
+
+def _below(columns: Sequence[Column], row: Sequence[Text], width: int) -> Text:
+    """Lay out cells as `title value`, in as many lines as they need."""
     lines = [Text("  ")]
-    for column, cell in zip(columns[1:], row[1:], strict=True):
+    for column, cell in zip(columns, row, strict=True):
         if not cell.plain.strip():
             continue
         pair = Text.assemble((f"{column.title.strip().lower()} ", "dim"), cell)
+        if column.below:
+            room = width - lines[-1].cell_len - 2 * (len(lines[-1]) > 2)
+            pair.truncate(room if room >= (column.least or 0) else width - 2, overflow="ellipsis")
         if len(lines[-1]) > 2 and lines[-1].cell_len + pair.cell_len + 2 > width:
             lines.append(Text("  "))
         lines[-1].append("  " if len(lines[-1]) > 2 else "").append_text(pair)
-    first = row[0].copy()
-    first.stylize("bold")
-    text = Text("\n").join([first, *lines])
+    text = Text("\n").join(lines)
     text.overflow = "fold"
     return text
 
@@ -250,23 +280,21 @@ def read_config(file: Path | None = None) -> Config:
 @contextmanager
 def open_store(file: Path | None = None) -> Iterator[PostgresStorage]:
     """Open the configured store, and close it at the end."""
-    config = load_config(file)
-    with hinting():
-        store = PostgresStorage.open(config)
-    with store:
+    with PostgresStorage.open(load_config(file)) as store:
         yield store
 
 
-@contextmanager
-def hinting() -> Iterator[None]:
-    """Add advice to the connection errors of a store that is opened inside."""
-    try:
-        yield
-    except (ConnectionRejectedError, StorageUnavailableError) as error:
-        hint = "`goqueue config` shows the server's address"
-        if is_nobody_here(error):
-            hint += "; `goqueue db start` starts a development server"
-        raise type(error)(f"{error}\n{hint}") from error
+def hint_of(error: GoQueueError) -> str:
+    """Return the line that follows an error of the connection; empty for another error."""
+    cause = error.__cause__
+    # The server's own errors have an SQLSTATE.
+    is_unreachable = isinstance(cause, psycopg.OperationalError) and cause.sqlstate is None
+    if not isinstance(error, ConnectionRejectedError) and (
+        isinstance(error, OutcomeUnknownError) or not is_unreachable
+    ):
+        return ""
+    server = "; `goqueue db start` starts a development server" * is_nobody_here(error)
+    return f"\n`goqueue config` shows the server's address{server}"
 
 
 def note(message: str, style: str | None = None) -> None:

@@ -108,8 +108,9 @@ def list_jobs(
 ) -> None:
     """List jobs, newest first, one per line.
 
+    On a narrow terminal, a future due time and the error are on a second line.
     In a pipe there is no heading. The columns are id, status, attempts, creation
-    time, due time, queue and type.
+    time, due time, queue, type and error.
     """
     with open_store(file) as store:
         pages = _pages(store, job_filter, limit or (MAX_PAGE if every else 50), cursor, every=every)
@@ -159,28 +160,35 @@ def _write_lines(listed: list[Job], *, heading: bool) -> None:
         for job in listed:
             tries = f"{job.attempts}/{job.max_attempts}"
             times = f"{_iso(job.created_at)}  {_iso(job.scheduled_at)}"
-            names = f"{printable(job.queue)}  {printable(job.job_type)}"
-            print_line(f"{job.id}  {job.status:<9}  {tries:<5}  {times}  {names}")
+            texts = f"{printable(job.queue)}  {printable(job.job_type)}  {printable(_error(job))}"
+            print_line(f"{job.id}  {job.status:<9}  {tries:<5}  {times}  {texts}".rstrip())
         return
     screen, now = console(), datetime.now(UTC)
-    wide = screen.width >= 110
     columns = [Column("ID", "left"), Column("Status", "left"), Column("Queue", "left", 8), Column("Type", "left", 8)]
-    columns += [Column("Age", "left"), *([Column("Tries"), Column("Due"), Column("Error", "left", 8)] if wide else [])]
+    columns += [
+        Column("Age", "left"),
+        Column("Tries"),
+        Column("Due", below=True),
+        Column("Error", "left", 24, below=True),
+    ]
     rows: list[list[str | Text]] = []
     for job in listed:
         status = Text(printable(job.status), style=_COLOURS.get(job.status, ""))
-        row: list[str | Text] = [str(job.id), status, job.queue, job.job_type, in_words(now - job.created_at, 1)]
-        if wide:
-            row += [f"{job.attempts}/{job.max_attempts}", _due(job, now), job.last_error or ""]
-        rows.append(row)
+        age, tries = in_words(now - job.created_at, 1), f"{job.attempts}/{job.max_attempts}"
+        rows.append([str(job.id), status, job.queue, job.job_type, age, tries, _due(job, now), _error(job)])
     if listed:
         screen.print(table(columns, rows, screen.width, heading=heading))
 
 
 def _due(job: Job, now: datetime) -> str:
-    if job.status != JobStatus.PENDING:
-        return ""
-    return f"in {in_words(job.scheduled_at - now, 1)}" if job.scheduled_at > now else "now"
+    """Return the time until a pending job is due; empty if it is."""
+    is_later = job.status == JobStatus.PENDING and job.scheduled_at > now
+    return f"in {in_words(job.scheduled_at - now, 1)}" if is_later else ""
+
+
+def _error(job: Job) -> str:
+    """Return the first line of the last error, which has the exception's message."""
+    return (job.last_error or "").partition("\n")[0]
 
 
 def _iso(time: datetime) -> str:
@@ -431,6 +439,7 @@ def _change(
     if not wanted:
         raise typer.BadParameter(f"only {' and '.join(verb.begins)} jobs can be {verb.done}", param_hint="--status")
     unchanged: dict[str, str] = {}
+    why = ""
     with open_store(file) as store:
         if ids:
             count = run(store, ids)
@@ -438,11 +447,15 @@ def _change(
                 found = {job.id: job.status for job in store.get_jobs(ids)}
                 statuses = {str(each): str(found.get(each, "not there")) for each in ids}
                 unchanged = {each: status for each, status in statuses.items() if status != verb.ends}
+                if before := len(statuses) - len(unchanged) - count:
+                    why = f"{counted(before)} {'was' if before == 1 else 'were'} {verb.ends} already"
         else:
             job_filter = msgspec.structs.replace(job_filter, status=tuple(wanted))
             confirm(lambda: f"{verb.name.capitalize()} {counted(store.count_jobs(job_filter))}?", yes=yes)
             with working(f"{verb.name}: a thousand jobs at a time ..."):
                 count = run(store, job_filter)
+            if not count:
+                why = f"no {' or '.join(status for status in verb.begins if status in wanted)} job matches"
     done = f"{counted(count)} {verb.done}"
     with saying(done):
         if as_json:
@@ -451,6 +464,8 @@ def _change(
             print_line(done)
             for each, status in unchanged.items():
                 note(f"{each} is {status}")
+    if why:
+        note(why)
     raise typer.Exit(1 if unchanged else 0)
 
 

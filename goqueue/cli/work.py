@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from msgspec.structs import replace
 
-from goqueue.cli.common import AsJson, ConfigFile, hinting, print_json, print_line, saying
+from goqueue.cli.common import AsJson, ConfigFile, print_json, print_line, saying
 from goqueue.config import Config, load_config
 from goqueue.counts import counted
 from goqueue.logs import configure_logging
@@ -53,9 +53,7 @@ def work(
     configure_logging(config.logging)
     worker = _find(target)
     if isinstance(worker, Worker):
-        with hinting():
-            store = PostgresStorage.open(config)
-        with store:
+        with PostgresStorage.open(config) as store:
             count = worker.run(store, config, worker_id=worker_id, until_empty=until_empty)
     else:
         count = asyncio.run(_work(worker, config, worker_id, until_empty=until_empty))
@@ -68,9 +66,7 @@ def work(
 
 
 async def _work(worker: AsyncWorker, config: Config, worker_id: str | None, *, until_empty: bool) -> int:
-    with hinting():
-        store = await AsyncPostgresStorage.open(config)
-    async with store:
+    async with await AsyncPostgresStorage.open(config) as store:
         return await worker.run(store, config, worker_id=worker_id, until_empty=until_empty)
 
 
