@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from itertools import dropwhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,7 +67,9 @@ def psql(url: str, text: str) -> str:
         [EmbeddedServer().bin("psql"), "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-d", url],
         input=text, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, (
+        f"psql rejects a printed query, or an example value (_EXAMPLES in goqueue/workbench/notes.py): {done.stderr}"
+    )
     return done.stdout
 
 
@@ -150,6 +153,37 @@ class TestForPsql:
             script += head + "\n".join(line.removeprefix("-- ") for line in explain) + "\n"
         assert psql(goqueue_database, script).count("Execution Time") == len(names)
 
+    def test_the_comments_inside_a_statement_are_printed_in_their_places(self) -> None:
+        def followed(lines: list[str]) -> list[tuple[str, str]]:
+            """Return each comment line and the next line of code."""
+            code = ["" if line.startswith("--") else re.sub(r"(?<!:):[a-z]\w*|\$\d+", "?", line) for line in lines]
+            return [
+                (line, next(filter(None, code[number:]))) for number, line in enumerate(lines) if line.startswith("--")
+            ]
+
+        found = 0
+        for file in shipped_folder("sql").glob("*.sql"):
+            for query in file.read_text("utf-8").split("-- name: ")[1:]:
+                note = NOTES[re.split(r"\W", query, maxsplit=1)[0]]
+                lines = [line.strip() for line in query.partition(";\n")[0].splitlines()[1:]]
+                inner = list(dropwhile(lambda line: line.startswith("--"), lines))
+                printed = [line.strip() for line in psql_text(note, COLUMNS).splitlines()]
+                found += len(followed(inner))
+                assert [pair for pair in followed(inner) if pair not in followed([*printed, "x"])] == [], note.name
+                assert [line for line in note.commented.splitlines() if not line.strip().startswith("--")] == (
+                    note.statement.splitlines()
+                )
+        assert found > 10
+
+    def test_block_comments_of_a_folder_are_left_out(self, run: Callable[..., Result]) -> None:
+        text = (shipped_folder("sql") / "jobs.sql").read_text("utf-8")
+        Path("jobs.sql").write_text(
+            text.replace("WHERE j.id = :id::uuid;", "/* one\n*/ -- two\nWHERE j.id = :id::uuid;")
+        )
+        printed = run("get_job", "--sql-dir", ".").out
+        assert "one" not in printed.partition("PREPARE")[2]
+        assert "WHERE j.id = $1::uuid;" in printed
+
     def test_the_calls_run_too(self, goqueue_database: str, run: Callable[..., Result]) -> None:
         # Each separately, as when pasted.
         names = [name for name in NOTES if NOTES[name].can_be_prepared and name not in OF_EXTENSIONS]
@@ -175,7 +209,9 @@ class TestForPsql:
         for name, note in NOTES.items():
             if note.can_be_prepared:
                 needed = [parameter for parameter in note.parameters if not optional.match(parameter)]
-                assert call_of(name).count("NULL") == len(note.parameters) - len(needed), call_of(name)
+                assert call_of(name).count("NULL") == len(note.parameters) - len(needed), (
+                    f"goqueue/workbench/notes.py: add values to _EXAMPLES for the NULLs in {call_of(name)}"
+                )
         assert call_of("fail_jobs").endswith("'{timed out}', FALSE, NULL, '1 minute', 2, '1 hour', 0.1);")
 
     def test_it_is_the_text_that_the_program_sends(self, goqueue_connection: psycopg.Connection) -> None:

@@ -25,6 +25,10 @@ RESULTS = {
 }
 
 
+# The start of a query, as aiosql finds it.
+_NAME = re.compile(r"--\s*name\s*:\s*")
+
+
 class Statement(NamedTuple):
     """A query as aiosql loaded it."""
 
@@ -35,6 +39,8 @@ class Statement(NamedTuple):
     result: str = "SELECT"
     #: Its comment lines, without the dashes.
     comments: str = ""
+    #: Its part of the file; empty if block comments in the file hide where it begins.
+    source: str = ""
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -64,12 +70,17 @@ class Statement(NamedTuple):
 
 
 @cache
+def _text_of(file: Path) -> str:
+    """Return a file's text. Cached for the process: a file's check, its execution and its display use the same text."""
+    return file.read_text("utf-8-sig")
+
+
+@cache
 def _parsed(file: Path) -> list[QueryDatum]:
-    """Return what aiosql reads in a file. Cached for the process, for both adapters and all folders: a file's check and
-    its execution use the same text."""
+    """Return what aiosql reads in a file. Cached for the process, for both adapters and all folders."""
     loader = aiosql.query_loader.QueryLoader(Adapter(), None, attribute="__")  # type: ignore[arg-type]
     try:
-        loaded = loader.load_query_data_from_file(file, [], "utf-8-sig")
+        loaded = loader.load_query_data_from_sql(_text_of(file), [], file)
     except (aiosql.SQLLoadException, aiosql.SQLParseException) as exc:
         raise ValueError(str(exc)) from exc
     # Numbered as declared: $1 is the same parameter in the file, in the server's log and in every command.
@@ -78,9 +89,15 @@ def _parsed(file: Path) -> list[QueryDatum]:
 
 def read_statements(file: Path) -> list[Statement]:
     """Return the queries of a file, in order. Raises OSError or ValueError for a file that can't be read."""
+    queries = _parsed(file.absolute())
+    sources = _NAME.split(_text_of(file.absolute()))[1:]
+    if len(sources) != len(queries):
+        sources = [""] * len(queries)
     return [
-        Statement(query.query_name, file, cast("Rendered", query.sql), query.operation_type.name, query.doc_comments)
-        for query in _parsed(file.absolute())
+        Statement(
+            query.query_name, file, cast("Rendered", query.sql), query.operation_type.name, query.doc_comments, source
+        )
+        for query, source in zip(queries, sources, strict=True)
     ]
 
 

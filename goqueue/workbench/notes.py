@@ -76,6 +76,8 @@ class QueryNote(msgspec.Struct, frozen=True):
     locks: str
     #: The query as the server receives it: with its name in a comment, and parameters $1, $2 ... in order.
     statement: str
+    #: The same with the comment lines inside it, as in its file.
+    commented: str
     notes: str = ""
 
     @property
@@ -118,14 +120,41 @@ def _note(query: Statement) -> QueryNote:
         raise ValueError(
             f"{query.file.name}: {query.name} is more than one statement, expected one: remove what follows it"
         )
+    statement = query.text.rstrip("; \n")
     return QueryNote(
         name=query.name,
         file=query.file.name,
         parameters=query.parameters,
         result=RESULTS[query.result][0] if query.result in RESULTS else query.result.lower(),
-        statement=query.text.rstrip("; \n"),
+        statement=statement,
+        commented=_commented(statement, query.source),
         **parts,
     )
+
+
+def _commented(statement: str, source: str) -> str:
+    """Return the statement with the comment lines of its source, which aiosql removes."""
+    lines = source.splitlines()[1:]
+    while lines and (not lines[-1].strip("; ") or _is_comment(lines[-1])):  # these belong to the next query
+        lines.pop()
+    comments: dict[int, list[str]] = {}
+    count = 0
+    for line in lines:
+        if _is_comment(line):
+            comments.setdefault(count, []).append(line.rstrip())
+        elif count or line.strip():
+            count += 1
+    comments.pop(0, None)  # the description
+    sent = statement.splitlines()
+    # The comment with the name replaces a line break after the first word.
+    place = count - len(sent)
+    if place not in (0, 1):  # there are block comments, which aiosql removes too
+        return statement
+    return "\n".join(text for number, line in enumerate(sent, place) for text in (*comments.get(number, ()), line))
+
+
+def _is_comment(line: str) -> bool:
+    return line.lstrip().startswith("--")
 
 
 def psql_text(note: QueryNote, columns: Columns) -> str:
@@ -136,7 +165,7 @@ def psql_text(note: QueryNote, columns: Columns) -> str:
     about += [f"Index: {note.index}", f"Locks: {note.locks}", *([f"Notes: {note.notes}"] if note.notes else [])]
     head = [line for text in about for line in wrap(text, 117, initial_indent="-- ", subsequent_indent="--   ")]
     if not note.can_be_prepared:
-        return "\n".join([*head, f"{note.statement};", ""])
+        return "\n".join([*head, f"{note.commented};", ""])
     types = f" ({', '.join(note.types[name] for name in note.parameters)})" if note.parameters else ""
     keys = [(f"{note.name}.{name}", name, note.types[name]) for name in note.parameters]
     examples = [next((_EXAMPLES[key] for key in among if key in _EXAMPLES), "NULL") for among in keys]
@@ -146,7 +175,7 @@ def psql_text(note: QueryNote, columns: Columns) -> str:
             *head,
             *(f"--   ${number} {name} {note.types[name]}" for number, name in enumerate(note.parameters, 1)),
             f"PREPARE {note.name}{types} AS",
-            f"{note.statement};",
+            f"{note.commented};",
             "",
             "-- To run it, and to see its plan without changing anything (goqueue runs it with force_generic_plan):",
             f"-- {call}",
