@@ -107,7 +107,10 @@ def every_refusal() -> Iterator[Any]:
 
 def test_no_method_is_forgotten() -> None:
     methods = {name for name, _ in inspect.getmembers(PostgresStorage, inspect.isfunction) if not name.startswith("_")}
-    assert methods - {"bound_to", "close", "ping", "queue_stats"} == set(GOOD)
+    expected = methods - {"bound_to", "close", "ping", "queue_stats"}
+    assert expected == set(GOOD), (
+        f"tests/test_arguments.py: add valid arguments of {expected - set(GOOD)} to GOOD, remove {set(GOOD) - expected}"
+    )
 
 
 @pytest.mark.parametrize(("name", "arguments"), list(every_refusal()))

@@ -678,7 +678,9 @@ def test_no_method_is_without_a_test_of_its_static_types(kind: type) -> None:
     types = Path(__file__).with_name("static_types.py").read_text("utf-8")
     of_kind = types.split("async def asynchronous")["Async" in kind.__name__]
     for name in members(kind):
-        assert name.startswith("_") or f".{name}(" in of_kind, name
+        assert name.startswith("_") or f".{name}(" in of_kind, (
+            f"call {kind.__name__}.{name} in tests/static_types.py and assert the type of its result"
+        )
 
 
 def test_the_made_half_is_said_to_be_stale_when_its_source_has_changed(

@@ -19,7 +19,7 @@ from goqueue.postgres.queries import load_queries, load_statements
 from goqueue.postgres.store import PostgresStorage
 from goqueue.pytest_plugin import DatabaseServer
 from goqueue.workbench.behaviour import Proven, Shown, compare_behaviour
-from goqueue.workbench.cases import CASES, populate
+from goqueue.workbench.cases import CASES, Case, populate
 from tests.commands import Commands
 
 Connection = psycopg.Connection[Any]
@@ -72,6 +72,7 @@ BROKEN = [
     Broken("claim_jobs", NEXT_TOKEN, "j.lease_token + 1", "the highest token: it returns: "),
     Broken("claim_jobs", "statement_timestamp()", "now()", "in a transaction that began before the jobs were made"),
     Broken("claim_jobs", re.compile(r"AND j.scheduled_at <= statement_timestamp\(\)"), "", "one that is not due"),
+    Broken("get_job", "j.payload::text AS payload", "17 AS payload", "(it makes the caller fail: TypeError: "),
     Broken("complete_jobs", FENCE, "TRUE", "expected LeaseLostError(claimed twice)"),
     Broken("complete_jobs", IS_RUNNING, "TRUE", "while another session cancels the same jobs"),
     Broken("heartbeat_jobs", FENCE, "TRUE", "expected LeaseLostError(claimed twice)"),
@@ -236,7 +237,11 @@ def test_a_query_that_is_written_otherwise_and_does_the_same_is_fine(
 
 
 def test_every_query_that_can_be_changed_has_a_case() -> None:
-    assert {query for case in CASES for query in case.queries} == set(STORES) - WITHOUT_CASES.keys()
+    tested, expected = {query for case in CASES for query in case.queries}, set(STORES) - WITHOUT_CASES.keys()
+    assert tested == expected, (
+        f"goqueue/workbench/cases.py: add cases of {expected - tested}, remove {tested - expected} (or name the reason "
+        "in WITHOUT_CASES of tests/test_behaviour.py)"
+    )
 
 
 def test_a_simpler_claim_passes(compare: Callable[[Path, str], Proven], tmp_path: Path) -> None:
@@ -282,6 +287,21 @@ def test_a_database_with_jobs_is_left_alone(goqueue_connection: Connection, tmp_
     with pytest.raises(ValueError, match="expected an empty scratch database"):
         compare_behaviour(goqueue_connection, str(tmp_path), ["get_job"])
     assert goqueue_connection.execute("SELECT count(*) FROM goqueue.jobs").fetchone() == (1,)
+
+
+def test_a_crash_is_no_outcome_to_compare(
+    scratch_url: str, folder: Callable[[Broken], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*_: object) -> None:
+        raise TypeError("of goqueue itself")
+
+    given = folder(Broken("get_job", BY_ID, f"{BY_ID} AND TRUE", ""))
+    monkeypatch.setattr("goqueue.workbench.behaviour.CASES", [Case("a case", ("get_job",), crash)])
+    with (
+        psycopg.connect(scratch_url, autocommit=True) as connection,
+        pytest.raises(TypeError, match="of goqueue itself"),
+    ):
+        compare_behaviour(connection, str(given), ["get_job"])
 
 
 def test_what_the_scratch_server_does_not_know_is_not_compared(

@@ -429,7 +429,10 @@ def test_every_method_says_what_repeating_it_does(kind: type) -> None:
     assert {"retry_jobs", "complete_and_claim", "get_transaction_status"} <= methods
     for name in methods - {"close", "listen"}:
         doc = inspect.getdoc(getattr(kind, name)) or ""
-        assert re.search(r"^Repeating: \S.*\.\Z", doc, re.MULTILINE | re.DOTALL), name
+        assert re.search(r"^Repeating: \S.*\.\Z", doc, re.MULTILINE | re.DOTALL), (
+            f"{kind.__name__}.{name}: end its docstring with a paragraph `Repeating: ` "
+            f"(in {kind.__module__.removesuffix('_async').replace('.', '/')}_async.py, then make catalogue)"
+        )
 
 
 def test_which_statements_change_rows_is_known() -> None:

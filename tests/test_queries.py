@@ -74,7 +74,9 @@ def test_each_query_is_named_once() -> None:
 @pytest.mark.parametrize("name", STORES)
 def test_each_query_is_run_by_the_store(name: str) -> None:
     source = "".join(map(inspect.getsource, (PostgresStorage, Listener, pool)))
-    assert f"queries.{name}(" in source or f"self._queries.{name}" in source
+    assert f"queries.{name}(" in source or f"self._queries.{name}" in source, (
+        f"run {name} in a method of goqueue/postgres/store_async.py, then make catalogue"
+    )
     if not name.startswith(
         (
             "find_",
@@ -87,7 +89,9 @@ def test_each_query_is_run_by_the_store(name: str) -> None:
             "wake_",
         )
     ):
-        assert hasattr(PostgresStorage, name), "a method of the query's own name"
+        assert hasattr(PostgresStorage, name), (
+            f"add a method {name} to goqueue/postgres/store_async.py, then make catalogue"
+        )
 
 
 @pytest.mark.parametrize("name", sorted(NOTES.keys() - STORES.keys()))
@@ -108,7 +112,9 @@ def test_each_other_query_is_run_by_a_command(name: str) -> None:
         goqueue.cli.queries,
     )
     source = "".join(map(inspect.getsource, modules))
-    assert f"queries.{name}(" in source or f"admin_queries().{name}(" in source or f'"{name}"' in source
+    assert f"queries.{name}(" in source or f"admin_queries().{name}(" in source or f'"{name}"' in source, (
+        f"{NOTES[name].file}: nothing runs {name}; move it to a file of the store, or run it in goqueue/workbench"
+    )
 
 
 @pytest.mark.parametrize("name", NOTES)
@@ -258,12 +264,20 @@ def test_a_catalogue_needs_every_part_of_a_comment(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("queries", [cursor.Queries, cursor_async.AsyncQueries])
 def test_each_query_of_the_store_has_a_type(queries: type) -> None:
-    assert queries.__annotations__.keys() == STORES.keys()
+    assert queries.__annotations__.keys() == STORES.keys(), (
+        "in goqueue/postgres/cursor_async.py (AsyncQueries), add the type of "
+        f"{STORES.keys() - queries.__annotations__.keys()} and remove "
+        f"{queries.__annotations__.keys() - STORES.keys()}; then make catalogue"
+    )
 
 
 def test_each_other_query_has_a_type_for_each_of_its_columns() -> None:
     types = AdminQueries.__annotations__
-    assert types.keys() == NOTES.keys() - STORES.keys()
+    others = NOTES.keys() - STORES.keys()
+    assert types.keys() == others, (
+        "in goqueue/postgres/admin_queries.py, add the type of "
+        f"{others - types.keys()} and remove {types.keys() - others}"
+    )
     columns = json.loads((shipped_folder("sql") / "columns.json").read_text("utf-8"))
     for name, kind in types.items():
         _, result = get_args(kind)
@@ -308,7 +322,9 @@ def test_the_public_names_are_all_there() -> None:
 def test_public_methods_say_what_they_run() -> None:
     for name, method in inspect.getmembers(PostgresStorage, inspect.isfunction):
         if not name.startswith("_") and name != "close":
-            assert re.search(r"Quer(y|ies): ", inspect.getdoc(method) or ""), name
+            assert re.search(r"Quer(y|ies): ", inspect.getdoc(method) or ""), (
+                f"name its query in the docstring of {name} in goqueue/postgres/store_async.py: Query: {name}."
+            )
 
 
 def test_structs_are_frozen() -> None:

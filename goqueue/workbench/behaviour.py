@@ -15,11 +15,13 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 import msgspec
+import psycopg
 from psycopg import Connection
 from psycopg.conninfo import make_conninfo
 from psycopg.pq import TransactionStatus
 
 from goqueue.config import DatabaseConfig
+from goqueue.errors import GoQueueError
 from goqueue.models import Job, JobStatus
 from goqueue.postgres.admin_queries import admin_queries
 from goqueue.postgres.overrides import refusal
@@ -234,7 +236,7 @@ class _Theatre:
 
         try:
             return case(Stage(_Bound(actor, queries), self.jobs, run, self._populated))
-        except Exception as error:  # noqa: BLE001 - any error of the method is its outcome
+        except (GoQueueError, psycopg.Error) as error:  # the outcome of a method, or of a query alone
             return error
 
     def _ends_or_waits(self, running: "Future[Any]") -> bool:
@@ -424,14 +426,22 @@ def _runs(
             shown[case, way] = run(case, load_queries())
         return shown[case, way]
 
-    def compared(way: str, run: Callable[[Case, Any], _Observed]) -> tuple[str, Mapping[str, Any], Mapping[str, Any]]:
-        return way, of_shipped(way, run).aspects, run(case, mixed).aspects
+    def of_own(run: Callable[[Case, Any], _Observed]) -> _Observed:
+        try:
+            return run(case, mixed)
+        except (GoQueueError, psycopg.Error):
+            raise  # of the comparison itself
+        except Exception as error:  # noqa: BLE001 - its rows can make any code fail
+            return _Observed({"returns": f"(it makes the caller fail: {type(error).__name__}: {error})"})
 
-    shipped, own = of_shipped("", theatre.alone), theatre.alone(case, mixed)
+    def compared(way: str, run: Callable[[Case, Any], _Observed]) -> tuple[str, Mapping[str, Any], Mapping[str, Any]]:
+        return way, of_shipped(way, run).aspects, of_own(run).aspects
+
+    shipped, own = of_shipped("", theatre.alone), of_own(theatre.alone)
     expected, got = shipped.aspects, own.aspects
     if own.seconds > shipped.seconds + _SLOW_SECONDS:
         # Repeat, since the machine may be busy.
-        seconds = min(own.seconds, theatre.alone(case, mixed).seconds)
+        seconds = min(own.seconds, of_own(theatre.alone).seconds)
         if seconds > shipped.seconds + _SLOW_SECONDS:
             got = {**got, "takes": f"{seconds:.1f} s"}
             expected = {**expected, "takes": f"{shipped.seconds:.1f} s"}
