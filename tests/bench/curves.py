@@ -20,6 +20,8 @@ _PANELS = {
     "connections": ("Connections: jobs a second", False),
     "pruning": ("Two minutes with pruning: jobs a second", False),
 }
+# matplotlib repeats its colours after these.
+_COLOURS = 10
 
 
 def draw_curves(results: Path, picture: Path) -> bool:
@@ -38,8 +40,8 @@ def draw_curves(results: Path, picture: Path) -> bool:
         for place, (title, of_first, found) in enumerate(panels, 1):
             axes = figure.add_subplot((len(panels) + 1) // 2, 2, place)
             axes.set_title(title, fontsize=10, loc="left")
-            for line in found:
-                _curve(axes, line, of_first=of_first)
+            for number, line in enumerate(found):
+                _curve(axes, line, of_first=of_first, dashed=number >= _COLOURS)
             axes.set_ylim(bottom=0)
             axes.spines[["top", "right"]].set_visible(False)
             axes.grid(axis="y", color="#d1d9e0", linewidth=0.6)
@@ -49,11 +51,14 @@ def draw_curves(results: Path, picture: Path) -> bool:
     return True
 
 
-def _curve(axes: Any, line: dict[str, Any], *, of_first: bool) -> None:
+def _curve(axes: Any, line: dict[str, Any], *, of_first: bool, dashed: bool) -> None:
     values = list(line["curve"].values())
     if of_first:
         values = [value / values[0] for value in values]
-    axes.plot(list(line["curve"]), values, marker="o", markersize=3, linewidth=1.3, label=line["name"].split(",")[0])
+    axes.plot(
+        list(line["curve"]), values, "--" if dashed else "-", marker="o", markersize=3, linewidth=1.3,
+        label=line["name"].rsplit(", ", 1)[0],
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
