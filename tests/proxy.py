@@ -52,6 +52,11 @@ class Proxy:
         """Forward new connections again."""
         self._refuses = False
 
+    def move(self, target: str) -> None:
+        """Forward new connections to another server."""
+        self._target = conninfo_to_dict(target)
+        self.accept()
+
     def serve(self) -> None:
         while True:
             try:

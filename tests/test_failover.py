@@ -26,8 +26,9 @@ from goqueue import (
 )
 from goqueue.workbench.durability import check_durability
 from goqueue.workbench.findings import Check, Level
+from tests import pgbouncer, proxy
 from tests.standby import SECONDS, Pair, pair, until
-from tests.workers import KINDS, Workers
+from tests.workers import Workers
 
 SECOND = timedelta(seconds=1)
 
@@ -130,8 +131,7 @@ class Load:
     """Threads that add and complete jobs through a failover. They repeat each call until it is acknowledged, and record
     what was acknowledged, and when."""
 
-    def __init__(self, url: str) -> None:
-        self.config = DatabaseConfig(url=url)
+    def __init__(self) -> None:
         self.added: set[UUID] = set()
         self.completed: set[UUID] = set()
         #: By role, when its last call succeeded.
@@ -188,23 +188,44 @@ class Load:
         return next((at - moment for at in self.times[role] if at > moment), None)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_no_acknowledged_job_is_lost_and_all_are_back_after_a_failover(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "pooled"),
+    [
+        ("threads", False),
+        ("tasks", False),
+        pytest.param(
+            "threads", True, marks=pytest.mark.skipif(not pgbouncer.PROGRAM, reason=pgbouncer.MISSING), id="pgbouncer"
+        ),
+    ],
+)
+def test_no_acknowledged_job_is_lost_and_all_are_back_after_a_failover(tmp_path: Path, kind: str, pooled: bool) -> None:
     with ExitStack() as stack:
         servers = stack.enter_context(pair(tmp_path))
         servers.set("synchronous_standby_names", "*")
         servers.until_standby_is("sync")
-        load = Load(servers.url)
-        store = stack.enter_context(PostgresStorage.open(load.config))
+        load = Load()
+        url = servers.url
+        if pooled:
+            # pgbouncer accepts clients for a dead server, so several poolers in a URL do not fail over. This one
+            # connects to an address that moves.
+            address = stack.enter_context(proxy.running(servers.primary.url()))
+            settings = {"ignore_startup_parameters": "options", "server_login_retry": 1}
+            url = stack.enter_context(pgbouncer.running(address.url, **settings))(servers.primary.url())
+        config = DatabaseConfig(url=url, listen_url=servers.url)
+        store = stack.enter_context(PostgresStorage.open(config))
         threads = stack.enter_context(ThreadPoolExecutor(6))
         stack.callback(load.ended.set)
         work = [threads.submit(task, store) for task in (load.add, load.add, load.add_many, load.hold, load.listen)]
-        stack.enter_context(Workers(kind, servers.url).running({"t": load.handle}, queues=("worked",)))
+        stack.enter_context(Workers(kind, "").running({"t": load.handle}, url=config, queues=("worked",)))
         until(lambda: all(load.times.values()) and len(load.completed) > 20)
-        servers.crash()
         crashed = time.monotonic()
+        if pooled:
+            address.refuse()
+        servers.crash()
         servers.promote()
         promoted = time.monotonic()
+        if pooled:
+            address.move(servers.standby.url())
         until(lambda: all(load.back_after(role, crashed) for role in load.times))
         load.ended.set()
         for one in work:
@@ -212,6 +233,6 @@ def test_no_acknowledged_job_is_lost_and_all_are_back_after_a_failover(tmp_path:
         until(lambda: store.count_jobs(JobFilter(queue="worked", status="pending")) == 0)
         found = {job.id: job.status for job in store.get_jobs(load.added)}
         back = {role: f"{(load.back_after(role, crashed) or 0):.2f} s" for role in load.times}
-        print(f"back after the crash ({kind}), promoted after {promoted - crashed:.2f} s: {back}")
+        print(f"back after the crash ({kind}, pooled: {pooled}), promoted after {promoted - crashed:.2f} s: {back}")
     assert load.added - found.keys() == set()
     assert {found[job_id] for job_id in load.completed} == {JobStatus.COMPLETED}

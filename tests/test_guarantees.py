@@ -23,7 +23,7 @@ from goqueue.migrate import migrate
 from goqueue.postgres.queries import load_statements
 from goqueue.testing.embedded import EmbeddedServer
 from goqueue.workbench.schema import expected_schema
-from tests.guarantees import PAGE, Promise, promises
+from tests.guarantees import PAGE, Promise, promises, with_figures
 from tests.mutants import MUTANTS, ROOT
 
 # --- the page ---------------------------------------------------------------------------------------------------------
@@ -135,6 +135,29 @@ def test_a_promise_without_a_test_or_a_mutant_is_a_fault() -> None:
     bare = "# x\n\n## y\n\n- **Statements:** none\n- **Constraints:** none\n- **Tests:** none\n- **Mutants:** none\n\n"
     found = list(faults(bare + "## What is not promised\n"))
     assert found == ["y: no test shows it", "y: no mutant violates it"]
+
+
+FAULT = {
+    "fault": "crashes", "purpose": "the server crashes", "calls": 10_000, "done": {"killed": 1200}, "skipped": "",
+    "longest": "1.1 s (claim_jobs)", "violations": [["kept", "a job is missing"]],
+}  # fmt: skip
+SKIPPED = {"fault": "pooler", "skipped": "pgbouncer is not installed"}
+
+
+def test_the_figures_of_a_long_run_are_written_into_the_page() -> None:
+    page = "# x\n<!-- figures: a -->\nold\n<!-- end of figures -->\n"
+    written = with_figures(page, {"seed": "four", "server": "18.6", "faults": [FAULT, SKIPPED]})
+    assert "| the server crashes | killed 1,200 | 10,000 | 1.1 s (claim_jobs) | 1 |\n" in written
+    assert "on PostgreSQL 18.6, seed `four`" in written
+    assert "Skipped: pooler (pgbouncer is not installed)." in written
+    assert "old" not in written
+    assert with_figures(written, {"seed": "four", "server": "18.6", "faults": [FAULT, SKIPPED]}) == written
+    assert "<!-- end of figures -->\n" in PAGE.read_text("utf-8")
+
+
+def test_a_short_run_has_no_figures() -> None:
+    with pytest.raises(ValueError, match="fewer than 10,000 calls: crashes"):
+        with_figures("", {"seed": "four", "server": "18.6", "faults": [{**FAULT, "calls": 9_999}]})
 
 
 # --- an acknowledged job survives -------------------------------------------------------------------------------------
