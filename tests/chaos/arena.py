@@ -6,13 +6,12 @@ Imports goqueue and psycopg.
 import multiprocessing
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import psutil
 import psycopg
@@ -29,7 +28,6 @@ HISTORY = Path(__file__).with_name("history.sql")
 MARGIN = 2.5
 #: Limits of every session, which a pooler does not pass on.
 _LIMITS = {"statement_timeout": "1s", "lock_timeout": "500ms", "idle_in_transaction_session_timeout": "1s"}
-Entered = TypeVar("Entered")
 
 # A fork of a process without threads, with everything imported: clients are killed and replaced often.
 _processes = multiprocessing.get_context("forkserver")
@@ -190,9 +188,3 @@ class Arena:
         for client in self.alive:
             client.process.kill()
         self._stack.close()
-
-
-def repeat(call: Callable[[], object]) -> None:
-    """Make a call of the fault's own connection; a server that is away does not matter."""
-    with suppress(psycopg.Error):
-        call()

@@ -3,16 +3,18 @@
 Imports psutil and psycopg.
 """
 
+import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import timedelta
 from typing import NamedTuple
 
 import psutil
+import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from tests import pgbouncer
-from tests.chaos.arena import Arena, repeat
+from tests.chaos.arena import Arena
 from tests.chaos.clients import SECOND
 from tests.chaos.proxy import Proxy
 
@@ -48,15 +50,15 @@ def crashes(arena: Arena) -> None:
     """Kill the whole server, kill one of its processes, or shut it down immediately, and let it recover."""
     arena.hire_all()
     while arena.goes_on():
-        arena.pause(0.5, 1.5)
+        arena.pause(0.5, 2.5)
         way = arena.chance.choice(["killed", "one process killed", "immediate shutdown"])
         match way:
             case "killed":
                 arena.server.kill()
                 arena.server.start_again()
             case "one process killed":  # the postmaster then ends the others, and recovers
-                if backend := _backend(arena):
-                    backend.kill()
+                for backend in _backends(arena)[:1]:
+                    _signal(backend.kill)
             case _:
                 arena.server.shut_down_immediately()
                 arena.server.start_again()
@@ -65,22 +67,19 @@ def crashes(arena: Arena) -> None:
 
 
 def stops(arena: Arena) -> None:
-    """Stop one session's server process, or all of the server's processes, for up to three seconds."""
+    """Stop the server processes of some sessions, or all of the server's processes, for up to three seconds."""
     arena.hire_all()
     while arena.goes_on():
-        arena.pause(0.1, 0.6)
-        backend = _backend(arena)
+        arena.pause(0.05, 0.3)
         if arena.chance.random() < 0.15:
             stopped = arena.server.processes()
             arena.done["server"] += 1
-        elif backend is None:
-            continue
         else:
-            stopped = [backend]
-            arena.done["session"] += 1
+            stopped = _backends(arena)[: arena.chance.randint(1, 3)]
+            arena.done["sessions"] += len(stopped)
         for process in stopped:
             _signal(process.suspend)
-        arena.pause(0.1, 3.0)
+        time.sleep(arena.chance.choice([0.1, 0.3, 0.7, 1.5, 3.0]))
         for process in stopped:
             _signal(process.resume)
     arena.finish()
@@ -107,7 +106,7 @@ def workers(arena: Arena) -> None:
     for kind in kinds:
         arena.hire(kind)
     while arena.goes_on():
-        arena.pause(0.2, 0.8)
+        arena.pause(0.1, 0.4)
         client = arena.chance.choice(arena.alive)
         if arena.chance.random() < 0.5:
             arena.kill(client)
@@ -137,7 +136,7 @@ def pooler(arena: Arena) -> None:
         arena.url = make_conninfo(arena.url, host="127.0.0.1", port=proxy.port, sslmode="disable", gssencmode="disable")
         arena.hire_all()
         while arena.goes_on():
-            arena.pause(0.3, 1.2)
+            arena.pause(0.5, 2.5)
             stack.close()  # kills it
             arena.pause(0.0, 0.5)
             socket[0] = _pooler(arena, stack)
@@ -157,22 +156,22 @@ def _pooler(arena: Arena, stack: ExitStack) -> str:
     return f"{found['host']}/.s.PGSQL.{found['port']}"
 
 
-def _backend(arena: Arena) -> psutil.Process | None:
-    """Return the server process of one client's session, if there is one."""
+def _backends(arena: Arena) -> list[psutil.Process]:
+    """Return the server processes of the clients' sessions, in random order; none while the server is away."""
     pids: list[int] = []
-    with ExitStack() as stack:
-        repeat(lambda: pids.extend(pid for (pid,) in stack.enter_context(arena.connection()).execute(_BACKENDS)))
-    try:
-        return psutil.Process(arena.chance.choice(pids)) if pids else None
-    except psutil.NoSuchProcess:
-        return None
+    with suppress(psycopg.Error), arena.connection() as connection:
+        pids = [pid for (pid,) in connection.execute(_BACKENDS)]
+    arena.chance.shuffle(pids)
+    found = []
+    for pid in pids:
+        with suppress(psutil.NoSuchProcess):  # the client gave it up
+            found.append(psutil.Process(pid))
+    return found
 
 
 def _signal(send: Callable[[], None]) -> None:
-    try:
+    with suppress(psutil.NoSuchProcess):
         send()
-    except psutil.NoSuchProcess:  # the client gave it up
-        return
 
 
 class Fault(NamedTuple):
