@@ -88,13 +88,17 @@ class JobStateError(GoQueueError):
 class LeaseLostError(GoQueueError):
     """The caller no longer holds these jobs (``job_ids``): a lease expired, or the job was cancelled or deleted.
 
+    ``leases`` has the pairs (id, token) in the same order: a job can be lost under one lease and held under a newer
+    one of the same call.
+
     Stop working on them. They were not changed; the call's other jobs were. If the first call was committed, repeating
     it raises this error too. Completions are the exception: they succeed again.
     """
 
-    def __init__(self, message: str, *, job_ids: Sequence[UUID]) -> None:
+    def __init__(self, message: str, *, job_ids: Sequence[UUID], leases: Sequence[tuple[UUID, int]] = ()) -> None:
         super().__init__(message)
         self.job_ids = tuple(job_ids)
+        self.leases = tuple(leases)
 
 
 class WorkerError(GoQueueError):

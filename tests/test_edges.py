@@ -62,6 +62,7 @@ def test_a_bulk_on_the_pool_is_all_or_nothing(goqueue_store: PostgresStorage) ->
         DuplicateJobError("m", job_id=uuid4(), idempotency_key="k"),
         CorruptJobError("m", job_id=uuid4()),
         LeaseLostError("m", job_ids=[uuid4(), uuid4()]),
+        LeaseLostError("m", job_ids=[id_ := uuid4()], leases=[(id_, 1)]),
         StorageError("m"),
         OutcomeUnknownError("m", operation="claim_jobs", job_ids=[uuid4()], worker_id="w", transaction_id="17"),
     ],

@@ -704,6 +704,7 @@ class TestLostLeases:
         with pytest.raises(LeaseLostError) as caught:
             call(store, made_up)
         assert list(caught.value.job_ids) == [lease.id for lease in made_up]
+        assert list(caught.value.leases) == [(lease.id, lease.lease_token) for lease in made_up]
         assert store.get_job(kept.id) == kept
         assert store.list_failures(job.id) == []
 
@@ -715,6 +716,7 @@ class TestLostLeases:
         with pytest.raises(LeaseLostError) as caught:
             call(store, [held, stale])
         assert caught.value.job_ids == (stale.id,)
+        assert caught.value.leases == ((stale.id, stale.lease_token),)
         assert store.get_job(held.id).updated_at > held.updated_at
 
     def test_the_message_stays_short(self, store: Storage) -> None:

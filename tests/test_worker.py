@@ -541,6 +541,24 @@ def test_a_handler_that_does_not_stop_keeps_its_slot_and_its_result_is_ignored(
     assert (job.status, job.attempts, len(store.list_failures(job_id))) == (PENDING, 1, 1)
 
 
+def test_a_worker_keeps_a_job_that_it_claims_again_after_losing_it(
+    workers: Workers, store: PostgresStorage, goqueue_connection: psycopg.Connection[Any]
+) -> None:
+    [job_id] = add(store)
+    handle, begun, told = until_stopped()
+
+    with workers.running({"t": handle}, heartbeat_interval=SECOND, shutdown_timeout=SECOND / 4):
+        until(lambda: begun)
+        goqueue_connection.execute("UPDATE goqueue.jobs SET lease_expires_at = now() WHERE id = %s", [job_id])
+        assert store.rescue_jobs() == {job_id: PENDING}
+        until(lambda: len(begun) == 2)
+        until(lambda: told)
+        renewed = store.get_job(job_id)
+        until(lambda: store.get_job(job_id).lease_expires_at > renewed.lease_expires_at)
+        assert told == ["lease lost"]  # the first attempt's
+    assert told == ["lease lost", "shutdown"]
+
+
 def test_a_lease_that_cannot_be_renewed_in_time_is_lost(
     workers: Workers, store: PostgresStorage, goqueue_database: str
 ) -> None:

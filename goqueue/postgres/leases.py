@@ -76,13 +76,13 @@ class Leases:
         self.values["errors"] = [clean_text(error) for _, error in pairs]
         return self
 
-    def lost(self, done: Iterable[UUID], count: int) -> list[UUID]:
-        """Return the lost jobs: all leases except the newest one of each job in ``done`` (``count`` jobs)."""
+    def lost(self, done: Iterable[UUID], count: int) -> list[tuple[UUID, int]]:
+        """Return the lost leases: all except the newest one of each job in ``done`` (``count`` jobs)."""
         if count == len(self.held):
             return []
         done = set(done)
         newest = dict(sorted(self.held))
-        return [job_id for job_id, token in self.held if job_id not in done or token < newest[job_id]]
+        return [(job_id, token) for job_id, token in self.held if job_id not in done or token < newest[job_id]]
 
 
 def _pair(failure: object) -> tuple[Held, object]:
@@ -102,11 +102,13 @@ FINAL: Final[Mapping[str, object]] = {
 }
 
 
-def check_lost(ids: Sequence[UUID]) -> None:
-    """Raise `LeaseLostError` if there are any ids."""
-    if ids:
+def check_lost(leases: Sequence[tuple[UUID, int]]) -> None:
+    """Raise `LeaseLostError` if there are any leases."""
+    if leases:
+        ids = [job_id for job_id, _ in leases]
         names = ", ".join(map(str, ids[:10])) + (f" and {len(ids) - 10:,} more" if len(ids) > 10 else "")
         raise LeaseLostError(
             f"no longer held: {names}; the lease expired, or the job was ended or deleted: stop working on it",
             job_ids=ids,
+            leases=leases,
         )

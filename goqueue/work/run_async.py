@@ -492,14 +492,15 @@ class AsyncRun:
         sent, held = monotonic(), self._held.copy()
         try:
             await self._store.heartbeat_jobs([attempt.job for attempt in held], self._config.lease)
-            lost: Collection[Any] = ()
+            lost: set[Any] = set()
         except LeaseLostError as error:
-            lost = set(error.job_ids)
+            # The leases, because a job can be held again under a newer one. A backend may name only the jobs.
+            lost = set(error.leases or error.job_ids)
         except GoQueueError as error:
             return self._pause_after("heartbeats", error)
         self._recovered("heartbeats")
         for attempt in held:
-            if attempt.job.id not in lost:
+            if lost.isdisjoint({attempt.job.id, (attempt.job.id, attempt.job.lease_token)}):
                 attempt.expires = sent + self._config.lease.total_seconds()
         self._lose((attempt for attempt in held if attempt.job.id in lost), "lease lost")
         return None
