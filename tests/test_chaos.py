@@ -137,7 +137,7 @@ CLAIM = call(
 COMPLETED = change(3, "complete_jobs", RUNNING, ("completed", 1, 1, None, None))
 LEASES = {"leases": [[JOB, 1]]}
 COMPLETE = call(3, "complete_jobs", LEASES)
-LATE = call(4, "complete_jobs", LEASES, error="LeaseLostError", lost=[JOB])
+LATE = call(4, "complete_jobs", LEASES, error="LeaseLostError", lost=[(JOB, 1)])
 HEARTBEAT = call(3, "heartbeat_jobs", LEASES)
 ENDED = ("completed", 1, 1, None, None)
 Case = tuple[list[Call], list[Change], dict[str, tuple[Any, ...]]]

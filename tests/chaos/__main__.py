@@ -26,7 +26,7 @@ from tests.chaos.oracle import PROMISES
 from tests.chaos.server import CrashingServer
 
 _FULL = Size(calls=10_000, seconds=1200)
-_SHORT = Size(calls=1_500, seconds=9)
+_SHORT = Size(calls=1_500, seconds=7)
 # Violations of a fault, on the terminal and in the report.
 _SHOWN, _KEPT = 10, 200
 

@@ -76,7 +76,8 @@ class Arena:
         self._lease = lease
         self._sql_dir = sql_dir
         self._hired = 0
-        self._ends = time.monotonic() + size.seconds
+        #: The time begins with the first answer.
+        self._ends: float | None = None
         self._counted: dict[Path, tuple[int, int]] = {}
         self._found: list[Violation] = []
         self._stack = ExitStack()
@@ -135,7 +136,11 @@ class Arena:
     def goes_on(self) -> bool:
         """Return False when the run is over: enough calls, or enough time."""
         self._check_alive()
-        return time.monotonic() < self._ends and self.calls() < self.size.calls
+        calls, now = self.calls(), time.monotonic()
+        if self._ends is None:
+            self._ends = now + self.size.seconds if calls else None
+            return True
+        return now < self._ends and calls < self.size.calls
 
     def calls(self) -> int:
         """Return the number of answered calls, about."""

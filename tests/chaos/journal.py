@@ -43,7 +43,8 @@ class Call(msgspec.Struct, omit_defaults=True):
     is_ours: bool = False
     is_unknown: bool = False
     said: str = ""
-    lost: list[str] = []
+    #: The leases of a LeaseLostError.
+    lost: list[tuple[str, int]] = []
     #: The other job of a DuplicateJobError.
     job_id: str | None = None
     transaction_id: str | None = None
@@ -84,7 +85,7 @@ class Journal:
                 is_ours=kind.__module__ == "goqueue.errors",
                 is_unknown=kind.__name__ in ("OutcomeUnknownError", "CancelledError"),
                 said=f"{error} ({type(error.__cause__).__name__})",
-                lost=[str(job_id) for job_id in getattr(error, "job_ids", ())],
+                lost=[(str(job_id), token) for job_id, token in getattr(error, "leases", ())],
                 job_id=None if (job_id := getattr(error, "job_id", None)) is None else str(job_id),
                 transaction_id=getattr(error, "transaction_id", None),
             )

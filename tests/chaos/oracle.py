@@ -284,7 +284,7 @@ class _Judgement:
         for lease in leases(call):
             end = self.ends.get(lease)
             ended = end is not None and end.changed_at <= (call.ended or 0.0) + _SLACK
-            if lease[0] in lost:
+            if lease in lost:
                 self.check_lost(call, lease, end if ended else None)
             elif query == "heartbeat_jobs":
                 if not any(self.is_within(call, renewal) for renewal in self.renewals[lease]):
@@ -476,7 +476,9 @@ def _created(call: Call) -> list[tuple[str, str | None]]:
 def _reports(call: Call, change: Change) -> bool:
     """Return True if the answer to the call says that it made the change."""
     if change.query in _LEASE_CALLS:
-        return call.error == "" or (call.error == "LeaseLostError" and change.job_id not in call.lost)
+        return call.error == "" or (
+            call.error == "LeaseLostError" and (change.job_id, change.old_token) not in call.lost
+        )
     if call.error:
         return False
     match call.method:

@@ -87,11 +87,11 @@ class Program:
             self._doubtful.update(job.id for job in action.new)
         if "claim" in action.method and error is None:
             self._held += [Lease(job.id, job.lease_token) for job in value]
-        lost = set(error.job_ids) if isinstance(error, LeaseLostError) else set()
+        lost = set(error.leases) if isinstance(error, LeaseLostError) else set()
         for lease in action.leases:
             is_settled = action.method != "heartbeat_jobs" and (error is None or isinstance(error, LeaseLostError))
             # After an unknown outcome, some clients repeat the call, and others go on.
-            if lease.id in lost or is_settled or (is_unknown and self._chance.random() < 0.3):
+            if (lease.id, lease.lease_token) in lost or is_settled or (is_unknown and self._chance.random() < 0.3):
                 self._old.append(lease)
                 if lease in self._held:
                     self._held.remove(lease)
@@ -144,9 +144,8 @@ class Program:
         return Action("claim_jobs", (QUEUES, self._worker_id(), self._chance.randint(1, 5), self._lease))
 
     def _some_held(self) -> tuple[Lease, ...]:
-        """Return a few leases, of different jobs: a LeaseLostError names jobs."""
-        held = list({lease.id: lease for lease in self._held}.values())
-        return tuple(self._chance.sample(held, min(len(held), self._chance.randint(1, 4))))
+        """Return a few leases. Some are over without the client's knowledge, perhaps beside a newer one of the job."""
+        return tuple(self._chance.sample(self._held, min(len(self._held), self._chance.randint(1, 4))))
 
     def _complete_and_claim(self) -> Action:
         leases = self._some_held()
