@@ -822,7 +822,7 @@ def test_a_database_that_takes_no_jobs_is_a_failure(
 
 
 def test_a_standby_is_a_failure(goqueue_connection: Connection) -> None:
-    # The embedded server can't be a standby.
+    # test_failover.py checks a real one.
     primary = health._State(*admin_queries().server_state(goqueue_connection))
     assert health._server(primary).level == Level.OK
     [found] = health._server(primary._replace(is_standby=True)).findings
@@ -1032,6 +1032,16 @@ def test_the_command_prints_a_line_a_check_and_ends_well(run: Run) -> None:
     assert [re.split(r"\s{1,}", line, maxsplit=1)[1][:12].strip() for line in lines[:-1]] == NAMES
     assert "ok" in lines[-1]
     assert "\x1b" not in result.out
+
+
+@pytest.mark.parametrize("value", ["on", "off"])
+def test_the_durability_is_that_of_the_configured_connection(
+    run: Run, goqueue_database: str, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    url = make_conninfo(goqueue_database, options=f"-c synchronous_commit={value}")
+    monkeypatch.setenv("GOQUEUE_DATABASE_URL", url)
+    said = f"    warning: synchronous_commit is off for this connection: a crash of the server {_LAST}\n"
+    assert (said in run("check").out) == (value == "off")
 
 
 def test_a_failure_has_status_3_and_is_explained(run: Run, goqueue_connection: Connection) -> None:

@@ -26,6 +26,7 @@ from goqueue import (
 )
 from goqueue.workbench.durability import check_durability
 from goqueue.workbench.findings import Check, Level
+from goqueue.workbench.health import run_checks
 from tests import pgbouncer, proxy
 from tests.standby import SECONDS, Pair, pair, until
 from tests.workers import Workers
@@ -97,6 +98,15 @@ def test_a_missing_synchronous_standby_is_a_failure(
     [unseen] = durability(names, sees_standbys=False).findings
     assert unseen.level == Level.NOTE
     assert "can't see whether the standbys are connected" in unseen.found
+
+
+def test_a_standby_is_checked_as_far_as_it_goes(servers: Pair) -> None:
+    with psycopg.connect(servers.standby.url(), autocommit=True) as connection:
+        done = {one.name: one for one in run_checks(connection)}
+    assert [one.found for one in done["server"].findings] == ["the server is a standby"]
+    assert {name: one.level for name, one in done.items() if one.level in (Level.FAILED, Level.SKIPPED)} == {
+        "server": Level.FAILED, "durability": Level.SKIPPED
+    }  # fmt: skip
 
 
 # --- what a failover loses --------------------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ def check(
     file: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check the server, the migrations, the schema, the SQL files, the roles' rights and vacuum.
+    """Check the server, the migrations, the schema, the SQL files, rights, vacuum and durability.
 
     Changes nothing. Prints a line for each check, and below it each problem,
     why it matters and what to do. Run it as the role that your programs use.
