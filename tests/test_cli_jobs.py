@@ -159,7 +159,7 @@ def test_on_a_terminal_a_job_is_one_line_of_80_columns(goqueue: Commands, goqueu
     assert len(lines[1].rstrip()) <= 80
 
 
-@pytest.mark.parametrize("columns", [120, 80, 50, 30])
+@pytest.mark.parametrize("columns", [140, 120, 80, 50, 30])
 def test_the_attempts_the_due_time_and_the_error_are_shown_at_any_width(
     goqueue: Commands, goqueue_store: PostgresStorage, columns: int
 ) -> None:
@@ -177,7 +177,7 @@ def test_the_attempts_the_due_time_and_the_error_are_shown_at_any_width(
         assert part in text or columns == 30, seen
     assert seen.count("Timeout") == 1  # its first line, cut at the end of the line
     assert "Traceback" not in seen
-    if columns == 120:
+    if columns == 140:
         assert len(lines) == 3
     if columns == 80:
         [_, ready, failed, below] = lines

@@ -190,7 +190,7 @@ def error_console() -> Console:
 
 class Column(NamedTuple):
     """A column of `table`. ``least``: the cells that it keeps if space is short; None for all. ``below``: if not even
-    these fit, it moves to a line below each row, and is cut at the end of that line."""
+    these fit, it moves to a line below each row, where ``least`` lets it be cut at the end of that line."""
 
     title: str
     justify: Literal["left", "right"] = "right"
@@ -261,9 +261,9 @@ def _below(columns: Sequence[Column], row: Sequence[Text], width: int) -> Text:
         if not cell.plain.strip():
             continue
         pair = Text.assemble((f"{column.title.strip().lower()} ", "dim"), cell)
-        if column.below:
+        if column.below and column.least is not None:
             room = width - lines[-1].cell_len - 2 * (len(lines[-1]) > 2)
-            pair.truncate(room if room >= (column.least or 0) else width - 2, overflow="ellipsis")
+            pair.truncate(room if room >= column.least else width - 2, overflow="ellipsis")
         if len(lines[-1]) > 2 and lines[-1].cell_len + pair.cell_len + 2 > width:
             lines.append(Text("  "))
         lines[-1].append("  " if len(lines[-1]) > 2 else "").append_text(pair)

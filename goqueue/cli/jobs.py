@@ -169,7 +169,7 @@ def _write_lines(listed: list[Job], *, heading: bool) -> None:
         Column("Age", "left"),
         Column("Tries"),
         Column("Due", below=True),
-        Column("Error", "left", 24, below=True),
+        Column("Error", "left", 40, below=True),
     ]
     rows: list[list[str | Text]] = []
     for job in listed:

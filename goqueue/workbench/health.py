@@ -660,7 +660,7 @@ class _Holder(NamedTuple):
 def _holder(connection: Connection[Any], row: _Holder) -> Finding:
     level, quoted = Level.WARNING, sql.Literal(row.name).as_string(connection)
     who = f"{row.kind} {row.name} ({', '.join(part for part in row[2:5] if part)})"
-    behind = "" if row.transactions is None else f", {row.transactions:,} transactions behind"
+    behind = "" if row.transactions is None else f", {counted(row.transactions, 'transaction')} behind"
     if row.since is not None:
         found = f"the {who} has been open since {row.since:%Y-%m-%d %H:%M:%S %Z}{behind}"
         terminate = f"SELECT pg_terminate_backend({row.name});   (its process)"
