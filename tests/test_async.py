@@ -583,7 +583,7 @@ async def test_a_closed_store_says_so(goqueue_database: str) -> None:
         await store.ping()
 
 
-async def test_callers_that_wait_when_the_store_is_closed_are_told(store: AsyncPostgresStorage) -> None:
+async def test_callers_that_wait_when_the_store_is_closed_get_an_error(store: AsyncPostgresStorage) -> None:
     async with store._connection():
         waiting = asyncio.create_task(store.ping())
         await asyncio.sleep(0.1)
@@ -683,7 +683,7 @@ def test_no_method_is_without_a_test_of_its_static_types(kind: type) -> None:
         )
 
 
-def test_the_made_half_is_said_to_be_stale_when_its_source_has_changed(
+def test_a_generated_module_is_stale_when_its_source_has_changed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from tools import catalogue, unasync

@@ -218,7 +218,7 @@ def folder(tmp_path: Path) -> Callable[[Broken], Path]:
 
 
 @pytest.mark.parametrize("broken", BROKEN, ids=str)
-def test_a_query_that_does_otherwise_is_told(
+def test_a_query_with_another_effect_is_reported(
     compare: Callable[[Path, str], Proven], folder: Callable[[Broken], Path], broken: Broken
 ) -> None:
     found = compare(folder(broken), broken.query)
@@ -358,7 +358,7 @@ def test_queries_that_are_not_compared_are_a_warning(goqueue: Commands, folder: 
     assert goqueue("check", "--sql-dir", given, "--scratch", "none", "--strict").code == 3
 
 
-def test_a_role_that_makes_no_databases_is_told_the_way_out(
+def test_a_role_that_can_not_create_databases_gets_advice(
     goqueue: Commands,
     goqueue_connection: Connection,
     goqueue_database: str,

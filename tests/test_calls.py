@@ -39,7 +39,7 @@ from goqueue import Backoff, Config, DatabaseConfig, JobFilter, JobUpdate, Lease
         (Lease, r"^Lease\(\) needs id and lease_token;"),
     ],
 )
-def test_a_wrong_call_is_told_how_it_is_right(call: Callable[[], Any], said: str) -> None:
+def test_the_error_of_a_wrong_call_shows_the_right_one(call: Callable[[], Any], said: str) -> None:
     with pytest.raises(TypeError, match=said) as error:
         call()
     assert error.value.__cause__ is None

@@ -55,7 +55,7 @@ def finding(connection: Connection, name: str, **how: Any) -> Finding:
 # --- all is well ----------------------------------------------------------------------------------------------------
 
 
-def test_a_fresh_database_is_well(goqueue_connection: Connection) -> None:
+def test_a_fresh_database_has_no_findings(goqueue_connection: Connection) -> None:
     done = list(run_checks(goqueue_connection))
     assert [one.name for one in done] == NAMES
     # The test servers are fast and unsafe, and two checks report that.
@@ -84,7 +84,7 @@ def test_the_snapshot_of_the_schema_is_fresh(goqueue_connection: Connection) -> 
 # --- migrations -----------------------------------------------------------------------------------------------------
 
 
-def test_an_empty_database_is_told_to_migrate(goqueue_connection: Connection) -> None:
+def test_the_advice_for_an_empty_database_is_to_migrate(goqueue_connection: Connection) -> None:
     goqueue_connection.execute("DROP SCHEMA goqueue CASCADE")
     done = list(run_checks(goqueue_connection))
     assert [one.name for one in done] == ["server", "settings", "migrations"]
@@ -129,7 +129,7 @@ def test_a_database_before_the_checksums_is_looked_at_as_far_as_it_goes(goqueue_
     assert "pending" in done["migrations"].findings[0].found
 
 
-def test_an_edited_migration_is_told_with_the_way_out(goqueue_connection: Connection) -> None:
+def test_an_edited_migration_is_reported_with_advice(goqueue_connection: Connection) -> None:
     goqueue_connection.execute("UPDATE goqueue.migration_checksums SET sha256 = repeat('0', 64) WHERE version = 2")
     found = finding(goqueue_connection, "migrations")
     assert found.level == Level.FAILED
@@ -182,7 +182,7 @@ INVALID = "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'goqueue.jo
          "the table job_failures is unlogged table; expected table"),
     ],
 )  # fmt: skip
-def test_drift_is_told_and_what_is_advised_mends_it(
+def test_drift_is_reported_and_the_advice_repairs_it(
     goqueue_connection: Connection, statement: str, level: str, found: str
 ) -> None:
     goqueue_connection.execute(statement.encode())
@@ -206,7 +206,7 @@ def test_drift_is_told_and_what_is_advised_mends_it(
         ("ALTER TYPE goqueue.job_status ADD VALUE 'paused'", "the type job_status is pending, running, comp"),
     ],
 )  # fmt: skip
-def test_drift_that_takes_a_human_is_told(goqueue_connection: Connection, statement: str, found: str) -> None:
+def test_drift_that_needs_a_person_is_reported(goqueue_connection: Connection, statement: str, found: str) -> None:
     goqueue_connection.execute(statement.encode())
     said = finding(goqueue_connection, "schema")
     assert (said.level, said.found[: len(found)]) == (Level.FAILED, found)
@@ -243,7 +243,7 @@ def follow(connection: Connection, advice: str) -> None:
           "view pending_metrics", "view queue_status_metrics", "view queue_metrics"]),
     ],
 )  # fmt: skip
-def test_what_is_missing_is_told_once_without_what_went_with_it(
+def test_a_missing_object_is_reported_once_without_its_dependents(
     goqueue_connection: Connection, statement: str, missing: list[str]
 ) -> None:
     goqueue_connection.execute(statement.encode())
@@ -307,7 +307,7 @@ def test_an_index_of_another_shape_serves_until_the_right_one_is_built(goqueue_c
     ]
 
 
-def test_without_the_claim_index_it_is_told_what_a_claim_costs(goqueue_connection: Connection) -> None:
+def test_without_the_claim_index_the_cost_of_a_claim_is_reported(goqueue_connection: Connection) -> None:
     goqueue_connection.execute("DROP INDEX goqueue.jobs_claim_idx")
     found = finding(goqueue_connection, "schema")
     assert found.level == Level.FAILED
@@ -593,7 +593,7 @@ def test_a_worker_may_run_everything_with_the_rights_that_are_advised(role: Call
     assert check(role(), "grants").level == Level.OK
 
 
-def test_a_role_without_the_schema_is_told_at_once(role: Callable[..., Connection]) -> None:
+def test_a_role_without_the_schema_gets_one_finding(role: Callable[..., Connection]) -> None:
     done = list(run_checks(role()))
     assert [one.name for one in done] == ["server", "settings", "grants"]
     assert done[-1].level == Level.FAILED
@@ -609,7 +609,7 @@ def test_what_a_role_may_not_see_is_skipped_and_says_why(role: Callable[..., Con
     assert done["schema"].level == Level.OK
 
 
-def test_a_statement_that_no_longer_fits_is_told(goqueue_connection: Connection) -> None:
+def test_a_statement_that_no_longer_fits_is_reported(goqueue_connection: Connection) -> None:
     goqueue_connection.execute("ALTER TABLE goqueue.job_failures DROP COLUMN worker_id")
     found = [one.found for one in check(goqueue_connection, "grants").findings]
     assert "list_failures can't be run: column f.worker_id does not exist" in found
@@ -869,7 +869,7 @@ def test_another_encoding_is_a_failure(poor: Connection, poor_server: str) -> No
     ],
 )
 @pytest.mark.parametrize("whose", ["ALTER DATABASE {database}", "ALTER ROLE {role} IN DATABASE {database}"])
-def test_a_default_that_changes_a_callers_connection_is_told_whether_the_session_has_it_or_not(
+def test_a_default_that_changes_a_callers_connection_is_reported_in_any_session(
     goqueue_database: str, goqueue_connection: Connection, setting: str, level: str, whose: str
 ) -> None:
     info = goqueue_connection.info
@@ -899,7 +899,7 @@ def test_a_default_that_changes_a_callers_connection_is_told_whether_the_session
         "standard_conforming_strings = off", "client_encoding = 'utf-8'", "row_security = off", "work_mem = '64MB'",
     ],
 )  # fmt: skip
-def test_a_default_that_changes_nothing_of_ours_is_not_told(
+def test_a_default_that_changes_nothing_of_ours_is_not_reported(
     goqueue_database: str, goqueue_connection: Connection, setting: str
 ) -> None:
     goqueue_connection.execute(f"ALTER DATABASE {goqueue_connection.info.dbname} SET {setting}".encode())

@@ -496,9 +496,7 @@ def test_a_server_that_is_not_there_is_one_line_without_the_password(
         assert "hunter2" not in result.err
 
 
-def test_a_call_that_makes_no_sense_is_told_before_the_server_is_asked(
-    goqueue: Commands, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_call_that_makes_no_sense_fails_before_connecting(goqueue: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GOQUEUE_DATABASE_URL", "postgresql://127.0.0.1:1/x")
     for arguments in (["cancel"], ["retry", "--status", "completed"], ["reschedule", "--delay", "1h"]):
         assert goqueue("jobs", *arguments).code == 2

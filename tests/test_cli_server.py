@@ -305,7 +305,7 @@ def test_a_path_too_long_for_a_socket_gets_a_url_all_the_same(folder: Path) -> N
     server.stop()
 
 
-def test_windows_is_refused_kindly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_windows_is_rejected_with_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("goqueue.testing.devserver.os.name", "nt")
     with pytest.raises(EmbeddedServerError, match="use your own PostgreSQL server"):
         DevServer(tmp_path)
@@ -319,7 +319,7 @@ def test_every_command_has_help_with_the_exit_statuses(commands: Commands) -> No
 
 
 @pytest.mark.parametrize("command", ["status", "url", "stop", "psql"])
-def test_a_user_without_a_home_folder_is_told_what_to_set(
+def test_the_error_without_a_home_folder_says_what_to_set(
     command: str, commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_entry(user_id: int) -> None:

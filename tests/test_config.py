@@ -664,7 +664,7 @@ def test_a_port_from_kubernetes_hides_no_port_from_the_file() -> None:
 
 
 @pytest.mark.parametrize("service", ["goqueue-database", "goqueue-worker", "goqueue-logging", "goqueue-server"])
-def test_what_only_looks_like_it_is_reported_once_with_the_remedy(service: str) -> None:
+def test_an_incomplete_set_of_such_variables_is_reported_once_with_the_remedy(service: str) -> None:
     environ = links(service)
     del environ[f"{service.upper().replace('-', '_')}_SERVICE_HOST"]
     problem = the_problem(environ)

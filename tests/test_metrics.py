@@ -76,7 +76,7 @@ def test_more_than_a_thousand_are_an_estimate(
     assert [by_queue(goqueue_connection)[queue][0] for queue in ("full", "over")] == [1000, 1001]
 
 
-def test_what_is_due_is_ready_and_its_age_is_told(
+def test_a_due_job_is_ready_and_its_age_is_shown(
     goqueue_store: PostgresStorage, goqueue_connection: psycopg.Connection[Any]
 ) -> None:
     [(now,)] = goqueue_connection.execute("SELECT now()").fetchall()

@@ -96,7 +96,7 @@ def test_where_the_roles_are_applied_the_advice_is_one_of_them(with_roles: psyco
     assert len(list_migrations(as_role(with_roles, "clerk"))) == LATEST
 
 
-def test_who_may_look_but_not_migrate_is_told_who_may(with_roles: psycopg.Connection, tmp_path: Path) -> None:
+def test_the_error_of_a_role_that_can_only_read_names_the_owner(with_roles: psycopg.Connection, tmp_path: Path) -> None:
     shutil.copytree(BASE / "migrations", tmp_path / "migrations")
     shutil.copy(BASE / "migrations.yml", tmp_path)
     (tmp_path / "migrations" / f"V{LATEST + 1:04}__later.sql").write_text("CREATE TABLE goqueue.later (id integer);\n")

@@ -138,7 +138,7 @@ def test_the_connection_is_not_on_a_command_line(database: str, base: Path, monk
     assert undo(database, to=2, base_dir=base) == [3]
 
 
-def test_each_version_is_told_when_its_turn_comes_and_a_dry_run_leaves_nothing(database: str, base: Path) -> None:
+def test_each_version_is_reported_before_it_is_applied_and_a_dry_run_leaves_nothing(database: str, base: Path) -> None:
     told: list[int] = []
     migrate(database, base_dir=base, dry_run=True, on_version=told.append)
     assert told == [1, 2, 3]

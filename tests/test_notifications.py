@@ -165,7 +165,7 @@ CANCELLED: dict[str, Callable[[Storage, Job], Any]] = {
 
 
 @pytest.mark.parametrize("how", CANCELLED)
-def test_the_holder_of_a_cancelled_job_is_told(how: str, store: Storage, goqueue_store: PostgresStorage) -> None:
+def test_the_holder_of_a_cancelled_job_is_notified(how: str, store: Storage, goqueue_store: PostgresStorage) -> None:
     with goqueue_store.listen(["default", "my queue"]) as listener:
         job = claimed(store, queue="my queue")
         listener.wait(SECOND / 10)
@@ -181,7 +181,7 @@ def test_the_holder_of_a_cancelled_job_is_told(how: str, store: Storage, goqueue
 
 
 @pytest.mark.anyio
-async def test_the_holder_is_told_in_asyncio(goqueue_database: str) -> None:
+async def test_the_holder_is_notified_in_asyncio(goqueue_database: str) -> None:
     async with (
         await AsyncPostgresStorage.open(goqueue_database) as store,
         store.listen("default") as listener,
@@ -198,7 +198,7 @@ async def test_the_holder_is_told_in_asyncio(goqueue_database: str) -> None:
         assert told == {Lease(job.id, job.lease_token) for job in jobs}
 
 
-def test_jobs_of_other_queues_and_jobs_that_nobody_holds_are_not_told_of(goqueue_store: PostgresStorage) -> None:
+def test_cancelled_jobs_of_other_queues_and_without_holders_are_not_reported(goqueue_store: PostgresStorage) -> None:
     with goqueue_store.listen("mail") as listener:
         claimed(goqueue_store, queue="report")
         goqueue_store.create_job(NewJob(job_type="t", queue="mail", delay=HOUR))

@@ -301,7 +301,7 @@ def test_a_comment_that_swallows_the_rest_of_a_line_is_seen(folder: Folder) -> N
 
 
 @pytest.mark.parametrize("condition", ["j.id = :id::uuid AND j.priority < $2", "j.id::text = $$:id::uuid$$"])
-def test_parameters_that_the_server_counts_otherwise_are_told(
+def test_a_different_number_of_parameters_at_the_server_is_reported(
     goqueue_database: str, folder: Folder, condition: str
 ) -> None:
     given = folder("WHERE j.id = :id::uuid;", f"WHERE {condition};")

@@ -286,7 +286,7 @@ def test_a_lost_reply_to_a_commit_has_the_transactions_id(wire: proxy.Proxy, way
 
 
 @pytest.mark.parametrize("way", ["pool", "async pool"])
-def test_a_commit_that_never_arrived_is_told_from_one_whose_reply_was_lost(wire: proxy.Proxy, way: str) -> None:
+def test_a_commit_that_never_arrived_differs_from_one_whose_reply_was_lost(wire: proxy.Proxy, way: str) -> None:
     with opened(way, never_prepared(wire.url)) as store:
         wire.lose_request(b"COMMIT")
         with pytest.raises(OutcomeUnknownError) as caught:

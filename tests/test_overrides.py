@@ -110,7 +110,7 @@ GET_JOB_TEXT = (SHIPPED / "jobs.sql").read_text("utf-8").partition(GET_JOB)[2].p
         (GET_JOB, "-- name: get_jobs(ids)", ["can't be loaded: "]),
     ],
 )  # fmt: skip
-def test_a_query_declared_otherwise_is_told(folder: Folder, old: str, new: str, problems: list[str]) -> None:
+def test_a_query_declared_differently_is_reported(folder: Folder, old: str, new: str, problems: list[str]) -> None:
     given = folder(old, new)
     with pytest.raises(ConfigError) as refused:
         load_queries(given)
@@ -127,7 +127,7 @@ def test_a_query_declared_otherwise_is_told(folder: Folder, old: str, new: str, 
         (GET_JOB, "-- name: get_job()^", "it lacks the parameter id"),
     ],
 )
-def test_other_parameters_are_told(folder: Folder, old: str, new: str, problem: str) -> None:
+def test_other_parameters_are_reported(folder: Folder, old: str, new: str, problem: str) -> None:
     condition = "j.id = :id::uuid AND j.queue = :queue::text" if "queue" in new else "TRUE"
     given = folder(GET_JOB + GET_JOB_TEXT, new + GET_JOB_TEXT.replace("j.id = :id::uuid", condition))
     with pytest.raises(ConfigError) as refused:
@@ -160,7 +160,7 @@ def test_a_folder_that_cannot_be_loaded_says_why(
         load_queries(given)
 
 
-def test_all_files_problems_are_told_at_once(tmp_path: Path) -> None:
+def test_the_problems_of_all_files_are_reported_at_once(tmp_path: Path) -> None:
     for name in ("jobs.sql", "leases.sql"):
         (tmp_path / name).write_text("-- name: bad(\nSELECT 1;\n")
     with pytest.raises(ConfigError) as refused:
@@ -168,7 +168,7 @@ def test_all_files_problems_are_told_at_once(tmp_path: Path) -> None:
     assert len(refused.value.problems) == 2
 
 
-def test_a_broken_folder_is_told_before_the_server_is_asked(tmp_path: Path) -> None:
+def test_a_broken_folder_is_reported_before_connecting(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has no SQL files"):
         PostgresStorage.open(DatabaseConfig(url="host=/nowhere", sql_dir=str(tmp_path)))
 
@@ -176,7 +176,7 @@ def test_a_broken_folder_is_told_before_the_server_is_asked(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("name", "shipped"), [("ping", "count(*) >= 0"), ("get_session", "pg_backend_pid() <> :backend_pid::integer")]
 )
-def test_a_fault_in_what_is_asked_first_is_told_as_the_folders(
+def test_a_fault_in_the_first_statements_is_reported_as_the_folders(
     goqueue_database: str, folder: Folder, name: str, shipped: str
 ) -> None:
     [problem] = problems_of(goqueue_database, folder(shipped, f"nonsense AND {shipped}", "server.sql"))
@@ -257,7 +257,7 @@ def test_a_command_is_refused_and_not_run(goqueue_database: str, folder: Folder)
         assert store.count_jobs() == 0
 
 
-def test_every_query_that_is_wrong_is_told_at_once(goqueue_database: str, folder: Folder) -> None:
+def test_all_wrong_queries_are_reported_at_once(goqueue_database: str, folder: Folder) -> None:
     problems = problems_of(goqueue_database, folder("    j.job_type,", "    j.job_type AS foo,"))
     assert [problem.split(":")[0] for problem in problems][:2] == [
         "jobs.sql, query find_duplicate_job", "jobs.sql, query get_job",
@@ -306,7 +306,7 @@ def proved(connection: psycopg.Connection[Any], given: Path) -> tuple[list[str],
         ("EXISTS (SELECT 1 FROM information_schema.tables)", "view information_schema.tables"),
     ],
 )
-def test_a_statement_that_leaves_the_schema_is_told(
+def test_a_statement_that_leaves_the_schema_is_reported(
     goqueue_connection: psycopg.Connection[Any], folder: Folder, condition: str, thing: str
 ) -> None:
     goqueue_connection.execute("CREATE TABLE public.secrets (id int)")
@@ -333,7 +333,7 @@ def test_the_schema_and_the_servers_own_functions_are_fine(
         ("WHERE j.last_error = :id::uuid::text;", "the table goqueue.jobs"),
     ],
 )
-def test_a_plan_that_reads_a_table_whole_is_told(
+def test_a_plan_that_reads_a_whole_table_is_reported(
     goqueue_connection: psycopg.Connection[Any], folder: Folder, new: str, what: str
 ) -> None:
     given = folder(FOUND_BY_ID, FOUND_BY_ID.replace("WHERE j.id = :id::uuid;", new))
@@ -367,7 +367,7 @@ def test_a_plan_that_reads_a_table_whole_is_told(
          "rescue_jobs: it inserts into goqueue.job_failures nowhere, and the shipped one does"),
     ],
 )  # fmt: skip
-def test_a_plan_that_writes_locks_or_calls_otherwise_is_told(
+def test_a_plan_with_other_writes_locks_or_calls_is_reported(
     goqueue_connection: psycopg.Connection[Any], folder: Folder, file: str, old: str, new: str, told: str
 ) -> None:
     problems, _ = proved(goqueue_connection, folder(old, new, file))
@@ -381,7 +381,7 @@ def test_another_order_in_the_plan_is_not_proved(goqueue_connection: psycopg.Con
     assert unproved == ["jobs.sql, query get_jobs: its plan sorts the rows by id, the shipped one by nothing"]
 
 
-def test_a_plan_that_is_far_dearer_on_the_present_table_is_told(
+def test_a_plan_that_is_far_more_expensive_on_the_present_table_is_reported(
     goqueue_connection: psycopg.Connection[Any], folder: Folder
 ) -> None:
     condition = "j.status = 'pending' AND j.queue = 'default' AND j.id::text = :id::uuid::text"

@@ -76,7 +76,7 @@ def test_empty_options_in_the_url_send_none(
         assert store.create_job(NewJob(job_type="t")) == store.list_jobs().jobs[0]
 
 
-def test_limits_that_it_drops_are_told_until_the_server_sets_them(
+def test_limits_that_it_drops_are_reported_until_the_server_sets_them(
     through_pgbouncer: Through, goqueue_connection: Any, goqueue_database: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     url = through_pgbouncer(goqueue_database)
@@ -234,7 +234,7 @@ class TestListening:
                     assert time.monotonic() - start >= 0.1
             assert len(caplog.records) == 1
 
-    def test_a_listener_goes_past_the_pooler_where_it_is_told_how(self, url: str, goqueue_database: str) -> None:
+    def test_a_listener_bypasses_the_pooler_with_a_direct_url(self, url: str, goqueue_database: str) -> None:
         config = DatabaseConfig(url=url, listen_url=goqueue_database)
         with PostgresStorage.open(config) as store, store.listen("default") as listener:
             store.create_job(NewJob(job_type="t"))

@@ -276,7 +276,7 @@ def test_workers_and_runs_at_the_same_time_share_one_template(
     assert databases(other_server, "goqueue_t%") == [TEMPLATE]
 
 
-def test_a_user_who_may_not_make_databases_is_told(
+def test_a_user_who_can_not_create_databases_gets_an_error(
     run: pytest.Pytester, other_server: DatabaseServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with psycopg.connect(other_server.url, autocommit=True) as connection:

@@ -191,7 +191,7 @@ def test_a_page_is_jobs(goqueue_connection: psycopg.Connection[Any]) -> None:
     assert describe(goqueue_connection, "list_jobs") == describe(goqueue_connection, "get_job")
 
 
-def test_the_tables_limits_are_those_told_beforehand(goqueue_connection: psycopg.Connection[Any]) -> None:
+def test_the_tables_limits_are_those_of_the_validation(goqueue_connection: psycopg.Connection[Any]) -> None:
     checks = dict(
         goqueue_connection.execute(
             "SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = 'goqueue.jobs'::regclass"

@@ -166,7 +166,7 @@ def test_several_servers_that_all_reject_the_connection_are_a_rejection(guarded:
     assert "host: 'localhost'" in str(error)
 
 
-def test_a_host_name_that_does_not_exist_is_told_from_a_resolver_that_is_away(
+def test_an_unknown_host_name_differs_from_an_unavailable_resolver(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def resolving(number: int) -> Callable[..., Any]:

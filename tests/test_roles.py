@@ -437,7 +437,7 @@ def test_the_snapshot_names_the_queries_of_each_role() -> None:
         assert set(runnable[f"goqueue_{role}"]) == expected
 
 
-def test_the_rights_are_well_after_the_script(applied: Connection) -> None:
+def test_the_rights_after_the_script_have_no_findings(applied: Connection) -> None:
     done = checked(applied)
     assert (done.level, done.findings) == (Level.OK, ())
     assert done.summary.startswith("5 roles, 5 policies and ")
@@ -532,7 +532,7 @@ def test_the_rights_are_well_after_the_script(applied: Connection) -> None:
          "goqueue_reader does not get SELECT ON TABLES that goqueue_owner will create"),
     ],
 )  # fmt: skip
-def test_a_right_that_is_not_the_scripts_is_told_and_what_is_advised_mends_it(
+def test_a_right_that_is_not_the_scripts_is_reported_and_the_advice_repairs_it(
     applied: Connection, fault: str, level: str, found: str
 ) -> None:
     applied.execute(fault.encode())
@@ -577,7 +577,7 @@ def test_a_role_with_a_grant_that_sees_no_job_is_a_warning(applied: Connection, 
     assert finding.do.startswith("GRANT goqueue_reader TO ")
 
 
-def test_a_default_of_a_members_login_is_told_to_whoever_looks(applied: Connection, place: Place) -> None:
+def test_a_default_of_a_members_login_is_reported_to_every_role(applied: Connection, place: Place) -> None:
     """Each login's own default that breaks its purpose."""
     whose = {who: f"ALTER ROLE {place.logins[who]} IN DATABASE {applied.info.dbname}" for who in ("worker", "reader")}
     for change in whose.values():
@@ -606,7 +606,7 @@ def test_where_the_script_was_not_run_the_check_says_so_in_one_line(
         assert "a member of goqueue_worker, which has no rights in the database " in finding.found
 
 
-def test_rights_after_the_script_was_taken_back_are_well(applied: Connection, goqueue_database: str) -> None:
+def test_the_rights_after_the_script_was_undone_have_no_findings(applied: Connection, goqueue_database: str) -> None:
     run_script(goqueue_database, DROP_SCRIPT)
     assert checked(applied).level == checked(applied, "grants").level == Level.OK
 
@@ -692,7 +692,7 @@ def test_a_privilege_on_the_whole_table_holds_for_its_columns(applied: Connectio
     assert checked(applied).findings == ()
 
 
-def test_a_login_without_the_schema_hears_which_grant_its_role_lacks(
+def test_the_check_names_the_grant_of_the_schema_that_a_role_lacks(
     applied: Connection, goqueue_database: str, place: Place
 ) -> None:
     applied.execute("REVOKE USAGE ON SCHEMA goqueue FROM goqueue_worker")
@@ -1298,7 +1298,7 @@ def test_the_owner_migrates_an_empty_database_once_it_has_the_schema(
          "the role shop is a member of goqueue_operator, and a member of goqueue_owner"),
     ],
 )  # fmt: skip
-def test_a_role_that_can_more_than_the_script_says_is_told_and_what_is_advised_mends_it(
+def test_a_role_with_more_rights_than_the_scripts_is_reported_and_the_advice_repairs_it(
     own_server: EmbeddedServer, databases: list[str], fault: str, level: str, found: str
 ) -> None:
     run_script(databases[0])
@@ -1340,7 +1340,7 @@ def test_members_that_the_roles_are_meant_for_are_no_fault(
             connection.execute("DROP ROLE shop; DROP ROLE IF EXISTS team")
 
 
-def test_a_login_that_does_not_inherit_its_roles_rights_is_told_how_to(
+def test_a_login_that_does_not_inherit_its_roles_rights_gets_advice(
     own_server: EmbeddedServer, databases: list[str]
 ) -> None:
     run_script(databases[0])

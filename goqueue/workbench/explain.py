@@ -22,7 +22,7 @@ MODES = ("custom", "generic")
 once for any values, with the settings of goqueue's connections."""
 _RUNS = 5
 # A changed statement is more expensive than the shipped one if it takes ...
-_DEARER = 2  # ... this many times the rows or pages, and ...
+_TIMES_AS_MUCH = 2  # ... this many times the rows or pages, and ...
 _MORE_ROWS, _MORE_PAGES = 1000, 100  # ... at least this many more of them
 _SLOWER, _MORE_MS = 10, 10  # ... or this many times the time and this many more milliseconds, each at its fastest
 _COSTLY = {"seq scan", "filter", "sort", "spill", "jit"}  # ... or if it has a new flag of one of these kinds
@@ -132,7 +132,7 @@ def regressions(given: ModeResult, shipped: ModeResult) -> Iterator[Regression]:
         ("rows", given.rows_read, shipped.rows_read, _MORE_ROWS),
         ("pages", given.pages, shipped.pages, _MORE_PAGES),
     ):
-        if mine > _DEARER * theirs and mine - theirs >= more:
+        if mine > _TIMES_AS_MUCH * theirs and mine - theirs >= more:
             yield Regression(given.mode, kind, f"{mine:,.0f} {kind} read, {theirs:,.0f} by the shipped text")
     if given.fastest_ms > _SLOWER * shipped.fastest_ms and given.fastest_ms - shipped.fastest_ms >= _MORE_MS:
         text = f"{given.fastest_ms:,.2f} ms at its fastest, {shipped.fastest_ms:,.2f} ms by the shipped text"

@@ -19,7 +19,7 @@ from goqueue.workbench.plans import PREPARED, GenericPlan, generic_plans
 
 # The limits for a changed statement's estimated cost: a multiple of the shipped one's, or an amount (some
 # milliseconds).
-_DEARER, _CHEAP = 10, 1000
+_TIMES_THE_COST, _CHEAP = 10, 1000
 
 
 class Proof(NamedTuple):
@@ -122,7 +122,7 @@ def _plan_problems(name: str, got: "GenericPlan", expected: "GenericPlan") -> li
             f"its plan reads {what} whole, and the shipped one doesn't; no index serves its conditions or its order"
             for what in whole
         ]
-    elif got.cost > max(_DEARER * expected.cost, _CHEAP):
+    elif got.cost > max(_TIMES_THE_COST * expected.cost, _CHEAP):
         costs = f"its plan's estimated cost is {got.cost:,.0f}, the shipped one's is {expected.cost:,.0f}"
         problems.append(f"{costs}; `goqueue explain {name}` shows where")
     return problems
