@@ -109,7 +109,8 @@ def test_no_method_is_forgotten() -> None:
     methods = {name for name, _ in inspect.getmembers(PostgresStorage, inspect.isfunction) if not name.startswith("_")}
     expected = methods - {"bound_to", "close", "ping", "queue_stats"}
     assert expected == set(GOOD), (
-        f"tests/test_arguments.py: add valid arguments of {expected - set(GOOD)} to GOOD, remove {set(GOOD) - expected}"
+        f"tests/test_arguments.py: add valid arguments of {sorted(expected - set(GOOD))} to GOOD, "
+        f"remove {sorted(set(GOOD) - expected)}"
     )
 
 

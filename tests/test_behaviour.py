@@ -239,8 +239,8 @@ def test_a_query_that_is_written_otherwise_and_does_the_same_is_fine(
 def test_every_query_that_can_be_changed_has_a_case() -> None:
     tested, expected = {query for case in CASES for query in case.queries}, set(STORES) - WITHOUT_CASES.keys()
     assert tested == expected, (
-        f"goqueue/workbench/cases.py: add cases of {expected - tested}, remove {tested - expected} (or name the reason "
-        "in WITHOUT_CASES of tests/test_behaviour.py)"
+        f"goqueue/workbench/cases.py: add cases of {sorted(expected - tested)}, remove {sorted(tested - expected)} "
+        "(or name the reason in WITHOUT_CASES of tests/test_behaviour.py)"
     )
 
 

@@ -55,8 +55,8 @@ def test_is_a_storage(store: Storage) -> None:
 def test_the_contract_has_every_method_of_the_store() -> None:
     ours, theirs = ({name for name in dir(kind) if not name.startswith("_")} for kind in (PostgresStorage, Storage))
     forgotten = ours - theirs - {"bound_to", "open"}
-    assert not forgotten, f"declare {forgotten} in goqueue/storage_async.py, then make catalogue"
-    assert theirs <= ours, f"add {theirs - ours} to goqueue/postgres/store_async.py, then make catalogue"
+    assert not forgotten, f"declare {sorted(forgotten)} in goqueue/storage_async.py, then make catalogue"
+    assert theirs <= ours, f"add {sorted(theirs - ours)} to goqueue/postgres/store_async.py, then make catalogue"
 
 
 @pytest.mark.parametrize("name", sorted(name for name in vars(Storage) if not name.startswith("_")))

@@ -629,5 +629,6 @@ def test_every_query_is_tested_here() -> None:
     }
     tested = {case.query for case in CASES} | elsewhere
     assert tested == set(NOTES), (
-        f"tests/test_plans.py: add cases of {set(NOTES) - tested} to CASES, remove {tested - set(NOTES)}"
+        f"tests/test_plans.py: add cases of {sorted(set(NOTES) - tested)} to CASES, "
+        f"remove {sorted(tested - set(NOTES))}"
     )

@@ -266,8 +266,8 @@ def test_a_catalogue_needs_every_part_of_a_comment(tmp_path: Path) -> None:
 def test_each_query_of_the_store_has_a_type(queries: type) -> None:
     assert queries.__annotations__.keys() == STORES.keys(), (
         "in goqueue/postgres/cursor_async.py (AsyncQueries), add the type of "
-        f"{STORES.keys() - queries.__annotations__.keys()} and remove "
-        f"{queries.__annotations__.keys() - STORES.keys()}; then make catalogue"
+        f"{sorted(STORES.keys() - queries.__annotations__.keys())} and remove "
+        f"{sorted(queries.__annotations__.keys() - STORES.keys())}; then make catalogue"
     )
 
 
@@ -276,7 +276,7 @@ def test_each_other_query_has_a_type_for_each_of_its_columns() -> None:
     others = NOTES.keys() - STORES.keys()
     assert types.keys() == others, (
         "in goqueue/postgres/admin_queries.py, add the type of "
-        f"{others - types.keys()} and remove {types.keys() - others}"
+        f"{sorted(others - types.keys())} and remove {sorted(types.keys() - others)}"
     )
     columns = json.loads((shipped_folder("sql") / "columns.json").read_text("utf-8"))
     for name, kind in types.items():

@@ -283,14 +283,15 @@ def test_the_table_has_every_query() -> None:
         ("the table of queries and roles in migrations/README.md", set(EXPECTED)),
         ("values_of in tests/test_roles.py", values),
     ):
-        assert names == set(NOTES), f"{place}: add {set(NOTES) - names}, remove {names - set(NOTES)}"
+        assert names == set(NOTES), f"{place}: add {sorted(set(NOTES) - names)}, remove {sorted(names - set(NOTES))}"
 
 
 @pytest.mark.parametrize("name", NOTES)
 def test_a_query_runs_for_the_roles_that_the_table_names(
     name: str, explainers: dict[str, Explainer], jobs: dict[str, UUID]
 ) -> None:
-    values = values_of(jobs)[name]
+    values = values_of(jobs).get(name)
+    assert values is not None, f"values_of in tests/test_roles.py: add values of {name}"
     seen = {who: outcome(explainer, name, values) for who, explainer in explainers.items()}
     # The jobs belong to one producer; another one doesn't see them.
     expected = {**EXPECTED[name], "other": EXPECTED[name]["producer"]}
@@ -434,7 +435,10 @@ def test_the_snapshot_names_the_queries_of_each_role() -> None:
     assert set(runnable) == {f"goqueue_{role}" for role in ROLES}
     for role in ROLES:
         expected = {name for name, outcomes in EXPECTED.items() if outcomes[role] != "no" and name not in LISTEN}
-        assert set(runnable[f"goqueue_{role}"]) == expected
+        assert set(runnable[f"goqueue_{role}"]) == expected, (
+            f"{sorted(set(runnable[f'goqueue_{role}']) ^ expected)}: the table in migrations/README.md and the grants "
+            "differ, or rights.json is stale (make catalogue)"
+        )
 
 
 def test_the_rights_after_the_script_have_no_findings(applied: Connection) -> None:
