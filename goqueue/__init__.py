@@ -37,6 +37,7 @@ from goqueue.models import (
     Page,
     QueueStats,
     TransactionStatus,
+    WorkerStats,
 )
 from goqueue.postgres.listener import Listener
 from goqueue.postgres.listener_async import AsyncListener
@@ -100,6 +101,7 @@ __all__ = [
     "Worker",
     "WorkerConfig",
     "WorkerError",
+    "WorkerStats",
     "configure_logging",
     "job_context",
     "load_config",

@@ -5,7 +5,7 @@ the value and what is allowed. What the database returns (`Job`) is not checked.
 """
 
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final
@@ -234,13 +234,15 @@ class JobUpdate(
 class JobFilter(Struct, metaclass=HelpfulMeta, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The jobs to list, count or change: those that match all given conditions.
 
-    ``status``, ``queue`` and ``job_type`` each accept one value or several. The range of creation (aware datetimes)
-    includes ``created_from`` and excludes ``created_before``. Raises `InvalidFilterError`.
+    Each field but the times accepts one value or several. ``locked_by`` names workers; only running jobs have one. The
+    range of creation (aware datetimes) includes ``created_from`` and excludes ``created_before``. Raises
+    `InvalidFilterError`.
     """
 
     status: JobStatus | str | Collection[JobStatus | str] | None = None
     queue: str | Collection[str] | None = None
     job_type: str | Collection[str] | None = None
+    locked_by: str | Collection[str] | None = None
     created_from: datetime | None = None
     created_before: datetime | None = None
 
@@ -260,6 +262,7 @@ class JobFilter(Struct, metaclass=HelpfulMeta, frozen=True, kw_only=True, forbid
                 ),
                 "queues": check_several("queue", self.queue, lambda value: check_name("queue", value)),
                 "job_types": check_several("job_type", self.job_type, lambda value: check_name("job_type", value)),
+                "worker_ids": check_several("locked_by", self.locked_by, lambda value: check_name("locked_by", value)),
                 **times,
             }
         except InvalidFilterError:
@@ -293,6 +296,24 @@ class QueueStats(Struct, frozen=True):
     paused_until: datetime | None = None
 
 
+class WorkerStats(Struct, frozen=True):
+    """One worker that holds running jobs. Workers that hold none are not known."""
+
+    worker_id: str
+    #: How many running jobs it holds.
+    jobs: int
+    #: Their queues, in order.
+    queues: list[str]
+    #: When it claimed the oldest of them.
+    oldest_locked_at: datetime
+    #: When one of them was last claimed, renewed or otherwise changed.
+    last_seen_at: datetime
+    #: The earliest end of their leases; None if none has a lease (jobs that were set running manually).
+    lease_expires_at: datetime | None
+    #: How many of the leases have expired.
+    expired_leases: int
+
+
 #: A job's id: a UUID or its text.
 JobId = UUID | str
 
@@ -301,6 +322,9 @@ Held = Job | Lease
 
 #: Jobs, as the bulk methods accept them: ids, or a filter.
 Jobs = JobId | Iterable[JobId] | JobFilter
+
+#: A function that the bulk methods call after each batch, with the number of jobs changed so far.
+Progress = Callable[[int], object]
 
 # The checks return exactly the plain type: msgspec and psycopg write subclasses differently (pendulum's times,
 # StrEnum).

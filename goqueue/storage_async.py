@@ -19,8 +19,10 @@ from goqueue.models import (
     Lease,
     NewJob,
     Page,
+    Progress,
     QueueStats,
     TransactionStatus,
+    WorkerStats,
 )
 
 
@@ -56,7 +58,7 @@ class AsyncStorage(Protocol):
     call.
 
     "Repeating" describes a second call with the same arguments, after the first was committed. A job id is a UUID or
-    its text.
+    its text. Changes of many jobs are committed in batches. After each, ``progress`` is called with the number so far.
     """
 
     async def create_job(self, job: NewJob) -> Job:
@@ -146,26 +148,47 @@ class AsyncStorage(Protocol):
         Repeating: replaces the job again, and overwrites later changes by others.
         """
 
-    async def cancel_jobs(self, jobs: Jobs) -> int:
+    async def cancel_jobs(self, jobs: Jobs, *, progress: Progress | None = None) -> int:
         """Cancel pending and running jobs, given by ids or by filter. Return how many. Jobs in other states are
         unchanged.
 
         Repeating: does not count cancelled jobs; cancels jobs that were retried in the meantime.
         """
 
-    async def retry_jobs(self, jobs: Jobs) -> int:
+    async def retry_jobs(self, jobs: Jobs, *, progress: Progress | None = None) -> int:
         """Make dead and cancelled jobs pending again, due at once, with all their attempts. Return how many.
 
         Repeating: leaves pending jobs unchanged; retries jobs that ended in the meantime.
         """
 
     async def reschedule_jobs(
-        self, jobs: Jobs, *, scheduled_at: datetime | None = None, delay: timedelta | None = None
+        self,
+        jobs: Jobs,
+        *,
+        scheduled_at: datetime | None = None,
+        delay: timedelta | None = None,
+        progress: Progress | None = None,
     ) -> int:
         """Set a new time for pending jobs: ``scheduled_at`` (aware), or ``delay`` from now. Return how many.
 
         Repeating: sets the same ``scheduled_at`` again, or a new time from ``delay``; overwrites later changes by
         others.
+        """
+
+    async def change_jobs(
+        self,
+        jobs: Jobs,
+        *,
+        queue: str | None = None,
+        priority: int | None = None,
+        max_attempts: int | None = None,
+        progress: Progress | None = None,
+    ) -> int:
+        """Change the given columns of jobs that are not completed. Return how many.
+
+        ``max_attempts`` leaves out jobs with more attempts than that, and pending jobs that would have none left.
+
+        Repeating: sets the same values again, and overwrites later changes by others.
         """
 
     async def delete_job(self, job_id: JobId) -> None:
@@ -175,10 +198,23 @@ class AsyncStorage(Protocol):
         Repeating: raises `JobNotFoundError`.
         """
 
+    async def delete_jobs(self, jobs: Jobs, *, progress: Progress | None = None) -> int:
+        """Delete jobs in any status, with their failure histories. Return how many. Missing jobs are not counted.
+
+        Raises: `JobStateError` if something outside the storage refers to one of them. Earlier batches stay deleted.
+        Repeating: deletes no more, except new jobs that a filter matches.
+        """
+
     async def prune_jobs(
-        self, older_than: timedelta, statuses: Collection[JobStatus] = ..., limit: int = 1000
+        self,
+        older_than: timedelta,
+        statuses: Collection[JobStatus] = ...,
+        limit: int = 1000,
+        queues: str | Collection[str] | None = None,
+        job_types: str | Collection[str] | None = None,
     ) -> Pruned:
-        """Delete one batch of at most ``limit`` jobs that finished more than ``older_than`` ago. Return how many.
+        """Delete one batch of at most ``limit`` jobs that finished more than ``older_than`` ago, of all queues and
+        job types or of the given ones (one or several). Return how many.
 
         Jobs that something outside the storage refers to are skipped; the result's ``kept`` names them.
 
@@ -313,6 +349,19 @@ class AsyncStorage(Protocol):
 
     async def queue_stats(self) -> list[QueueStats]:
         """Return each queue's jobs by status, age of the oldest due job, expired leases and pause, ordered by queue.
+
+        Repeating: changes nothing.
+        """
+
+    async def list_workers(self) -> list[WorkerStats]:
+        """Return the workers that hold running jobs, ordered by worker_id. Idle workers are not known.
+
+        Repeating: changes nothing.
+        """
+
+    async def list_job_types(self) -> list[str]:
+        """Return the types of the stored jobs, in order. Types that only pending jobs have can be missing if there are
+        more than 10,000 pending jobs.
 
         Repeating: changes nothing.
         """

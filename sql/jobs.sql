@@ -310,7 +310,7 @@ FROM goqueue.jobs AS j
 WHERE j.idempotency_key = :idempotency_key::text;
 
 
--- name: list_jobs(statuses, queues, job_types, created_from, created_before, cursor_created_at, cursor_id, page_limit)
+-- name: list_jobs(statuses, queues, job_types, worker_ids, created_from, created_before, cursor_created_at, cursor_id, page_limit)
 -- Return a page of jobs, newest first (created_at, then id), starting after the cursor's position. A null filter
 -- matches every job. The range of created_at includes its start and excludes its end.
 -- Returns: at most page_limit jobs. The cursor's position is the last job of the previous page, which is not repeated.
@@ -321,7 +321,8 @@ WHERE j.idempotency_key = :idempotency_key::text;
 -- one queue or in all. goqueue.finished_lanes finds the lanes. From each lane one page is read, starting at the
 -- position, so page 1000 costs no more than page 1. The cost is proportional to page_limit and to the number of lanes:
 -- at most three for each job type and given queue. Pending jobs are read newest first: if few of them match the filter,
--- all entries of pending jobs are read. All running jobs are read: workers hold few.
+-- all entries of pending jobs are read. All running jobs are read: workers hold few. With worker_ids (values of
+-- locked_by), nothing else is read.
 --
 WITH page_start AS MATERIALIZED (
     SELECT
@@ -370,6 +371,7 @@ found_job AS (
             LIMIT :page_limit::bigint
         )
     ) AS lane_job
+    WHERE :worker_ids::text[] IS NULL
     UNION ALL
     SELECT
         pending_job.created_at,
@@ -383,7 +385,8 @@ found_job AS (
         WHERE
             j.completed_at IS NULL
             AND j.status <> 'running'
-            -- Without a column, this condition skips the scan. The next one excludes statuses of a later release.
+            -- Without a column, these conditions skip the scan. The third one excludes statuses of a later release.
+            AND :worker_ids::text[] IS NULL
             AND (:statuses::text[] IS NULL OR 'pending' = ANY(:statuses::text[]))
             AND (:statuses::text[] IS NULL OR j.status = 'pending')
             AND (:queues::text[] IS NULL OR j.queue = ANY(:queues::text[]))
@@ -404,6 +407,7 @@ found_job AS (
         AND (:statuses::text[] IS NULL OR 'running' = ANY(:statuses::text[]))
         AND (:queues::text[] IS NULL OR j.queue = ANY(:queues::text[]))
         AND (:job_types::text[] IS NULL OR j.job_type = ANY(:job_types::text[]))
+        AND (:worker_ids::text[] IS NULL OR j.locked_by = ANY(:worker_ids::text[]))
         AND j.created_at >= p.created_from
         AND (j.created_at, j.id) < (p.created_at, p.id)
     -- These apply to the whole union.
@@ -436,7 +440,7 @@ WHERE j.id = ANY(ARRAY(SELECT f.id FROM found_job AS f))
 ORDER BY j.created_at DESC, j.id DESC;
 
 
--- name: count_jobs(statuses, queues, job_types, created_from, created_before)^
+-- name: count_jobs(statuses, queues, job_types, worker_ids, created_from, created_before)^
 -- Count the jobs that a filter of list_jobs matches.
 -- Returns: the count, and whether it is exact. It is exact up to 10,000. Above, it is an estimate from the rows of
 -- about 500 random pages of the table, and at least 10,001.
@@ -480,6 +484,7 @@ WITH counted AS MATERIALIZED (
                 LIMIT 10001
             )
         ) AS lane_job
+        WHERE :worker_ids::text[] IS NULL
         UNION ALL
         (
             SELECT
@@ -487,6 +492,7 @@ WITH counted AS MATERIALIZED (
             WHERE
                 j.completed_at IS NULL
                 AND j.status <> 'running'
+                AND :worker_ids::text[] IS NULL
                 AND (:statuses::text[] IS NULL OR 'pending' = ANY(:statuses::text[]))
                 AND (:statuses::text[] IS NULL OR j.status = 'pending')
                 AND (:queues::text[] IS NULL OR j.queue = ANY(:queues::text[]))
@@ -504,6 +510,7 @@ WITH counted AS MATERIALIZED (
             AND (:statuses::text[] IS NULL OR 'running' = ANY(:statuses::text[]))
             AND (:queues::text[] IS NULL OR j.queue = ANY(:queues::text[]))
             AND (:job_types::text[] IS NULL OR j.job_type = ANY(:job_types::text[]))
+            AND (:worker_ids::text[] IS NULL OR j.locked_by = ANY(:worker_ids::text[]))
             AND j.created_at >= coalesce(:created_from::timestamptz, '-infinity')
             AND j.created_at < coalesce(:created_before::timestamptz, 'infinity')
         LIMIT 10001
@@ -521,6 +528,7 @@ sampled AS (
             s.status,
             s.queue,
             s.job_type,
+            s.locked_by,
             s.created_at
         FROM goqueue.jobs AS s TABLESAMPLE SYSTEM ((SELECT z.percent FROM sample_size AS z)) -- noqa: PRS
         WHERE (SELECT c.jobs FROM counted AS c) > 10000
@@ -531,6 +539,7 @@ sampled AS (
         (:statuses::text[] IS NULL OR j.status = ANY(:statuses::text[]::goqueue.job_status[]))
         AND (:queues::text[] IS NULL OR j.queue = ANY(:queues::text[]))
         AND (:job_types::text[] IS NULL OR j.job_type = ANY(:job_types::text[]))
+        AND (:worker_ids::text[] IS NULL OR j.locked_by = ANY(:worker_ids::text[]))
         AND j.created_at >= coalesce(:created_from::timestamptz, '-infinity')
         AND j.created_at < coalesce(:created_before::timestamptz, 'infinity')
 )
@@ -802,6 +811,44 @@ WHERE
 RETURNING j.id;
 
 
+-- name: change_jobs(ids, queue, priority, max_attempts)
+-- Change the queue, the priority and max_attempts of jobs that are not completed. A null leaves the column unchanged.
+-- Returns: the ids of the changed jobs. Completed and missing jobs are omitted, and jobs with more attempts than
+-- max_attempts, or as many if they are pending.
+-- Index: jobs_pkey, two probes per job.
+-- Locks: the jobs' rows, in the order of their ids.
+-- Notes: A trigger wakes the listeners of the queue to which a due job is moved. A claim that resumes finds a job with
+-- another queue or priority at its next full scan.
+WITH locked_job AS MATERIALIZED (
+    SELECT
+        j.id,
+        j.status,
+        j.attempts,
+        coalesce(:max_attempts::integer, j.max_attempts) AS max_attempts_after
+    FROM goqueue.jobs AS j
+    WHERE j.id = ANY(:ids::uuid[])
+    ORDER BY j.id
+    FOR NO KEY UPDATE
+)
+
+UPDATE goqueue.jobs AS j
+SET
+    queue = coalesce(:queue::text, j.queue),
+    priority = coalesce(:priority::smallint, j.priority),
+    max_attempts = coalesce(:max_attempts::integer, j.max_attempts),
+    updated_at = statement_timestamp()
+WHERE
+    j.id = ANY(
+        ARRAY(
+            SELECT l.id FROM locked_job AS l
+            WHERE
+                (l.status = 'pending' AND l.attempts < l.max_attempts_after)
+                OR (l.status IN ('running', 'dead', 'cancelled') AND l.attempts <= l.max_attempts_after)
+        )
+    )
+RETURNING j.id;
+
+
 -- name: delete_job(id)$
 -- Delete one job in any status.
 -- Returns: the transaction's id; nothing if there is no such job.
@@ -812,45 +859,101 @@ WHERE j.id = :id::uuid
 RETURNING pg_current_xact_id()::text AS transaction_id;
 
 
--- name: delete_failures(job_id)
--- Delete the history of a job's failures, after delete_job and in its transaction.
+-- name: delete_jobs(ids, statuses)
+-- Delete jobs in any status, or those with one of the statuses; none if another table refers to one of them.
+-- Returns: the id of each deleted job, and the transaction's id; missing jobs are omitted.
+-- Index: jobs_pkey, two probes per job.
+-- Locks: the jobs' rows, in the order of their ids.
+WITH locked_job AS MATERIALIZED (
+    SELECT
+        j.id,
+        j.status
+    FROM goqueue.jobs AS j
+    WHERE j.id = ANY(:ids::uuid[])
+    ORDER BY j.id
+    FOR UPDATE
+)
+
+DELETE FROM goqueue.jobs AS j
+WHERE
+    j.id = ANY(
+        ARRAY(
+            SELECT l.id FROM locked_job AS l
+            WHERE :statuses::text[] IS NULL OR l.status = ANY(:statuses::text[]::goqueue.job_status[])
+        )
+    )
+RETURNING
+    j.id,
+    pg_current_xact_id()::text AS transaction_id;
+
+
+-- name: delete_failures(ids)
+-- Delete the history of jobs' failures, after delete_job or delete_jobs and in its transaction.
 -- Returns: the tokens of the failed attempts; no row if there were none.
 -- Index: job_failures_pkey.
 -- Locks: the failures' rows.
 -- Notes: A separate statement, because only a new snapshot sees a failure that another transaction recorded while
--- delete_job waited for it.
+-- the deletion waited for its job.
 DELETE FROM goqueue.job_failures AS f
-WHERE f.job_id = :job_id::uuid
+WHERE f.job_id = ANY(:ids::uuid[])
 RETURNING f.lease_token;
 
 
--- name: prune_jobs(older_than, statuses, job_limit, kept_ids)
+-- name: prune_jobs(older_than, statuses, queues, job_types, job_limit, kept_ids)
 -- Delete one batch of jobs that finished more than older_than ago, with their failure history. It works lane by lane,
--- oldest job first. Jobs with an id in kept_ids are skipped.
+-- oldest job first. Null queues and job types match all. Jobs with an id in kept_ids are skipped.
 -- Returns: for each job of the batch, its id and the reason why it was not deleted (null if it was). A batch smaller
 -- than job_limit is the last one.
--- Index: jobs_finished_type_idx, by created_at, which is never later than completed_at; jobs_pkey, job_failures_pkey.
+-- Index: jobs_finished_type_idx, and jobs_finished_queue_idx if queues are given, by created_at, which is never later
+-- than completed_at; jobs_pkey, job_failures_pkey.
 -- Locks: the batch's rows and their failures. A job that another session has locked is skipped.
 -- Notes: goqueue.delete_unreferenced_jobs deletes the batch in a savepoint. If a trigger or another table's foreign key
 -- keeps a job, it deletes the others. Each call starts at the oldest job of each lane. It reads and skips jobs that
 -- were created before older_than and finished after it, the jobs in kept_ids, and dead index entries until vacuum. An
 -- index on completed_at would avoid the first, but would add a cost to every completion.
+--
 WITH due_job AS MATERIALIZED (
     SELECT lane_job.id
-    FROM goqueue.finished_lanes(:statuses::text[]::goqueue.job_status[], NULL, NULL) AS l
+    FROM goqueue.finished_lanes(:statuses::text[]::goqueue.job_status[], :queues::text[], :job_types::text[]) AS l
+    CROSS JOIN (
+        SELECT statement_timestamp() - extract(EPOCH FROM :older_than::interval) * interval '1 second' AS finished_before
+    ) AS p
     CROSS JOIN LATERAL (
-        SELECT j.id
-        FROM goqueue.jobs AS j
-        WHERE
-            j.completed_at IS NOT NULL
-            AND j.job_type = l.job_type
-            AND j.status = l.status
-            AND j.created_at < statement_timestamp() - extract(EPOCH FROM :older_than::interval) * interval '1 second'
-            AND j.completed_at < statement_timestamp() - extract(EPOCH FROM :older_than::interval) * interval '1 second'
-            AND j.id <> ALL(:kept_ids::uuid[])
-        ORDER BY j.status, j.created_at, j.id
-        LIMIT :job_limit::bigint
-        FOR UPDATE SKIP LOCKED
+        -- A union accepts no locks, so each of its SELECTs has a subquery that locks.
+        SELECT of_type.id
+        FROM (
+            SELECT j.id
+            FROM goqueue.jobs AS j
+            WHERE
+                :queues::text[] IS NULL
+                AND j.completed_at IS NOT NULL
+                AND j.job_type = l.job_type
+                AND j.status = l.status
+                AND j.created_at < p.finished_before
+                AND j.completed_at < p.finished_before
+                AND j.id <> ALL(:kept_ids::uuid[])
+            ORDER BY j.status, j.created_at, j.id
+            LIMIT :job_limit::bigint
+            FOR UPDATE SKIP LOCKED
+        ) AS of_type
+        UNION ALL
+        SELECT of_queue.id
+        FROM (
+            SELECT j.id
+            FROM goqueue.jobs AS j
+            WHERE
+                j.completed_at IS NOT NULL
+                -- Not = l.queue, for the reason given in list_jobs.
+                AND j.queue = ANY(ARRAY[l.queue])
+                AND j.job_type = l.job_type
+                AND j.status = l.status
+                AND j.created_at < p.finished_before
+                AND j.completed_at < p.finished_before
+                AND j.id <> ALL(:kept_ids::uuid[])
+            ORDER BY j.queue, j.status, j.created_at, j.id
+            LIMIT :job_limit::bigint
+            FOR UPDATE SKIP LOCKED
+        ) AS of_queue
     ) AS lane_job
     LIMIT :job_limit::bigint
 )

@@ -1,6 +1,6 @@
--- Statistics of all queues at once, and pauses.
+-- Statistics of queues, workers and job types; and pauses.
 --
--- The views that metrics exporters read do the counting (migrations/V0017 and V0024), so that a dashboard and the
+-- Jobs are counted by the views that metrics exporters read (migrations/V0017 and V0024), so that a dashboard and the
 -- program show the same figures. CREATE OR REPLACE VIEW tunes them in place.
 
 
@@ -32,6 +32,63 @@ FROM goqueue.queue_status_metrics AS s
 LEFT JOIN goqueue.paused_queues AS p ON s.queue = p.queue AND p.paused_until > statement_timestamp()
 GROUP BY s.queue
 ORDER BY s.queue;
+
+
+-- name: list_workers()
+-- Return the workers that hold running jobs. Idle workers hold none and are not known.
+-- Returns: one row per worker, ordered by its id: the number of its jobs, their queues, when it claimed the oldest one,
+-- when one of them was last claimed, renewed or otherwise changed, the earliest end of a lease (null if none has one),
+-- and the number of expired leases.
+-- Index: jobs_running_idx, for all running jobs: workers hold few.
+-- Locks: none.
+SELECT
+    j.locked_by AS worker_id,
+    count(*) AS jobs,
+    array_agg(DISTINCT j.queue ORDER BY j.queue) AS queues,
+    min(j.locked_at) AS oldest_locked_at,
+    max(j.updated_at) AS last_seen_at,
+    min(j.lease_expires_at) AS lease_expires_at,
+    count(*) FILTER (WHERE j.lease_expires_at <= statement_timestamp()) AS expired_leases
+FROM goqueue.jobs AS j
+WHERE j.status = 'running'
+GROUP BY j.locked_by
+ORDER BY j.locked_by;
+
+
+-- name: list_job_types()
+-- Return the types of the stored jobs.
+-- Returns: each type once, in order. A type can be missing if only pending jobs have it, and none of these is among the
+-- 10,000 newest or the 10,000 oldest pending jobs.
+-- Index: jobs_finished_type_idx, one probe per type; jobs_pending_idx, at most 20,000 entries; jobs_running_idx, for all
+-- running jobs.
+-- Locks: none.
+-- Notes: No index has the pending jobs by type: every insert would pay for it. A type whose jobs have finished is found
+-- among those.
+--
+SELECT l.job_type
+-- One status is enough: the lanes have the types of all finished jobs.
+FROM goqueue.finished_lanes('{completed}'::goqueue.job_status[], NULL, NULL) AS l
+UNION
+(
+    SELECT j.job_type
+    FROM goqueue.jobs AS j
+    WHERE j.completed_at IS NULL AND j.status <> 'running'
+    ORDER BY j.created_at DESC, j.id DESC
+    LIMIT 10000
+)
+UNION
+(
+    SELECT j.job_type
+    FROM goqueue.jobs AS j
+    WHERE j.completed_at IS NULL AND j.status <> 'running'
+    ORDER BY j.created_at, j.id
+    LIMIT 10000
+)
+UNION
+SELECT j.job_type
+FROM goqueue.jobs AS j
+WHERE j.status = 'running'
+ORDER BY job_type;
 
 
 -- name: pause_queue(queue, until)$

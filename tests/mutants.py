@@ -65,7 +65,31 @@ MUTANTS = [
     *_of_each("retry_jobs", ("status", "WHERE l.status IN ('dead', 'cancelled')", "", f"{_LEASES} -k Operators")),
     *_of_each("reschedule_jobs", ("status", "WHERE l.status = 'pending'", "", f"{_LEASES} -k Operators")),
     *_of_each(
-        "cancel_jobs retry_jobs reschedule_jobs",
+        "change_jobs",
+        ("status", "l.status IN ('running', 'dead', 'cancelled')", "TRUE", f"{_LEASES} -k Operators"),
+        ("attempts", "AND l.attempts < l.max_attempts_after", "", f"{_LEASES} -k Operators"),
+        ("attempts made", "AND l.attempts <= l.max_attempts_after", "", f"{_LEASES} -k Operators"),
+    ),
+    *_of_each(
+        "delete_jobs",
+        ("status", "l.status = ANY(", "TRUE OR l.status = ANY(", f"{_GUARDS} -k operator"),
+        ("row lock", "    FOR UPDATE\n", "", f"{_GUARDS} -k operator"),
+        ("lock order", "ORDER BY j.id\n", "ORDER BY j.id DESC\n", "tests/test_postgres.py -k locked_in_the_order"),
+    ),
+    *_of_each(
+        "list_jobs",
+        ("worker", "j.locked_by = ANY(:worker_ids::text[])", "TRUE", f"{_LEASES} -k Workers"),
+        ("finished", "WHERE :worker_ids::text[] IS NULL", "", f"{_LEASES} -k Workers"),
+        ("pending", "AND :worker_ids::text[] IS NULL", "", f"{_LEASES} -k Workers"),
+    ),
+    *_of_each(
+        "count_jobs",
+        ("worker", "j.locked_by = ANY(:worker_ids::text[])", "TRUE", f"{_LEASES} {_CONTRACT} -k 'Workers or holds'"),
+        ("finished", "WHERE :worker_ids::text[] IS NULL", "", f"{_LEASES} -k Workers"),
+        ("pending", "AND :worker_ids::text[] IS NULL", "", f"{_LEASES} -k Workers"),
+    ),
+    *_of_each(
+        "cancel_jobs retry_jobs reschedule_jobs change_jobs",
         ("row lock", "    FOR NO KEY UPDATE\n", "", f"{_GUARDS} -k operator"),
         ("lock order", "ORDER BY j.id\n", "ORDER BY j.id DESC\n", "tests/test_postgres.py -k locked_in_the_order"),
         ("clock", "statement_timestamp()", "now()", f"{_GUARDS} -k Clock"),
@@ -79,6 +103,13 @@ MUTANTS = [
     ),
     Mutant(
         "goqueue/postgres/store_async.py",
+        "delete_jobs: transaction",
+        'self._transaction(connection, "delete_jobs", ids)',
+        '__import__("contextlib").nullcontext({})',
+        f"{_GUARDS} -k Delete",
+    ),
+    Mutant(
+        "goqueue/postgres/store_async.py",
         "create_jobs: transaction",
         'self._transaction(connection, "create_jobs", ids)',
         '__import__("contextlib").nullcontext({})',
@@ -87,11 +118,18 @@ MUTANTS = [
     *_of_each(
         "prune_jobs",
         ("SKIP LOCKED", "FOR UPDATE SKIP LOCKED", "FOR UPDATE", f"{_GUARDS} -k prune"),
+        (
+            "SKIP LOCKED by queue",
+            "FOR UPDATE SKIP LOCKED\n        ) AS of_queue",
+            "FOR UPDATE\n        ) AS of_queue",
+            f"{_GUARDS} -k prune",
+        ),
+        ("queue", "AND j.queue = ANY(ARRAY[l.queue])", "AND l.queue <> ''", f"{_LEASES} -k Prune"),
         ("row lock", "FOR UPDATE SKIP LOCKED", "", f"{_GUARDS} -k prune"),
         (
             "age",
-            "AND j.completed_at < statement_timestamp()",
-            "AND now() < 'infinity'::timestamptz",
+            "AND j.completed_at < p.finished_before",
+            "",
             f"{_LEASES} -k Prune",
         ),
         # In a transaction, where the clocks differ.

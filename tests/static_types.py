@@ -39,6 +39,7 @@ from goqueue import (
     TransactionStatus,
     Worker,
     WorkerConfig,
+    WorkerStats,
     job_context,
     named_statement,
     numbered_statement,
@@ -77,8 +78,11 @@ def synchronous(
     assert_type(store.cancel_jobs(JobFilter()), int)
     assert_type(store.retry_jobs(job.id), int)
     assert_type(store.reschedule_jobs(job.id, delay=MINUTE), int)
+    assert_type(store.change_jobs(JobFilter(locked_by=["w"]), queue="q", priority=1, max_attempts=2), int)
     store.delete_job(job.id)
+    assert_type(store.delete_jobs([job.id], progress=print), int)
     assert_type(store.prune_jobs(MINUTE, [JobStatus.DEAD], limit=5), Pruned)
+    assert_type(store.prune_jobs(MINUTE, queues="mail", job_types={"t"}), Pruned)
     assert_type(store.claim_jobs("mail", "w", 5, MINUTE), list[Job])
     assert_type(store.claim_jobs({"mail", "report"}, worker_id="w", limit=5), list[Job])
     assert_type(store.complete_and_claim([job], "mail", "w"), list[Job])
@@ -93,6 +97,8 @@ def synchronous(
     assert_type(store.next_job_at(["mail"]), datetime | None)
     assert_type(store.list_failures(job.id), list[Failure])
     assert_type(store.queue_stats(), list[QueueStats])
+    assert_type(store.list_workers(), list[WorkerStats])
+    assert_type(store.list_job_types(), list[str])
     store.pause_queue("mail", until=datetime.now(UTC))
     assert_type(store.resume_queue("mail"), bool)
     assert_type(store.get_transaction_status("17"), TransactionStatus)
@@ -141,7 +147,9 @@ async def asynchronous(
     assert_type(await store.cancel_jobs([job.id]), int)
     assert_type(await store.retry_jobs(JobFilter()), int)
     assert_type(await store.reschedule_jobs(job.id, delay=MINUTE), int)
+    assert_type(await store.change_jobs(job.id, queue="q"), int)
     await store.delete_job(job.id)
+    assert_type(await store.delete_jobs(JobFilter()), int)
     assert_type(await store.prune_jobs(MINUTE), Pruned)
     assert_type(await store.claim_jobs("mail", "w"), list[Job])
     assert_type(await store.complete_and_claim([job], "mail", "w"), list[Job])
@@ -156,6 +164,8 @@ async def asynchronous(
     assert_type(await store.next_job_at("mail"), datetime | None)
     assert_type(await store.list_failures(job.id), list[Failure])
     assert_type(await store.queue_stats(), list[QueueStats])
+    assert_type(await store.list_workers(), list[WorkerStats])
+    assert_type(await store.list_job_types(), list[str])
     await store.pause_queue("mail", until=datetime.now(UTC))
     assert_type(await store.resume_queue("mail"), bool)
     assert_type(await store.get_transaction_status("17"), TransactionStatus)
@@ -204,6 +214,8 @@ def refused(store: PostgresStorage, job: Job, new: NewJob, plain: Connection[Tup
     store.fail_jobs([job])  # type: ignore[list-item]
     store.reschedule_jobs(job.id, None, MINUTE)  # type: ignore[call-arg]
     store.prune_jobs(30)  # type: ignore[arg-type]
+    store.change_jobs(job.id, "q")  # type: ignore[call-arg]
+    store.delete_jobs(job.id, progress=5)  # type: ignore[arg-type]
     store.bound_to("postgresql://")  # type: ignore[arg-type]
     AsyncPostgresStorage.bound_to(plain)  # type: ignore[arg-type]
     PostgresStorage.bound_to(url="")  # type: ignore[call-arg]

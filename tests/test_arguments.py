@@ -44,7 +44,9 @@ GOOD: dict[str, Any] = {
     "cancel_jobs": {"jobs": []},
     "retry_jobs": {"jobs": []},
     "reschedule_jobs": {"jobs": [], "scheduled_at": None, "delay": None},
+    "change_jobs": {"jobs": [], "priority": 1},
     "delete_job": {"job_id": uuid4()},
+    "delete_jobs": {"jobs": []},
     "prune_jobs": {"older_than": SECOND},
     "claim_jobs": {"queues": "q", "worker_id": "w"},
     "complete_and_claim": {"leases": [], "queues": "q", "worker_id": "w"},
@@ -79,6 +81,10 @@ REFUSED: dict[str, list[Any]] = {
     "update": [None, 5, {"priority": 1}, JobUpdate(payload=object())],
     "scheduled_at": [5, "now", datetime(2030, 1, 1), datetime.max],  # noqa: DTZ001, DTZ901
     "delay": TIMES,
+    "progress": [5, "x", []],
+    "priority": [-32768, 32768, 1.5, "1", True],
+    "max_attempts": [0, 10_001, 1.5, "1", True],
+    "job_types": [5, [], *NAMES[1:], *([bad] for bad in NAMES)],
     "older_than": [None, *TIMES],
     "statuses": [None, 5, "x", "pending", [None], [5], ["running"]],
     "lease": [None, *TIMES],
@@ -95,6 +101,8 @@ REFUSED_BY: dict[tuple[str, str], list[Any]] = {
     ("fail_job", "error"): [],  # its text is stored, whatever its type
     ("create_jobs", "jobs"): [None, 5, NewJob(job_type="t"), [None], [{}], [NewJob(job_type="t", payload={1})]],
 }
+REFUSED_BY["prune_jobs", "queues"] = REFUSED["job_types"]
+REFUSED_BY["change_jobs", "queue"] = NAMES[1:]
 REFUSED_BY["create_jobs_in_batches", "jobs"] = REFUSED_BY["create_jobs", "jobs"]
 
 
@@ -107,7 +115,7 @@ def every_refusal() -> Iterator[Any]:
 
 def test_no_method_is_forgotten() -> None:
     methods = {name for name, _ in inspect.getmembers(PostgresStorage, inspect.isfunction) if not name.startswith("_")}
-    expected = methods - {"bound_to", "close", "ping", "queue_stats"}
+    expected = methods - {"bound_to", "close", "ping", "queue_stats", "list_workers", "list_job_types"}
     assert expected == set(GOOD), (
         f"tests/test_arguments.py: add valid arguments of {sorted(expected - set(GOOD))} to GOOD, "
         f"remove {sorted(set(GOOD) - expected)}"

@@ -97,10 +97,20 @@ BROKEN = [
     Broken("prune_jobs", "FOR UPDATE SKIP LOCKED", "FOR UPDATE", "(it waits for the other session)"),
     Broken(
         "prune_jobs",
-        re.compile(r"goqueue\.finished_lanes.*?(?=\n +AND j\.id <> ALL)", re.DOTALL),
-        "unnest(:statuses::text[]::goqueue.job_status[]) AS l (status)\n    CROSS JOIN LATERAL ("
-        "SELECT j.id FROM goqueue.jobs AS j WHERE j.status = l.status AND :older_than::interval IS NOT NULL",
+        re.compile(r"SELECT lane_job\.id.*?\n    \) AS lane_job", re.DOTALL),
+        "SELECT k.id FROM (SELECT j.id FROM goqueue.jobs AS j "
+        "WHERE j.status = ANY(:statuses::text[]::goqueue.job_status[])"
+        " AND coalesce(j.completed_at, j.created_at) < statement_timestamp() - :older_than::interval"
+        " AND (:queues::text[] IS NULL OR j.queue = ANY(:queues::text[]))"
+        " AND (:job_types::text[] IS NULL OR j.job_type = ANY(:job_types::text[])) AND j.id <> ALL(:kept_ids::uuid[])"
+        " ORDER BY j.job_type, j.status, j.created_at, j.id FOR UPDATE SKIP LOCKED) AS k",
         "prune_jobs of pending and running jobs",
+    ),
+    Broken(
+        "prune_jobs",
+        "AND j.queue = ANY(ARRAY[l.queue])",
+        "AND l.queue <> ''",
+        "prune_jobs of two queues: it returns: [",
     ),
     Broken("prune_jobs", re.compile(r"\n +AND j\.completed_at < [^\n]+"), "", "an hour ago and more: it returns: ["),
     Broken("prune_jobs", KEPT, f"(TRUE OR {KEPT})", "prune_jobs of all but two that are kept: it returns: ["),
@@ -109,6 +119,27 @@ BROKEN = [
         "LIMIT :job_limit::bigint",
         "LIMIT 1 + :job_limit::bigint",
         "by the method, of at most 1: it returns: ",
+    ),
+    Broken(
+        "change_jobs", "AND l.attempts < l.max_attempts_after", "", "InvalidJobError(a pending job has an attempt left"
+    ),
+    Broken("change_jobs", "l.status IN ('running', 'dead', 'cancelled')", "TRUE", "it returns: 10, expected 9"),
+    Broken(
+        "change_jobs", "queue = coalesce(:queue::text, j.queue)", "queue = :queue::text", "and priority: it returns: "
+    ),
+    Broken("change_jobs", LOCKS_IN_ORDER, "", "it holds the locks"),
+    Broken("delete_jobs", "l.status = ANY(", "TRUE OR l.status = ANY(", "if they are dead or running: it returns: ["),
+    Broken(
+        "delete_jobs",
+        "ORDER BY j.id\n    FOR UPDATE",
+        "ORDER BY j.id DESC\n    FOR UPDATE",
+        "it has locked before it waits: [",
+    ),
+    Broken(
+        "delete_failures",
+        "WHERE f.job_id = ANY(:ids::uuid[])",
+        "WHERE f.job_id IS NULL AND :ids::uuid[] IS NOT NULL",
+        "delete_jobs with ",
     ),
     Broken("cancel_jobs", "WHERE l.status IN ('pending', 'running')", "", "it returns: 10, expected 7"),
     Broken("cancel_jobs", LOCKS_IN_ORDER, f"{LOCKS_IN_ORDER} SKIP LOCKED", "expected (it waits for the other session)"),
@@ -143,6 +174,9 @@ BROKEN = [
     Broken("get_jobs", "ORDER BY wanted.place", "ORDER BY j.id", "it returns: ["),
     Broken("list_jobs", "ORDER BY j.created_at DESC, j.id DESC", "ORDER BY j.id", "it returns: ["),
     Broken("list_jobs", "    j.updated_at,", "    j.created_at AS updated_at,", "updated_at): the time"),
+    Broken("list_jobs", "j.locked_by = ANY(:worker_ids::text[])", "TRUE", "list_jobs of one worker: it returns: ["),
+    Broken("list_jobs", "WHERE :worker_ids::text[] IS NULL", "", "list_jobs of one worker: it returns: ["),
+    Broken("count_jobs", "AND :worker_ids::text[] IS NULL", "", "count_jobs of one worker: it returns: ["),
     Broken("count_jobs", re.compile(r"j\.queue = ANY\(ARRAY\[l\.queue\]\)\s+AND "), "", "expected [9, true]"),
     Broken("list_failures", "ORDER BY f.lease_token", "ORDER BY f.lease_token DESC", "list_failures of failed twice"),
     Broken("next_job_at", "SELECT min(", "SELECT max(", "it returns: the time"),
@@ -154,6 +188,9 @@ BROKEN = [
     Broken("find_listener_blockers", "    AND l.mode = 'ExclusiveLock'\n", "", "whose lock is shared: it returns: "),
     Broken("wake_listeners", "pg_advisory_unlock(7453300657348765004)", "TRUE", "it holds the locks: ["),
     Broken("queue_stats", "ORDER BY s.queue", "ORDER BY s.queue DESC", "it returns"),
+    Broken("list_workers", "ORDER BY j.locked_by", "ORDER BY j.locked_by DESC", "list_workers: it returns: ["),
+    Broken("list_workers", "min(j.lease_expires_at)", "max(j.lease_expires_at)", "list_workers: it returns: ["),
+    Broken("list_job_types", "ORDER BY job_type", "ORDER BY job_type DESC", "list_job_types: it returns: ["),
 ]
 
 

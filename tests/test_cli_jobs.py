@@ -65,6 +65,14 @@ def test_every_filter_reaches_the_query(goqueue: Commands, goqueue_store: Postgr
         result = goqueue("jobs", "list", "--json", *arguments)
         assert {job["id"] for job in result.json["jobs"]} == expected, arguments
     assert goqueue("jobs", "list", "--queue", "c").err == "no job matches\n"
+    goqueue_store.update_job(one.id, JobUpdate(status=JobStatus.RUNNING, locked_by="w1"))
+    for arguments, expected in [
+        (["--worker", "w1"], {str(one.id)}),
+        (["--worker", "w2", "--worker", "w1", "--queue", "a"], {str(one.id)}),
+        (["--worker", "w2"], set()),
+    ]:
+        result = goqueue("jobs", "list", "--json", *arguments)
+        assert {job["id"] for job in result.json["jobs"]} == expected, arguments
 
 
 def test_pages_go_on_with_the_command_that_is_printed(goqueue: Commands, goqueue_store: PostgresStorage) -> None:
@@ -220,6 +228,14 @@ def test_get_shows_the_job_with_payload_and_failures(goqueue: Commands, goqueue_
     assert whole["failures"][0]["error"] == "first\n\x1b[31msecond"
     missing = uuid4()
     assert goqueue("jobs", "get", missing) == (1, "", f"goqueue: no job has the id {missing}\n")
+
+
+def test_types_are_listed_one_per_line(goqueue: Commands, goqueue_store: PostgresStorage) -> None:
+    assert goqueue("jobs", "types") == (0, "", "there are no jobs\n")
+    for kind in ("send", "a\nb", "send"):
+        add(goqueue_store, 1, job_type=kind)
+    assert goqueue("jobs", "types") == (0, "a\\nb\nsend\n", "")
+    assert goqueue("jobs", "types", "--json").json == {"job_types": ["a\nb", "send"]}
 
 
 # --- create -----------------------------------------------------------------------------------------------------------
@@ -400,6 +416,9 @@ def test_a_change_of_nothing_says_why(goqueue: Commands, goqueue_store: Postgres
         (["cancel", "--queue", "none", "--yes"], 0, "0 jobs cancelled\n", "no pending or running job matches\n"),
         (["retry", "--status", "dead", "-y"], 0, "0 jobs retried\n", "no dead job matches\n"),
         (["retry", "--queue", "none", "-y"], 0, "0 jobs retried\n", "no dead or cancelled job matches\n"),
+        (["delete", "--queue", "none", "-y"], 0, "0 jobs deleted\n", "no job matches\n"),
+        (["delete", "--status", "dead", "-y"], 0, "0 jobs deleted\n", "no dead job matches\n"),
+        (["change", done, one, "--priority", "0"], 0, "1 job changed\n", "1 job was like that already\n"),
         (
             ["reschedule", "--queue", "none", "--delay", "1h", "-y"],
             0,
@@ -416,6 +435,63 @@ def test_a_change_of_nothing_says_why(goqueue: Commands, goqueue_store: Postgres
     )
 
 
+def test_a_change_by_ids_names_the_jobs_that_it_leaves_out(goqueue: Commands, goqueue_store: PostgresStorage) -> None:
+    tired, fresh, done = add(goqueue_store, 3, max_attempts=9)
+    goqueue_store.update_job(tired, JobUpdate(attempts=3))
+    finish(goqueue_store, [done], JobStatus.COMPLETED)
+    result = goqueue("jobs", "change", tired, fresh, done, "--max-attempts", "3")
+    assert (result.code, result.out) == (1, "1 job changed\n")
+    assert sorted(result.err.splitlines()) == sorted([f"{tired} is pending", f"{done} is completed"])
+    assert [job.max_attempts for job in goqueue_store.get_jobs([tired, fresh, done])] == [9, 3, 9]
+    result = goqueue("jobs", "change", fresh, "--new-queue", "q", "--priority", "0", "--json")
+    assert (result.code, result.json) == (0, {"changed": 1, "unchanged": {}})
+    assert goqueue_store.get_job(fresh).queue == "q"
+
+
+@pytest.mark.parametrize("command", ["cancel", "delete"])
+def test_a_bulk_stopped_by_ctrl_c_tells_how_many_jobs_are_changed(
+    goqueue: Commands, goqueue_store: PostgresStorage, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    add(goqueue_store, 1100)
+    method = getattr(PostgresStorage, f"{command}_jobs")
+
+    def stopped(store: PostgresStorage, jobs: Any, *, progress: Any) -> int:
+        def interrupt(count: int) -> None:
+            progress(count)
+            raise KeyboardInterrupt
+
+        return int(method(store, jobs, progress=interrupt))
+
+    monkeypatch.setattr(PostgresStorage, f"{command}_jobs", stopped)
+    result = goqueue("jobs", command, "--queue", "default", "--yes")
+    done = "cancelled" if command == "cancel" else "deleted"
+    assert (result.code, result.out, result.err) == (130, f"1,000 jobs {done}, then stopped\n", "")
+    assert goqueue_store.count_jobs(JobFilter(status="pending")) == 100
+
+
+def test_an_error_in_a_later_batch_says_how_many_jobs_were_deleted_before_it(
+    goqueue: Commands, goqueue_store: PostgresStorage, goqueue_connection: Any
+) -> None:
+    ids = add(goqueue_store, 1100)
+    goqueue_connection.execute("CREATE TABLE orders (job_id uuid REFERENCES goqueue.jobs)")
+    goqueue_connection.execute("INSERT INTO orders VALUES (%s)", [min(ids)])  # the oldest is in the last batch
+    result = goqueue("jobs", "delete", "--type", "x", "--yes")
+    assert (result.code, result.out) == (1, "")
+    assert result.err.startswith("1,000 jobs deleted before this error:\ngoqueue: another table refers to the job")
+    assert goqueue_store.count_jobs() == 100
+
+
+def test_on_a_terminal_a_bulk_shows_its_progress(goqueue: Commands, goqueue_store: PostgresStorage) -> None:
+    add(goqueue_store, 2100)
+    with goqueue.terminal("jobs", "delete", "--type", "x") as terminal:
+        assert "Delete 2,100 jobs permanently?" in terminal.wait_for(r"\[y/N\]: ")
+        terminal.type("y\n")
+        code, seen = terminal.end()
+    assert code == 0
+    assert "2,100 jobs deleted" in seen
+    assert goqueue_store.count_jobs() == 0
+
+
 def test_a_filter_changes_the_jobs_it_matches_and_no_others(goqueue: Commands, goqueue_store: PostgresStorage) -> None:
     add(goqueue_store, 1200, queue="a")
     add(goqueue_store, 3, queue="b")
@@ -429,6 +505,16 @@ def test_a_filter_changes_the_jobs_it_matches_and_no_others(goqueue: Commands, g
     assert goqueue("jobs", "reschedule", "--queue", "b", "--delay", "1h", "-y").out == "3 jobs rescheduled\n"
     assert all(job.scheduled_at > job.created_at for job in goqueue_store.list_jobs(JobFilter(queue="b")).jobs)
     assert goqueue("jobs", "cancel", "--queue", "c", "--yes").out == "0 jobs cancelled\n"
+    changed = goqueue("jobs", "change", "--queue", "a", "--new-queue", "c", "--priority", "-2", "--yes")
+    assert changed == (0, "1,200 jobs changed\n", "")
+    assert {(job.queue, job.priority) for job in goqueue_store.list_jobs(JobFilter(status="pending")).jobs} == {
+        ("b", 0),
+        ("c", -2),
+    }
+    assert goqueue("jobs", "delete", "--queue", "c", "--queue", "a", "-y", "--json").json == {
+        "deleted": 1201, "unchanged": {},
+    }  # fmt: skip
+    assert goqueue_store.count_jobs() == 3
 
 
 def test_on_a_terminal_the_number_of_jobs_is_shown_and_yes_means_yes(
@@ -456,6 +542,18 @@ def test_prune_deletes_in_batches_what_finished_long_ago(goqueue: Commands, goqu
     assert result.json == {"deleted": 5, "finished": True}
     assert goqueue("jobs", "prune", "--older-than", "0s").out == "1 job deleted\n"
     assert [job.id for job in goqueue_store.list_jobs().jobs] == ids[6:]
+
+
+def test_each_queue_has_its_own_retention(goqueue: Commands, goqueue_store: PostgresStorage) -> None:
+    for queue in ("a", "b", "c"):
+        finish(goqueue_store, add(goqueue_store, 3, queue=queue), JobStatus.COMPLETED)
+    assert goqueue("jobs", "prune", "--older-than", "0s", "--queue", "a", "--type", "y").out == "0 jobs deleted\n"
+    assert goqueue("jobs", "prune", "--older-than", "1h", "--queue", "a").out == "0 jobs deleted\n"
+    result = goqueue(
+        "jobs", "prune", "--older-than", "0s", "--queue", "a", "--queue", "b", "--type", "x", "--batch", "2"
+    )
+    assert result.out == "6 jobs deleted\n"
+    assert {job.queue for job in goqueue_store.list_jobs().jobs} == {"c"}
 
 
 def test_prune_s_help_says_why_it_doesn_t_ask(goqueue: Commands) -> None:
@@ -498,7 +596,16 @@ def test_a_server_that_is_not_there_is_one_line_without_the_password(
 
 def test_a_call_that_makes_no_sense_fails_before_connecting(goqueue: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GOQUEUE_DATABASE_URL", "postgresql://127.0.0.1:1/x")
-    for arguments in (["cancel"], ["retry", "--status", "completed"], ["reschedule", "--delay", "1h"]):
+    for arguments in (
+        ["cancel"],
+        ["retry", "--status", "completed"],
+        ["reschedule", "--delay", "1h"],
+        ["change", "--priority", "1"],
+        ["change", "--queue", "a"],
+        ["change", "--status", "completed", "--priority", "1"],
+        ["delete"],
+        ["delete", str(uuid4()), "--queue", "a"],
+    ):
         assert goqueue("jobs", *arguments).code == 2
 
 
@@ -513,7 +620,7 @@ def test_a_database_without_the_tables_says_what_to_run(
 
 
 def test_every_command_has_help_with_the_exit_statuses(goqueue: Commands) -> None:
-    names = ["list", "get", "create", "update", "cancel", "retry", "reschedule", "delete", "prune"]
+    names = ["list", "get", "types", "create", "update", "cancel", "retry", "reschedule", "change", "delete", "prune"]
     overview = goqueue("jobs", "--help").out
     for name in names:
         assert re.search(rf"\b{name}\b", overview)

@@ -86,7 +86,20 @@ def test_messages_status_lines_and_progress_are_printed_as_they_are(capsys: pyte
 
 
 @pytest.mark.parametrize(
-    "command", ["", "jobs", "jobs create", "jobs list", "stats", "queries", "explain", "check", "migrate", "sql export"]
+    "command",
+    [
+        "",
+        "jobs",
+        "jobs create",
+        "jobs list",
+        "workers",
+        "stats",
+        "queries",
+        "explain",
+        "check",
+        "migrate",
+        "sql export",
+    ],
 )
 def test_help_says_what_the_source_says(command: str, commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")

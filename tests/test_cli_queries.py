@@ -205,7 +205,7 @@ class TestForPsql:
         assert (job.queue, job.max_attempts) == ("default", 25)
 
     def test_nothing_that_a_statement_needs_is_null_in_its_call(self) -> None:
-        optional = re.compile(r"lane_|created_|scheduled_|cursor_|job_types|retry_in")
+        optional = re.compile(r"lane_|created_|scheduled_|cursor_|job_types|worker_ids|retry_in")
         for name, note in NOTES.items():
             if note.can_be_prepared:
                 needed = [parameter for parameter in note.parameters if not optional.match(parameter)]

@@ -393,6 +393,16 @@ class TestCount:
         count = store.count_jobs(JobFilter(status="pending"))
         assert (count, count.exact, str(count)) == (7, True, "7")
 
+    def test_an_estimate_of_what_a_worker_holds(self, store: Storage) -> None:
+        fill(store, 10_001)
+        store.create_jobs(NewJob(job_type="t", queue="idle") for _ in range(10_001))
+        for _ in range(11):
+            store.claim_jobs("default", "w", limit=1000)
+        count = store.count_jobs(JobFilter(locked_by="w"))
+        assert not count.exact
+        assert 10_000 < count < 15_000
+        assert store.count_jobs(JobFilter(locked_by="another")) == 0
+
     def test_an_estimate_beyond_ten_thousand(self, store: Storage) -> None:
         store.create_jobs(NewJob(job_type="other") for _ in range(2000))
         fill(store, 10_500)
@@ -408,6 +418,26 @@ class TestCount:
         assert (count, count.exact) == (2000, True)
         rare = store.count_jobs(JobFilter(queue="rare"))
         assert (rare, rare.exact) == (5, True)
+
+
+class TestJobTypes:
+    def test_none_of_no_job(self, store: Storage) -> None:
+        assert store.list_job_types() == []
+
+    def test_the_types_of_jobs_in_any_status_once_and_in_order(self, store: Storage) -> None:
+        for number, status in enumerate(JobStatus):
+            for kind in ("shared", f"t{9 - number}"):
+                job = store.create_job(NewJob(job_type=kind, queue=f"q{number}"))
+                store.update_job(job.id, JobUpdate(status=status))
+        assert store.list_job_types() == ["shared", "t5", "t6", "t7", "t8", "t9"]
+
+    def test_the_oldest_and_the_newest_of_many_pending_jobs_count(self, store: Storage) -> None:
+        store.create_job(NewJob(job_type="oldest"))
+        fill(store, 10_000)
+        store.create_job(NewJob(job_type="hidden"))
+        fill(store, 10_000)
+        store.create_job(NewJob(job_type="newest"))
+        assert store.list_job_types() == ["newest", "oldest", "t"]
 
 
 class TestUpdate:

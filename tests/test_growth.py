@@ -52,6 +52,12 @@ def use(store: PostgresStorage) -> None:
     store.next_job_at(["q0"])
     store.rescue_jobs()
     store.prune_jobs(timedelta(days=1))
+    store.prune_jobs(timedelta(days=1), queues="q1")
+    store.change_jobs([one.id, five.id], priority=0)
+    store.delete_jobs([three.id])
+    store.list_jobs(JobFilter(locked_by="w"), limit=20)
+    store.list_workers()
+    store.list_job_types()
 
 
 def test_cached_plans_follow_a_table_from_sixty_jobs_to_a_million(admin: psycopg.Connection[Any]) -> None:

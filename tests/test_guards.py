@@ -11,6 +11,7 @@ import pytest
 
 from goqueue import (
     Job,
+    JobFilter,
     JobStatus,
     JobUpdate,
     LeaseLostError,
@@ -126,6 +127,34 @@ class TestRowLocks:
         )
         assert (count, goqueue_store.get_job(job.id)) == (0, job)
 
+    def test_an_operator_does_not_take_the_last_attempt_of_a_job_that_failed_meanwhile(
+        self, goqueue_store: PostgresStorage, goqueue_database: str, open_transaction: Any, theirs: PostgresStorage
+    ) -> None:
+        [job] = claimed(goqueue_store)
+        theirs.fail_job(job, "no")
+        count = self.after_waiting(
+            goqueue_database,
+            open_transaction,
+            "change_jobs",
+            lambda: goqueue_store.change_jobs(job.id, max_attempts=1),
+        )
+        after = goqueue_store.get_job(job.id)
+        assert (count, after.status, after.attempts, after.max_attempts) == (0, JobStatus.PENDING, 1, 25)
+
+    def test_an_operator_does_not_delete_a_job_whose_status_has_left_the_filter_meanwhile(
+        self, goqueue_store: PostgresStorage, goqueue_database: str, open_transaction: Any, theirs: PostgresStorage
+    ) -> None:
+        retried, _ = dead(goqueue_store, 2)
+        assert theirs.retry_jobs(retried.id) == 1
+        count = self.after_waiting(
+            goqueue_database,
+            open_transaction,
+            "delete_jobs",
+            lambda: goqueue_store.delete_jobs(JobFilter(status="dead")),
+        )
+        assert (count, goqueue_store.count_jobs()) == (1, 1)
+        assert goqueue_store.get_job(retried.id).status == JobStatus.PENDING
+
     @pytest.mark.parametrize("call", ["heartbeat_jobs", "complete_jobs", "release_jobs", "fail_job"])
     def test_a_holder_loses_a_job_that_was_cancelled_meanwhile(
         self, call: str, goqueue_store: PostgresStorage, goqueue_database: str, open_transaction: Any, theirs: Any
@@ -185,14 +214,15 @@ class TestSkippedLocks:
             theirs.complete_jobs([first, second])
             open_transaction.commit()
 
+    @pytest.mark.parametrize("queues", [None, "default"])
     def test_a_prune_leaves_a_job_that_is_being_retried(
-        self, goqueue_store: PostgresStorage, open_transaction: Any, theirs: PostgresStorage
+        self, queues: str | None, goqueue_store: PostgresStorage, open_transaction: Any, theirs: PostgresStorage
     ) -> None:
         retried, *others = dead(goqueue_store, 3)
         assert theirs.retry_jobs(retried.id) == 1
-        assert goqueue_store.prune_jobs(ZERO) == len(others)
+        assert goqueue_store.prune_jobs(ZERO, queues=queues) == len(others)
         open_transaction.commit()
-        assert goqueue_store.prune_jobs(ZERO) == 0
+        assert goqueue_store.prune_jobs(ZERO, queues=queues) == 0
         assert goqueue_store.get_job(retried.id).status == JobStatus.PENDING
 
     def test_a_rescue_leaves_a_job_whose_lease_is_being_renewed(
@@ -243,10 +273,10 @@ class TestTheClock:
     def test_what_changes_in_a_long_transaction_counts_from_its_statement(
         self, goqueue_store: PostgresStorage, theirs: PostgresStorage
     ) -> None:
-        jobs = claimed(goqueue_store, 6)
+        jobs = claimed(goqueue_store, 7)
         theirs.ping()
         [later] = added(goqueue_store)  # after the start of their transaction, and before its statements
-        beaten, completed, failed, released, cancelled, updated = jobs
+        beaten, completed, failed, released, cancelled, updated, changed = jobs
         theirs.heartbeat_jobs([beaten], lease=MINUTE)
         theirs.complete_jobs([completed])
         theirs.fail_job(failed, "no", retry_in=MINUTE)
@@ -258,8 +288,9 @@ class TestTheClock:
         assert min(ended.completed_at, ended.updated_at) >= later.created_at
         theirs.retry_jobs(updated.id)
         theirs.reschedule_jobs(released.id, delay=MINUTE)
-        beaten, completed, failed, released, cancelled, updated = theirs.get_jobs([job.id for job in jobs])
-        for job in beaten, completed, failed, released, cancelled, updated:
+        theirs.change_jobs(changed.id, priority=1)
+        beaten, completed, failed, released, cancelled, updated, changed = theirs.get_jobs([job.id for job in jobs])
+        for job in beaten, completed, failed, released, cancelled, updated, changed:
             assert job.updated_at >= later.created_at
         assert beaten.lease_expires_at is not None
         assert beaten.lease_expires_at >= later.created_at + MINUTE
@@ -288,8 +319,9 @@ class TestTheClock:
 
 
 class TestDelete:
+    @pytest.mark.parametrize("method", ["delete_job", "delete_jobs"])
     def test_a_job_whose_failures_cannot_be_deleted_stays(
-        self, goqueue_store: PostgresStorage, goqueue_connection: psycopg.Connection[Any]
+        self, method: str, goqueue_store: PostgresStorage, goqueue_connection: psycopg.Connection[Any]
     ) -> None:
         [job] = claimed(goqueue_store)
         goqueue_store.fail_job(job, "no")
@@ -298,19 +330,23 @@ class TestDelete:
             "CREATE TRIGGER keep BEFORE DELETE ON goqueue.job_failures FOR EACH ROW EXECUTE FUNCTION keep()"
         )
         with pytest.raises(StorageError, match="kept"):
-            goqueue_store.delete_job(job.id)
+            getattr(goqueue_store, method)(job.id)
         assert goqueue_store.get_job(job.id).status == JobStatus.PENDING
         assert len(goqueue_store.list_failures(job.id)) == 1
 
 
 class TestPrune:
+    @pytest.mark.parametrize("queues", [None, ["default"]])
     @pytest.mark.parametrize("status", [JobStatus.PENDING, JobStatus.RUNNING])
     def test_the_statement_deletes_nothing_unfinished_whatever_it_is_asked_for(
-        self, goqueue_store: PostgresStorage, status: JobStatus
+        self, goqueue_store: PostgresStorage, status: JobStatus, queues: list[str] | None
     ) -> None:
         [job] = added(goqueue_store)
         goqueue_store.update_job(job.id, JobUpdate(status=status))
-        values = {"older_than": ZERO, "statuses": [status, JobStatus.DEAD], "job_limit": 10, "kept_ids": []}
+        values = {
+            "older_than": ZERO, "statuses": [status, JobStatus.DEAD], "queues": queues, "job_types": None,
+            "job_limit": 10, "kept_ids": [],
+        }  # fmt: skip
         with goqueue_store._connection() as connection:
             assert list(goqueue_store._queries.prune_jobs(connection, **values)) == []
         assert goqueue_store.get_job(job.id).status == status

@@ -12,12 +12,14 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from msgspec.structs import replace
 
 from goqueue import (
     Backoff,
     CorruptJobError,
     DatabaseConfig,
     DuplicateJobError,
+    InvalidCursorError,
     InvalidFilterError,
     InvalidJobError,
     Job,
@@ -31,6 +33,7 @@ from goqueue import (
     NewJob,
     PostgresStorage,
     Storage,
+    WorkerStats,
 )
 from goqueue.postgres.claim_positions import ClaimPositions, positions_of
 
@@ -836,6 +839,38 @@ class TestOperators:
         assert (job.attempts, job.status) == (3, PENDING)
         assert store.get_jobs(ids[1:]) == before[1:]
 
+    def test_change_sets_the_given_columns_of_what_is_not_completed(
+        self, store: Storage, ids: list[UUID], given_as: Any
+    ) -> None:
+        before = store.get_jobs(ids)
+        for changes in ({"priority": -7, "max_attempts": 9}, {"priority": 0}, {"max_attempts": 25}, {"queue": "moved"}):
+            # The last change moves the jobs out of the filter while its pages are read.
+            assert store.change_jobs(given_as(ids), **changes) == 4
+            after = store.get_jobs(ids)
+            for old, new in zip(before, after, strict=True):
+                if old.status == COMPLETED:
+                    assert new == old
+                else:
+                    assert new.updated_at > old.updated_at
+                    assert new == replace(old, updated_at=new.updated_at, **changes)
+            assert self.statuses(store, ids) == list(JobStatus)
+            before = after
+
+    def test_change_leaves_out_jobs_with_more_attempts_than_allowed(
+        self, store: Storage, ids: list[UUID], given_as: Any
+    ) -> None:
+        before = store.get_jobs(ids)
+        assert store.change_jobs(given_as(ids), max_attempts=2, priority=1) == 0
+        assert store.get_jobs(ids) == before
+        assert store.change_jobs(given_as(ids), max_attempts=3) == 3  # the pending job would have none left
+        assert [job.max_attempts for job in store.get_jobs(ids)] == [25, 3, 25, 3, 3]
+        assert store.change_jobs(given_as(ids), max_attempts=4) == 4
+
+    def test_delete_takes_jobs_in_any_status(self, store: Storage, ids: list[UUID], given_as: Any) -> None:
+        assert store.delete_jobs(given_as(ids)) == 5
+        assert self.statuses(store, ids) == []
+        assert store.delete_jobs(given_as(ids)) == 0
+
 
 class TestOperatorsArguments:
     def test_one_id_alone(self, store: Storage) -> None:
@@ -843,6 +878,8 @@ class TestOperatorsArguments:
         assert store.reschedule_jobs(first, delay=HOUR) == 1
         assert store.cancel_jobs(str(first)) == 1
         assert store.retry_jobs(first) == 1
+        assert store.change_jobs(first, priority=1) == 1
+        assert store.delete_jobs(first) == 1
         assert store.get_job(second).updated_at == store.get_job(second).created_at
 
     def test_none_and_unknown_ones(self, store: Storage) -> None:
@@ -851,6 +888,8 @@ class TestOperatorsArguments:
             assert store.cancel_jobs(jobs) == 0
             assert store.retry_jobs(jobs) == 0
             assert store.reschedule_jobs(jobs, delay=ZERO) == 0
+            assert store.change_jobs(jobs, priority=1) == 0
+            assert store.delete_jobs(jobs) == 0
         assert store.count_jobs(JobFilter(status="pending")) == 1
 
     def test_a_filter_of_a_status_that_cannot_move_matches_none(self, store: Storage) -> None:
@@ -858,7 +897,11 @@ class TestOperatorsArguments:
         assert store.cancel_jobs(JobFilter(status="completed")) == 0
         assert store.retry_jobs(JobFilter(status=["pending", "running"])) == 0
         assert store.reschedule_jobs(JobFilter(status=["dead", "running"]), delay=ZERO) == 0
+        assert store.change_jobs(JobFilter(status="completed"), priority=1) == 0
+        assert store.delete_jobs(JobFilter(status=["dead", "completed"])) == 0
         assert store.cancel_jobs(JobFilter(status=["pending", "completed"])) == 1
+        assert store.change_jobs(JobFilter(status=["cancelled", "completed"]), priority=1) == 1
+        assert store.delete_jobs(JobFilter(status=["cancelled", "completed"])) == 1
 
     def test_more_than_a_page(self, store: Storage) -> None:
         ids = fill(store, 2300)
@@ -866,12 +909,44 @@ class TestOperatorsArguments:
         assert store.cancel_jobs(ids) == 2300
         assert store.retry_jobs(JobFilter(status="cancelled")) == 2300
         assert store.count_jobs(JobFilter(status="pending")) == 2300
+        assert store.change_jobs(ids, queue="moved") == 2300
+        assert store.delete_jobs(JobFilter(queue="moved")) == 2300
+        assert store.count_jobs() == 0
+
+    def test_progress_gets_the_number_of_jobs_after_each_batch(self, store: Storage) -> None:
+        ids = fill(store, 1200)
+        seen: list[int] = []
+        assert store.reschedule_jobs(ids, delay=HOUR, progress=seen.append) == 1200
+        assert store.cancel_jobs(JobFilter(), progress=seen.append) == 1200
+        assert store.retry_jobs(ids[:3], progress=seen.append) == 3
+        assert store.change_jobs([], priority=1, progress=seen.append) == 0
+        assert store.delete_jobs(ids, progress=seen.append) == 1200
+        assert seen == [1000, 1200, 1000, 1200, 3, 1000, 1200]
+
+    def test_an_error_in_progress_stops_after_a_whole_batch(self, store: Storage) -> None:
+        ids = fill(store, 1200)
+        with pytest.raises(ZeroDivisionError):
+            store.delete_jobs(ids, progress=lambda count: 1 // (count - 1000))
+        assert store.count_jobs() == 200
 
     @pytest.mark.parametrize("bad", ["", "nonsense", ["nonsense"], [None], [5]])
     def test_malformed_ids_are_refused(self, store: Storage, bad: Any) -> None:
-        for call in (store.cancel_jobs, store.retry_jobs, lambda jobs: store.reschedule_jobs(jobs, delay=ZERO)):
+        for call in (
+            store.cancel_jobs,
+            store.retry_jobs,
+            store.delete_jobs,
+            lambda jobs: store.reschedule_jobs(jobs, delay=ZERO),
+            lambda jobs: store.change_jobs(jobs, priority=1),
+        ):
             with pytest.raises(InvalidJobError, match="must be a UUID"):
                 call(bad)
+
+    def test_a_change_changes_something(self, store: Storage) -> None:
+        [job_id] = fill(store, 1)
+        before = store.get_job(job_id)
+        with pytest.raises(InvalidJobError, match="give queue, priority or max_attempts"):
+            store.change_jobs(job_id)
+        assert store.get_job(job_id) == before
 
     @pytest.mark.parametrize(
         "times",
@@ -968,6 +1043,32 @@ class TestPrune:
         sql("UPDATE goqueue.jobs SET created_at = created_at - interval '1 year'")
         assert store.prune_jobs(HOUR) == 0
 
+    def test_only_the_queues_and_types_asked_for(self, store: Storage) -> None:
+        new = [NewJob(job_type=kind, queue=queue) for queue in ("a", "b", "c") for kind in ("x", "y") for _ in range(2)]
+        store.create_jobs(new)
+        store.cancel_jobs(JobFilter())
+
+        def left() -> list[tuple[str, str]]:
+            found = store.get_jobs(job.id for job in new)
+            return sorted({(job.queue, job.job_type) for job in found})
+
+        assert store.prune_jobs(ZERO, queues="nope") == store.prune_jobs(ZERO, job_types="nope") == 0
+        assert store.prune_jobs(ZERO, [COMPLETED, DEAD], queues="a") == 0
+        assert store.prune_jobs(HOUR, queues="a") == 0
+        assert store.prune_jobs(ZERO, queues="a", job_types="x", limit=1) == 1
+        assert store.prune_jobs(ZERO, queues="a", job_types="x") == 1
+        assert left() == [("a", "y"), ("b", "x"), ("b", "y"), ("c", "x"), ("c", "y")]
+        assert store.prune_jobs(ZERO, queues=["c", "a", "c"]) == 6
+        assert left() == [("b", "x"), ("b", "y")]
+        assert store.prune_jobs(ZERO, job_types=("y", "z")) == 2
+        assert left() == [("b", "x")]
+
+    def test_by_queue_the_oldest_first_and_no_more_than_asked_for(self, store: Storage) -> None:
+        ids = fill(store, 1) + fill(store, 1) + fill(store, 1)
+        store.cancel_jobs(ids)
+        assert store.prune_jobs(ZERO, queues="default", limit=2) == 2
+        assert [job.id for job in store.get_jobs(ids)] == ids[2:]
+
     @pytest.mark.parametrize("statuses", [[PENDING], [RUNNING, DEAD], ["pending"], ["nonsense"], [None]])
     def test_refuses_what_is_not_finished(self, store: Storage, ids: list[UUID], statuses: Any) -> None:
         with pytest.raises(InvalidJobError):
@@ -988,6 +1089,16 @@ def test_deleting_a_job_deletes_its_history(store: Storage) -> None:
     assert len(store.list_failures(second.id)) == 1
     with pytest.raises(JobNotFoundError):
         store.delete_job(first.id)
+
+
+def test_deleting_many_deletes_their_histories_and_ends_their_leases(store: Storage) -> None:
+    held = [claimed(store) for _ in range(4)]
+    store.fail_jobs([(job, "e") for job in held[:3]], retry_in=HOUR)
+    assert store.delete_jobs([held[0].id, held[1].id, held[3].id, uuid4()]) == 3
+    assert [len(store.list_failures(job.id)) for job in held] == [0, 0, 1, 0]
+    assert store.get_jobs(job.id for job in held) == [store.get_job(held[2].id)]
+    with pytest.raises(LeaseLostError):
+        store.complete_job(held[3])
 
 
 class TestNextJobAt:
@@ -1091,6 +1202,74 @@ class TestQueueStats:
         assert entry.counts[PENDING] == 2
         assert entry.oldest_ready_age is not None
         assert entry.oldest_ready_age > timedelta(days=700_000)
+
+
+class TestWorkers:
+    def test_nobody_works(self, store: Storage) -> None:
+        fill(store, 1)
+        assert store.list_workers() == []
+        store.complete_job(claim(store))
+        assert store.list_workers() == []
+
+    def test_each_worker_with_its_jobs_and_leases(self, store: Storage, sql: Any) -> None:
+        for queue in ("a", "b"):
+            fill(store, 2, queue=queue)
+        first = claim(store, worker="w2", queue="a", lease=2 * HOUR)
+        second = claim(store, worker="w2", queue="b", lease=HOUR)
+        other = claim(store, worker="w10", queue="b", lease=HOUR)
+        expire(sql, other)
+        store.heartbeat_jobs([first], 3 * HOUR)
+        first, second, other = store.get_jobs([first.id, second.id, other.id])
+        assert store.list_workers() == [
+            WorkerStats("w10", 1, ["b"], other.locked_at, other.updated_at, other.lease_expires_at, 1),
+            WorkerStats("w2", 2, ["a", "b"], first.locked_at, first.updated_at, second.lease_expires_at, 0),
+        ]
+
+    def test_a_job_set_running_by_hand_has_no_lease(self, store: Storage) -> None:
+        [job_id] = fill(store, 1)
+        job = store.update_job(job_id, JobUpdate(status=RUNNING, locked_by="me"))
+        assert job.locked_at is not None
+        assert store.list_workers() == [WorkerStats("me", 1, ["default"], job.locked_at, job.updated_at, None, 0)]
+
+    def test_infinite_times_put_there_by_hand(self, store: Storage, sql: Any) -> None:
+        claimed(store)
+        sql("UPDATE goqueue.jobs SET lease_expires_at = 'infinity', locked_at = '-infinity'")
+        [worker] = store.list_workers()
+        assert (worker.oldest_locked_at, worker.lease_expires_at, worker.expired_leases) == (FIRST, LAST, 0)
+
+    def test_a_filter_by_workers_finds_what_they_hold(self, store: Storage) -> None:
+        fill(store, 2, queue="a")
+        fill(store, 4, queue="b")
+        one, two = claim(store, 2, worker="w1", queue="a")
+        three, four = (claim(store, worker=worker, queue="b") for worker in ("w1", "w2"))
+        done = claim(store, worker="w1", queue="b")
+        store.complete_job(done)
+
+        def listed(**conditions: Any) -> set[UUID]:
+            job_filter = JobFilter(**conditions)
+            found = [job.id for job in store.list_jobs(job_filter).jobs]
+            assert len(found) == store.count_jobs(job_filter)
+            return set(found)
+
+        assert listed(locked_by="w1") == {one.id, two.id, three.id}
+        assert listed(locked_by=["w2", "w1", "nobody"]) == {one.id, two.id, three.id, four.id}
+        assert listed(locked_by="w1", queue="b") == {three.id}
+        assert listed(locked_by="w1", status=["running", "pending"], job_type="t") == {one.id, two.id, three.id}
+        assert listed(locked_by="w1", status=["pending", "completed"]) == set()
+        assert listed(locked_by="nobody") == set()
+        first = store.list_jobs(JobFilter(locked_by="w1"), limit=2)
+        rest = store.list_jobs(JobFilter(locked_by="w1"), limit=2, cursor=first.next_cursor)
+        assert (len(first.jobs), len(rest.jobs), rest.next_cursor) == (2, 1, None)
+        with pytest.raises(InvalidCursorError):
+            store.list_jobs(JobFilter(locked_by="w2"), cursor=first.next_cursor)
+        assert store.change_jobs(JobFilter(locked_by="w1", queue="a"), priority=9) == 2
+        assert store.cancel_jobs(JobFilter(locked_by="w1")) == 3
+        assert [worker.worker_id for worker in store.list_workers()] == ["w2"]
+
+    @pytest.mark.parametrize("bad", ["", 5, [], [None], "\0", "x" * 256])
+    def test_a_malformed_worker_is_refused(self, bad: Any) -> None:
+        with pytest.raises(InvalidFilterError, match="locked_by"):
+            JobFilter(locked_by=bad)
 
 
 class TestAPendingJobHasAnAttemptLeft:

@@ -79,6 +79,7 @@ class TestAStatusThatWasAdded:
         assert store.cancel_jobs(JobFilter(queue="default")) == 2
         assert store.retry_jobs([paused.id]) == 0
         assert store.reschedule_jobs([paused.id], delay=SOMEDAY) == 0
+        assert store.change_jobs([paused.id], priority=1) == 0
         assert store.prune_jobs(timedelta(0)) == 2
         select = "SELECT status::text FROM goqueue.jobs"
         assert goqueue_connection.execute(select).fetchall() == [("paused",)]
@@ -142,5 +143,7 @@ def test_what_was_added_changes_nothing(
             assert used.cancel_jobs(first.id) == 1
             assert used.retry_jobs(first.id) == 1
             assert used.reschedule_jobs(first.id, delay=SOMEDAY) == 1
-            assert used.prune_jobs(timedelta(0)) == 1
+            assert used.change_jobs(first.id, priority=1) == 1
+            assert used.list_job_types() == ["t"]
+            assert used.prune_jobs(timedelta(0), queues="default") == 1
             used.delete_job(first.id)

@@ -72,6 +72,12 @@ def move(store: Storage, job: Job) -> None:
     store.update_job(job.id, JobUpdate(queue="default"))
 
 
+def move_all(store: Storage, job: Job) -> None:
+    store.release_jobs([job])
+    assert store.change_jobs(job.id, queue="elsewhere") == 1
+    assert store.change_jobs(JobFilter(queue="elsewhere"), queue="default") == 1
+
+
 DUE_AGAIN: dict[str, Callable[[Storage, Job], Any]] = {
     "released": lambda store, job: store.release_jobs([job]),
     "failed with another try at once": lambda store, job: store.fail_job(job, "x", retry_in=timedelta(0)),
@@ -81,6 +87,7 @@ DUE_AGAIN: dict[str, Callable[[Storage, Job], Any]] = {
     "replaced": replace,
     "set pending": lambda store, job: store.update_job(job.id, JobUpdate(status="pending")),
     "moved to another queue": move,
+    "moved with others": move_all,
 }
 
 
@@ -125,7 +132,8 @@ def test_an_insert_wakes_whatever_the_search_path_of_its_session(
 
 
 @pytest.mark.parametrize(
-    "method", ["fail_jobs", "bury_jobs", "release_jobs", "reschedule_jobs", "complete_jobs", "heartbeat_jobs"]
+    "method",
+    ["fail_jobs", "bury_jobs", "release_jobs", "reschedule_jobs", "change_jobs", "complete_jobs", "heartbeat_jobs"],
 )
 def test_what_is_not_due_wakes_nobody(
     method: str, goqueue_store: PostgresStorage, ear: psycopg.Connection[Any], listened: None
@@ -138,6 +146,7 @@ def test_what_is_not_due_wakes_nobody(
         "bury_jobs": lambda: goqueue_store.bury_jobs([(job, "x")]),
         "release_jobs": lambda: goqueue_store.release_jobs([job], delay=HOUR),
         "reschedule_jobs": lambda: goqueue_store.reschedule_jobs(waiting.id, delay=2 * HOUR),
+        "change_jobs": lambda: goqueue_store.change_jobs([job.id, waiting.id], queue="b"),
         "complete_jobs": lambda: goqueue_store.complete_jobs([job]),
         "heartbeat_jobs": lambda: goqueue_store.heartbeat_jobs([job]),
     }
@@ -161,6 +170,7 @@ CANCELLED: dict[str, Callable[[Storage, Job], Any]] = {
     "cancelled by a filter": lambda store, job: store.cancel_jobs(JobFilter(job_type="t")),
     "cancelled by an update": lambda store, job: store.update_job(job.id, JobUpdate(status="cancelled")),
     "deleted": lambda store, job: store.delete_job(job.id),
+    "deleted by a filter": lambda store, job: store.delete_jobs(JobFilter(locked_by="w")),
 }
 
 

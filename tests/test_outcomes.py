@@ -273,16 +273,17 @@ def test_a_lost_reply_names_the_query_and_its_jobs_and_the_pool_goes_on(
 def test_a_lost_reply_to_a_commit_has_the_transactions_id(wire: proxy.Proxy, way: str) -> None:
     jobs = [NewJob(job_type="t", idempotency_key=f"k{number}") for number in range(3)]
     with opened(way, never_prepared(wire.url)) as store:
-        for method in ("create_jobs", "delete_job"):
-            argument = jobs if method == "create_jobs" else jobs[0].id
+        ids = [job.id for job in jobs]
+        calls: dict[str, Any] = {"create_jobs": jobs, "delete_job": ids[0], "delete_jobs": ids[:2]}
+        for method, argument in calls.items():
             error = lost(wire, "COMMIT", lambda method=method, argument=argument: store.call(method, argument))
             assert isinstance(error, OutcomeUnknownError)
             assert error.operation == method
-            assert error.job_ids == tuple(job.id for job in (jobs if method == "create_jobs" else jobs[:1]))
+            assert error.job_ids == tuple({"create_jobs": ids, "delete_job": ids[:1], "delete_jobs": ids[:2]}[method])
             assert error.transaction_id is not None
             assert "get_transaction_status" in str(error)
             assert store.call("get_transaction_status", error.transaction_id) == TransactionStatus.COMMITTED
-        assert store.call("count_jobs") == 2
+        assert store.call("count_jobs") == 1
 
 
 @pytest.mark.parametrize("way", ["pool", "async pool"])
@@ -440,12 +441,13 @@ def test_which_statements_change_rows_is_known() -> None:
     changing = {name for name in queries.available_queries if getattr(queries, name).sql.writes}
     assert changing >= {
         "create_job", "create_jobs", "create_missing_jobs", "update_job", "replace_pending_job", "cancel_jobs",
-        "retry_jobs", "reschedule_jobs", "delete_job", "delete_failures", "prune_jobs", "claim_jobs", "heartbeat_jobs",
-        "complete_jobs", "fail_jobs", "release_jobs", "rescue_jobs",
+        "retry_jobs", "reschedule_jobs", "change_jobs", "delete_job", "delete_jobs", "delete_failures", "prune_jobs",
+        "claim_jobs", "heartbeat_jobs", "complete_jobs", "fail_jobs", "release_jobs", "rescue_jobs",
     }  # fmt: skip
     assert not changing & {
         "get_job", "get_jobs", "get_job_by_idempotency_key", "list_jobs", "count_jobs", "find_duplicate_job",
-        "find_duplicate_jobs", "next_job_at", "list_failures", "queue_stats", "ping", "get_transaction_status",
+        "find_duplicate_jobs", "next_job_at", "list_failures", "queue_stats", "list_workers", "list_job_types",
+        "ping", "get_transaction_status",
     }  # fmt: skip
     locking = Rendered("SELECT /* goqueue:x */ 1 FROM goqueue.jobs AS j FOR NO KEY UPDATE SKIP LOCKED", ())
     assert not locking.writes

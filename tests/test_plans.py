@@ -235,7 +235,7 @@ BACKOFF = {
     "backoff_jitter": 0.1,
 }
 FINISHED = ["completed", "dead", "cancelled"]
-NO_FILTER = dict.fromkeys(("statuses", "queues", "job_types", "created_from", "created_before"))
+NO_FILTER = dict.fromkeys(("statuses", "queues", "job_types", "worker_ids", "created_from", "created_before"))
 HUNDRED = [f"queue_{number:02}" for number in range(100)]
 
 
@@ -273,6 +273,15 @@ def cases_by_count(count: int) -> list[Case]:
             rows=2,
             writes=1,
         ),
+        case(
+            "change_jobs",
+            lambda known: {"ids": known.pending[:count], "queue": "queue_01", "priority": 1, "max_attempts": None},
+            PKEY,
+            rows=2,
+            writes=1,
+        ),
+        case("delete_jobs", lambda known: {"ids": known.dead[:count], "statuses": None}, PKEY, rows=2, writes=1),
+        case("delete_failures", lambda known: {"ids": known.dead[:count]}, FAILURES, rows=5, writes=5),
         # All running jobs are read until enough have expired: as many as the workers hold, here about 500.
         Case("rescue_jobs", label, lambda _: {"job_limit": count}, {RUNNING, PKEY}, 600 + count, count),
     ]
@@ -323,7 +332,9 @@ CASES = [
         1,
     ),
     Case("delete_job", "", lambda known: {"id": known.dead[0]}, {PKEY}, 1, 1),
-    Case("delete_failures", "", lambda known: {"job_id": known.dead[0]}, {FAILURES}, 5, 5),
+    # Running jobs are about 500.
+    Case("list_workers", "", lambda _: {}, {RUNNING}, 600),
+    Case("list_job_types", "", lambda _: {}, {OF_TYPE, PENDING, RUNNING}, 20_000 + 2 * 41 + 600),
     # A queue has up to three priorities. Each costs a probe, and each queue one more to find no other.
     Case("next_job_at", "two of a hundred", lambda _: {"queues": ["queue_07", "queue_42"]}, {CLAIM}, 8),
     Case("next_job_at", "future", lambda _: {"queues": ["future"]}, {CLAIM}, 3),
@@ -431,23 +442,48 @@ class TestListsAndCounts:
                 scans=scans,
             )
 
+    @pytest.mark.parametrize("mode", MODES)
+    @pytest.mark.parametrize("of_queues", QUEUES[:2], ids=lambda value: "+".join(value or ["any queue"]))
+    @pytest.mark.parametrize("worker", ["worker-1", "unknown"])
+    def test_the_jobs_of_a_worker(
+        self, worker: str, of_queues: Any, mode: str, explainer: Explainer, known: Known
+    ) -> None:
+        values = {**NO_FILTER, "queues": of_queues, "worker_ids": [worker]}
+        page = {"cursor_created_at": None, "cursor_id": None, "page_limit": PAGE}
+        plan = explainer.explain("list_jobs", {**values, **page}, mode, 1500)
+        indexes = {RUNNING} | (plan.used_indexes & {PKEY})
+        check(plan, "list_jobs", indexes=indexes, rows=600 + PAGE, pages=1500)
+        plan = explainer.explain("count_jobs", values, mode, 1500)
+        check(plan, "count_jobs", indexes={RUNNING}, rows=600, pages=1500, scans=SAMPLE)
+
 
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("queues", "types"), [(None, None), (["queue_00"], None), (["queue_00", "queue_03"], ["type_0"])], ids=str
+)
 @pytest.mark.parametrize(("age", "count"), [(7 * DAY, 1), (7 * DAY, 1000), (100 * DAY, 1000)], ids=str)
 def test_a_batch_is_pruned_lane_by_lane(
-    age: timedelta, count: int, mode: str, explainer: Explainer, known: Known
+    age: timedelta, count: int, queues: Any, types: Any, mode: str, explainer: Explainer, known: Known
 ) -> None:
-    due = count if age < 28 * DAY else 0
-    values = {"older_than": age, "statuses": FINISHED, "job_limit": count, "kept_ids": known.dead[:count]}
+    lanes = {
+        lane: jobs for lane, jobs in known.lanes.items() if lane[0] in (queues or lane) and lane[1] in (types or lane)
+    }
+    due = min(count, sum(lanes.values()) // 4) if age < 28 * DAY else 0
+    values = {
+        "older_than": age, "statuses": FINISHED, "queues": queues, "job_types": types, "job_limit": count,
+        "kept_ids": known.dead[:count],
+    }  # fmt: skip
     # Per lane one probe, and one job that is not due; per job type two. One job in 50 was created in time and finished
     # too late: it is read and skipped. A custom plan reads a lane whole and sorts it: in "future" 6,000. The function
     # deletes the jobs, which the plan doesn't show.
-    probes = 3 * 4 * len({kind for _, kind in known.lanes})
+    probes = 3 * 4 * len({kind for _, kind in known.lanes}) * len(queues or "1")
     rows = (3 if mode == "generic" else 6) * due + count + probes
     # The function's deletions: a row's page, its failure, the descents of both, and the indexes' pages.
     pages = 50 + 5 * rows + 45 * due
     plan = explainer.explain("prune_jobs", values, mode, pages)
-    check(plan, "prune_jobs", indexes={OF_TYPE}, rows=rows, pages=pages)
+    # Without a queue, a scan by queue looks for null and reads nothing. With types, none are searched for.
+    indexes = ({OF_QUEUE} if queues else {OF_TYPE}) | (plan.used_indexes & {OF_TYPE, OF_QUEUE})
+    check(plan, "prune_jobs", indexes=indexes, rows=rows, pages=pages)
     with explainer.connection.transaction(force_rollback=True):
         deleted = explainer.run("prune_jobs", values, mode)
         assert len(deleted) == due

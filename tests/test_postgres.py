@@ -557,20 +557,21 @@ class TestRaces:
                 assert [job_id for job_id, _ in upwards] == [job_id for job_id, _ in downwards]
                 assert all(one != other for (_, one), (_, other) in zip(upwards, downwards, strict=True))
 
+    @pytest.mark.parametrize("method", ["delete_job", "delete_jobs"])
     def test_a_failure_recorded_while_its_job_is_deleted_is_deleted_too(
-        self, goqueue_store: PostgresStorage, goqueue_database: str
+        self, method: str, goqueue_store: PostgresStorage, goqueue_database: str
     ) -> None:
         goqueue_store.create_job(NewJob(job_type="t"))
         [job] = goqueue_store.claim_jobs("default", "w")
         with psycopg.connect(goqueue_database) as connection, ThreadPoolExecutor(1) as thread:
             goqueue_store.bound_to(connection).fail_job(job, "no")
-            deleting = thread.submit(goqueue_store.delete_job, job.id)
-            until_waiting(goqueue_database, "delete_job")
+            deleting = thread.submit(getattr(goqueue_store, method), job.id)
+            until_waiting(goqueue_database, method)
             connection.commit()
             deleting.result(10)
         assert goqueue_store.list_failures(job.id) == []
 
-    @pytest.mark.parametrize("method", ["cancel_jobs", "retry_jobs", "reschedule_jobs"])
+    @pytest.mark.parametrize("method", ["cancel_jobs", "retry_jobs", "reschedule_jobs", "change_jobs", "delete_jobs"])
     def test_what_operators_change_is_locked_in_the_order_of_the_ids(
         self, goqueue_store: PostgresStorage, goqueue_database: str, method: str
     ) -> None:
@@ -578,7 +579,8 @@ class TestRaces:
         goqueue_store.create_jobs([NewJob(job_type="t", id=high), NewJob(job_type="t", id=low)])
         if method == "retry_jobs":
             goqueue_store.cancel_jobs([low, high])
-        values = {"delay": timedelta(hours=1)} if method == "reschedule_jobs" else {}
+        values: dict[str, Any] = {"reschedule_jobs": {"delay": timedelta(hours=1)}, "change_jobs": {"priority": 1}}
+        values = values.get(method, {})
         with (
             psycopg.connect(goqueue_database) as connection,
             psycopg.connect(goqueue_database, autocommit=True) as other,
@@ -592,7 +594,7 @@ class TestRaces:
             until_waiting(goqueue_database, method)
             assert mine(high, **values) == 1
             connection.commit()
-            assert both.result(10) == (2 if method == "reschedule_jobs" else 0)
+            assert both.result(10) == (2 if values else 0)
 
     @pytest.mark.parametrize(
         "method", ["heartbeat_jobs", "complete_jobs", "complete_and_claim", "fail_jobs", "release_jobs"]

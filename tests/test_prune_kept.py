@@ -169,6 +169,34 @@ def test_deleting_a_job_that_is_referred_to_names_the_table(
     assert goqueue_store.get_job(job_id).status is JobStatus.CANCELLED
 
 
+@pytest.mark.parametrize("orders", RULES[:3], indirect=True)
+def test_of_many_jobs_with_one_that_is_referred_to_none_of_its_batch_is_deleted(
+    store: Storage, orders: psycopg.Connection[Any]
+) -> None:
+    ids = sorted(finished(store, 1002))
+    refer(orders, ids[1001:])
+    with pytest.raises(JobStateError, match=r'refers to the job.*table "orders"'):
+        store.delete_jobs(ids)
+    assert left(orders) == set(ids[1000:])
+    orders.execute("DELETE FROM orders")
+    assert store.delete_jobs(ids) == 2
+
+
+def test_a_job_whose_deletion_a_trigger_suppresses_is_not_counted_and_keeps_its_failures(
+    goqueue_store: PostgresStorage, goqueue_connection: psycopg.Connection[Any]
+) -> None:
+    goqueue_store.create_jobs(NewJob(job_type="t") for _ in range(2))
+    first, second = goqueue_store.claim_jobs("default", "w", limit=2)
+    goqueue_store.fail_jobs([(first, "boom"), (second, "boom")])
+    goqueue_connection.execute(
+        "CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'; "
+        f"CREATE TRIGGER keep BEFORE DELETE ON goqueue.jobs FOR EACH ROW WHEN (OLD.id = '{first.id}') "  # type: ignore[arg-type]
+        "EXECUTE FUNCTION keep()"
+    )
+    assert goqueue_store.delete_jobs([first.id, second.id]) == 1
+    assert [len(goqueue_store.list_failures(job.id)) for job in (first, second)] == [1, 0]
+
+
 def test_the_command_names_the_kept_jobs(
     goqueue: Commands, goqueue_store: PostgresStorage, orders: psycopg.Connection[Any]
 ) -> None:

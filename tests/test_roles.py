@@ -194,7 +194,7 @@ NEW = {
     "id": uuid4(), "queue": "default", "job_type": "t", "payload": "{}", "priority": 0, "max_attempts": 3,
     "scheduled_at": None, "delay": None, "idempotency_key": "new",
 }  # fmt: skip
-FILTER = dict.fromkeys(("statuses", "queues", "job_types", "created_from", "created_before"))
+FILTER = dict.fromkeys(("statuses", "queues", "job_types", "worker_ids", "created_from", "created_before"))
 BACKOFF = {
     "retry_in": MINUTE,
     "backoff_base": MINUTE,
@@ -237,9 +237,18 @@ def values_of(jobs: dict[str, UUID]) -> dict[str, dict[str, Any]]:
         "cancel_jobs": {"ids": [jobs["pending"]]},
         "retry_jobs": {"ids": [jobs["dead"]]},
         "reschedule_jobs": {"ids": [jobs["pending"]], "scheduled_at": None, "delay": MINUTE},
+        "change_jobs": {"ids": [jobs["pending"]], "queue": "other", "priority": 1, "max_attempts": 9},
         "delete_job": {"id": jobs["dead"]},
-        "delete_failures": {"job_id": jobs["dead"]},
-        "prune_jobs": {"older_than": timedelta(0), "statuses": ["dead"], "job_limit": 10, "kept_ids": []},
+        "delete_jobs": {"ids": [jobs["dead"]], "statuses": None},
+        "delete_failures": {"ids": [jobs["dead"]]},
+        "prune_jobs": {
+            "older_than": timedelta(0),
+            "statuses": ["dead"],
+            "queues": None,
+            "job_types": None,
+            "job_limit": 10,
+            "kept_ids": [],
+        },
         "claim_jobs": {**CLAIM, **LANES},
         "heartbeat_jobs": {**held, "lease": MINUTE},
         "complete_jobs": held,
@@ -250,7 +259,7 @@ def values_of(jobs: dict[str, UUID]) -> dict[str, dict[str, Any]]:
         "next_job_at": {"queues": ["default"]},
         "pause_queue": {"queue": "paused", "until": None},
         "resume_queue": {"queue": "paused"},
-        **{name: {} for name in (*SILENT, "queue_stats")},
+        **{name: {} for name in (*SILENT, "queue_stats", "list_workers", "list_job_types")},
         "get_session": {"backend_pid": 0},
         "get_transaction_status": {"transaction_id": "3"},
         "wake_listeners": {"queues": ["default"]},

@@ -289,6 +289,19 @@ class Jobs(RuleBasedStateMachine):
             job.due = due
 
     @precondition(lambda self: self.jobs)
+    @rule(chosen=several, queue=st.sampled_from([None, *QUEUES]), max_attempts=st.integers(1, 3))
+    def change(self, chosen: list[int], queue: str | None, max_attempts: int) -> None:
+        ids = self.ids(chosen)
+        moved = [
+            job
+            for job in (self.jobs[job_id] for job_id in set(ids))
+            if job.status != COMPLETED and job.attempts + (job.status == PENDING) <= max_attempts
+        ]
+        assert self.store.change_jobs(ids, queue=queue, max_attempts=max_attempts) == len(moved)
+        for job in moved:
+            job.queue, job.max_attempts = queue or job.queue, max_attempts
+
+    @precondition(lambda self: self.jobs)
     @rule(place=places, status=st.sampled_from(JobStatus))
     def set_status(self, place: int, status: JobStatus) -> None:
         [job_id] = self.ids([place])
@@ -340,11 +353,25 @@ class Jobs(RuleBasedStateMachine):
         with pytest.raises(JobNotFoundError):
             self.store.delete_job(job_id)
 
-    @rule(statuses=st.sets(st.sampled_from(sorted(FINISHED)), min_size=1), limit=st.integers(1, 5))
-    def prune(self, statuses: set[JobStatus], limit: int) -> None:
-        finished = {job_id for job_id, job in self.jobs.items() if job.status in statuses}
-        assert self.store.prune_jobs(HOUR, statuses, limit) == 0
-        assert self.store.prune_jobs(ZERO, statuses, limit) == min(len(finished), limit)
+    @precondition(lambda self: self.jobs)
+    @rule(chosen=several)
+    def delete_many(self, chosen: list[int]) -> None:
+        ids = set(self.ids(chosen))
+        assert self.store.delete_jobs(ids) == len(ids)
+        for job_id in ids:
+            del self.jobs[job_id]
+
+    @rule(
+        statuses=st.sets(st.sampled_from(sorted(FINISHED)), min_size=1),
+        limit=st.integers(1, 5),
+        queue=st.sampled_from([None, *QUEUES]),
+    )
+    def prune(self, statuses: set[JobStatus], limit: int, queue: str | None) -> None:
+        finished = {
+            job_id for job_id, job in self.jobs.items() if job.status in statuses and queue in (None, job.queue)
+        }
+        assert self.store.prune_jobs(HOUR, statuses, limit, queue) == 0
+        assert self.store.prune_jobs(ZERO, statuses, limit, queue) == min(len(finished), limit)
         left = {job.id for job in self.store.get_jobs(finished)}
         for job_id in finished - left:
             del self.jobs[job_id]
@@ -379,6 +406,8 @@ class Jobs(RuleBasedStateMachine):
             if count
         }
         assert stats == counts
+        held = Counter(job.holder for job in self.jobs.values() if job.status == RUNNING)
+        assert {worker.worker_id: worker.jobs for worker in self.store.list_workers()} == held
         assert self.store.count_jobs() == len(self.jobs)
         failures = self.connection.execute("SELECT count(*) FROM goqueue.job_failures").fetchone()
         assert failures == (sum(job.failures for job in self.jobs.values()),)

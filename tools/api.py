@@ -18,7 +18,8 @@ Import every name from `goqueue`. Each method of the store lists its own errors.
 connection. "Repeating" describes a second call with the same arguments, after the first was committed.
 [errors.md](errors.md) lists the calls to retry, and `goqueue queries NAME` prints a query.
 
-A `JobId` is a UUID or its text. `Jobs` are ids or a `JobFilter`. A `Held` is a claimed `Job` or a `Lease`.
+A `JobId` is a UUID or its text. `Jobs` are ids or a `JobFilter`. A `Held` is a claimed `Job` or a `Lease`. A `Progress`
+is a function that a bulk change calls after each batch, with the number of jobs changed so far.
 
 `AsyncPostgresStorage`, `AsyncWorker`, `AsyncListener`, `AsyncStorage` and `AsyncJobListener` have the same methods as
 coroutines. Open an asynchronous store in each event loop. Cancelling a task cancels its statement.
@@ -32,7 +33,7 @@ _GROUPS = (
         "Jobs",
         ("NewJob", "Job", "JobStatus", "JobUpdate", "JobFilter", "JsonValue", "Page", "JobCount", "Pruned"),
     ),
-    ("Work", ("Lease", "Backoff", "Failure", "QueueStats", "TransactionStatus")),
+    ("Work", ("Lease", "Backoff", "Failure", "QueueStats", "WorkerStats", "TransactionStatus")),
     (
         "Errors",
         (

@@ -26,6 +26,7 @@ from goqueue.cli.server import db, run_migrations
 from goqueue.cli.sql import sql_app
 from goqueue.cli.stats import show_stats
 from goqueue.cli.work import work
+from goqueue.cli.workers import show_workers
 from goqueue.errors import ConfigError, ConnectionRejectedError, GoQueueError, InvalidJobError
 
 __all__ = ["app", "main"]
@@ -59,6 +60,7 @@ app.command("config", epilog=EXIT_CODES)(show_config)
 app.add_typer(jobs, name="jobs")
 app.add_typer(queues, name="queues")
 app.command("work", epilog=EXIT_CODES)(work)
+app.command("workers", epilog=EXIT_CODES)(show_workers)
 app.command("stats", epilog=EXIT_CODES)(show_stats)
 app.command("migrate", epilog=EXIT_CODES)(run_migrations)
 app.add_typer(db, name="db")

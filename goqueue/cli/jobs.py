@@ -37,7 +37,6 @@ from goqueue.cli.common import (
     saying,
     table,
     utf8,
-    working,
     write_json,
 )
 from goqueue.counts import counted
@@ -54,6 +53,7 @@ _COLOURS = {"running": "cyan", "completed": "green", "dead": "red", "cancelled":
 Statuses = Annotated[list[JobStatus] | None, typer.Option("--status", help="Jobs of this status; repeatable.")]
 Queues = Annotated[list[str] | None, typer.Option("--queue", help="Jobs of this queue; repeatable.")]
 Types = Annotated[list[str] | None, typer.Option("--type", help="Jobs of this type; repeatable.")]
+Workers = Annotated[list[str] | None, typer.Option("--worker", help="Running jobs of this worker; repeatable.")]
 Ids = Annotated[list[UUID] | None, typer.Argument(metavar="ID", show_default=False)]
 Payload = Annotated[str | None, typer.Option(metavar="JSON|@FILE|-", help="The payload, or a file to read it from.")]
 Delay = Annotated[timedelta | None, typer.Option(parser=duration, metavar="5m", help="Time from now until it is due.")]
@@ -69,6 +69,7 @@ _FILTER = {
     "status": Statuses,
     "queue": Queues,
     "job_type": Types,
+    "locked_by": Workers,
     "created_from": _time("Created at or after this time: ISO 8601 with a zone, such as 2026-01-31T08:00Z."),
     "created_before": _time("Created before this time."),
 }
@@ -235,6 +236,24 @@ def _indented(text: str, width: int) -> str:
     return f"\n{' ' * width}".join(map(printable, text.split("\n")))
 
 
+@jobs.command("types", epilog=EXIT_CODES)
+def list_job_types(*, file: ConfigFile = None, as_json: AsJson = False) -> None:
+    """List the types of the stored jobs, one per line.
+
+    A type can be missing if only pending jobs have it, and none of these is
+    among the 10,000 newest or the 10,000 oldest pending jobs.
+    """
+    with open_store(file) as store:
+        types = store.list_job_types()
+    if as_json:
+        print_json({"job_types": types})
+        return
+    for each in types:
+        print_line(printable(each))
+    if not types:
+        note("there are no jobs")
+
+
 # --- create -----------------------------------------------------------------------------------------------------------
 
 
@@ -359,17 +378,25 @@ def update_job(
 
 
 class _Verb(NamedTuple):
-    """A change of many jobs: its name, its past form, the statuses it applies to and the resulting status."""
+    """A change of many jobs: its question, its past form, the statuses it applies to, a test for a job that no longer
+    needs it, and the state of such a job."""
 
-    name: str
+    question: str
     done: str
     begins: tuple[JobStatus, ...]
-    ends: JobStatus
+    is_done: Callable[[Job], bool]
+    state: str
 
 
-_CANCEL = _Verb("cancel", "cancelled", (JobStatus.PENDING, JobStatus.RUNNING), JobStatus.CANCELLED)
-_RETRY = _Verb("retry", "retried", (JobStatus.DEAD, JobStatus.CANCELLED), JobStatus.PENDING)
-_RESCHEDULE = _Verb("reschedule", "rescheduled", (JobStatus.PENDING,), JobStatus.PENDING)
+def _is(status: JobStatus) -> Any:
+    return lambda job: job.status == status
+
+
+_UNFINISHED = (JobStatus.PENDING, JobStatus.RUNNING)
+_FAILED = (JobStatus.DEAD, JobStatus.CANCELLED)
+_CANCEL = _Verb("Cancel {}?", "cancelled", _UNFINISHED, _is(JobStatus.CANCELLED), "cancelled")
+_RETRY = _Verb("Retry {}?", "retried", _FAILED, _is(JobStatus.PENDING), "pending")
+_RESCHEDULE = _Verb("Reschedule {}?", "rescheduled", _UNFINISHED[:1], _is(JobStatus.PENDING), "pending")
 
 
 @jobs.command("cancel", epilog=EXIT_CODES)
@@ -423,9 +450,40 @@ def reschedule_jobs(
     _change(_RESCHEDULE, run, ids, job_filter, file, yes=yes, as_json=as_json)
 
 
+@jobs.command("change", epilog=EXIT_CODES)
+@_takes_filter
+def change_jobs(
+    *,
+    ids: Ids = None,
+    job_filter: JobFilter,
+    new_queue: Annotated[str | None, typer.Option(metavar="NAME", help="Move the jobs to this queue.")] = None,
+    priority: Annotated[int | None, typer.Option(help="Lower numbers run first.")] = None,
+    max_attempts: Annotated[int | None, typer.Option()] = None,
+    yes: Yes = False,
+    file: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change queue, priority or max_attempts of jobs that are not completed. Select by ids or a filter.
+
+    --max-attempts leaves out jobs with more attempts than that, and pending
+    jobs that would have none left.
+    """
+    given: dict[str, Any] = {"queue": new_queue, "priority": priority, "max_attempts": max_attempts}
+    given = {name: value for name, value in given.items() if value is not None}
+    if not given:
+        raise typer.BadParameter("give --new-queue, --priority or --max-attempts")
+
+    def is_done(job: Job) -> bool:
+        return all(getattr(job, name) == value for name, value in given.items())
+
+    verb = _Verb("Change {}?", "changed", (*_UNFINISHED, *_FAILED), is_done, "like that")
+    run = functools.partial(PostgresStorage.change_jobs, **given)
+    _change(verb, run, ids, job_filter, file, yes=yes, as_json=as_json)
+
+
 def _change(
     verb: _Verb,
-    run: Callable[[PostgresStorage, Any], int],
+    run: Callable[..., int],
     ids: list[UUID] | None,
     job_filter: JobFilter,
     file: Path | None,
@@ -433,72 +491,126 @@ def _change(
     yes: bool,
     as_json: bool,
 ) -> None:
-    if bool(ids) == (job_filter != JobFilter()):
-        raise typer.BadParameter("give either ids or a filter, such as --status or --queue")
-    wanted = set(job_filter.parameters()["statuses"] or verb.begins) & set(verb.begins)
-    if not wanted:
-        raise typer.BadParameter(f"only {' and '.join(verb.begins)} jobs can be {verb.done}", param_hint="--status")
+    _check_selection(verb, ids, job_filter)
     unchanged: dict[str, str] = {}
     why = ""
     with open_store(file) as store:
         if ids:
-            count = run(store, ids)
-            if count < len(set(ids)):
-                found = {job.id: job.status for job in store.get_jobs(ids)}
-                statuses = {str(each): str(found.get(each, "not there")) for each in ids}
-                unchanged = {each: status for each, status in statuses.items() if status != verb.ends}
-                if before := len(statuses) - len(unchanged) - count:
-                    why = f"{counted(before)} {'was' if before == 1 else 'were'} {verb.ends} already"
+            count, code = _with_progress(verb.done, lambda show: run(store, ids, progress=show))
+            if count < len(set(ids)) and not code:
+                found = {job.id: job for job in store.get_jobs(ids)}
+                unchanged = {str(each): "not there" for each in ids if each not in found}
+                unchanged |= {str(job.id): job.status for job in found.values() if not verb.is_done(job)}
+                if before := len(set(ids)) - len(unchanged) - count:
+                    why = f"{counted(before)} {'was' if before == 1 else 'were'} {verb.state} already"
         else:
-            job_filter = msgspec.structs.replace(job_filter, status=tuple(wanted))
-            confirm(lambda: f"{verb.name.capitalize()} {counted(store.count_jobs(job_filter))}?", yes=yes)
-            with working(f"{verb.name}: a thousand jobs at a time ..."):
-                count = run(store, job_filter)
-            if not count:
-                why = f"no {' or '.join(status for status in verb.begins if status in wanted)} job matches"
-    done = f"{counted(count)} {verb.done}"
-    with saying(done):
+            count, code, why = _change_matching(verb, run, store, job_filter, yes=yes)
+    _finish(verb.done, count, code, unchanged, why, as_json=as_json)
+
+
+def _check_selection(verb: _Verb, ids: list[UUID] | None, job_filter: JobFilter) -> None:
+    if bool(ids) == (job_filter != JobFilter()):
+        raise typer.BadParameter("give either ids or a filter, such as --status or --queue")
+    if not set(job_filter.parameters()["statuses"] or verb.begins) & set(verb.begins):
+        fitting = ", ".join(verb.begins[:-1]) + " and " * (len(verb.begins) > 1) + verb.begins[-1]
+        raise typer.BadParameter(f"only {fitting} jobs can be {verb.done}", param_hint="--status")
+
+
+def _change_matching(
+    verb: _Verb, run: Callable[..., int], store: PostgresStorage, job_filter: JobFilter, *, yes: bool
+) -> tuple[int, int, str]:
+    """Return how many jobs were changed, the exit status, and the reason if there were none."""
+    given = job_filter.parameters()["statuses"] or verb.begins
+    wanted = [status for status in verb.begins if status in given]
+    if len(wanted) < len(JobStatus):
+        job_filter = msgspec.structs.replace(job_filter, status=wanted)
+    confirm(lambda: verb.question.format(counted(store.count_jobs(job_filter))), yes=yes)
+    count, code = _with_progress(verb.done, lambda show: run(store, job_filter, progress=show))
+    kind = " or ".join(wanted) if len(wanted) < len(JobStatus) else ""
+    return count, code, "" if count or code else f"no {kind} job matches".replace("  ", " ")
+
+
+def _with_progress(done: str, run: Callable[[Callable[[int], None]], int]) -> tuple[int, int]:
+    """Run a change in batches, which passes the number of jobs so far to a function. Show that number.
+
+    Return the number of jobs, and the exit status: 130 after Ctrl-C.
+    """
+    count = 0
+    with progress() as advance:
+
+        def show(number: int) -> None:
+            nonlocal count
+            count = number
+            advance(count, f"{counted(count)} {done}")
+
+        try:
+            count = run(show)
+        except KeyboardInterrupt:
+            return count, 130
+        except GoQueueError:
+            if count:
+                note(f"{counted(count)} {done} before this error:")
+            raise
+    return count, 0
+
+
+def _finish(done: str, count: int, code: int, unchanged: dict[str, str], why: str, *, as_json: bool) -> None:
+    text = f"{counted(count)} {done}" + (", then stopped" if code else "")
+    with saying(text):
         if as_json:
-            print_json({verb.done: count, "unchanged": unchanged})
+            print_json({done: count, "unchanged": unchanged})
         else:
-            print_line(done)
+            print_line(text)
             for each, status in unchanged.items():
                 note(f"{each} is {status}")
     if why:
         note(why)
-    raise typer.Exit(1 if unchanged else 0)
+    raise typer.Exit(code or (1 if unchanged else 0))
 
 
 # --- remove -----------------------------------------------------------------------------------------------------------
 
+_DELETE = _Verb("Delete {} permanently?", "deleted", tuple(JobStatus), lambda _: False, "")
+
 
 @jobs.command("delete", epilog=EXIT_CODES)
+@_takes_filter
 def delete_jobs(
     *,
-    ids: Annotated[list[UUID], typer.Argument(metavar="ID")],
+    ids: Ids = None,
+    job_filter: JobFilter,
     yes: Yes = False,
     file: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Delete jobs permanently, in any status."""
-    confirm(lambda: f"Delete {counted(len(set(ids)))} permanently?", yes=yes)
-    missing = []
-    with open_store(file) as store:
-        for each in dict.fromkeys(ids):
+    """Delete jobs permanently, in any status, by ids or by a filter.
+
+    A job that another table refers to is an error. By a filter, jobs are
+    deleted in batches of a thousand, each of them whole or not at all.
+    """
+    _check_selection(_DELETE, ids, job_filter)
+    missing: dict[str, str] = {}
+    why = ""
+
+    def delete_each(show: Callable[[int], None]) -> int:
+        count = 0
+        for each in dict.fromkeys(ids or ()):
             try:
                 store.delete_job(each)
+                count += 1
+                show(count)
             except JobNotFoundError:
-                missing.append(str(each))
-    count = len(set(ids)) - len(missing)
-    done = f"{counted(count)} deleted"
-    with saying(done):
-        if as_json:
-            print_json({"deleted": count, "unchanged": dict.fromkeys(missing, "not there")})
+                missing[str(each)] = "not there"
+        return count
+
+    if ids:
+        confirm(lambda: _DELETE.question.format(counted(len(set(ids)))), yes=yes)
+    with open_store(file) as store:
+        if ids:
+            count, code = _with_progress(_DELETE.done, delete_each)
         else:
-            print_line(done)
-            for name in missing:
-                note(f"{name} is not there")
-    raise typer.Exit(1 if missing else 0)
+            count, code, why = _change_matching(_DELETE, PostgresStorage.delete_jobs, store, job_filter, yes=yes)
+    _finish(_DELETE.done, count, code, missing, why, as_json=as_json)
 
 
 @jobs.command("prune", epilog=EXIT_CODES)
@@ -511,6 +623,8 @@ def prune_jobs(
         list[JobStatus] | None,
         typer.Option(help="Jobs of this status; repeatable.", show_default="completed, dead and cancelled"),
     ] = None,
+    queue: Queues = None,
+    job_type: Types = None,
     batch: Annotated[int, typer.Option(min=1, max=MAX_PAGE, help="Jobs per transaction.")] = MAX_PAGE,
     file: ConfigFile = None,
     as_json: AsJson = False,
@@ -518,25 +632,23 @@ def prune_jobs(
     """Delete jobs that finished long ago, in batches. After Ctrl-C, deleted batches stay deleted.
 
     Unlike `goqueue jobs delete` it doesn't ask for confirmation: it is meant
-    for cron, and deletes only finished jobs of the given age.
+    for cron, and deletes only finished jobs of the given age. To keep jobs of
+    one queue longer than those of another, run it once for each queue.
     """
-    total, code = 0, 0
     kept: dict[UUID, str] = {}
-    with open_store(file) as store, progress() as advance:
-        try:
-            while True:
-                count = store.prune_jobs(older_than, status or _FINISHED, limit=batch)
-                total += count
-                kept |= count.kept
-                advance(total, f"{counted(total)} deleted")
-                if count < batch:
-                    break
-        except KeyboardInterrupt:
-            code = 130
-        except GoQueueError:
-            if total:
-                note(f"{counted(total)} deleted before this error:")
-            raise
+
+    def prune(show: Callable[[int], None]) -> int:
+        total = 0
+        while True:
+            count = store.prune_jobs(older_than, status or _FINISHED, batch, queue or None, job_type or None)
+            total += count
+            kept.update(count.kept)
+            show(total)
+            if count < batch:
+                return total
+
+    with open_store(file) as store:
+        total, code = _with_progress("deleted", prune)
     done = f"{counted(total)} deleted" + (", then stopped" if code else "")
     with saying(done):
         if as_json:

@@ -20,6 +20,7 @@ from goqueue.postgres.wire import (
     ADAPTERS,
     AddedRow,
     CreatedRow,
+    DeletedRow,
     EndedRow,
     IdRow,
     JobRow,
@@ -98,6 +99,7 @@ class Queries(Protocol):
 
     announce_listener: One[None]
     cancel_jobs: Many[IdRow]
+    change_jobs: Many[IdRow]
     claim_jobs: Many[JobRow]
     complete_jobs: Many[IdRow]
     count_jobs: One[tuple[int, bool]]
@@ -106,6 +108,7 @@ class Queries(Protocol):
     create_missing_jobs: Many[AddedRow]
     delete_failures: Many[object]
     delete_job: One[str | None]
+    delete_jobs: Many[DeletedRow]
     estimate_dead_rows: One[int]
     fail_jobs: Many[EndedRow]
     find_duplicate_job: One[JobRow | None]
@@ -118,7 +121,9 @@ class Queries(Protocol):
     get_transaction_status: One[str | None]
     heartbeat_jobs: Many[IdRow]
     list_failures: Many[Row]
+    list_job_types: Many[tuple[str]]
     list_jobs: Many[JobRow]
+    list_workers: Many[Row]
     listen: One[int]
     listen_cancelled: One[int]
     next_job_at: One[datetime | None]

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from goqueue.counts import JobCount
 from goqueue.errors import CorruptJobError, GoQueueError, JobNotFoundError
-from goqueue.models import Failure, Held, Job, JobStatus, JsonValue, Lease, NewJob, QueueStats
+from goqueue.models import Failure, Held, Job, JobStatus, JsonValue, Lease, NewJob, QueueStats, WorkerStats
 from goqueue.postgres.wire import CreatedRow, JobRow, Row, StatsRow
 from goqueue.safelog import log
 
@@ -94,6 +94,11 @@ def stats_of(row: StatsRow) -> QueueStats:
     """Return a row of queue_stats as a Struct."""
     counts = {status: JobCount(getattr(row, status), exact=status in row.exact_statuses) for status in JobStatus}
     return QueueStats(row.queue, counts, row.oldest_ready_age, row.expired_leases, row.paused_until)
+
+
+def worker_of(row: Row) -> WorkerStats:
+    """Return a row of list_workers as a Struct."""
+    return WorkerStats(*in_field_order(WorkerStats, row))
 
 
 def job_of(row: JobRow) -> Job:

@@ -40,8 +40,10 @@ from goqueue.models import (
     JobUpdate,
     NewJob,
     Page,
+    Progress,
     QueueStats,
     TransactionStatus,
+    WorkerStats,
 )
 from goqueue.postgres.claim_positions import ClaimPositions, positions_of
 from goqueue.postgres.cursor import Adapter, Many, Queries
@@ -71,6 +73,7 @@ from goqueue.postgres.rows import (
     refused,
     rescued,
     stats_of,
+    worker_of,
 )
 from goqueue.postgres.selection import as_job_ids, as_statuses, filter_values, in_batches
 from goqueue.postgres.translate import (
@@ -83,17 +86,22 @@ from goqueue.postgres.translate import (
     unanswered,
     unconfirmed,
 )
-from goqueue.postgres.wire import AddedRow, IdRow, JobRow
+from goqueue.postgres.wire import AddedRow, DeletedRow, IdRow, JobRow
 from goqueue.safelog import record_lost
 from goqueue.validation import (
+    MAX_ATTEMPTS,
     MAX_PAGE,
+    MAX_PRIORITY,
     as_job_id,
+    check_integer,
     check_interval,
     check_kind,
     check_limit,
     check_name,
+    check_several,
     check_time,
     check_transaction_id,
+    shown,
 )
 
 DEFAULT_LEASE = timedelta(minutes=5)
@@ -102,6 +110,9 @@ Settled = TypeVar("Settled", bound=IdRow)
 
 # Longest time in seconds for a claim that finds only unreadable jobs.
 _SET_ASIDE_SECONDS = 1.0
+
+# The statuses of the jobs that change_jobs changes.
+_NOT_COMPLETED = (JobStatus.PENDING, JobStatus.RUNNING, JobStatus.DEAD, JobStatus.CANCELLED)
 
 # Most jobs that one round of prune_jobs skips because a foreign key refers to them.
 _MOST_KEPT = 10_000
@@ -486,7 +497,7 @@ class PostgresStorage:
                     raise not_replaced(job_of(other))
         raise duplicate_unseen()
 
-    def cancel_jobs(self, jobs: Jobs) -> int:
+    def cancel_jobs(self, jobs: Jobs, *, progress: Progress | None = None) -> int:
         """Cancel pending and running jobs, given by ids or by filter. Return how many. Jobs in other states are
         unchanged.
 
@@ -496,18 +507,23 @@ class PostgresStorage:
         Queries: cancel_jobs, once for each 1000 jobs; list_jobs for a filter.
         Repeating: does not count cancelled jobs; cancels jobs that were retried in the meantime.
         """
-        return self._for_each(jobs, self._queries.cancel_jobs, (JobStatus.PENDING, JobStatus.RUNNING))
+        return self._for_each(jobs, self._queries.cancel_jobs, (JobStatus.PENDING, JobStatus.RUNNING), progress)
 
-    def retry_jobs(self, jobs: Jobs) -> int:
+    def retry_jobs(self, jobs: Jobs, *, progress: Progress | None = None) -> int:
         """Make dead and cancelled jobs pending again, due at once, with all their attempts. Return how many.
 
         Queries: retry_jobs, once for each 1000 jobs; list_jobs for a filter.
         Repeating: leaves pending jobs unchanged; retries jobs that ended in the meantime.
         """
-        return self._for_each(jobs, self._queries.retry_jobs, (JobStatus.DEAD, JobStatus.CANCELLED))
+        return self._for_each(jobs, self._queries.retry_jobs, (JobStatus.DEAD, JobStatus.CANCELLED), progress)
 
     def reschedule_jobs(
-        self, jobs: Jobs, *, scheduled_at: datetime | None = None, delay: timedelta | None = None
+        self,
+        jobs: Jobs,
+        *,
+        scheduled_at: datetime | None = None,
+        delay: timedelta | None = None,
+        progress: Progress | None = None,
     ) -> int:
         """Set a new time for pending jobs: ``scheduled_at`` (aware), or ``delay`` from now. Return how many.
 
@@ -522,29 +538,71 @@ class PostgresStorage:
         if delay is not None:
             delay = check_interval("delay", delay)
         run = partial(self._queries.reschedule_jobs, scheduled_at=scheduled_at, delay=delay)
-        return self._for_each(jobs, run, (JobStatus.PENDING,))
+        return self._for_each(jobs, run, (JobStatus.PENDING,), progress)
 
-    def _for_each(self, jobs: Jobs, run: Callable[..., Iterator[IdRow]], statuses: tuple[JobStatus, ...]) -> int:
-        """Run a query in batches over the given ids, or over those of a filter (narrowed to ``statuses``)."""
+    def change_jobs(
+        self,
+        jobs: Jobs,
+        *,
+        queue: str | None = None,
+        priority: int | None = None,
+        max_attempts: int | None = None,
+        progress: Progress | None = None,
+    ) -> int:
+        """Change the given columns of jobs that are not completed. Return how many.
+
+        ``max_attempts`` leaves out jobs with more attempts than that, and pending jobs that would have none left. A due
+        job in a new queue wakes the queue's listeners. While the table has many dead tuples, claims find a moved or
+        more urgent job within ``claim_resume_time``.
+
+        Queries: change_jobs, once for each 1000 jobs; list_jobs for a filter.
+        Repeating: sets the same values again, and overwrites later changes by others.
+        """
+        if queue is None and priority is None and max_attempts is None:
+            raise InvalidJobError("give queue, priority or max_attempts")
+        if queue is not None:
+            queue = check_name("queue", queue)
+        if priority is not None:
+            priority = check_integer("priority", priority, -MAX_PRIORITY, MAX_PRIORITY)
+        if max_attempts is not None:
+            max_attempts = check_integer("max_attempts", max_attempts, 1, MAX_ATTEMPTS)
+        run = partial(self._queries.change_jobs, queue=queue, priority=priority, max_attempts=max_attempts)
+        return self._for_each(jobs, run, _NOT_COMPLETED, progress)
+
+    def _for_each(
+        self,
+        jobs: Jobs,
+        run: Callable[..., Iterator[IdRow]],
+        statuses: tuple[JobStatus, ...] | None,
+        progress: Progress | None,
+    ) -> int:
+        """Run a query in batches over the given ids, or over those of a filter (narrowed to ``statuses``, if given)."""
+        if not (progress is None or callable(progress)):
+            raise InvalidJobError(f"progress must be a function of a number, not {shown(progress)}")
         count = 0
         with closing(self._ids(jobs, statuses)) as batches:
             for ids in batches:
                 with self._connection() as connection:
                     count += len(list(run(connection, ids=ids)))
+                if progress is not None:
+                    progress(count)
         return count
 
-    def _ids(self, jobs: Jobs, statuses: tuple[JobStatus, ...]) -> Generator[list[UUID]]:
+    def _ids(self, jobs: Jobs, statuses: tuple[JobStatus, ...] | None) -> Generator[list[UUID]]:
         if not isinstance(jobs, JobFilter):
             for ids in in_batches(as_job_ids(jobs)):
                 yield ids
             return
-        wanted = statuses if jobs.status is None else tuple(set(jobs.parameters()["statuses"]) & set(statuses))
-        if not wanted:
-            return
-        narrowed, cursor = replace(jobs, status=wanted), None
+        cursor = None
+        if statuses is not None:
+            if jobs.status is not None:
+                statuses = tuple(set(jobs.parameters()["statuses"]) & set(statuses))
+            if not statuses:
+                return
+            jobs = replace(jobs, status=statuses)
         found_ids: list[UUID] = []
         while True:
-            rows, cursor = self._list(narrowed, MAX_PAGE, cursor)
+            rows, cursor = self._list(jobs, MAX_PAGE, cursor)
             found_ids += [row.id for row in rows]
             # In the caller's transaction, locks outlast a batch. So all batches need one common order.
             if self._pool is None and cursor is not None:
@@ -567,20 +625,51 @@ class PostgresStorage:
             known["transaction_id"] = self._queries.delete_job(connection, id=wanted)
             if known["transaction_id"] is None:
                 raise JobNotFoundError(f"no job has the id {wanted}")
-            _ = list(self._queries.delete_failures(connection, job_id=wanted))
+            _ = list(self._queries.delete_failures(connection, ids=[wanted]))
+
+    def delete_jobs(self, jobs: Jobs, *, progress: Progress | None = None) -> int:
+        """Delete jobs in any status, given by ids or by filter, with their failure histories. Return how many. Missing
+        jobs are not counted.
+
+        Each 1000 jobs are one transaction. A job whose status has left the filter meanwhile is not deleted. The worker
+        of a running job gets `LeaseLostError` at its next call. If it listens, it is notified earlier
+        (`Listener.cancelled`).
+
+        Raises: `JobStateError` if another table refers to one of them (`prune_jobs` skips such jobs). Earlier batches
+        stay deleted.
+        Queries: delete_jobs and delete_failures, once for each 1000 jobs; list_jobs for a filter.
+        Repeating: deletes no more, except new jobs that a filter matches.
+        """
+        statuses = jobs.parameters()["statuses"] if isinstance(jobs, JobFilter) else None
+        return self._for_each(jobs, partial(self._delete, statuses=statuses), None, progress)
+
+    def _delete(
+        self, connection: Connection[Any], ids: list[UUID], statuses: list[str] | None
+    ) -> Generator[DeletedRow]:
+        with self._transaction(connection, "delete_jobs", ids) as known:
+            rows = list(self._queries.delete_jobs(connection, ids=ids, statuses=statuses))
+            if rows:
+                known["transaction_id"] = rows[0].transaction_id
+                deleted = [row.id for row in rows]
+                _ = list(self._queries.delete_failures(connection, ids=deleted))
+        yield from rows
 
     def prune_jobs(
         self,
         older_than: timedelta,
         statuses: Collection[JobStatus] = (JobStatus.COMPLETED, JobStatus.DEAD, JobStatus.CANCELLED),
         limit: int = 1000,
+        queues: str | Collection[str] | None = None,
+        job_types: str | Collection[str] | None = None,
     ) -> Pruned:
-        """Delete one batch of at most ``limit`` (1 to 1000) jobs that finished more than ``older_than`` ago. Return how
-        many.
+        """Delete one batch of at most ``limit`` (1 to 1000) jobs that finished more than ``older_than`` ago, of all
+        queues and job types or of the given ones (one or several). Return how many.
 
         Call it until it returns fewer than ``limit``; each call is a short transaction. It skips and logs jobs that
         another table refers to (by a foreign key without CASCADE or SET NULL). The result's ``kept`` names them. One
         round skips at most 10,000 jobs.
+
+        To keep jobs of one queue longer than those of another, call it once for each queue.
 
         Query: prune_jobs.
         Repeating: deletes the next batch.
@@ -589,7 +678,12 @@ class PostgresStorage:
         if unfinished := wanted & {JobStatus.PENDING, JobStatus.RUNNING}:
             raise InvalidJobError(f"only finished jobs can be pruned, not {', '.join(sorted(unfinished))}")
         check_limit(limit)
-        values = {"older_than": check_interval("older_than", older_than), "statuses": sorted(wanted)}
+        values = {
+            "older_than": check_interval("older_than", older_than),
+            "statuses": sorted(wanted),
+            "queues": check_several("queues", queues, partial(check_name, "queue")),
+            "job_types": check_several("job_types", job_types, partial(check_name, "job_type")),
+        }
         deleted = 0
         with self._connection() as connection:
             while deleted < limit and len(self._kept) < _MOST_KEPT:
@@ -896,6 +990,29 @@ class PostgresStorage:
         """
         with self._connection() as connection:
             return [stats_of(row) for row in self._queries.queue_stats(connection)]
+
+    def list_workers(self) -> list[WorkerStats]:
+        """Return the workers that hold running jobs, ordered by worker_id. Idle workers are not known.
+
+        `list_jobs` with `JobFilter(locked_by=...)` returns a worker's jobs.
+
+        Query: list_workers.
+        Repeating: changes nothing.
+        """
+        with self._connection() as connection:
+            return [worker_of(row) for row in self._queries.list_workers(connection)]
+
+    def list_job_types(self) -> list[str]:
+        """Return the types of the stored jobs, in order.
+
+        Of the pending jobs, the 10,000 newest and the 10,000 oldest are read. A type that only other pending jobs have
+        is missing.
+
+        Query: list_job_types.
+        Repeating: changes nothing.
+        """
+        with self._connection() as connection:
+            return [job_type for (job_type,) in self._queries.list_job_types(connection)]
 
     def get_transaction_status(self, transaction_id: str) -> TransactionStatus:
         """Return the outcome of the transaction that an `OutcomeUnknownError` names.

@@ -140,6 +140,10 @@ class AddedRow(IdRow, Protocol):
     transaction_id: str | None
 
 
+class DeletedRow(IdRow, Protocol):
+    transaction_id: str
+
+
 class EndedRow(IdRow, Protocol):
     status: str
 

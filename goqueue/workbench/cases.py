@@ -170,6 +170,8 @@ _FILTERS: dict[str, Callable[[Stage], JobFilter | None]] = {
     "of one job type": lambda _: JobFilter(job_type="type 2"),
     "of queues, types and statuses": lambda _: JobFilter(queue=["a", "held"], job_type="type 1", status="pending"),
     "of an unknown queue": lambda _: JobFilter(queue="nowhere"),
+    "of one worker": lambda _: JobFilter(locked_by="holder"),
+    "of two workers, in one queue": lambda _: JobFilter(locked_by=["vanished", "holder"], queue="expired"),
     "created in a range": lambda stage: JobFilter(
         created_from=stage.jobs["urgent"].created_at, created_before=stage.jobs["held 3"].created_at
     ),
@@ -293,6 +295,8 @@ def _reading() -> Iterator[Case]:
             f"next_job_at of {queues}", ("next_job_at",), lambda stage, queues: stage.store.next_job_at(queues), queues
         )
     yield Case("queue_stats", ("queue_stats",), lambda stage: stage.store.queue_stats())
+    yield Case("list_workers", ("list_workers",), lambda stage: stage.store.list_workers())
+    yield Case("list_job_types", ("list_job_types",), lambda stage: stage.store.list_job_types())
     yield Case("ping", ("ping",), lambda stage: stage.run("ping"))
     yield Case(
         "get_transaction_status of an old one",
@@ -402,6 +406,25 @@ def _changing() -> Iterator[Case]:
         ("reschedule_jobs",),
         lambda stage: stage.store.reschedule_jobs(ids, scheduled_at=stage.jobs["future"].scheduled_at),
     )
+    changes: tuple[dict[str, Any], ...] = (
+        {"queue": "b"},
+        {"priority": -9},
+        {"max_attempts": 1},
+        {"queue": "b", "priority": 9, "max_attempts": 2},
+    )
+    for change in changes:
+        yield Case(
+            f"change_jobs {kinds} and {', '.join(change)}",
+            ("change_jobs",),
+            lambda stage, change: stage.store.change_jobs(ids, **change),
+            change,
+        )
+    yield Case(f"delete_jobs {kinds}", ("delete_jobs", "delete_failures"), lambda stage: stage.store.delete_jobs(ids))
+    yield Case(
+        f"delete_jobs {kinds}, if they are dead or running",
+        ("delete_jobs",),
+        lambda stage: [row.id for row in stage.run("delete_jobs", ids=ids, statuses=["dead", "running"])],
+    )
     for name in ("due 1", "held 1", "completed", "failed twice", "absent"):
         yield Case(
             f"delete_job of {name}",
@@ -414,14 +437,25 @@ def _changing() -> Iterator[Case]:
 
 def _pruning() -> Iterator[Case]:
     def prune(stage: Stage, values: dict[str, Any]) -> Any:
-        return stage.run("prune_jobs", **{"statuses": finished, "job_limit": 100, "kept_ids": [], **values})
+        return stage.run("prune_jobs", **{**defaults, **values})
 
     finished = ["completed", "dead", "cancelled"]
+    defaults = {"statuses": finished, "queues": None, "job_types": None, "job_limit": 100, "kept_ids": []}
     pruned: dict[str, dict[str, Any]] = {
         "of all that has finished": {"older_than": timedelta()},
         "of one": {"older_than": timedelta(), "job_limit": 1},
         "of dead ones": {"older_than": timedelta(), "statuses": ["dead"]},
         "of what finished an hour ago and more": {"older_than": timedelta(hours=1)},
+        "of two queues": {"older_than": timedelta(), "queues": ["done", "dead"]},
+        "of one of a queue": {"older_than": timedelta(), "queues": ["done 2"], "job_limit": 1},
+        "of a job type": {"older_than": timedelta(), "job_types": ["type 2", "type 1"]},
+        "of a job type that nothing has": {"older_than": timedelta(), "queues": ["done"], "job_types": ["type 2"]},
+        "of what finished in a queue an hour ago and more": {"older_than": timedelta(hours=1), "queues": ["done 2"]},
+        "of a queue but the one that is kept": {
+            "older_than": timedelta(),
+            "queues": ["done", "dead"],
+            "kept_ids": _ids("dead"),
+        },
         "of all but two that are kept": {"older_than": timedelta(), "kept_ids": _ids("completed", "cancelled")},
         # The method rejects such a call.
         "of pending and running jobs": {"older_than": timedelta(), "statuses": list(JobStatus)},

@@ -129,7 +129,7 @@ TO goqueue_producer, goqueue_operator;
 GRANT EXECUTE ON FUNCTION goqueue.new_jobs(jsonb)
 TO goqueue_producer, goqueue_operator;
 
--- The loose index scans of claim_jobs and next_job_at, and of list_jobs, count_jobs and prune_jobs.
+-- The loose index scans of claim_jobs and next_job_at, and of list_jobs, count_jobs, prune_jobs and list_job_types.
 GRANT EXECUTE ON FUNCTION
 goqueue.pending_lanes(text[]), goqueue.finished_lanes(goqueue.job_status[], text[], text[])
 TO goqueue_producer, goqueue_worker, goqueue_reader, goqueue_operator;
@@ -151,7 +151,8 @@ TO goqueue_worker, goqueue_operator;
 GRANT UPDATE (attempt, failed_at, started_at, worker_id, error) ON goqueue.job_failures
 TO goqueue_worker, goqueue_operator;
 
--- update_job and replace_pending_job change these too; delete_job, delete_failures and prune_jobs delete.
+-- update_job, replace_pending_job and change_jobs change these too; delete_job, delete_jobs, delete_failures and
+-- prune_jobs delete.
 GRANT UPDATE (queue, job_type, payload, priority, max_attempts, idempotency_key) ON goqueue.jobs
 TO goqueue_operator;
 GRANT DELETE ON goqueue.jobs, goqueue.job_failures
