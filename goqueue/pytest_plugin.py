@@ -3,7 +3,8 @@ The SQL here is limited to creating and dropping test databases.
 
 The server is that of GOQUEUE_TEST_DATABASE_URL if set (its user needs CREATEDB), else a container if a Docker engine is
 available (image: GOQUEUE_TEST_POSTGRES_IMAGE), else an embedded one. GOQUEUE_TEST_SERVER=embedded or =docker forces
-one of these.
+one of these. GOQUEUE_TEST_POSTGRES_DIR is the folder of another PostgreSQL for the embedded server, such as
+/usr/lib/postgresql/15 (with bin, lib and share); it also prefers the embedded server to Docker.
 """
 
 import importlib
@@ -13,6 +14,7 @@ import socket
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -115,7 +117,9 @@ class _Run:
                     raise EmbeddedServerError(f"{reason}; GOQUEUE_TEST_SERVER=docker forbids another server") from error
                 self.note = f"{reason}; using an embedded server"
                 self.kind = "embedded"
-        return Secret(self._closing.enter_context(EmbeddedServer(settings=_FAST, durable=False)).url())
+        folder = _folder()
+        server = EmbeddedServer(settings=_FAST, durable=False, installation=Path(folder) if folder else None)
+        return Secret(self._closing.enter_context(server).url())
 
     def _start_container(self) -> Secret:
         from testcontainers.community.postgres import PostgresContainer  # noqa: PLC0415 - most runs need none
@@ -138,6 +142,10 @@ def _image() -> str:
     return os.environ.get("GOQUEUE_TEST_POSTGRES_IMAGE", "postgres:18")
 
 
+def _folder() -> str:
+    return os.environ.get("GOQUEUE_TEST_POSTGRES_DIR", "")
+
+
 def _choose_server() -> str:
     forced = os.environ.get("GOQUEUE_TEST_SERVER", "")
     if forced not in ("", "docker", "embedded"):
@@ -146,7 +154,7 @@ def _choose_server() -> str:
         return forced
     if os.environ.get("GOQUEUE_TEST_DATABASE_URL"):
         return "url"
-    return "docker" if _docker_answers() else "embedded"
+    return "docker" if not _folder() and _docker_answers() else "embedded"
 
 
 def _docker_answers() -> bool:
@@ -181,7 +189,7 @@ def pytest_report_header(config: pytest.Config) -> str:
     described = {
         "url": "PostgreSQL of GOQUEUE_TEST_DATABASE_URL",
         "docker": f"PostgreSQL in Docker, image {_image()}",
-        "embedded": "embedded PostgreSQL, deleted at the end",
+        "embedded": f"embedded PostgreSQL{_folder() and f' of {_folder()}'}, deleted at the end",
     }
     return f"goqueue: {described[config.stash[_RUN].kind]}"
 

@@ -201,6 +201,26 @@ def test_psql_and_pgbench_are_there() -> None:
             server.bin("mysql")
 
 
+def test_another_installation_is_run_if_one_is_named(tmp_path: Path) -> None:
+    package = embedded._installation().parent
+    for source in (package, package.with_name(package.name + ".libs")):
+        shutil.copytree(source, tmp_path / source.name)
+    copy = tmp_path / package.name / "pginstall"
+    for installation in (copy, *Path("/usr/lib/postgresql").glob("[0-9]*")):
+        if not (installation / "bin" / "initdb").is_file():
+            continue  # Debian's client without its server
+        with EmbeddedServer(durable=False, installation=installation) as server:
+            assert server.bin("psql") == installation.resolve() / "bin" / "psql"
+            assert str(ask(server, "SHOW server_version")).split()[0] == server.version
+            assert Path(psutil.Process(server_pid(server)).exe()) != package / "pginstall" / "bin" / "postgres"
+            assert ask(server, "SELECT lower('Ä') || ' ' || ('a' < 'B')") == "ä false"
+
+
+def test_a_folder_without_a_server_is_named(tmp_path: Path) -> None:
+    with pytest.raises(EmbeddedServerError, match=f"{tmp_path} has no bin/initdb: pass the folder with bin, lib and"):
+        EmbeddedServer(installation=tmp_path).start()
+
+
 def test_it_outlives_the_thread_that_started_it() -> None:
     server = EmbeddedServer(durable=False)
     thread = threading.Thread(target=server.start)

@@ -46,7 +46,7 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, goqueue_serv
     monkeypatch.setenv("PYTHONPATH", str(REPO))
     monkeypatch.setenv("PYTEST_ADDOPTS", "-p goqueue.pytest_plugin -p no:cacheprovider")
     monkeypatch.setenv("GOQUEUE_TEST_DATABASE_URL", goqueue_server.url)
-    for variable in ("GOQUEUE_TEST_SERVER", "GOQUEUE_TEST_POSTGRES_IMAGE"):
+    for variable in ("GOQUEUE_TEST_SERVER", "GOQUEUE_TEST_POSTGRES_IMAGE", "GOQUEUE_TEST_POSTGRES_DIR"):
         monkeypatch.delenv(variable, raising=False)
     return pytester
 
@@ -183,6 +183,19 @@ def test_an_embedded_server_is_used_and_thrown_away(
     result.stdout.fnmatch_lines(["kept until this run's server ends:", "  goqueue_test_*"])
     host = next(line.split()[2] for line in result.outlines if line.startswith("host is"))
     assert not Path(host.partition("&")[0].replace("%2F", "/")).exists()
+
+
+def test_the_embedded_server_is_of_the_named_folder(run: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GOQUEUE_TEST_DATABASE_URL")
+    monkeypatch.setenv("GOQUEUE_TEST_POSTGRES_DIR", str(installation := EmbeddedServer().bin("postgres").parent.parent))
+    run.makepyfile("def test_one(goqueue_connection): pass")
+    result = run.runpytest_inprocess()
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines([f"goqueue: embedded PostgreSQL of {installation}, deleted at the end"])
+    monkeypatch.setenv("GOQUEUE_TEST_POSTGRES_DIR", str(run.path))
+    result = run.runpytest_inprocess()
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines([f"{run.path} has no bin/initdb: *"])
 
 
 def test_no_server_is_started_for_tests_that_need_none(run: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:

