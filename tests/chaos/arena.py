@@ -40,10 +40,11 @@ class Client(NamedTuple):
 
 
 class Size(NamedTuple):
-    """When a run ends: after this many calls, and at the latest after this many seconds."""
+    """When a run ends: after this many calls and ``least`` seconds, and at the latest after ``seconds``."""
 
     calls: int
     seconds: float
+    least: float = 0.0
     clients: int = 3
 
 
@@ -77,7 +78,7 @@ class Arena:
         self._sql_dir = sql_dir
         self._hired = 0
         #: The time begins with the first answer.
-        self._ends: float | None = None
+        self._began: float | None = None
         self._counted: dict[Path, tuple[int, int]] = {}
         self._found: list[Violation] = []
         self._stack = ExitStack()
@@ -137,10 +138,11 @@ class Arena:
         """Return False when the run is over: enough calls, or enough time."""
         self._check_alive()
         calls, now = self.calls(), time.monotonic()
-        if self._ends is None:
-            self._ends = now + self.size.seconds if calls else None
+        if self._began is None:
+            self._began = now if calls else None
             return True
-        return now < self._ends and calls < self.size.calls
+        took = now - self._began
+        return took < self.size.least or (took < self.size.seconds and calls < self.size.calls)
 
     def calls(self) -> int:
         """Return the number of answered calls, about."""

@@ -27,6 +27,7 @@ from goqueue import (
     Worker,
     WorkerConfig,
 )
+from goqueue.postgres.queries import load_queries
 from tests.chaos.journal import Journal, recorded
 from tests.chaos.program import BACKOFF, QUEUES, Action, Program
 
@@ -35,6 +36,9 @@ SECOND = timedelta(seconds=1)
 CALL_SECONDS = 3.0
 #: Seconds that a client has to work again after the fault.
 RECOVERY_SECONDS = 30.0
+
+# In the process that the clients are forked from: an `open` with a deadline should not parse files.
+load_queries()
 
 
 class Spec:

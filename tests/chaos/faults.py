@@ -23,6 +23,13 @@ SELECT pid FROM pg_stat_activity
 WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()
 """
 
+_MAINTENANCE = (
+    "VACUUM FULL goqueue.jobs",
+    "ALTER TABLE goqueue.jobs ADD COLUMN chaos integer DEFAULT 1",
+    "REINDEX TABLE CONCURRENTLY goqueue.jobs",
+    "ALTER TABLE goqueue.jobs DROP COLUMN chaos",
+)
+
 
 def calm(arena: Arena) -> None:
     """Do no harm, so that a violation is one of the store or of the oracle itself."""
@@ -144,6 +151,19 @@ def pooler(arena: Arena) -> None:
         arena.finish()
 
 
+def maintenance(arena: Arena) -> None:
+    """Rewrite the table, rebuild its indexes, and add and drop a column under traffic."""
+    arena.hire_all()
+    with arena.connection() as connection:
+        while arena.goes_on():
+            for statement in _MAINTENANCE:
+                arena.pause(0.05, 0.3)
+                with suppress(psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
+                    connection.execute(statement)
+                    arena.done[statement.partition(" goqueue")[0].lower()] += 1
+    arena.finish()
+
+
 def _pooler(arena: Arena, stack: ExitStack) -> str:
     """Start pgbouncer, and return the path of its socket."""
     through = stack.enter_context(
@@ -195,5 +215,6 @@ FAULTS: dict[str, Fault] = {
     "terminations": Fault(terminations),
     "workers": Fault(workers, lease=SECOND),
     "cancellations": Fault(cancellations, errors=("CancelledError",)),
+    "maintenance": Fault(maintenance),
     "pooler": Fault(pooler, missing="" if pgbouncer.PROGRAM else pgbouncer.MISSING),
 }
