@@ -3,6 +3,8 @@
 Imports tests.chaos and tests.mutants.
 """
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -216,3 +218,22 @@ def test_the_oracle_finds(case: str) -> None:
 )
 def test_the_oracle_finds_nothing_in(evidence: Case) -> None:
     assert judge(Evidence(*evidence), seconds=DEADLINE) == []
+
+
+def test_a_run_writes_a_report(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    size = ["--short", "--calls", "60", "--only", "calm", "--seed", "s"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.chaos", *size, "--output", str(report)],
+        cwd=mutants.ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    written = msgspec.json.decode(report.read_bytes())
+    [fault] = written["faults"]
+    assert (written["seed"], fault["fault"], fault["violations"]) == ("s", "calm", [])
+    assert fault["calls"] >= 60
+    assert fault["answers"]["ok"] > 30
+    assert "seed s" in done.stdout
