@@ -38,6 +38,11 @@ def test_the_documents_have_no_fault(copy: Path) -> None:
             lambda text: text.replace("api.md#errors", "api.md#error"),
             "that file has no heading #error",
         ),
+        (
+            "docs/guarantees.md",
+            lambda text: text.replace("[test_twice_is_once]", "[test_twice]"),
+            "docs/guarantees.md links to test_twice: ../tests/test_leases.py has no such test",
+        ),
         ("docs/errors.md", lambda text: text + "[x][y]\n\n[y]: ../none.md\n", "docs/errors.md links to ../none.md"),
         ("migrations/README.md", lambda text: text.replace("(#roles)", "(#role)"), "that file has no heading #role"),
         (

@@ -1,4 +1,4 @@
-"""Checks the documents: their lengths, their links, and that migrations/README.md names every migration.
+"""Checks the documents: lengths, links, names of tests, and that migrations/README.md names every migration.
 
 ``python -m tools.documents`` prints each fault and exits with 1 if there is one. Imports markdown_it, and nothing of
 goqueue.
@@ -23,6 +23,9 @@ _ADDRESS = re.compile(
     r"https://(?:github\.com/goqueue/goqueue/blob|raw\.githubusercontent\.com/goqueue/goqueue)/main/(.+)"
 )
 
+# A link to a test: [test_name](../tests/test_file.py).
+_TEST = re.compile(r"\[(test_\w+)\]\(([^)]+\.py)\)")
+
 _markdown = MarkdownIt("commonmark")
 
 
@@ -41,6 +44,10 @@ def faults(root: Path = ROOT) -> Iterator[str]:
         for target in _targets(text):
             if fault := _fault(root, file, target):
                 yield f"{name} links to {target}: {fault}"
+        for test, target in _TEST.findall(text):
+            code = file.parent / target
+            if code.exists() and not re.search(rf"^ *(?:async )?def {test}\(", code.read_text("utf-8"), re.MULTILINE):
+                yield f"{name} links to {test}: {target} has no such test"
     described = (root / "migrations" / "README.md").read_text("utf-8")
     for migration in sorted((root / "migrations").glob("V*.sql")):
         if f"`{migration.name}`" not in described:
