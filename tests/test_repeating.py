@@ -125,8 +125,19 @@ CALLS = {
         lambda first, second: (first, second) == (1, 1),
         TIMES,
     ),
+    "change_jobs": Repeated(
+        "sets the same values again, and overwrites later changes by others.",
+        lambda store, given: store.change_jobs(given.pending.id, priority=7),
+        lambda first, second: (first, second) == (1, 1),
+        {"updated_at"},
+    ),
     "delete_job": Repeated(
         "raises JobNotFoundError.", lambda store, given: store.delete_job(given.pending.id), JobNotFoundError
+    ),
+    "delete_jobs": Repeated(
+        "deletes no more, except new jobs that a filter matches.",
+        lambda store, given: store.delete_jobs([given.pending.id, given.held.id]),
+        lambda first, second: (first, second) == (2, 0),
     ),
     "prune_jobs": Repeated(
         "deletes the next batch.",
@@ -185,6 +196,8 @@ CALLS = {
     ),
     "next_job_at": read(lambda store, given: store.next_job_at("default")),
     "list_failures": read(lambda store, given: store.list_failures(given.dead)),
+    "list_workers": read(lambda store, given: store.list_workers()),
+    "list_job_types": read(lambda store, given: store.list_job_types()),
     "pause_queue": Repeated(
         "sets the same time again.",
         lambda store, given: store.pause_queue("default", until=LATER),
