@@ -15,6 +15,7 @@ import pytest
 from goqueue.migrate import migrations_dir
 
 PROGRAM = """
+    import subprocess
     import sys
     from pathlib import Path
     import goqueue
@@ -24,7 +25,10 @@ PROGRAM = """
     assert Path(goqueue.__file__).is_relative_to(site), goqueue.__file__
     assert shipped_folder("sql").is_relative_to(site)
     assert migrations_dir().is_relative_to(site)
-    assert (migrations_dir() / "migrations" / "roles" / "roles.sql").is_file()
+    script = migrations_dir() / "migrations" / "roles" / "roles.sql"
+    goqueue_sql = [sys.executable, "-c", "from goqueue.cli import main; main()", "sql"]
+    printed = subprocess.run([*goqueue_sql, "print", "roles.sql"], capture_output=True, check=True)
+    assert printed.stdout == script.read_bytes()
     undo(sys.argv[1], to=0)
     migrate(sys.argv[1])
     with goqueue.PostgresStorage.open(sys.argv[1]) as store:
