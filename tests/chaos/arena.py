@@ -60,7 +60,6 @@ class Arena:
         size: Size,
         *,
         lease: timedelta = 2 * SECOND,
-        sql_dir: str = "",
     ) -> None:
         self.server = server
         self.folder = folder
@@ -75,7 +74,6 @@ class Arena:
         self._direct = self.url
         self._seed = seed
         self._lease = lease
-        self._sql_dir = sql_dir
         self._hired = 0
         #: The time begins with the first answer.
         self._began: float | None = None
@@ -106,7 +104,7 @@ class Arena:
         """Start a client."""
         self._hired += 1
         name = f"{kind.replace(' ', '-')}-{self._hired}"
-        spec = Spec(kind, name, self.url, self.folder, f"{self._seed} {name}", self._lease, self._sql_dir)
+        spec = Spec(kind, name, self.url, self.folder, f"{self._seed} {name}", self._lease)
         process = _processes.Process(target=clients.run, args=(spec,), name=name, daemon=True)
         process.start()
         client = Client(name, process)

@@ -44,7 +44,9 @@ load_queries()
 class Spec:
     """What a client's process needs to know."""
 
-    def __init__(self, kind: str, name: str, url: str, folder: Path, seed: str, lease: timedelta, sql_dir: str) -> None:
+    def __init__(
+        self, kind: str, name: str, url: str, folder: Path, seed: str, lease: timedelta, sql_dir: str = ""
+    ) -> None:
         self.kind = kind
         self.name = name
         self.folder = folder

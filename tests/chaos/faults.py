@@ -14,6 +14,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from tests import pgbouncer
+from tests.chaos import journal
 from tests.chaos.arena import Arena
 from tests.chaos.clients import SECOND
 from tests.chaos.proxy import Proxy
@@ -133,6 +134,9 @@ def cancellations(arena: Arena) -> None:
     while arena.goes_on():
         arena.pause(0.1, 0.1)
     arena.finish()
+    cancelled = [call for call in journal.read(arena.folder) if call.error == "CancelledError"]
+    # The error says at which suspension.
+    arena.done["different points"] = len({(call.method, call.said) for call in cancelled})
 
 
 def pooler(arena: Arena) -> None:
