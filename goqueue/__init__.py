@@ -23,6 +23,7 @@ from goqueue.errors import (
     TransactionConflictError,
     WorkerError,
 )
+from goqueue.keys import key_for_period
 from goqueue.logs import configure_logging
 from goqueue.models import (
     Backoff,
@@ -104,6 +105,7 @@ __all__ = [
     "WorkerStats",
     "configure_logging",
     "job_context",
+    "key_for_period",
     "load_config",
     "named_statement",
     "numbered_statement",

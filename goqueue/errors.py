@@ -65,16 +65,26 @@ class CorruptJobError(GoQueueError):
 
 
 class DuplicateJobError(GoQueueError):
-    """A job with this idempotency key or id already exists; ``job_id`` is its id.
+    """A job with this id or idempotency key exists already, or an unfinished job with this unique key.
 
-    ``job_id`` is None if this login can't see that job (another producer's). It is also None for an update that lost a
+    ``job_id`` is its id, and ``idempotency_key`` or ``unique_key`` is the key in conflict, unless it is the id.
+
+    ``job_id`` is None if this login can't see that job (another producer's). It is also None for a change that lost a
     race for the key, and for `replace_pending_job` with another job's id.
     """
 
-    def __init__(self, message: str, *, job_id: UUID | None, idempotency_key: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        job_id: UUID | None,
+        idempotency_key: str | None = None,
+        unique_key: str | None = None,
+    ) -> None:
         super().__init__(message)
         self.job_id = job_id
         self.idempotency_key = idempotency_key
+        self.unique_key = unique_key
 
 
 class JobNotFoundError(GoQueueError, LookupError):

@@ -79,6 +79,7 @@ class Job(Struct, frozen=True, kw_only=False):
     max_attempts: int
     last_error: str | None
     idempotency_key: str | None
+    unique_key: str | None
     #: The worker that holds the job; None unless running.
     locked_by: str | None
     locked_at: datetime | None
@@ -149,6 +150,10 @@ class NewJob(Struct, metaclass=HelpfulMeta, frozen=True, kw_only=True, omit_defa
     ``delay`` after the server's current time, or at once. ``payload`` is any JSON value; it is checked when it is sent.
     Raises `InvalidJobError`.
 
+    At most one job has a given ``idempotency_key``, until it is deleted or pruned. At most one pending or running job
+    has a given ``unique_key``: when that job finishes, another can have the key. For "once an hour", put the hour into
+    either key (`key_for_period`).
+
     Values of derived types (a StrEnum's member, pendulum's times) become the plain type, even inside a payload. A
     datetime, UUID, Decimal or dataclass in a payload is rejected.
     """
@@ -163,6 +168,7 @@ class NewJob(Struct, metaclass=HelpfulMeta, frozen=True, kw_only=True, omit_defa
     scheduled_at: datetime | None = None
     delay: timedelta | None = None
     idempotency_key: str | None = None
+    unique_key: str | None = None
     id: UUID = msgspec.field(default_factory=uuid7)
 
     def __post_init__(self) -> None:
@@ -173,6 +179,8 @@ class NewJob(Struct, metaclass=HelpfulMeta, frozen=True, kw_only=True, omit_defa
             _keep(self, "queue", queue)
         if self.idempotency_key is not None:
             _keep(self, "idempotency_key", check_name("idempotency_key", self.idempotency_key))
+        if self.unique_key is not None:
+            _keep(self, "unique_key", check_name("unique_key", self.unique_key))
         if (priority := check_integer("priority", self.priority, -MAX_PRIORITY, MAX_PRIORITY)) is not self.priority:
             _keep(self, "priority", priority)
         if (attempts := check_integer("max_attempts", self.max_attempts, 1, MAX_ATTEMPTS)) is not self.max_attempts:
@@ -205,13 +213,14 @@ class JobUpdate(
     max_attempts: int | UnsetType = UNSET
     last_error: str | UnsetType | None = UNSET
     idempotency_key: str | UnsetType | None = UNSET
+    unique_key: str | UnsetType | None = UNSET
     locked_by: str | UnsetType | None = UNSET
     scheduled_at: datetime | UnsetType | None = UNSET
 
     def __post_init__(self) -> None:
-        for name in ("queue", "job_type", "idempotency_key", "locked_by"):
+        for name in ("queue", "job_type", "idempotency_key", "unique_key", "locked_by"):
             value = getattr(self, name)
-            if value is not UNSET and not (value is None and name in ("idempotency_key", "locked_by")):
+            if value is not UNSET and not (value is None and name in ("idempotency_key", "unique_key", "locked_by")):
                 _keep(self, name, check_name(name, value))
         if self.status is not UNSET:
             _keep(self, "status", check_choice("status", self.status, JobStatus))

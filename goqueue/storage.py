@@ -65,13 +65,14 @@ class Storage(Protocol):
     def create_job(self, job: NewJob) -> Job:
         """Add a job and return it. Creating the same `NewJob` again returns the job of the first call.
 
-        Raises: `DuplicateJobError`, with the existing job's id, if the idempotency key or the id is taken.
+        Raises: `DuplicateJobError`, with the existing job's id, if the id or the idempotency key is taken, or an
+        unfinished job has the unique key.
         Repeating: returns the job of the first call.
         """
 
     def get_or_create_job(self, job: NewJob) -> tuple[Job, bool]:
-        """Return the job with the idempotency key or the id of ``job``, creating it if there is none. Also return
-        whether this call created it.
+        """Return the job with the id or the idempotency key of ``job``, or the unfinished job with its unique key,
+        creating it if there is none. Also return whether this call created it.
 
         Repeating: returns the same job; created is then False.
         """
@@ -79,8 +80,8 @@ class Storage(Protocol):
     def create_jobs(self, jobs: Iterable[NewJob]) -> list[tuple[UUID, bool]]:
         """Add many jobs: all, or none if one fails. Return (id, created) of each, in the given order.
 
-        A job is not created if a stored job or an earlier one of ``jobs`` has its idempotency key. The returned id is
-        then that job's.
+        A job is not created if a stored job or an earlier one of ``jobs`` has its idempotency key, or an unfinished or
+        earlier one its unique key. The returned id is then that job's.
 
         Repeating: adds no `NewJob` twice; existing jobs are not created.
         """
@@ -134,16 +135,18 @@ class Storage(Protocol):
         """Change the given fields of a job and return the changed job.
 
         Raises: `JobNotFoundError` if there is no such job; `JobStateError` if its status does not allow the new one;
-        `DuplicateJobError` if another job has the idempotency key; `TransactionConflictError` if another session
-        changed the job at the same time; `CorruptJobError`, after the change, if the payload can't be read.
+        `DuplicateJobError` if another job has the idempotency key, or if the job is pending or running after the change
+        and another such job has its unique key; `TransactionConflictError` if another session changed the job at the
+        same time; `CorruptJobError`, after the change, if the payload can't be read.
         Repeating: sets the same values again, and overwrites later changes by others.
         """
 
     def replace_pending_job(self, job: NewJob) -> Job:
-        """Add a job, or replace the pending job that has its idempotency key. The replaced job keeps its id.
+        """Add a job, or replace the pending job that has its idempotency key. The replaced job keeps its id and gets
+        the new unique key, or none.
 
-        Raises: `DuplicateJobError` if the key's job is no longer pending, or another job has the id; `InvalidJobError`
-        for a job without a key.
+        Raises: `DuplicateJobError` if the key's job is no longer pending, another unfinished job has the unique key, or
+        another job has the id; `InvalidJobError` for a job without an idempotency key.
         Repeating: replaces the job again, and overwrites later changes by others.
         """
 
@@ -157,6 +160,9 @@ class Storage(Protocol):
     def retry_jobs(self, jobs: Jobs, *, progress: Progress | None = None) -> int:
         """Make dead and cancelled jobs pending again, due at once, with all their attempts. Return how many.
 
+        A job whose unique key an unfinished job has stays as it is. Of several with one unique key, one is retried.
+
+        Raises: `DuplicateJobError` if another session adds a job with one of the unique keys at the same time.
         Repeating: leaves pending jobs unchanged; retries jobs that ended in the meantime.
         """
 

@@ -59,7 +59,8 @@ WITH restored_job AS (
         last_error,
         lease_token,
         lease_expires_at,
-        created_by
+        created_by,
+        unique_key
     )
     SELECT
         r.id,
@@ -81,7 +82,8 @@ WITH restored_job AS (
         r.last_error,
         r.lease_token,
         r.lease_expires_at,
-        r.created_by
+        r.created_by,
+        r.unique_key
     FROM jsonb_populate_recordset(NULL::goqueue.jobs, :restored_jobs::jsonb) AS r
     ORDER BY r.id DESC
     RETURNING id

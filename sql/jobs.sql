@@ -21,11 +21,11 @@
 --   * The columns of a job are in the same order everywhere: that of goqueue.Job. A test compares them.
 
 
--- name: create_job(id, queue, job_type, payload, priority, max_attempts, scheduled_at, delay, idempotency_key)^
+-- name: create_job(id, queue, job_type, payload, priority, max_attempts, scheduled_at, delay, idempotency_key, unique_key)^
 -- Add one pending job.
--- Returns: the values that the server sets: the payload as stored in jsonb, and the times. Nothing if the id or the
--- idempotency key is taken (find_duplicate_job returns the job that has it).
--- Index: jobs_pkey and jobs_idempotency_key_idx decide conflicts.
+-- Returns: the values that the server sets: the payload as stored in jsonb, and the times. Nothing if the id or a key is
+-- taken (find_duplicate_job returns the job that has it).
+-- Index: jobs_pkey, jobs_idempotency_key_idx and jobs_unique_key_idx decide conflicts.
 -- Locks: the new row; waits for a transaction that is adding the same id or key.
 -- Notes: DO NOTHING leaves no dead tuple for a duplicate, and does not abort the caller's transaction.
 -- The payload is sent as text, because an application's driver can have an encoder of its own for jsonb.
@@ -37,7 +37,8 @@ INSERT INTO goqueue.jobs (
     priority,
     max_attempts,
     scheduled_at,
-    idempotency_key
+    idempotency_key,
+    unique_key
 )
 VALUES (
     :id::uuid,
@@ -47,7 +48,8 @@ VALUES (
     :priority::smallint,
     :max_attempts::integer,
     coalesce(:scheduled_at::timestamptz, now() + coalesce(extract(EPOCH FROM :delay::interval) * interval '1 second', '0')),
-    :idempotency_key::text
+    :idempotency_key::text,
+    :unique_key::text
 )
 ON CONFLICT DO NOTHING
 RETURNING
@@ -56,10 +58,11 @@ RETURNING
     created_at;
 
 
--- name: find_duplicate_job(id, idempotency_key)^
--- Return the job that conflicts with a new one: the one with its id, else the one with its idempotency key.
--- Returns: the job; nothing if it was deleted meanwhile.
--- Index: jobs_pkey, jobs_idempotency_key_idx.
+-- name: find_duplicate_job(id, idempotency_key, unique_key)^
+-- Return the job that conflicts with a new one: the one with its id, else the one with its idempotency key, else the
+-- unfinished one with its unique key.
+-- Returns: the job; nothing if it was deleted or has freed the unique key meanwhile.
+-- Index: jobs_pkey, jobs_idempotency_key_idx, jobs_unique_key_idx.
 -- Locks: none.
 -- Notes: A separate statement, because only a new snapshot sees a job that another transaction committed while
 -- create_job waited for it.
@@ -75,6 +78,7 @@ SELECT
     j.max_attempts,
     j.last_error,
     j.idempotency_key,
+    j.unique_key,
     j.locked_by,
     j.locked_at,
     j.lease_token,
@@ -95,6 +99,10 @@ WHERE j.id = (
             (
                 SELECT same_key.id FROM goqueue.jobs AS same_key
                 WHERE same_key.idempotency_key = :idempotency_key::text
+            ),
+            (
+                SELECT same_unique.id FROM goqueue.jobs AS same_unique
+                WHERE same_unique.unique_key = :unique_key::text AND same_unique.completed_at IS NULL
             )
         )
     );
@@ -105,11 +113,12 @@ WHERE j.id = (
 -- columns' names, and delay (an interval) as an alternative to scheduled_at. id and job_type are required. A missing
 -- payload is JSON null; other missing columns take the table's defaults.
 -- Returns: the id of each job, in the array's order. transaction_id is set only in the row of the array's first job.
--- Index: jobs_pkey and jobs_idempotency_key_idx reject a job whose id or key is taken (unique_violation).
+-- Index: jobs_pkey, jobs_idempotency_key_idx and jobs_unique_key_idx reject a job whose id or key is taken
+-- (unique_violation).
 -- Locks: the new rows; waits for a transaction that is adding one of the ids or keys.
 -- Notes: The store runs it for jobs that are probably new, and create_missing_jobs for others and after a
 -- unique_violation. ON CONFLICT adds a fifth to the server's time. One jsonb parameter is used because arrays of text
--- are slow to send. The store sorts the array by key and id, so that concurrent calls don't deadlock.
+-- are slow to send. The store sorts the array by keys and id, so that concurrent calls don't deadlock.
 --
 INSERT INTO goqueue.jobs (
     id,
@@ -119,7 +128,8 @@ INSERT INTO goqueue.jobs (
     priority,
     max_attempts,
     scheduled_at,
-    idempotency_key
+    idempotency_key,
+    unique_key
 )
 SELECT
     n.id,
@@ -129,7 +139,8 @@ SELECT
     n.priority,
     n.max_attempts,
     n.scheduled_at,
-    n.idempotency_key
+    n.idempotency_key,
+    n.unique_key
 FROM goqueue.new_jobs(:jobs::jsonb) AS n
 RETURNING
     id,
@@ -144,7 +155,7 @@ RETURNING
 -- Returns: the id of each job that was added. A job whose id or key is taken, in the table or by an earlier job of the
 -- same array, has no row; find_duplicate_jobs returns the job that has it. transaction_id is set only in the row of the
 -- array's first job, so in none if that job exists.
--- Index: jobs_pkey and jobs_idempotency_key_idx decide conflicts.
+-- Index: jobs_pkey, jobs_idempotency_key_idx and jobs_unique_key_idx decide conflicts.
 -- Locks: the new rows; waits for a transaction that is adding one of the ids or keys.
 -- Notes: Rows are added in the array's order, which is that of create_jobs.
 --
@@ -156,7 +167,8 @@ INSERT INTO goqueue.jobs (
     priority,
     max_attempts,
     scheduled_at,
-    idempotency_key
+    idempotency_key,
+    unique_key
 )
 SELECT
     n.id,
@@ -166,7 +178,8 @@ SELECT
     n.priority,
     n.max_attempts,
     n.scheduled_at,
-    n.idempotency_key
+    n.idempotency_key,
+    n.unique_key
 FROM goqueue.new_jobs(:jobs::jsonb) AS n
 ON CONFLICT DO NOTHING
 RETURNING
@@ -177,23 +190,34 @@ RETURNING
     END AS transaction_id;
 
 
--- name: find_duplicate_jobs(ids, idempotency_keys)
--- Return the jobs that conflict with new ones: those with one of the ids or one of the idempotency keys.
--- Returns: id and idempotency key of each, in no order; nothing for jobs deleted meanwhile.
--- Index: jobs_pkey, jobs_idempotency_key_idx.
+-- name: find_duplicate_jobs(ids, idempotency_keys, unique_keys)
+-- Return the jobs that conflict with new ones: those with one of the ids or one of the idempotency keys, and the
+-- unfinished ones with one of the unique keys.
+-- Returns: id and keys of each, in no order; the unique key of a finished job is null, because it is free. Nothing for
+-- jobs deleted meanwhile.
+-- Index: jobs_pkey, jobs_idempotency_key_idx, jobs_unique_key_idx.
 -- Locks: none.
--- Notes: A union of two index scans. An OR over both columns would leave the choice of plan to the estimates.
+-- Notes: A union of index scans. An OR over the columns would leave the choice of plan to the estimates.
 SELECT
     j.id,
-    j.idempotency_key
+    j.idempotency_key,
+    CASE WHEN j.completed_at IS NULL THEN j.unique_key END AS unique_key
 FROM goqueue.jobs AS j
 WHERE j.id = ANY(:ids::uuid[])
 UNION
 SELECT
     j.id,
-    j.idempotency_key
+    j.idempotency_key,
+    CASE WHEN j.completed_at IS NULL THEN j.unique_key END AS unique_key
 FROM goqueue.jobs AS j
-WHERE j.idempotency_key = ANY(:idempotency_keys::text[]);
+WHERE j.idempotency_key = ANY(:idempotency_keys::text[])
+UNION
+SELECT
+    j.id,
+    j.idempotency_key,
+    j.unique_key
+FROM goqueue.jobs AS j
+WHERE j.unique_key = ANY(:unique_keys::text[]) AND j.completed_at IS NULL;
 
 
 -- name: get_job(id)^
@@ -212,6 +236,7 @@ SELECT
     j.max_attempts,
     j.last_error,
     j.idempotency_key,
+    j.unique_key,
     j.locked_by,
     j.locked_at,
     j.lease_token,
@@ -242,6 +267,7 @@ SELECT
     j.max_attempts,
     j.last_error,
     j.idempotency_key,
+    j.unique_key,
     j.locked_by,
     j.locked_at,
     j.lease_token,
@@ -264,6 +290,7 @@ CROSS JOIN LATERAL (
         by_id.max_attempts,
         by_id.last_error,
         by_id.idempotency_key,
+        by_id.unique_key,
         by_id.locked_by,
         by_id.locked_at,
         by_id.lease_token,
@@ -297,6 +324,7 @@ SELECT
     j.max_attempts,
     j.last_error,
     j.idempotency_key,
+    j.unique_key,
     j.locked_by,
     j.locked_at,
     j.lease_token,
@@ -426,6 +454,7 @@ SELECT
     j.max_attempts,
     j.last_error,
     j.idempotency_key,
+    j.unique_key,
     j.locked_by,
     j.locked_at,
     j.lease_token,
@@ -553,13 +582,13 @@ CROSS JOIN sampled AS s;
 
 -- name: update_job(id, changes)^
 -- Change the given fields of one job. A new status also sets the times and the holder. The changes are a JSON object
--- with the columns' names. A missing field is unchanged. Null clears last_error and idempotency_key, sets scheduled_at
--- to now, and leaves status, max_attempts and the holder as they are. As the payload it is JSON null; for other columns
--- it is an error.
+-- with the columns' names. A missing field is unchanged. Null clears last_error and the keys, sets scheduled_at to now,
+-- and leaves status, max_attempts and the holder as they are. As the payload it is JSON null; for other columns it is an
+-- error.
 -- Returns: the job after the change. Nothing if there is no such job or the change is rejected: a finished job does not
--- start or finish again (dead and cancelled can become pending, completed is final), and another job's idempotency key
--- is not taken over.
--- Index: jobs_pkey, jobs_idempotency_key_idx.
+-- start or finish again (dead and cancelled can become pending, completed is final), and another job's key is not taken
+-- over, nor an unfinished job's unique key by a job that becomes or stays unfinished.
+-- Index: jobs_pkey, jobs_idempotency_key_idx, jobs_unique_key_idx.
 -- Locks: the job's row; waits for a transaction that is adding the same key, and fails with a unique_violation if that
 -- commits.
 --
@@ -569,7 +598,11 @@ WITH locked_job AS MATERIALIZED (
         :changes::jsonb AS fields,
         before.status AS status_before,
         coalesce((:changes::jsonb ->> 'status')::goqueue.job_status, before.status) AS status_after,
-        coalesce((:changes::jsonb ->> 'max_attempts')::integer, before.max_attempts) AS max_attempts_after
+        coalesce((:changes::jsonb ->> 'max_attempts')::integer, before.max_attempts) AS max_attempts_after,
+        CASE
+            WHEN :changes::jsonb ? 'unique_key' THEN :changes::jsonb ->> 'unique_key'
+            ELSE before.unique_key
+        END AS unique_key_after
     FROM goqueue.jobs AS before
     WHERE before.id = :id::uuid
     -- Locked first: the row's current status decides, not the one in the statement's snapshot.
@@ -596,6 +629,7 @@ SET
         WHEN c.fields ? 'idempotency_key' THEN c.fields ->> 'idempotency_key'
         ELSE j.idempotency_key
     END,
+    unique_key = c.unique_key_after,
     -- The holder of a running job: locked_by of the changes, else the current one, else application_name, else
     -- session_user.
     locked_by = CASE
@@ -635,6 +669,14 @@ WHERE
         FROM goqueue.jobs AS other
         WHERE other.idempotency_key = c.fields ->> 'idempotency_key' AND other.id <> c.id
     )
+    AND (
+        c.status_after IN ('completed', 'dead', 'cancelled')
+        OR NOT EXISTS (
+            SELECT
+            FROM goqueue.jobs AS other
+            WHERE other.unique_key = c.unique_key_after AND other.completed_at IS NULL AND other.id <> c.id
+        )
+    )
 RETURNING
     j.id,
     j.queue,
@@ -646,6 +688,7 @@ RETURNING
     j.max_attempts,
     j.last_error,
     j.idempotency_key,
+    j.unique_key,
     j.locked_by,
     j.locked_at,
     j.lease_token,
@@ -657,11 +700,13 @@ RETURNING
     j.completed_at;
 
 
--- name: replace_pending_job(id, queue, job_type, payload, priority, max_attempts, scheduled_at, delay, idempotency_key)^
+-- name: replace_pending_job(id, queue, job_type, payload, priority, max_attempts, scheduled_at, delay, idempotency_key, unique_key)^
 -- Add a job, or replace the pending job that has its idempotency key. The replaced job keeps its id.
--- Returns: the job; nothing if the key's job is no longer pending. An id that another job has is a unique_violation.
--- Index: jobs_idempotency_key_idx decides conflicts; jobs_pkey.
--- Locks: the key's job, pending or not; waits for a transaction that is adding the same key.
+-- Returns: the job; nothing if the key's job is no longer pending, or another unfinished job has the unique key. An id
+-- that another job has is a unique_violation.
+-- Index: jobs_idempotency_key_idx decides conflicts; jobs_unique_key_idx, jobs_pkey.
+-- Locks: the key's job, pending or not; waits for a transaction that is adding one of the keys, and fails with a
+-- unique_violation if that commits the unique key.
 INSERT INTO goqueue.jobs AS j (
     id,
     queue,
@@ -670,17 +715,26 @@ INSERT INTO goqueue.jobs AS j (
     priority,
     max_attempts,
     scheduled_at,
-    idempotency_key
+    idempotency_key,
+    unique_key
 )
-VALUES (
+SELECT
     :id::uuid,
     :queue::text,
     :job_type::text,
     :payload::jsonb,
     :priority::smallint,
     :max_attempts::integer,
-    coalesce(:scheduled_at::timestamptz, now() + coalesce(extract(EPOCH FROM :delay::interval) * interval '1 second', '0')),
-    :idempotency_key::text
+    coalesce(:scheduled_at::timestamptz, now() + coalesce(extract(EPOCH FROM :delay::interval) * interval '1 second', '0')) AS scheduled_at,
+    :idempotency_key::text,
+    :unique_key::text
+WHERE NOT EXISTS (
+    SELECT
+    FROM goqueue.jobs AS other
+    WHERE
+        other.unique_key = :unique_key::text
+        AND other.completed_at IS NULL
+        AND other.idempotency_key IS DISTINCT FROM :idempotency_key::text
 )
 ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO UPDATE SET
     queue = excluded.queue,
@@ -689,6 +743,7 @@ ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO UPDATE SET
     priority = excluded.priority,
     max_attempts = excluded.max_attempts,
     scheduled_at = excluded.scheduled_at,
+    unique_key = excluded.unique_key,
     attempts = 0,
     last_error = NULL,
     updated_at = statement_timestamp()
@@ -704,6 +759,7 @@ RETURNING
     j.max_attempts,
     j.last_error,
     j.idempotency_key,
+    j.unique_key,
     j.locked_by,
     j.locked_at,
     j.lease_token,
@@ -750,18 +806,31 @@ RETURNING j.id;
 
 
 -- name: retry_jobs(ids)
--- Make dead and cancelled jobs pending again, due at once, with all their attempts.
+-- Make dead and cancelled jobs pending again, due at once, with all their attempts. A job whose unique key an unfinished
+-- job has stays as it is. Of several jobs with one unique key, the newest becomes pending.
 -- Returns: the ids of the jobs that are pending again; others are omitted.
--- Index: jobs_pkey, two probes per job.
--- Locks: the jobs' rows, in the order of their ids.
+-- Index: jobs_pkey, two probes per job; jobs_unique_key_idx, one per job with a unique key.
+-- Locks: the jobs' rows, in the order of their ids; waits for a transaction that is adding one of the unique keys, and
+-- fails with a unique_violation if that commits.
+--
 WITH locked_job AS MATERIALIZED (
     SELECT
         j.id,
-        j.status
+        j.status,
+        j.unique_key
     FROM goqueue.jobs AS j
     WHERE j.id = ANY(:ids::uuid[])
     ORDER BY j.id
     FOR NO KEY UPDATE
+),
+
+retriable_job AS MATERIALIZED (
+    SELECT
+        l.id,
+        l.unique_key,
+        row_number() OVER (PARTITION BY l.unique_key ORDER BY l.id DESC) AS place
+    FROM locked_job AS l
+    WHERE l.status IN ('dead', 'cancelled')
 )
 
 UPDATE goqueue.jobs AS j
@@ -774,8 +843,22 @@ SET
 WHERE
     j.id = ANY(
         ARRAY(
-            SELECT l.id FROM locked_job AS l
-            WHERE l.status IN ('dead', 'cancelled')
+            SELECT r.id
+            FROM retriable_job AS r
+            WHERE
+                r.unique_key IS NULL
+                OR (
+                    r.place = 1
+                    AND NOT EXISTS (
+                        SELECT
+                        FROM goqueue.jobs AS other
+                        WHERE
+                            other.unique_key = r.unique_key
+                            AND other.completed_at IS NULL
+                            -- Not the job itself, which the statement's snapshot can show unfinished.
+                            AND other.id <> r.id
+                    )
+                )
         )
     )
 RETURNING j.id;

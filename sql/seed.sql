@@ -96,7 +96,8 @@ ORDER BY i.indexrelid;
 -- Notes: If queue is null, a job's queue is one of queue_count: of a hundred queues, queue_00 has two fifths of the
 -- jobs, queue_98 has 0.2 percent, queue_99 (with the type type_rare) one in 50,000. A queue has about four of 40 job
 -- types. Ages are spread evenly over 28 days. One job in 50 finished ten days after its creation. A tenth of the leases
--- has expired. A tenth of the jobs has an idempotency key. Ids are UUIDv7 in the order of creation.
+-- has expired. A tenth of the jobs has an idempotency key, another tenth a unique key. Ids are UUIDv7 in the order of
+-- creation.
 --
 INSERT INTO goqueue.jobs (
     id,
@@ -108,6 +109,7 @@ INSERT INTO goqueue.jobs (
     attempts,
     last_error,
     idempotency_key,
+    unique_key,
     lease_token,
     locked_by,
     locked_at,
@@ -134,6 +136,7 @@ SELECT
     CASE WHEN d.status = 'pending' THEN 0 WHEN mod(d.n, 20) = 0 THEN 2 ELSE 1 END AS attempts,
     CASE WHEN d.status = 'dead' THEN 'TimeoutError: the mail server did not answer' END AS last_error,
     CASE WHEN mod(d.n, 10) = 0 THEN 'key-' || d.hash END AS idempotency_key,
+    CASE WHEN mod(d.n, 10) = 1 THEN 'unique-' || d.hash END AS unique_key,
     (d.status <> 'pending')::integer AS lease_token,
     CASE WHEN d.status = 'running' THEN 'worker-1' END AS locked_by,
     CASE WHEN d.status = 'running' THEN now() END AS locked_at,
@@ -225,7 +228,8 @@ VACUUM (ANALYZE) goqueue.job_failures;
 -- Return the values that `goqueue explain` uses for the parameters of a query, taken from the seeded jobs.
 -- Returns: one row per value: "parameter" for every query that has it, or "query.parameter" for one query; and the
 -- value as text. A parameter without a row is null.
--- Index: jobs_running_idx, jobs_pending_idx, jobs_finished_type_idx, jobs_idempotency_key_idx.
+-- Index: jobs_running_idx, jobs_pending_idx, jobs_finished_type_idx, jobs_idempotency_key_idx,
+-- jobs_unique_key_idx.
 -- Locks: none.
 WITH running_job AS MATERIALIZED (
     SELECT
@@ -295,6 +299,19 @@ taken_key AS MATERIALIZED (
     ) AS few
 ),
 
+unique_key AS MATERIALIZED (
+    SELECT
+        array_agg(few.unique_key)::text AS unique_keys,
+        min(few.unique_key) AS unique_key
+    FROM (
+        SELECT j.unique_key
+        FROM goqueue.jobs AS j
+        WHERE j.unique_key IS NOT NULL AND j.completed_at IS NULL
+        ORDER BY j.unique_key
+        LIMIT 10
+    ) AS few
+),
+
 new_jobs AS MATERIALIZED (
     SELECT
         jsonb_agg(
@@ -314,6 +331,7 @@ CROSS JOIN pending_job AS p
 CROSS JOIN dead_job AS d
 CROSS JOIN completed_job AS c
 CROSS JOIN taken_key AS k
+CROSS JOIN unique_key AS u
 CROSS JOIN new_jobs AS n
 CROSS JOIN LATERAL (
     VALUES
@@ -338,6 +356,8 @@ CROSS JOIN LATERAL (
     ('create_job.idempotency_key', 'new'),
     ('replace_pending_job.idempotency_key', 'new'),
     ('idempotency_keys', k.idempotency_keys),
+    ('find_duplicate_job.unique_key', u.unique_key),
+    ('unique_keys', u.unique_keys),
     ('queue', 'queue_00'),
     ('until', 'infinity'),
     ('resume_queue.queue', 'paused'),

@@ -25,6 +25,7 @@ _LEASES = "tests/test_leases.py"
 _GUARDS = "tests/test_guards.py"
 _CONTRACT = "tests/test_contract.py"
 _REPEATING = "tests/test_repeating.py"
+_UNIQUE = "tests/test_unique_keys.py"
 _FENCE = f"{_LEASES} {_GUARDS} -k 'LostLeases or Complete or Fail or Release or Heartbeat or holder or Updating'"
 
 
@@ -48,7 +49,25 @@ MUTANTS = [
         "create_job create_missing_jobs",
         ("duplicates", "ON CONFLICT DO NOTHING", "", f"{_CONTRACT} {_REPEATING} -k Create"),
     ),
-    *_of_each("replace_pending_job", ("status", "WHERE j.status = 'pending'", "", f"{_LEASES} -k ReplacePending")),
+    *_of_each(
+        "replace_pending_job",
+        ("status", "WHERE j.status = 'pending'", "", f"{_LEASES} -k ReplacePending"),
+        ("unique key", "other.unique_key = :unique_key::text", "FALSE", f"{_UNIQUE} -k replace"),
+        ("own key", "AND other.idempotency_key IS DISTINCT FROM :idempotency_key::text", "", f"{_UNIQUE} -k replace"),
+    ),
+    *_of_each(
+        "find_duplicate_job",
+        ("finished", "AND same_unique.completed_at IS NULL", "", f"{_UNIQUE} -k finished"),
+    ),
+    *_of_each(
+        "find_duplicate_jobs",
+        (
+            "finished",
+            "CASE WHEN j.completed_at IS NULL THEN j.unique_key END",
+            "j.unique_key",
+            f"{_UNIQUE} -k finished",
+        ),
+    ),
     *_of_each("get_jobs", ("order", "ORDER BY wanted.place", "ORDER BY wanted.place DESC", f"{_CONTRACT} -k Get")),
     *_of_each("list_jobs", ("order", "ORDER BY j.created_at DESC, j.id DESC", "ORDER BY j.id", f"{_CONTRACT} -k List")),
     *_of_each(
@@ -56,13 +75,22 @@ MUTANTS = [
         ("row lock", "FOR NO KEY UPDATE", "", f"{_GUARDS} -k update"),
         ("status", "OR c.status_before IN ('pending', 'running')", "OR TRUE", f"{_CONTRACT} -k Update"),
         ("key", "other.id <> c.id", "FALSE", f"{_CONTRACT} -k Update"),
+        ("unique key", "other.unique_key = c.unique_key_after", "FALSE", f"{_UNIQUE} -k update"),
+        ("own key", "IS NULL AND other.id <> c.id", "IS NULL", f"{_UNIQUE} -k update"),
+        ("finished", "c.status_after IN ('completed', 'dead', 'cancelled')\n        OR", "", f"{_UNIQUE} -k update"),
         ("clock", "statement_timestamp()", "now()", f"{_GUARDS} -k clock"),
     ),
     *_of_each(
         "cancel_jobs",
         ("status", "WHERE l.status IN ('pending', 'running')", "", f"{_LEASES} -k Operators"),
     ),
-    *_of_each("retry_jobs", ("status", "WHERE l.status IN ('dead', 'cancelled')", "", f"{_LEASES} -k Operators")),
+    *_of_each(
+        "retry_jobs",
+        ("status", "WHERE l.status IN ('dead', 'cancelled')", "", f"{_LEASES} -k Operators"),
+        ("unique key", "other.unique_key = r.unique_key", "FALSE", f"{_UNIQUE} -k retry"),
+        ("own row", "AND other.id <> r.id", "", f"{_UNIQUE} -k retry"),
+        ("one of several", "r.place = 1", "TRUE", f"{_UNIQUE} -k retry"),
+    ),
     *_of_each("reschedule_jobs", ("status", "WHERE l.status = 'pending'", "", f"{_LEASES} -k Operators")),
     *_of_each(
         "change_jobs",

@@ -27,7 +27,7 @@ def call(connection: Connection, arguments: str, *values: object) -> Any:
 def content(job: Job) -> dict[str, Any]:
     """A job without what differs from job to job."""
     names = ("status", "queue", "job_type", "payload", "priority", "attempts", "max_attempts", "last_error")
-    return {name: getattr(job, name) for name in (*names, "idempotency_key", "locked_by", "lease_token")}
+    return {name: getattr(job, name) for name in (*names, "idempotency_key", "unique_key", "locked_by", "lease_token")}
 
 
 def test_a_job_has_the_defaults_of_a_new_job(goqueue_connection: Connection, goqueue_store: PostgresStorage) -> None:
@@ -39,7 +39,7 @@ def test_a_job_has_the_defaults_of_a_new_job(goqueue_connection: Connection, goq
     assert job_id.version == 7
     assert job.scheduled_at == job.created_at
     nulls = ", ".join(f"{name} => NULL" for name in (
-        "payload", "queue", "priority", "max_attempts", "scheduled_at", "delay", "idempotency_key", "id"
+        "payload", "queue", "priority", "max_attempts", "scheduled_at", "delay", "idempotency_key", "id", "unique_key"
     ))  # fmt: skip
     assert content(goqueue_store.get_job(call(goqueue_connection, f"'t', {nulls}")[0])) == expected
     plain = goqueue_connection.execute("INSERT INTO goqueue.jobs (job_type) VALUES ('t') RETURNING id").fetchone()
@@ -49,14 +49,14 @@ def test_a_job_has_the_defaults_of_a_new_job(goqueue_connection: Connection, goq
 
 def test_every_argument_arrives(goqueue_connection: Connection, goqueue_store: PostgresStorage) -> None:
     fields = {"job_type": "ship", "queue": "q", "payload": {"a": [1, "x"]}, "priority": -5, "max_attempts": 3}
-    new = NewJob(**fields, idempotency_key="1", scheduled_at=datetime(2050, 1, 1, tzinfo=UTC))
+    new = NewJob(**fields, idempotency_key="1", unique_key="3", scheduled_at=datetime(2050, 1, 1, tzinfo=UTC))
     expected = goqueue_store.create_job(new)
     given = {**fields, "payload": Jsonb(fields["payload"]), "scheduled_at": new.scheduled_at}
-    given |= {"id": uuid4(), "idempotency_key": "2"}
+    given |= {"id": uuid4(), "idempotency_key": "2", "unique_key": "4"}
     arguments = ", ".join(f"{name} => %s" for name in given)
     assert call(goqueue_connection, arguments, *given.values()) == (given["id"], True)
     job = goqueue_store.get_job(given["id"])
-    assert content(job) == {**content(expected), "idempotency_key": "2"}
+    assert content(job) == {**content(expected), "idempotency_key": "2", "unique_key": "4"}
     assert job.scheduled_at == new.scheduled_at
 
 
@@ -86,6 +86,29 @@ def test_a_taken_key_or_id_returns_its_job(goqueue_connection: Connection, goque
         assert created
         assert call(goqueue_connection, "'t', idempotency_key => 'l'") == (second, False)
     assert {job.id for job in goqueue_store.list_jobs().jobs} == {first.id, second}
+
+
+def test_a_unique_key_is_taken_until_its_job_has_finished(
+    goqueue_connection: Connection, goqueue_store: PostgresStorage
+) -> None:
+    first, created = call(goqueue_connection, "'t', unique_key => 'k'")
+    assert created
+    assert call(goqueue_connection, "'t', unique_key => 'k'") == (first, False)
+    [job] = goqueue_store.claim_jobs("default", "w")
+    assert call(goqueue_connection, "'t', unique_key => 'k'") == (first, False)
+    goqueue_store.complete_job(job)
+    second, created = call(goqueue_connection, "'t', unique_key => 'k'")
+    assert created
+    assert second != first
+
+
+def test_arguments_by_position_are_those_of_the_first_release(
+    goqueue_connection: Connection, goqueue_store: PostgresStorage
+) -> None:
+    wanted = uuid4()
+    assert call(goqueue_connection, "'t', '{}', 'q', 0, 25, NULL, '1 hour', 'k', %s", wanted) == (wanted, True)
+    job = goqueue_store.get_job(wanted)
+    assert (job.queue, job.idempotency_key, job.unique_key) == ("q", "k", None)
 
 
 @pytest.mark.parametrize("commits", [True, False])
@@ -132,8 +155,8 @@ def test_the_search_path_and_what_shadows_its_names_change_nothing(
 ) -> None:
     goqueue_connection.execute(f"""
         CREATE SCHEMA app;
-        CREATE TABLE app.jobs (id uuid, idempotency_key text);
-        CREATE TEMPORARY TABLE jobs (id uuid, idempotency_key text);
+        CREATE TABLE app.jobs (id uuid, idempotency_key text, unique_key text);
+        CREATE TEMPORARY TABLE jobs (id uuid, idempotency_key text, unique_key text);
         CREATE FUNCTION app.now() RETURNS timestamptz LANGUAGE sql AS $$ SELECT NULL::timestamptz $$;
         CREATE FUNCTION app.make_interval(
             years integer DEFAULT 0, months integer DEFAULT 0, weeks integer DEFAULT 0, days integer DEFAULT 0,
@@ -157,6 +180,9 @@ def test_the_search_path_and_what_shadows_its_names_change_nothing(
     assert job.scheduled_at - job.created_at == HOUR
     assert call(goqueue_connection, "'t', idempotency_key => 'k'") == (job_id, False)
     assert call(goqueue_connection, "'t', id => %s::pg_catalog.uuid", job_id) == (job_id, False)
+    unique_id, created = call(goqueue_connection, "'t', unique_key => 'k'")
+    assert created
+    assert call(goqueue_connection, "'t', unique_key => 'k'") == (unique_id, False)
 
 
 REJECTED = {
@@ -165,6 +191,7 @@ REJECTED = {
     "'t', queue => ''": ("23514", "jobs_queue_length"),
     "'t', queue => repeat('x', 256)": ("23514", "jobs_queue_length"),
     "'t', idempotency_key => ''": ("23514", "jobs_idempotency_key_length"),
+    "'t', unique_key => ''": ("23514", "jobs_unique_key_length"),
     "'t', max_attempts => 0": ("23514", "jobs_max_attempts_range"),
     "'t', max_attempts => 10001": ("23514", "jobs_max_attempts_range"),
     "'t', priority => 40000": ("22003", "smallint out of range"),
@@ -194,7 +221,8 @@ def test_the_page_has_the_columns_of_a_plain_insert_and_their_defaults(goqueue_c
         """).fetchall()
     )
     assert set(COLUMNS) == {
-        "job_type", "queue", "payload", "priority", "max_attempts", "scheduled_at", "idempotency_key", "id"
+        "job_type", "queue", "payload", "priority", "max_attempts", "scheduled_at", "idempotency_key",
+        "unique_key", "id",
     }  # fmt: skip
     said = {
         "none: required": None, "null": None, "`default`": "'default'::text", "`{}`": "'{}'::jsonb",
@@ -209,6 +237,7 @@ def test_the_page_has_the_columns_of_a_plain_insert_and_their_defaults(goqueue_c
         ("job_type", "''", "jobs_job_type_length"),
         ("queue", "repeat('x', 256)", "jobs_queue_length"),
         ("idempotency_key", "''", "jobs_idempotency_key_length"),
+        ("unique_key", "''", "jobs_unique_key_length"),
         ("max_attempts", "0", "jobs_max_attempts_range"),
         ("max_attempts", "10001", "jobs_max_attempts_range"),
         ("status", "'running'", "jobs_running_is_locked"),

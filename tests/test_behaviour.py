@@ -37,6 +37,7 @@ SKIPS = "FOR NO KEY UPDATE SKIP LOCKED"
 LOCKS_IN_ORDER = "\n    ORDER BY j.id\n    FOR NO KEY UPDATE"
 KEPT = "j.id <> ALL(:kept_ids::uuid[])"
 NEXT_TOKEN = "mod(j.lease_token, 4611686018427387903) + 1"
+IS_FINISHED = "c.status_after IN ('completed', 'dead', 'cancelled')"
 BY_ID = "WHERE j.id = :id::uuid"
 
 
@@ -148,6 +149,9 @@ BROKEN = [
     ),
     Broken("retry_jobs", LOCKS_IN_ORDER, "", "it holds the locks"),
     Broken("retry_jobs", "attempts = 0,", "", "InvalidJobError(a pending job has an attempt left"),
+    Broken("retry_jobs", "r.place = 1", "TRUE", "DuplicateJobError(another session"),
+    Broken("retry_jobs", "l.id DESC", "l.id", "retry_jobs with unique keys"),
+    Broken("retry_jobs", "other.unique_key = r.unique_key", "FALSE", "DuplicateJobError(another session"),
     Broken("reschedule_jobs", "WHERE l.status = 'pending'", "", "it returns: 10"),
     Broken("update_job", "    FOR NO KEY UPDATE\n", "", "it holds the locks"),
     Broken(
@@ -156,8 +160,25 @@ BROKEN = [
         "OR c.status_before <> 'dead'",
         "while another session cancels the same jobs",
     ),
+    Broken("update_job", "other.unique_key = c.unique_key_after", "FALSE", "DuplicateJobError(another session"),
+    Broken("update_job", f"{IS_FINISHED}\n        OR", "", "a finished job's unique key to a taken one"),
     Broken("update_job", NEXT_TOKEN, "j.lease_token + 1", "the highest token to running"),
     Broken("replace_pending_job", "WHERE j.status = 'pending'\nRETURNING", "RETURNING", "a completed job has"),
+    Broken(
+        "replace_pending_job",
+        "other.unique_key = :unique_key::text",
+        "FALSE",
+        "DuplicateJobError(another session",
+    ),
+    Broken("replace_pending_job", "unique_key = excluded.unique_key,", "", "it returns (unique_key): nothing"),
+    Broken("find_duplicate_job", "AND same_unique.completed_at IS NULL", "", "more than one row"),
+    Broken(
+        "find_duplicate_jobs",
+        re.compile(r"CASE WHEN j\.completed_at IS NULL THEN (j\.unique_key) END AS unique_key"),
+        "j.unique_key",
+        "its unique key, which a running job has",
+    ),
+    Broken("create_missing_jobs", "n.unique_key\n", "NULL::text\n", "unique key"),
     Broken("create_job", "ON CONFLICT DO NOTHING", "ON CONFLICT (id) DO NOTHING", "expected [{"),
     Broken("create_jobs", "n.priority,", "0::smallint,", "(new 1, priority): 0, expected 2"),
     Broken("create_missing_jobs", "n.priority,", "0::smallint,", "(new 1, priority): 0, expected 2"),

@@ -11,6 +11,7 @@ PARTS = [
     "primary key alone",
     "+ claim index",
     "+ idempotency_key index",
+    "+ unique_key index",
     "+ running index",
     "+ pending index",
     "+ finished_type index",

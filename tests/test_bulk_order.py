@@ -13,7 +13,14 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from goqueue import AsyncPostgresStorage, DatabaseConfig, JobFilter, NewJob, PostgresStorage
+from goqueue import (
+    AsyncPostgresStorage,
+    DatabaseConfig,
+    JobFilter,
+    NewJob,
+    PostgresStorage,
+    TransactionConflictError,
+)
 
 CALLS = 100
 HOUR = timedelta(hours=1)
@@ -30,6 +37,15 @@ def mixed() -> list[NewJob]:
     return jobs
 
 
+def uniquely() -> list[NewJob]:
+    """Jobs with one of the keys, with both, and without."""
+    keys = uuid4()
+    kinds: list[tuple[str, ...]] = [(), ("idempotency_key",), ("unique_key",), ("idempotency_key", "unique_key")]
+    jobs = [NewJob(job_type="t", **dict.fromkeys(kinds[n % 4], f"{keys} {n}")) for n in range(40)]  # type: ignore[arg-type]
+    random.Random(5).shuffle(jobs)
+    return jobs
+
+
 def opposite(first: Callable[[], Any], second: Callable[[], Any]) -> None:
     with ThreadPoolExecutor(2) as threads:
         barrier = Barrier(2)
@@ -42,7 +58,7 @@ def opposite(first: Callable[[], Any], second: Callable[[], Any]) -> None:
             done.result()
 
 
-@pytest.mark.parametrize("make", [unkeyed, mixed])
+@pytest.mark.parametrize("make", [unkeyed, mixed, uniquely])
 @pytest.mark.parametrize("batch_size", [1000, 7])
 def test_create_jobs_with_the_same_jobs_in_opposite_orders(
     make: Callable[[], list[NewJob]], batch_size: int, goqueue_database: str
@@ -53,7 +69,7 @@ def test_create_jobs_with_the_same_jobs_in_opposite_orders(
             opposite(partial(store.create_jobs, jobs), partial(store.create_jobs, jobs[::-1]))
 
 
-@pytest.mark.parametrize("make", [unkeyed, mixed])
+@pytest.mark.parametrize("make", [unkeyed, mixed, uniquely])
 def test_in_transactions_of_the_callers(make: Callable[[], list[NewJob]], goqueue_database: str) -> None:
     def bulk(connection: psycopg.Connection[Any], jobs: list[NewJob]) -> None:
         with connection.transaction():
@@ -65,7 +81,7 @@ def test_in_transactions_of_the_callers(make: Callable[[], list[NewJob]], goqueu
             opposite(partial(bulk, first, jobs), partial(bulk, second, jobs[::-1]))
 
 
-@pytest.mark.parametrize("make", [unkeyed, mixed])
+@pytest.mark.parametrize("make", [unkeyed, mixed, uniquely])
 def test_in_asyncio(make: Callable[[], list[NewJob]], goqueue_database: str) -> None:
     async def main() -> None:
         async with await AsyncPostgresStorage.open(goqueue_database) as store:
@@ -86,6 +102,53 @@ def test_the_results_are_in_the_order_given_and_the_first_of_a_key_is_added(goqu
     assert results == [
         (job.id, True) if job.idempotency_key is None or job is first else (first.id, False) for job in jobs
     ]
+
+
+@pytest.mark.parametrize("kind", ["unique_key", "idempotency_key"])
+def test_other_jobs_with_the_same_keys_in_opposite_orders(kind: str, goqueue_database: str) -> None:
+    """Each call has jobs of its own: only the keys are shared, and one of the calls adds all jobs."""
+    with PostgresStorage.open(DatabaseConfig(url=goqueue_database, batch_size=7)) as store:
+        for turn in range(CALLS):
+            keys = [f"{turn} {n}" for n in range(40)]
+            calls = [[NewJob(job_type="t", **{kind: key}) for key in order] for order in (keys, keys[::-1])]
+            before = store.count_jobs()
+            opposite(*(partial(store.create_jobs, jobs) for jobs in calls))
+            assert store.count_jobs() - before == len(keys)
+
+
+def test_keys_of_both_kinds_that_are_shared_crosswise_end_in_an_error_that_says_to_try_again(
+    goqueue_database: str,
+) -> None:
+    """No order of the rows serves both keys. Whoever loses can repeat the call."""
+    with PostgresStorage.open(goqueue_database) as store:
+
+        def bulk(jobs: list[NewJob]) -> None:
+            for _ in range(10):
+                try:
+                    store.create_jobs(jobs)
+                except TransactionConflictError:
+                    continue
+                else:
+                    return
+            raise AssertionError("it never succeeds")
+
+        for turn in range(5):  # each deadlock takes deadlock_timeout
+            pairs = [[("a", "d"), ("b", "c")], [("c", "a"), ("d", "b")]]
+            calls = [
+                [NewJob(job_type="t", unique_key=f"{turn} {one}", idempotency_key=f"{turn} {two}") for one, two in each]
+                for each in pairs
+            ]
+            opposite(*(partial(bulk, jobs) for jobs in calls))
+
+
+@pytest.mark.parametrize("kind", ["unique_key", "idempotency_key"])
+def test_the_first_of_a_key_is_added_in_every_batch(kind: str, goqueue_database: str) -> None:
+    jobs = [NewJob(job_type="t", **{kind: f"k{n % 5}"}) for n in range(30)]
+    random.Random(9).shuffle(jobs)
+    first = {getattr(job, kind): job.id for job in reversed(jobs)}
+    with PostgresStorage.open(DatabaseConfig(url=goqueue_database, batch_size=7)) as store:
+        results = store.create_jobs(jobs)
+    assert results == [(first[getattr(job, kind)], first[getattr(job, kind)] == job.id) for job in jobs]
 
 
 def test_changes_by_filter_and_by_ids_of_many_batches_in_transactions_of_the_callers(

@@ -397,7 +397,7 @@ def test_another_applications_schema_of_this_name_is_one_finding(goqueue_connect
     [found] = done["schema"].findings
     assert found.found == (
         f"the schema goqueue in the database {goqueue_connection.info.dbname} differs from that of the migrations: "
-        "jobs has 2 of its 20 columns; job_failures is missing"
+        "jobs has 2 of its 21 columns; job_failures is missing"
     )
     assert "goqueue config" in found.do
     assert len(done["grants"].findings) == 1

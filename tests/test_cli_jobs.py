@@ -213,14 +213,14 @@ def test_a_reader_that_goes_away_is_no_error(goqueue: Commands, goqueue_store: P
 
 
 def test_get_shows_the_job_with_payload_and_failures(goqueue: Commands, goqueue_store: PostgresStorage) -> None:
-    goqueue_store.create_job(NewJob(job_type="x", payload={"to": ["ä"]}, idempotency_key="k 1"))
+    goqueue_store.create_job(NewJob(job_type="x", payload={"to": ["ä"]}, idempotency_key="k 1", unique_key="u 1"))
     [job] = goqueue_store.claim_jobs("default", "worker-1")
     goqueue_store.fail_job(job, "first\n\x1b[31msecond")
     result = goqueue("jobs", "get", job.id)
     assert result.code == 0
     assert "\x1b" not in result.out
     assert f"id                {job.id}\n" in result.out
-    assert "idempotency_key   k 1\n" in result.out
+    assert "idempotency_key   k 1\nunique_key        u 1\n" in result.out
     assert 'payload\n  {\n    "to": [\n      "ä"\n' in result.out
     assert "by worker-1\n  first\n  \\x1b[31msecond\n" in result.out
     whole = goqueue("jobs", "get", "--key", "k 1", "--json").json
@@ -259,6 +259,10 @@ def test_create_prints_the_id_of_a_job_that_has_everything_given(
     assert "nothing was added" in again.err
     whole = goqueue("jobs", "create", "send", "--key", "k", "--json").json
     assert (whole["created"], whole["job"]["id"]) == (False, str(job.id))
+    added = goqueue("jobs", "create", "send", "--unique-key", "u")
+    again = goqueue("jobs", "create", "send", "--unique-key", "u")
+    assert (again.code, again.out) == (0, added.out)
+    assert "nothing was added: this job already has the unique key 'u'" in again.err
     later = goqueue("jobs", "create", "x", "--delay", "1h30m", "--json").json
     assert later["created"] is True
     times = [datetime.fromisoformat(later["job"][name]) for name in ("created_at", "scheduled_at")]
@@ -285,7 +289,7 @@ def test_lines_are_added_as_jobs(goqueue: Commands, goqueue_store: PostgresStora
     file.write_text("\n\n".join(map(json.dumps, [*lines, *keyed])))
     assert goqueue("jobs", "create", "--from", file) == (0, "2,501 jobs added, 1 had a key that another job has\n", "")
     assert goqueue_store.count_jobs(JobFilter(queue="q", job_type="x")) == 2500
-    file.write_text('{"job_type": "y", "idempotency_key": "k"}\n{"job_type": "z"}')
+    file.write_text('{"job_type": "y", "idempotency_key": "k"}\n{"job_type": "z", "unique_key": "u"}')
     assert goqueue("jobs", "create", "--from", "-", "--json", stdin=file).json == {"created": 1, "existing": 1}
 
 
@@ -369,8 +373,11 @@ def test_update_changes_what_is_given_and_clears_what_is_asked_for(
         "payload": [], "priority": 7, "max_attempts": 9, "scheduled_at": "2030-01-31T08:00:00Z", "idempotency_key": "k",
     }  # fmt: skip
     assert {name: result.json[name] for name in expected} == expected
+    assert goqueue("jobs", "update", job_id, "--unique-key", "u", "--json").json["unique_key"] == "u"
+    assert goqueue("jobs", "update", job_id, "--clear", "unique-key").code == 0
     assert goqueue("jobs", "update", job_id, "--clear", "error", "--clear", "key").code == 0
     job = goqueue_store.get_job(job_id)
+    assert job.unique_key is None
     assert (job.last_error, job.idempotency_key, job.queue) == (None, None, "q")
     assert goqueue("jobs", "update", job_id, "--payload", "null").code == 0
     assert goqueue_store.get_job(job_id).payload is None

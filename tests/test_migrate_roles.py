@@ -11,6 +11,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
+from goqueue import NewJob, PostgresStorage
 from goqueue.migrate import MigrationError, list_migrations, migrate, migrations_dir, undo
 from goqueue.testing.embedded import EmbeddedServer
 from tests.commands import Commands
@@ -206,6 +207,44 @@ def test_every_version_can_be_gone_back_to_or_the_roles_are_named_and_nothing_ha
     assert versions(with_roles) == list(range(1, to + 1))
     migrate(with_roles.info.dsn)
     assert versions(with_roles) == list(range(1, LATEST + 1))
+
+
+def test_the_roles_keep_their_rights_on_what_a_version_replaces(with_roles: psycopg.Connection) -> None:
+    """Producers add jobs after the migration, before roles.sql has run again; and so does a login with own grants."""
+    with_roles.execute(
+        """
+        GRANT goqueue_producer TO clerk;
+        CREATE ROLE own LOGIN;
+        GRANT USAGE ON SCHEMA goqueue TO own;
+        GRANT SELECT, INSERT (job_type, idempotency_key) ON goqueue.jobs TO own;
+        GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA goqueue TO own WITH GRANT OPTION;
+        """
+    )
+    rights = """
+        SELECT grantee::regrole::text, privilege_type, is_grantable, what
+        FROM (
+            SELECT (aclexplode(attacl)).*, 'unique_key' AS what FROM pg_attribute
+            WHERE attrelid = 'goqueue.jobs'::regclass AND attname = 'unique_key'
+            UNION ALL
+            SELECT (aclexplode(proacl)).*, proname FROM pg_proc WHERE proname IN ('add_job', 'new_jobs')
+        ) AS r WHERE grantee <> 'goqueue_owner'::regrole ORDER BY 1, 2, 4
+    """
+    try:
+        with_roles.execute("GRANT INSERT (unique_key) ON goqueue.jobs TO own")
+        before = with_roles.execute(rights).fetchall()
+        url = make_conninfo(as_role(with_roles, "deploy"), options="-c role=goqueue_owner")
+        undo(url, to=24)
+        assert {what for *_, what in with_roles.execute(rights)} == {"add_job", "new_jobs"}
+        migrate(url)
+        assert with_roles.execute(rights).fetchall() == before
+        with PostgresStorage.open(as_role(with_roles, "clerk")) as store:
+            assert store.get_or_create_job(NewJob(job_type="t", unique_key="k"))[1]
+            assert store.create_jobs([NewJob(job_type="t", unique_key="l")])[0][1]
+        with psycopg.connect(as_role(with_roles, "clerk")) as connection:
+            call = "SELECT created FROM goqueue.add_job('t', unique_key => 'm')"
+            assert connection.execute(call).fetchone() == (True,)
+    finally:
+        with_roles.execute("REVOKE goqueue_producer FROM clerk; DROP OWNED BY own; DROP ROLE own")
 
 
 @pytest.mark.parametrize(

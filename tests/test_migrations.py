@@ -125,7 +125,10 @@ def test_indexes_of_a_table_in_use_are_built_while_programs_write(in_use: str, g
     assert catalog(in_use) == catalog(goqueue_database)
 
 
-@pytest.mark.parametrize("index", ["jobs_list_idx", "jobs_running_idx", "jobs_pending_idx", "jobs_finished_queue_idx"])
+@pytest.mark.parametrize(
+    "index",
+    ["jobs_list_idx", "jobs_running_idx", "jobs_pending_idx", "jobs_finished_queue_idx", "jobs_unique_key_idx"],
+)
 def test_what_an_interrupted_index_build_left_behind_is_built_again(
     in_use: str, index: str, goqueue_database: str
 ) -> None:
@@ -156,6 +159,7 @@ def test_bare_pgmigrate_works_on_a_table_in_use_with_and_without_the_online_file
         "jobs_status_idx",
         "jobs_pending_idx",
         "jobs_finished_type_idx",
+        "jobs_unique_key_idx",
     } <= built
     for _ in range(2):
         done = bare_pgmigrate(in_use)
@@ -303,6 +307,8 @@ def test_a_row_inserted_by_hand_gets_a_time_ordered_id(goqueue_connection: psyco
         ("queue = repeat('x', 256)", "jobs_queue_length"),
         ("job_type = ''", "jobs_job_type_length"),
         ("idempotency_key = ''", "jobs_idempotency_key_length"),
+        ("unique_key = ''", "jobs_unique_key_length"),
+        ("unique_key = repeat('x', 256)", "jobs_unique_key_length"),
         ("max_attempts = 0", "jobs_max_attempts_range"),
         ("attempts = -1", "jobs_attempts_range"),
         ("attempts = max_attempts + 1", "jobs_attempts_range"),

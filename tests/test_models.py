@@ -34,15 +34,15 @@ BAD_NAMES = ["", "x" * 256, "x" * 10_000, "a\0b", "a\ud800b", 5, None, b"x"]
 
 
 @pytest.mark.parametrize("bad", BAD_NAMES, ids=repr)
-@pytest.mark.parametrize("field", ["queue", "job_type", "idempotency_key"])
+@pytest.mark.parametrize("field", ["queue", "job_type", "idempotency_key", "unique_key"])
 def test_names_that_cannot_be_stored(field: str, bad: Any) -> None:
-    if not (field == "idempotency_key" and bad is None):
+    if not (field.endswith("_key") and bad is None):
         with pytest.raises(InvalidJobError, match=field):
             NewJob(**{"job_type": "t", field: bad})
     if bad is not None:
         with pytest.raises(InvalidJobError, match=field):
             JobUpdate(**{field: bad})
-    if field != "idempotency_key" and bad is not None:
+    if not field.endswith("_key") and bad is not None:
         with pytest.raises(InvalidFilterError, match=field):
             JobFilter(**{field: bad})
 
@@ -220,6 +220,7 @@ def test_one_bad_payload_among_many_is_named_and_none_is_added(goqueue_store: Po
         {},
         {"delay": timedelta(hours=1), "priority": -3},
         {"scheduled_at": datetime(2030, 1, 1, tzinfo=UTC), "max_attempts": 1, "idempotency_key": "k"},
+        {"unique_key": "u"},
         {"queue": JobStatus.DEAD, "payload": {"long key": 1e2, "b": 1.50, "a": -0.0, "c": 1e-7}},
     ],
 )
@@ -245,7 +246,7 @@ def test_a_bulk_gives_the_same_defaults_as_create_job(goqueue_store: PostgresSto
     created = goqueue_store.create_job(one)
     goqueue_store.create_jobs([other])
     stored = goqueue_store.get_job(other.id)
-    for name in ("queue", "payload", "priority", "max_attempts", "idempotency_key", "status"):
+    for name in ("queue", "payload", "priority", "max_attempts", "idempotency_key", "unique_key", "status"):
         assert getattr(stored, name) == getattr(created, name) == getattr(one, name, created.status), name
     assert stored.scheduled_at == stored.created_at
 

@@ -96,21 +96,25 @@ class TestAsyncpg:
     def test_a_duplicate_returns_no_row_and_leaves_the_transaction_usable(
         self, goqueue_database: str, goqueue_store: PostgresStorage
     ) -> None:
-        goqueue_store.create_job(first := NewJob(job_type="t", idempotency_key="k"))
+        goqueue_store.create_job(first := NewJob(job_type="t", idempotency_key="k", unique_key="u"))
 
         async def work(connection: asyncpg.Connection) -> list[bool]:
-            jobs = [NewJob(job_type="t", idempotency_key="k"), first, NewJob(job_type="t")]
+            jobs = [NewJob(job_type="t", **keys) for keys in ({"idempotency_key": "k"}, {"unique_key": "u"}, {})]
+            jobs.insert(1, first)
             async with connection.transaction():
                 return [
                     await connection.fetchrow(text, *values) is not None
                     for text, values in map(numbered_statement, jobs)
                 ]
 
-        assert in_asyncpg(goqueue_database, work) == [False, False, True]
+        assert in_asyncpg(goqueue_database, work) == [False, False, False, True]
         assert goqueue_store.count_jobs() == 2
 
     def test_every_field_arrives(self, goqueue_database: str, goqueue_store: PostgresStorage) -> None:
-        jobs = [NewJob(**FULL, **given, idempotency_key=str(number)) for number, given in enumerate(times())]
+        jobs = [
+            NewJob(**FULL, **given, idempotency_key=str(number), unique_key=f"u{number}")
+            for number, given in enumerate(times())
+        ]
 
         async def work(connection: asyncpg.Connection) -> None:
             for job in jobs:
@@ -174,15 +178,19 @@ class TestPsycopg2:
     def test_a_duplicate_returns_no_row_and_leaves_the_transaction_usable(
         self, plain: Any, goqueue_store: PostgresStorage
     ) -> None:
-        goqueue_store.create_job(first := NewJob(job_type="t", idempotency_key="k"))
+        goqueue_store.create_job(first := NewJob(job_type="t", idempotency_key="k", unique_key="u"))
         assert not added(plain, NewJob(job_type="t", idempotency_key="k"))
+        assert not added(plain, NewJob(job_type="t", unique_key="u"))
         assert not added(plain, first)
         assert added(plain, NewJob(job_type="t"))
         plain.commit()
         assert goqueue_store.count_jobs() == 2
 
     def test_every_field_arrives(self, plain: Any, goqueue_store: PostgresStorage) -> None:
-        jobs = [NewJob(**FULL, **given, idempotency_key=str(number)) for number, given in enumerate(times())]
+        jobs = [
+            NewJob(**FULL, **given, idempotency_key=str(number), unique_key=f"u{number}")
+            for number, given in enumerate(times())
+        ]
         assert [added(plain, job) for job in jobs] == [True] * len(jobs)
         plain.commit()
         check_fields(goqueue_store, jobs)
@@ -213,7 +221,7 @@ def check_fields(store: PostgresStorage, jobs: list[NewJob]) -> None:
     for job in jobs:
         found = store.get_job(job.id)
         assert {name: getattr(found, name) for name in FULL} == FULL
-        assert found.idempotency_key == job.idempotency_key
+        assert (found.idempotency_key, found.unique_key) == (job.idempotency_key, job.unique_key)
         wanted = job.scheduled_at or now + (job.delay or timedelta(0))
         assert abs(found.scheduled_at - wanted) < timedelta(minutes=1)
 
@@ -230,7 +238,7 @@ def test_the_text_is_the_shipped_statement_under_its_name() -> None:
     named, by_name = named_statement(NewJob(job_type="t"))
     assert numbered.startswith("INSERT /* goqueue:create_job */ INTO goqueue.jobs")
     assert named.startswith("INSERT /* goqueue:create_job */ INTO goqueue.jobs")
-    assert len(values) == len(by_name) == 9
+    assert len(values) == len(by_name) == 10
     assert all(f"${number}::" in numbered for number in range(1, 10))
     assert all(f"%({name})s::" in named for name in by_name)
 

@@ -39,10 +39,11 @@ SAMPLED_PAGES, SAMPLED_ROWS = 700, 30_000
 SAMPLE = frozenset({"Sample Scan"})
 WITHOUT_A_PLAN = {"listen", "listen_cancelled"}  # EXPLAIN does not accept these
 
-PKEY, CLAIM, KEY, PENDING, RUNNING, OF_TYPE, OF_QUEUE = (
+PKEY, CLAIM, KEY, UNIQUE, PENDING, RUNNING, OF_TYPE, OF_QUEUE = (
     "jobs_pkey",
     "jobs_claim_idx",
     "jobs_idempotency_key_idx",
+    "jobs_unique_key_idx",
     "jobs_pending_idx",
     "jobs_running_idx",
     "jobs_finished_type_idx",
@@ -103,6 +104,8 @@ class Known:
     dead: list[UUID]
     completed: list[UUID]
     keys: list[str]
+    unique_keys: list[str]
+    dead_with_unique_keys: list[UUID]
     lanes: dict[tuple[str, str], int]
     pending_jobs: int
     deep: tuple[datetime, UUID]
@@ -129,12 +132,20 @@ def known(database: str) -> Known:
         by_status = {
             status: column(
                 f"SELECT id FROM goqueue.jobs WHERE status = '{status}' AND queue LIKE 'queue%' "
-                "ORDER BY md5(id::text) LIMIT 1000"
+                "AND unique_key IS NULL ORDER BY md5(id::text) LIMIT 1000"
             )
             for status in ("running", "pending", "dead", "completed")
         }
         keys = column(
             "SELECT idempotency_key FROM goqueue.jobs WHERE idempotency_key IS NOT NULL ORDER BY md5(id::text) "
+            "LIMIT 1000"
+        )
+        unique_keys = column(
+            "SELECT unique_key FROM goqueue.jobs WHERE unique_key IS NOT NULL AND completed_at IS NULL "
+            "ORDER BY md5(id::text) LIMIT 1000"
+        )
+        dead_with_unique_keys = column(
+            "SELECT id FROM goqueue.jobs WHERE status = 'dead' AND unique_key IS NOT NULL ORDER BY md5(id::text) "
             "LIMIT 1000"
         )
         [pending_jobs] = column("SELECT count(*) FROM goqueue.jobs WHERE status = 'pending'")
@@ -145,7 +156,15 @@ def known(database: str) -> Known:
             "WHERE queue LIKE 'queue%' AND created_at < now() - interval '20 days' ORDER BY created_at DESC LIMIT 1"
         ).fetchone()
         assert deep is not None
-    return Known(**by_status, keys=keys, lanes=lanes, pending_jobs=pending_jobs, deep=deep)
+    return Known(
+        **by_status,
+        keys=keys,
+        unique_keys=unique_keys,
+        dead_with_unique_keys=dead_with_unique_keys,
+        lanes=lanes,
+        pending_jobs=pending_jobs,
+        deep=deep,
+    )
 
 
 @pytest.fixture(scope="session")
@@ -219,7 +238,12 @@ def new_job(key: str | None = None) -> dict[str, Any]:
         "scheduled_at": None,
         "delay": None,
         "idempotency_key": key,
+        "unique_key": key,
     }
+
+
+def duplicate(job_id: UUID | None = None, **keys: str) -> dict[str, Any]:
+    return {"id": job_id or uuid4(), "idempotency_key": None, "unique_key": None, **keys}
 
 
 def new_jobs(count: int) -> str:
@@ -250,9 +274,13 @@ def cases_by_count(count: int) -> list[Case]:
         case("get_jobs", lambda known: {"ids": known.completed[:count]}, PKEY, rows=1),
         case(
             "find_duplicate_jobs",
-            lambda known: {"ids": known.completed[:count], "idempotency_keys": known.keys[:count]},
-            *(PKEY, KEY),
-            rows=2,
+            lambda known: {
+                "ids": known.completed[:count],
+                "idempotency_keys": known.keys[:count],
+                "unique_keys": known.unique_keys[:count],
+            },
+            *(PKEY, KEY, UNIQUE),
+            rows=3,
         ),
         case("heartbeat_jobs", lambda known: {**leases(known, count), "lease": MINUTE}, PKEY, rows=2, writes=1),
         case("complete_jobs", lambda known: leases(known, count), PKEY, rows=2, writes=1),
@@ -266,6 +294,14 @@ def cases_by_count(count: int) -> list[Case]:
         ),
         case("cancel_jobs", lambda known: {"ids": known.pending[:count]}, PKEY, rows=2, writes=1),
         case("retry_jobs", lambda known: {"ids": known.dead[:count]}, PKEY, rows=2, writes=1),
+        Case(
+            "retry_jobs",
+            f"{label} with unique keys",
+            lambda known: {"ids": known.dead_with_unique_keys[:count]},
+            {PKEY, UNIQUE},
+            rows=2 * count,
+            writes=count,
+        ),
         case(
             "reschedule_jobs",
             lambda known: {"ids": known.pending[:count], "scheduled_at": None, "delay": MINUTE},
@@ -300,26 +336,33 @@ CASES = [
     Case("get_job", "unknown", lambda _: {"id": uuid4()}, {PKEY}, 0),
     Case("get_job_by_idempotency_key", "", lambda known: {"idempotency_key": known.keys[0]}, {KEY}, 1),
     Case("list_failures", "", lambda known: {"job_id": known.dead[0]}, {FAILURES}, 5),
-    Case("find_duplicate_job", "id", lambda known: {"id": known.dead[0], "idempotency_key": None}, {PKEY}, 2),
-    Case("find_duplicate_job", "key", lambda known: {"id": uuid4(), "idempotency_key": known.keys[0]}, {PKEY, KEY}, 2),
+    Case("find_duplicate_job", "id", lambda known: duplicate(known.dead[0]), {PKEY}, 2),
+    Case("find_duplicate_job", "key", lambda known: duplicate(idempotency_key=known.keys[0]), {PKEY, KEY}, 2),
+    Case(
+        "find_duplicate_job",
+        "unique key",
+        lambda known: duplicate(idempotency_key="unknown", unique_key=known.unique_keys[0]),
+        {PKEY, KEY, UNIQUE},
+        2,
+    ),
     Case(
         "find_duplicate_jobs",
         "none",
-        lambda _: {"ids": [uuid4()], "idempotency_keys": ["unknown"]},
-        {PKEY, KEY},
+        lambda _: {"ids": [uuid4()], "idempotency_keys": ["unknown"], "unique_keys": ["unknown"]},
+        {PKEY, KEY, UNIQUE},
         0,
     ),
     Case("create_job", "new", lambda _: new_job("new"), set(), 0, 1),
     Case("create_job", "duplicate", lambda known: new_job(known.keys[0]), set(), 0, 1),
     Case("create_jobs", "1000", lambda _: {"jobs": new_jobs(1000)}, set(), 0, 1000),
     Case("create_missing_jobs", "1000", lambda _: {"jobs": new_jobs(1000)}, set(), 0, 1000),
-    Case("replace_pending_job", "new", lambda _: new_job("new"), set(), 0, 1),
-    Case("replace_pending_job", "taken", lambda known: new_job(known.keys[0]), set(), 0, 1),
+    Case("replace_pending_job", "new", lambda _: new_job("new"), {UNIQUE}, 0, 1),
+    Case("replace_pending_job", "taken", lambda known: new_job(known.keys[0]), {UNIQUE}, 0, 1),
     Case(
         "update_job",
         "status",
         lambda known: {"id": known.pending[0], "changes": '{"status": "running", "locked_by": "me"}'},
-        {PKEY, KEY},
+        {PKEY, KEY, UNIQUE},
         3,
         1,
     ),
@@ -327,7 +370,15 @@ CASES = [
         "update_job",
         "key",
         lambda known: {"id": known.pending[0], "changes": '{"idempotency_key": "new"}'},
-        {PKEY, KEY},
+        {PKEY, KEY, UNIQUE},
+        3,
+        1,
+    ),
+    Case(
+        "update_job",
+        "unique key",
+        lambda known: {"id": known.pending[0], "changes": '{"unique_key": "new"}'},
+        {PKEY, KEY, UNIQUE},
         3,
         1,
     ),

@@ -164,7 +164,7 @@ def test_the_structs_fields_are_the_tables_columns(goqueue_connection: psycopg.C
         ("create_job", [("payload", "text"), ("scheduled_at", "timestamptz"), ("created_at", "timestamptz")]),
         ("create_jobs", [("id", "uuid"), ("transaction_id", "text")]),
         ("create_missing_jobs", [("id", "uuid"), ("transaction_id", "text")]),
-        ("find_duplicate_jobs", [("id", "uuid"), ("idempotency_key", "text")]),
+        ("find_duplicate_jobs", [("id", "uuid"), ("idempotency_key", "text"), ("unique_key", "text")]),
         ("count_jobs", [("job_count", "int8"), ("is_exact", "bool")]),
         ("delete_job", [("transaction_id", "text")]),
         ("delete_jobs", [("id", "uuid"), ("transaction_id", "text")]),
@@ -201,7 +201,7 @@ def test_the_tables_limits_are_those_of_the_validation(goqueue_connection: psyco
         ).fetchall()
     )
     assert f"<= {validation.MAX_ATTEMPTS}" in checks["jobs_max_attempts_range"]
-    for column in ("queue", "job_type", "idempotency_key", "locked_by"):
+    for column in ("queue", "job_type", "idempotency_key", "unique_key", "locked_by"):
         assert f"<= {validation.MAX_NAME_CHARACTERS}" in checks[f"jobs_{column}_length"]
     defaults = dict(
         goqueue_connection.execute(

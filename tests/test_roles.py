@@ -192,7 +192,7 @@ EXPECTED = expected_outcomes()
 MINUTE = timedelta(minutes=1)
 NEW = {
     "id": uuid4(), "queue": "default", "job_type": "t", "payload": "{}", "priority": 0, "max_attempts": 3,
-    "scheduled_at": None, "delay": None, "idempotency_key": "new",
+    "scheduled_at": None, "delay": None, "idempotency_key": "new", "unique_key": "new",
 }  # fmt: skip
 FILTER = dict.fromkeys(("statuses", "queues", "job_types", "worker_ids", "created_from", "created_before"))
 BACKOFF = {
@@ -223,10 +223,10 @@ def values_of(jobs: dict[str, UUID]) -> dict[str, dict[str, Any]]:
     held = {"ids": [jobs["running"]], "tokens": [1]}
     return {
         "create_job": NEW,
-        "find_duplicate_job": {"id": uuid4(), "idempotency_key": "pending"},
+        "find_duplicate_job": {"id": uuid4(), "idempotency_key": "pending", "unique_key": None},
         "create_jobs": {"jobs": json.dumps([{**NEW, "id": str(NEW["id"])}])},
         "create_missing_jobs": {"jobs": json.dumps([{**NEW, "id": str(NEW["id"])}])},
-        "find_duplicate_jobs": {"ids": [], "idempotency_keys": ["pending"]},
+        "find_duplicate_jobs": {"ids": [], "idempotency_keys": ["pending"], "unique_keys": []},
         "get_job": {"id": jobs["dead"]},
         "get_jobs": {"ids": list(jobs.values())},
         "get_job_by_idempotency_key": {"idempotency_key": "running"},
@@ -763,11 +763,12 @@ def test_a_producer_follows_its_own_job_to_the_end_and_no_other_sees_it(stores: 
 
 def test_a_key_of_another_producers_job_adds_nothing_and_says_so_soon(stores: dict[str, PostgresStorage]) -> None:
     key = secrets.token_hex(4)
-    job = stores["other"].create_job(NewJob(job_type="t", idempotency_key=key))
+    job = stores["other"].create_job(NewJob(job_type="t", idempotency_key=key, unique_key=key))
     start = time.monotonic()
     for attempt in (stores["producer"].get_or_create_job, lambda new: stores["producer"].create_jobs([new])):
-        with pytest.raises(DuplicateJobError, match="a job that this login can't see"):
-            attempt(NewJob(job_type="t", idempotency_key=key))
+        for same in ({"idempotency_key": key}, {"unique_key": key}):
+            with pytest.raises(DuplicateJobError, match="a job that this login can't see"):
+                attempt(NewJob(job_type="t", **same))
     assert time.monotonic() - start < 30
     assert stores["worker"].get_job_by_idempotency_key(key) == job
 
@@ -792,9 +793,11 @@ def test_a_key_of_anothers_job_adds_no_job_from_sql_and_shows_none(
     place: Place, stores: dict[str, PostgresStorage]
 ) -> None:
     key = secrets.token_hex(4)
-    job = stores["other"].create_job(NewJob(job_type="t", idempotency_key=key))
+    job = stores["other"].create_job(NewJob(job_type="t", idempotency_key=key, unique_key=key))
     with place.connect("producer") as connection:
         assert connection.execute(ADD_JOB, [key]).fetchall() == [(None, False)]
+        unique = "SELECT id, created FROM goqueue.add_job('t', unique_key => %s)"
+        assert connection.execute(unique, [key]).fetchall() == [(None, False)]
         hidden = "SELECT id, created FROM goqueue.add_job('t', id => %s)"
         assert connection.execute(hidden, [job.id]).fetchall() == [(None, False)]
     assert stores["worker"].get_job_by_idempotency_key(key) == job
@@ -850,7 +853,9 @@ def test_copy_fails_under_row_level_security_and_an_insert_from_a_table_does_not
 COLUMNS = """
 SELECT attname FROM pg_attribute WHERE attrelid = 'goqueue.jobs'::regclass AND attnum > 0 AND NOT attisdropped
 """
-GIVEN = {"id", "queue", "job_type", "payload", "priority", "max_attempts", "scheduled_at", "idempotency_key"}
+GIVEN = {
+    "id", "queue", "job_type", "payload", "priority", "max_attempts", "scheduled_at", "idempotency_key", "unique_key",
+}  # fmt: skip
 
 
 def test_a_producer_sets_no_column_but_what_a_job_is_made_of(place: Place, admin: Connection) -> None:
@@ -915,6 +920,7 @@ CHANGES = {
     "type": "UPDATE goqueue.jobs SET job_type = 'other'",
     "queue": "UPDATE goqueue.jobs SET queue = 'other'",
     "key": "UPDATE goqueue.jobs SET idempotency_key = NULL",
+    "unique key": "UPDATE goqueue.jobs SET unique_key = NULL",
     "id": "UPDATE goqueue.jobs SET id = id",
     "creator": "UPDATE goqueue.jobs SET created_by = 'me'",
     "creation": "UPDATE goqueue.jobs SET created_at = now()",
@@ -936,7 +942,7 @@ NEVER = {"id", "creator", "creation", "truncate", "version", "checksum"}
     [
         ("producer", set(CHANGES) - {"insert"}),
         ("reader", set(CHANGES)),
-        ("worker", NEVER | {"insert", "delete", "cut", "what", "type", "queue", "key", "lock all"}),
+        ("worker", NEVER | {"insert", "delete", "cut", "what", "type", "queue", "key", "unique key", "lock all"}),
         ("operator", NEVER),
     ],
 )

@@ -51,6 +51,7 @@ class Model:
     max_attempts: int
     due: bool
     key: str | None
+    unique: str | None = None
     status: JobStatus = PENDING
     attempts: int = 0
     token: int = 0
@@ -120,46 +121,76 @@ class Jobs(RuleBasedStateMachine):
     @rule(
         queue=st.sampled_from(QUEUES),
         key=st.none() | st.sampled_from("xyz"),
+        unique=st.none() | st.sampled_from("xyz"),
         due=st.sampled_from([True, True, True, False]),
         priority=st.integers(-1, 1),
         max_attempts=st.integers(1, 3),
         count=st.integers(1, 3),
     )
-    def create(self, queue: str, key: str | None, due: bool, priority: int, max_attempts: int, count: int) -> None:
+    def create(
+        self, queue: str, key: str | None, unique: str | None, due: bool, priority: int, max_attempts: int, count: int
+    ) -> None:
         fields: Any = {
             "job_type": "t", "queue": queue, "priority": priority, "max_attempts": max_attempts,
             "delay": ZERO if due else HOUR,
         }  # fmt: skip
-        new = [NewJob(**fields, idempotency_key=key if number == 0 else None) for number in range(count)]
-        holder = next((job_id for job_id, job in self.jobs.items() if key is not None and job.key == key), None)
+        # The first job has the idempotency key; the first and the last have the unique key.
+        new = [
+            NewJob(
+                **fields,
+                idempotency_key=key if number == 0 else None,
+                unique_key=unique if number in (0, count - 1) else None,
+            )
+            for number in range(count)
+        ]
+        holder = self.holder(key) or self.unfinished(unique)
         if holder is not None:
             with pytest.raises(DuplicateJobError) as caught:
                 self.store.create_job(new[0])
             assert caught.value.job_id == holder
-        expected = [(job.id, True) for job in new]
-        if holder is not None:
-            expected[0] = (holder, False)
+        expected = []
+        for job in new:
+            existing = self.holder(job.idempotency_key) or self.unfinished(job.unique_key)
+            expected.append((existing or job.id, existing is None))
+            if existing is None:
+                self.jobs[job.id] = Model(queue, priority, max_attempts, due, job.idempotency_key, job.unique_key)
         assert self.store.create_jobs(new) == expected
-        for job, (_, created) in zip(new, expected, strict=True):
-            if created:
-                self.jobs[job.id] = Model(queue, priority, max_attempts, due, job.idempotency_key)
 
-    @rule(queue=st.sampled_from(QUEUES), key=st.sampled_from("xyz"), max_attempts=st.integers(1, 3))
-    def replace_pending(self, queue: str, key: str, max_attempts: int) -> None:
-        new = NewJob(job_type="t", queue=queue, idempotency_key=key, max_attempts=max_attempts)
+    def holder(self, key: str | None) -> UUID | None:
+        """Return the job with an idempotency key."""
+        return next((job_id for job_id, job in self.jobs.items() if key is not None and job.key == key), None)
+
+    def unfinished(self, unique: str | None, but: UUID | None = None) -> UUID | None:
+        """Return the pending or running job with a unique key, other than ``but``."""
+        found = (
+            job_id
+            for job_id, job in self.jobs.items()
+            if unique is not None and job.unique == unique and job.status not in FINISHED and job_id != but
+        )
+        return next(found, None)
+
+    @rule(
+        queue=st.sampled_from(QUEUES),
+        key=st.sampled_from("xyz"),
+        unique=st.none() | st.sampled_from("xyz"),
+        max_attempts=st.integers(1, 3),
+    )
+    def replace_pending(self, queue: str, key: str, unique: str | None, max_attempts: int) -> None:
+        new = NewJob(job_type="t", queue=queue, idempotency_key=key, unique_key=unique, max_attempts=max_attempts)
         found = next((item for item in self.jobs.items() if item[1].key == key), None)
-        if found is not None and found[1].status != PENDING:
+        holder = self.unfinished(unique, but=found and found[0])
+        if (found is not None and found[1].status != PENDING) or holder is not None:
             with pytest.raises(DuplicateJobError):
                 self.store.replace_pending_job(new)
             return
         job_id = self.store.replace_pending_job(new).id
         if found is None:
             assert job_id == new.id
-            self.jobs[job_id] = Model(queue, 0, max_attempts, due=True, key=key)
+            self.jobs[job_id] = Model(queue, 0, max_attempts, due=True, key=key, unique=unique)
         else:
             assert job_id == found[0]
             self.jobs[job_id] = replace(
-                found[1], queue=queue, priority=0, max_attempts=max_attempts, due=True, attempts=0
+                found[1], queue=queue, priority=0, max_attempts=max_attempts, due=True, attempts=0, unique=unique
             )
 
     def claimable(self, queues: tuple[str, ...]) -> list[UUID]:
@@ -274,7 +305,13 @@ class Jobs(RuleBasedStateMachine):
     @rule(chosen=several)
     def retry(self, chosen: list[int]) -> None:
         ids = self.ids(chosen)
-        moved = [self.jobs[job_id] for job_id in set(ids) if self.jobs[job_id].status in (DEAD, CANCELLED)]
+        # The newest of those with one unique key comes first, and then has the key.
+        moved = []
+        for job_id in sorted(set(ids), reverse=True):
+            job = self.jobs[job_id]
+            is_taken = self.unfinished(job.unique) or (job.unique and job.unique in {one.unique for one in moved})
+            if job.status in (DEAD, CANCELLED) and not is_taken:
+                moved.append(job)
         assert self.store.retry_jobs(ids) == len(moved)
         for job in moved:
             job.status, job.attempts, job.due = PENDING, 0, True
@@ -315,6 +352,11 @@ class Jobs(RuleBasedStateMachine):
             with pytest.raises(JobStateError):
                 self.store.update_job(job_id, JobUpdate(status=status, priority=9))
             return
+        if status not in FINISHED and (holder := self.unfinished(job.unique, but=job_id)):
+            with pytest.raises(DuplicateJobError) as caught:
+                self.store.update_job(job_id, JobUpdate(status=status, priority=9))
+            assert caught.value.job_id == holder
+            return
         updated = self.store.update_job(job_id, JobUpdate(status=status))
         if status == job.status:
             return
@@ -330,6 +372,19 @@ class Jobs(RuleBasedStateMachine):
             if status == COMPLETED:  # not by its holder
                 job.token += 1
             job.end_attempt(status)
+
+    @precondition(lambda self: self.jobs)
+    @rule(place=places, unique=st.none() | st.sampled_from("xyz"))
+    def set_unique_key(self, place: int, unique: str | None) -> None:
+        [job_id] = self.ids([place])
+        job = self.jobs[job_id]
+        if job.status not in FINISHED and (holder := self.unfinished(unique, but=job_id)):
+            with pytest.raises(DuplicateJobError) as caught:
+                self.store.update_job(job_id, JobUpdate(unique_key=unique))
+            assert caught.value.job_id == holder
+        else:
+            self.store.update_job(job_id, JobUpdate(unique_key=unique))
+            job.unique = unique
 
     @precondition(lambda self: self.jobs)
     @rule(place=places)
@@ -381,13 +436,13 @@ class Jobs(RuleBasedStateMachine):
         rows = self.connection.execute(
             """
             SELECT
-                j.id, j.queue, j.priority, j.max_attempts, j.scheduled_at <= now(), j.idempotency_key, j.status,
-                j.attempts, j.lease_token, j.locked_by, j.lease_expires_at IS NOT NULL,
+                j.id, j.queue, j.priority, j.max_attempts, j.scheduled_at <= now(), j.idempotency_key, j.unique_key,
+                j.status, j.attempts, j.lease_token, j.locked_by, j.lease_expires_at IS NOT NULL,
                 (SELECT count(*) FROM goqueue.job_failures AS f WHERE f.job_id = j.id)
             FROM goqueue.jobs AS j
             """
         ).fetchall()
-        stored = {row[0]: Model(*row[1:6], JobStatus(row[6]), *row[7:]) for row in rows}
+        stored = {row[0]: Model(*row[1:7], JobStatus(row[7]), *row[8:]) for row in rows}
         assert stored == self.jobs
 
     @invariant()

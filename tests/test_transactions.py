@@ -171,7 +171,7 @@ def psql(url: str, script: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_psql(goqueue_database: str, goqueue_store: PostgresStorage, done: Done) -> None:
-    example, _ = examples("SQL and triggers", "sql")
+    example, _, _ = examples("SQL and triggers", "sql")
     assert psql(goqueue_database, example.replace("COMMIT", "ROLLBACK")).stdout.endswith("|t\n")
     assert done() == []
     ran = psql(goqueue_database, example)
@@ -182,8 +182,16 @@ def test_psql(goqueue_database: str, goqueue_store: PostgresStorage, done: Done)
     assert done() == [7]
 
 
+def test_a_unique_key(goqueue_database: str, goqueue_store: PostgresStorage) -> None:
+    _, example, _ = examples("SQL and triggers", "sql")
+    first, again = (psql(goqueue_database, example).stdout for _ in range(2))
+    [job] = goqueue_store.list_jobs().jobs
+    assert job.unique_key == "report-3"
+    assert (first, again) == (f"{job.id}|t\n", f"{job.id}|f\n")
+
+
 def test_a_trigger(goqueue_database: str, goqueue_connection: psycopg.Connection[Any], done: Done) -> None:
-    _, example = examples("SQL and triggers", "sql")
+    _, _, example = examples("SQL and triggers", "sql")
     goqueue_connection.execute(example.encode())
     with goqueue_connection.transaction(force_rollback=True):
         goqueue_connection.execute("INSERT INTO orders SELECT generate_series(1, 10)")
@@ -224,4 +232,4 @@ def test_node(goqueue_database: str, done: Done) -> None:
 
 
 def test_each_example_has_its_test() -> None:
-    assert len(re.findall(r"```\w", PAGE)) == 9
+    assert len(re.findall(r"```\w", PAGE)) == 10

@@ -31,7 +31,10 @@ _GROUPS = (
     ("Other drivers", ("numbered_statement", "named_statement")),
     (
         "Jobs",
-        ("NewJob", "Job", "JobStatus", "JobUpdate", "JobFilter", "JsonValue", "Page", "JobCount", "Pruned"),
+        (
+            "NewJob", "key_for_period", "Job", "JobStatus", "JobUpdate", "JobFilter", "JsonValue", "Page", "JobCount",
+            "Pruned",
+        ),
     ),
     ("Work", ("Lease", "Backoff", "Failure", "QueueStats", "WorkerStats", "TransactionStatus")),
     (

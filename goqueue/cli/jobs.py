@@ -268,6 +268,7 @@ def create_job(
     delay: Delay = None,
     at: At = None,
     key: Annotated[str | None, typer.Option(help="Idempotency key: only one job with it is added.")] = None,
+    unique_key: Annotated[str | None, typer.Option(help="Only one pending or running job has it.")] = None,
     source: Annotated[
         typer.FileBinaryRead | None,
         typer.Option("--from", metavar="FILE|-", help="Add many jobs: one JSON object per line."),
@@ -275,15 +276,16 @@ def create_job(
     file: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Add a job and print its id. If the key is taken, print that job's id instead.
+    """Add a job and print its id. If a key is taken, print that job's id instead.
 
     With --from, each line is a job: {"job_type": "resize", "payload": {...}},
     optionally with "queue", "priority", "max_attempts", "scheduled_at",
-    "delay" ("PT5M"), "idempotency_key" and "id". Jobs are added in batches.
+    "delay" ("PT5M"), "idempotency_key", "unique_key" and "id". Jobs are added
+    in batches.
     """
     given: dict[str, Any] = {
         "job_type": job_type, "queue": queue, "priority": priority, "max_attempts": max_attempts, "delay": delay,
-        "scheduled_at": at, "idempotency_key": key,
+        "scheduled_at": at, "idempotency_key": key, "unique_key": unique_key,
     }  # fmt: skip
     given = {name: value for name, value in given.items() if value is not None}
     if payload is not None:
@@ -304,7 +306,8 @@ def create_job(
         else:
             print_line(job.id)
     if not (created or as_json):
-        note(f"nothing was added: this job already has the key {key!r}")
+        taken = f"the key {key!r}" if key and job.idempotency_key == key else f"the unique key {unique_key!r}"
+        note(f"nothing was added: this job already has {taken}")
 
 
 def _read_payload(text: str) -> Any:
@@ -328,10 +331,16 @@ class Clearable(StrEnum):
 
     ERROR = "error"
     KEY = "key"
+    UNIQUE_KEY = "unique-key"
     LOCKED_BY = "locked-by"
 
 
-_CLEARED = {Clearable.ERROR: "last_error", Clearable.KEY: "idempotency_key", Clearable.LOCKED_BY: "locked_by"}
+_CLEARED = {
+    Clearable.ERROR: "last_error",
+    Clearable.KEY: "idempotency_key",
+    Clearable.UNIQUE_KEY: "unique_key",
+    Clearable.LOCKED_BY: "locked_by",
+}
 
 
 @jobs.command("update", epilog=EXIT_CODES)
@@ -348,6 +357,7 @@ def update_job(
     at: At = None,
     error: Annotated[str | None, typer.Option(help="The last error.")] = None,
     key: Annotated[str | None, typer.Option(help="The idempotency key.")] = None,
+    unique_key: Annotated[str | None, typer.Option(help="The unique key.")] = None,
     locked_by: Annotated[str | None, typer.Option(help="The worker that holds the running job.")] = None,
     clear: Annotated[list[Clearable] | None, typer.Option(help="Clear this field; repeatable.")] = None,
     file: ConfigFile = None,
@@ -357,7 +367,7 @@ def update_job(
     given: dict[str, Any] = {
         "status": status, "queue": queue, "job_type": job_type, "priority": priority, "attempts": attempts,
         "max_attempts": max_attempts, "scheduled_at": at, "last_error": error, "idempotency_key": key,
-        "locked_by": locked_by,
+        "unique_key": unique_key, "locked_by": locked_by,
     }  # fmt: skip
     given = {name: value for name, value in given.items() if value is not None}
     if payload is not None:

@@ -24,6 +24,7 @@ from goqueue.postgres.wire import (
     EndedRow,
     IdRow,
     JobRow,
+    KeysRow,
     Rendered,
     Row,
     StatsRow,
@@ -112,7 +113,7 @@ class Queries(Protocol):
     estimate_dead_rows: One[int]
     fail_jobs: Many[EndedRow]
     find_duplicate_job: One[JobRow | None]
-    find_duplicate_jobs: Many[tuple[UUID, str | None]]
+    find_duplicate_jobs: Many[KeysRow]
     find_listener_blockers: Many[tuple[int, str, str]]
     get_job: One[JobRow | None]
     get_job_by_idempotency_key: One[JobRow | None]

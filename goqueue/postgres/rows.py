@@ -129,6 +129,7 @@ def created_job(new: NewJob, row: CreatedRow) -> Job:
         max_attempts=new.max_attempts,
         last_error=None,
         idempotency_key=new.idempotency_key,
+        unique_key=new.unique_key,
         locked_by=None,
         locked_at=None,
         lease_token=0,

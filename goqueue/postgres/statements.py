@@ -10,8 +10,8 @@ def numbered_statement(job: NewJob, config: DatabaseConfig | None = None) -> tup
     """Return the statement that adds ``job``, with ``$1``, ``$2`` … for its parameters, and their values in that order:
     for asyncpg.
 
-    The statement returns one row if it adds the job. If the id or the idempotency key is taken, it returns no row,
-    changes nothing, and the transaction remains usable. ``config`` sets the payload's limit and the folder of tuned SQL
+    The statement returns one row if it adds the job. If the id or a key is taken, it returns no row, changes
+    nothing, and the transaction remains usable. ``config`` sets the payload's limit and the folder of tuned SQL
     files.
 
     Raises: `InvalidJobError` for a payload that is not JSON or is too large.

@@ -54,11 +54,14 @@ from goqueue.postgres.new_jobs import (
     Batch,
     as_given,
     by_key,
+    conflicts,
     document,
     encoded_update,
     is_same,
     job_values,
     not_replaced,
+    shared_key,
+    unique_key_after,
 )
 from goqueue.postgres.overrides import require_sound_overrides
 from goqueue.postgres.pool import Pool, notice_loss, open_connection, open_pool, reason_of
@@ -256,39 +259,41 @@ class PostgresStorage:
     def create_job(self, job: NewJob) -> Job:
         """Add a job and return it. Creating the same `NewJob` again returns the job of the first call.
 
-        Raises: `DuplicateJobError`, with the existing job's id, if the idempotency key or the id is taken.
+        Raises: `DuplicateJobError`, with the existing job's id, if the id or the idempotency key is taken, or an
+        unfinished job has the unique key.
         Queries: create_job; find_duplicate_job if that added nothing.
         Repeating: returns the job of the first call.
         """
         existing, created = self.get_or_create_job(job)
         if created or is_same(existing, job):
             return existing
-        raise duplicate_of(existing.id, None if existing.id == job.id else job.idempotency_key)
+        raise duplicate_of(existing.id, **shared_key(existing, job))
 
     def get_or_create_job(self, job: NewJob) -> tuple[Job, bool]:
-        """Return the job with the idempotency key or the id of ``job``, creating it if there is none. Also return
-        whether this call created it.
+        """Return the job with the id or the idempotency key of ``job``, or the unfinished job with its unique key,
+        creating it if there is none. Also return whether this call created it.
 
         Queries: create_job; find_duplicate_job if that added nothing.
         Repeating: returns the same job; created is then False.
         """
         values = job_values(job, self.config)
-        same = {"id": job.id, "idempotency_key": job.idempotency_key}
+        same = {"id": job.id, "idempotency_key": job.idempotency_key, "unique_key": job.unique_key}
         with self._connection() as connection:
             for _ in range(_TRIES):
                 if row := self._queries.create_job(connection, **values):
                     return created_job(job, row), True
                 if row := self._queries.find_duplicate_job(connection, **same):
                     return job_of(row), False
-                # The conflicting job was deleted between the two statements.
+                # The conflicting job was deleted, or its unique key freed, between the two statements.
         raise duplicate_unseen()
 
     def create_jobs(self, jobs: Iterable[NewJob]) -> list[tuple[UUID, bool]]:
         """Add many jobs: all, or none if one fails. Return (id, created) of each, in the given order.
 
         ``jobs`` is read completely before the transaction begins. A job is not created if a stored job or an earlier
-        one of ``jobs`` has its idempotency key. The returned id is then that job's. Jobs are added in the order of
-        their keys and ids, so that concurrent bulks with the same jobs wait for each other instead of deadlocking.
+        one of ``jobs`` has its idempotency key, or an unfinished or earlier one its unique key. The returned id is then
+        that job's. Jobs are added in the order of their keys and ids, so that concurrent bulks with the same jobs wait
+        for each other instead of deadlocking.
 
         Queries: create_jobs, once for each ``batch_size`` jobs; create_missing_jobs and find_duplicate_jobs instead
         if a job has a key, an id that is not a UUIDv7, or exists already.
@@ -351,29 +356,30 @@ class PostgresStorage:
         if len(rows) == len(batch.jobs):
             return [(job.id, True) for job in batch.jobs]
         created: set[UUID] = {row.id for row in rows}
-        taken: dict[UUID | str, UUID] = {}
+        existing: dict[UUID, UUID] = {}
         missing = list(zip(batch.jobs, batch.encoded, strict=True))
         for _ in range(_TRIES):
             missing = [(job, encoded) for job, encoded in missing if job.id not in created]
-            taken.update(self._taken(connection, [job for job, _ in missing]))
-            # Neither added nor found: the conflicting jobs were deleted in the meantime.
-            missing = [item for item in missing if item[0].id not in taken and item[0].idempotency_key not in taken]
+            existing |= self._existing(connection, [job for job, _ in missing])
+            # Neither added nor found: the conflicting jobs were deleted or freed their unique keys in the meantime.
+            missing = [(job, encoded) for job, encoded in missing if job.id not in existing]
             if not missing:
                 break
             again = document(encoded for _, encoded in missing).decode()
             created |= {row.id for row in self._queries.create_missing_jobs(connection, jobs=again)}
         else:
             raise duplicate_unseen()
-        return [
-            (job.id, True) if job.id in created else (taken.get(job.id) or taken[job.idempotency_key or ""], False)
-            for job in batch.jobs
-        ]
+        return [(job.id, True) if job.id in created else (existing[job.id], False) for job in batch.jobs]
 
-    def _taken(self, connection: Connection[Any], jobs: list[NewJob]) -> dict[UUID | str, UUID]:
-        """Return the jobs' ids and idempotency keys that are taken, each with the id of the job that has it."""
-        keys = [job.idempotency_key for job in jobs if job.idempotency_key is not None]
-        rows = self._queries.find_duplicate_jobs(connection, ids=[job.id for job in jobs], idempotency_keys=keys)
-        return {name: job_id for job_id, key in rows for name in (job_id, key) if name is not None}
+    def _existing(self, connection: Connection[Any], jobs: list[NewJob]) -> dict[UUID, UUID]:
+        """Return the ids of the stored jobs that conflict with new ones, by the new ones' ids."""
+        rows = self._queries.find_duplicate_jobs(
+            connection,
+            ids=[job.id for job in jobs],
+            idempotency_keys=[job.idempotency_key for job in jobs if job.idempotency_key is not None],
+            unique_keys=[job.unique_key for job in jobs if job.unique_key is not None],
+        )
+        return conflicts(jobs, list(rows))
 
     # --- read -------------------------------------------------------------------------------------------------------
 
@@ -457,9 +463,10 @@ class PostgresStorage:
         """Change the given fields of a job and return the changed job.
 
         Raises: `JobNotFoundError` if there is no such job; `JobStateError` if its status does not allow the new one;
-        `DuplicateJobError` if another job has the idempotency key; `TransactionConflictError` if another session
-        changed the job at the same time; `CorruptJobError`, after the change, if the payload can't be read.
-        Queries: update_job; get_job and get_job_by_idempotency_key if that changed nothing.
+        `DuplicateJobError` if another job has the idempotency key, or if the job is pending or running after the change
+        and another such job has its unique key; `TransactionConflictError` if another session changed the job at the
+        same time; `CorruptJobError`, after the change, if the payload can't be read.
+        Queries: update_job; get_job, get_job_by_idempotency_key and find_duplicate_job if that changed nothing.
         Repeating: sets the same values again, and overwrites later changes by others.
         """
         wanted = as_job_id(job_id)
@@ -472,17 +479,26 @@ class PostgresStorage:
             if isinstance(key := update.idempotency_key, str):
                 other = self._queries.get_job_by_idempotency_key(connection, idempotency_key=key)
                 if other is not None and other.id != wanted:
-                    raise duplicate_of(other.id, key)
-        if update.status is UNSET:
+                    raise duplicate_of(other.id, idempotency_key=key)
+            if (unique_key := unique_key_after(current, update)) is not None:
+                other = self._unfinished(connection, unique_key)
+                if other is not None and other.id != wanted:
+                    raise duplicate_of(other.id, unique_key=unique_key)
+        if update.status is UNSET or unique_key is not None:  # the change itself is allowed
             raise TransactionConflictError(f"job {wanted} was changed by another session at the same time; try again")
         raise JobStateError(f"job {wanted} is {current.status} and can't become {update.status}; nothing was changed")
 
-    def replace_pending_job(self, job: NewJob) -> Job:
-        """Add a job, or replace the pending job that has its idempotency key. The replaced job keeps its id.
+    def _unfinished(self, connection: Connection[Any], unique_key: str) -> JobRow | None:
+        """Return the unfinished job with this unique key."""
+        return self._queries.find_duplicate_job(connection, id=None, idempotency_key=None, unique_key=unique_key)
 
-        Raises: `DuplicateJobError` if the key's job is no longer pending, or another job has the id; `InvalidJobError`
-        for a job without a key.
-        Queries: replace_pending_job; get_job_by_idempotency_key if that changed nothing.
+    def replace_pending_job(self, job: NewJob) -> Job:
+        """Add a job, or replace the pending job that has its idempotency key. The replaced job keeps its id and gets
+        the new unique key, or none.
+
+        Raises: `DuplicateJobError` if the key's job is no longer pending, another unfinished job has the unique key, or
+        another job has the id; `InvalidJobError` for a job without an idempotency key.
+        Queries: replace_pending_job; get_job_by_idempotency_key and find_duplicate_job if that changed nothing.
         Repeating: replaces the job again, and overwrites later changes by others.
         """
         values = job_values(job, self.config)
@@ -493,8 +509,14 @@ class PostgresStorage:
                 if row := self._queries.replace_pending_job(connection, **values):
                     return job_of(row)
                 key = job.idempotency_key
-                if other := self._queries.get_job_by_idempotency_key(connection, idempotency_key=key):
-                    raise not_replaced(job_of(other))
+                same = self._queries.get_job_by_idempotency_key(connection, idempotency_key=key)
+                if same is not None and same.status != JobStatus.PENDING:
+                    raise not_replaced(job_of(same))
+                if job.unique_key is not None:
+                    other = self._unfinished(connection, job.unique_key)
+                    if other is not None and (same is None or other.id != same.id):
+                        raise duplicate_of(other.id, unique_key=job.unique_key)
+                # The conflicting job was deleted or changed between the statements.
         raise duplicate_unseen()
 
     def cancel_jobs(self, jobs: Jobs, *, progress: Progress | None = None) -> int:
@@ -512,6 +534,9 @@ class PostgresStorage:
     def retry_jobs(self, jobs: Jobs, *, progress: Progress | None = None) -> int:
         """Make dead and cancelled jobs pending again, due at once, with all their attempts. Return how many.
 
+        A job whose unique key an unfinished job has stays as it is. Of several with one unique key, one is retried.
+
+        Raises: `DuplicateJobError` if another session adds a job with one of the unique keys at the same time.
         Queries: retry_jobs, once for each 1000 jobs; list_jobs for a filter.
         Repeating: leaves pending jobs unchanged; retries jobs that ended in the meantime.
         """

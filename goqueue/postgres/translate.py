@@ -28,6 +28,7 @@ _RULES = {
     "jobs_queue_length": "queue must have 1 to 255 characters",
     "jobs_job_type_length": "job_type must have 1 to 255 characters",
     "jobs_idempotency_key_length": "idempotency_key must have 1 to 255 characters",
+    "jobs_unique_key_length": "unique_key must have 1 to 255 characters",
     "jobs_locked_by_length": "locked_by must have 1 to 255 characters",
     "jobs_max_attempts_range": "max_attempts must be from 1 to 10,000",
     "jobs_attempts_range": "attempts must be from 0 to max_attempts",
@@ -105,6 +106,12 @@ def translate(  # noqa: C901, PLR0911, PLR0912 - a table, in order
             )
         case pg.UniqueViolation():
             # Only after a race, or for an id in replace_pending_job: the statements check before they write.
+            if constraint == "jobs_unique_key_idx":
+                return DuplicateJobError(
+                    f"another session added a job with this unique key at the same time ({constraint}); nothing was "
+                    "changed: call again",
+                    job_id=None,
+                )
             return DuplicateJobError(f"another job has this idempotency key or id ({constraint})", job_id=None)
         case pg.CheckViolation():
             return InvalidJobError(_RULES.get(constraint or "", said), constraint=constraint)
@@ -316,20 +323,27 @@ def is_stale(error: psycopg.Error) -> bool:
     return error.diag.source_function == "RevalidateCachedQuery"
 
 
-def duplicate_of(job_id: UUID | None, idempotency_key: str | None) -> DuplicateJobError:
-    """Return the error for a new job that conflicts with ``job_id``, by ``idempotency_key`` unless it is None."""
-    what = "this id" if idempotency_key is None else f"the idempotency key {idempotency_key!r}"
+def duplicate_of(
+    job_id: UUID | None, *, idempotency_key: str | None = None, unique_key: str | None = None
+) -> DuplicateJobError:
+    """Return the error for a job that conflicts with ``job_id``, by the given key or else by its id."""
+    what = "this id"
+    if idempotency_key is not None:
+        what = f"the idempotency key {idempotency_key!r}"
+    elif unique_key is not None:
+        what = f"the unique key {unique_key!r} and has not finished"
     return DuplicateJobError(
         f"job {job_id} already has {what}; use get_or_create_job to get that job",
         job_id=job_id,
         idempotency_key=idempotency_key,
+        unique_key=unique_key,
     )
 
 
 def duplicate_unseen() -> DuplicateJobError:
     """Return the error for a new job that was not added although no conflicting job is visible."""
     return DuplicateJobError(
-        "its id or idempotency key belongs to a job that this login can't see (another producer's: give each "
+        "its id or one of its keys belongs to a job that this login can't see (another producer's: give each "
         "application its own key prefix), or a trigger or rule suppresses the insert; nothing was added",
         job_id=None,
     )

@@ -144,6 +144,11 @@ class DeletedRow(IdRow, Protocol):
     transaction_id: str
 
 
+class KeysRow(IdRow, Protocol):
+    idempotency_key: str | None
+    unique_key: str | None
+
+
 class EndedRow(IdRow, Protocol):
     status: str
 

@@ -36,7 +36,7 @@ IDS = {
             "due 3", "due 1", "due 2", "twin 2", "twin 1", "urgent", "late priority", "future", "other queue",
             "not due", "held 2", "held 1", "held 3", "claimed twice", "expired", "expired at its last attempt",
             "completed", "completed 2", "dead", "cancelled", "failed twice", "just due", "absent", "new 1", "new 2",
-            "at the highest token",
+            "at the highest token", "again 1", "again 2", "cancelled, its unique key taken",
         ),
         1,
     )
@@ -66,7 +66,7 @@ def populate(store: PostgresStorage, connection: Connection[Any], now: datetime)
         new("future", "a", 9, priority=-9),
         new("other queue", "b", -6, job_type="type 2"),
         new("not due", "b", 9),
-        new("held 1", "held", -1),
+        new("held 1", "held", -1, unique_key="busy"),
         new("held 2", "held", -2),
         new("held 3", "held", -3, max_attempts=1),
         new("claimed twice", "twice", -1),
@@ -78,6 +78,9 @@ def populate(store: PostgresStorage, connection: Connection[Any], now: datetime)
         new("cancelled", "cancelled", -1),
         new("failed twice", "failed", -1),
         new("at the highest token", "worn", -1),
+        new("again 1", "cancelled", -1),
+        new("again 2", "cancelled", -1),
+        new("cancelled, its unique key taken", "cancelled", -1),
         NewJob(id=IDS["just due"], queue="a", job_type="type 1"),
     ):
         store.create_job(job)
@@ -92,7 +95,10 @@ def populate(store: PostgresStorage, connection: Connection[Any], now: datetime)
     for queue, retry_in in (("dead", _KILO), ("failed", timedelta()), ("failed", 5 * _KILO)):
         [held] = store.claim_jobs(queue, "holder", 1, 9 * _KILO)
         store.fail_job(held, f"{queue}: no answer in {retry_in}", retry_in=retry_in)
-    store.cancel_jobs(IDS["cancelled"])
+    unique_keys = {"again 1": "again", "again 2": "again", "cancelled, its unique key taken": "busy"}
+    store.cancel_jobs([IDS["cancelled"], *(IDS[name] for name in unique_keys)])
+    for name, key in unique_keys.items():  # once they are finished
+        store.update_job(IDS[name], JobUpdate(unique_key=key))
     list(admin_queries().backdate_jobs(connection, ids=[IDS["completed 2"]], age=timedelta(hours=2)))
     list(admin_queries().wear_out_tokens(connection, ids=[IDS["at the highest token"]]))
     return {NAMES[job.id]: job for job in store.list_jobs(limit=1000).jobs}
@@ -143,6 +149,16 @@ _NEW: dict[str, Callable[[Stage], NewJob]] = {
     "due at once": lambda _: NewJob(id=IDS["new 1"], job_type="type 1", payload=None),
     "whose key a pending job has": lambda stage: stage.new("new 1", "a", -1, idempotency_key="twin"),
     "whose key a completed job has": lambda stage: stage.new("new 1", "a", -1, idempotency_key="done"),
+    "whose unique key a running job has": lambda stage: stage.new(
+        "new 1", "a", -1, idempotency_key="k", unique_key="busy"
+    ),
+    "whose unique key cancelled jobs have": lambda stage: stage.new(
+        "new 1", "a", -1, idempotency_key="k", unique_key="again"
+    ),
+    "whose keys a pending job and cancelled jobs have": lambda stage: stage.new(
+        "new 1", "a", -1, idempotency_key="twin", unique_key="again"
+    ),
+    "whose keys two jobs have": lambda stage: stage.new("new 1", "a", -1, idempotency_key="twin", unique_key="busy"),
     "whose id is taken": lambda stage: stage.new("due 1", "b", -1),
 }
 _NEW_ONES: dict[str, Callable[[Stage], list[NewJob]]] = {
@@ -160,6 +176,15 @@ _NEW_ONES: dict[str, Callable[[Stage], list[NewJob]]] = {
     "with one whose id is taken": lambda stage: [stage.new("completed", "b", -1), stage.new("new 2", "b", 3)],
     "with two of one key": lambda stage: [
         stage.new("new 1", "a", -1, idempotency_key="k"), stage.new("new 2", "b", 3, idempotency_key="k"),
+    ],
+    "with one whose unique key is taken": lambda stage: [
+        stage.new("new 1", "a", -1, unique_key="busy"), stage.new("new 2", "b", 3, unique_key="u"),
+    ],
+    "with two of one unique key": lambda stage: [
+        stage.new("new 1", "a", -1, unique_key="again"), stage.new("new 2", "b", 3, unique_key="again"),
+    ],
+    "with one whose id a finished job has, and one with its unique key, which a running job has": lambda stage: [
+        stage.new("cancelled, its unique key taken", "a", -1), stage.new("new 2", "b", 3, unique_key="busy"),
     ],
 }  # fmt: skip
 _FILTERS: dict[str, Callable[[Stage], JobFilter | None]] = {
@@ -212,7 +237,7 @@ _UPDATES: dict[str, tuple[str, Callable[[Stage], JobUpdate]]] = {
         "due 1",
         lambda stage: JobUpdate(
             queue="b", job_type="type 3", payload=[1], priority=7, attempts=2, max_attempts=9, last_error="by hand",
-            idempotency_key="mine", scheduled_at=stage.jobs["future"].scheduled_at,
+            idempotency_key="mine", unique_key="mine too", scheduled_at=stage.jobs["future"].scheduled_at,
         ),
     ),
     "one field of a pending job": ("twin 1", lambda _: JobUpdate(priority=1)),
@@ -234,6 +259,20 @@ _UPDATES: dict[str, tuple[str, Callable[[Stage], JobUpdate]]] = {
     ),
     "a dead job to running": ("dead", lambda _: JobUpdate(status=JobStatus.RUNNING, locked_by="by hand")),
     "a key that another job has": ("due 1", lambda _: JobUpdate(idempotency_key="done")),
+    "clearing a unique key": ("held 1", lambda _: JobUpdate(unique_key=None)),
+    "a job's own unique key": ("held 1", lambda _: JobUpdate(unique_key="busy")),
+    "a unique key that a running job has": ("due 1", lambda _: JobUpdate(unique_key="busy")),
+    "a unique key that finished jobs have": ("due 1", lambda _: JobUpdate(unique_key="again")),
+    "a finished job's unique key to a taken one": ("again 1", lambda _: JobUpdate(unique_key="busy")),
+    "a cancelled job with a unique key to pending": ("again 1", lambda _: JobUpdate(status=JobStatus.PENDING)),
+    "a cancelled job with a taken unique key to pending": (
+        "cancelled, its unique key taken",
+        lambda _: JobUpdate(status=JobStatus.PENDING),
+    ),
+    "one field of a cancelled job with a taken unique key": (
+        "cancelled, its unique key taken",
+        lambda _: JobUpdate(priority=1),
+    ),
     "a job that is absent": ("absent", lambda _: JobUpdate(priority=1)),
 }  # fmt: skip
 _CLAIMS: dict[str, tuple[Any, int]] = {
@@ -396,6 +435,8 @@ def _changing() -> Iterator[Case]:
     kinds = "with jobs of every kind"
     yield Case(f"cancel_jobs {kinds}", ("cancel_jobs",), lambda stage: stage.store.cancel_jobs(ids))
     yield Case(f"retry_jobs {kinds}", ("retry_jobs",), lambda stage: stage.store.retry_jobs(ids))
+    unique = _ids("again 1", "again 2", "cancelled, its unique key taken")
+    yield Case("retry_jobs with unique keys", ("retry_jobs",), lambda stage: stage.store.retry_jobs(unique))
     yield Case(
         f"reschedule_jobs {kinds} and a delay",
         ("reschedule_jobs",),

@@ -23,6 +23,8 @@ _EXAMPLES = {
     "errors": "'{timed out}'",
     "idempotency_key": "'order-17'",
     "idempotency_keys": "'{order-17}'",
+    "unique_key": "'report-17'",
+    "unique_keys": "'{report-17}'",
     "is_final": "FALSE",
     "job_type": "'send_email'",
     "jobs": (

@@ -81,6 +81,7 @@ _WHY = {
 _WHY_INDEX = {
     "jobs_claim_idx": "every claim reads the whole table, including finished jobs, instead of the next jobs",
     "jobs_idempotency_key_idx": "two jobs can have the same idempotency key, and a lookup by key reads the whole table",
+    "jobs_unique_key_idx": "two unfinished jobs can have one unique key, and a lookup by key reads the whole table",
 }
 
 #: The kinds in order of dependency.

@@ -35,7 +35,10 @@ BEGIN
             (21, 'V0021__read_finished_jobs.sql', '8d3dee607429c61f825db27ecf0665bc1bb1bc4e08a6e70bc9446b2f09a55c45'),
             (22, 'V0022__create_new_jobs_function.sql', 'b192bceea8337aca4288ea9e323279621c2abb46c5078e67428af8157a5c5039'),
             (23, 'V0023__create_add_job_function.sql', 'f4a7c60e95caaa7214884f8ff6b9c4a29ab6c46d7e27d5fa91136adbc6e59014'),
-            (24, 'V0024__pause_queues.sql', '58808381698f8c2d3f86b96b98830bb62e3b894cb4d1f7b74a37ea6a27c49116')
+            (24, 'V0024__pause_queues.sql', '58808381698f8c2d3f86b96b98830bb62e3b894cb4d1f7b74a37ea6a27c49116'),
+            (25, 'V0025__add_unique_key.sql', '0830148915c67bc6a6f1c1e64496d2f0eb87e3123afb851fcc77ac777df30d92'),
+            (26, 'V0026__add_jobs_with_unique_keys.sql', '4647d5103652b20390bf1cea019bb392eebac8f96391fa0936567303083a2dd7'),
+            (27, 'V0027__validate_unique_key.sql', '0f445041f62e2c6e531fd729fd87344f22c2cf384d5876b0b737ade17399954a')
         ) AS f (version, file_name, sha256)
         INNER JOIN goqueue.schema_version AS applied ON applied.version = f.version
         ON CONFLICT (version) DO NOTHING;

@@ -116,14 +116,16 @@ GRANT SELECT ON goqueue.queue_metrics, goqueue.queue_status_metrics
 TO goqueue_worker, goqueue_reader, goqueue_operator;
 
 -- The columns that create_job, create_jobs and create_missing_jobs write.
-GRANT INSERT (id, queue, job_type, payload, priority, max_attempts, scheduled_at, idempotency_key) ON goqueue.jobs
+GRANT INSERT (
+    id, queue, job_type, payload, priority, max_attempts, scheduled_at, idempotency_key, unique_key
+) ON goqueue.jobs
 TO goqueue_producer, goqueue_operator;
 -- The default of an omitted id, in a manually inserted row.
 GRANT EXECUTE ON FUNCTION goqueue.uuid_v7()
 TO goqueue_producer, goqueue_operator;
 -- Jobs from SQL: it inserts and reads with the rights of its caller.
 GRANT EXECUTE ON FUNCTION
-goqueue.add_job(text, jsonb, text, integer, integer, timestamptz, interval, text, uuid)
+goqueue.add_job(text, jsonb, text, integer, integer, timestamptz, interval, text, uuid, text)
 TO goqueue_producer, goqueue_operator;
 -- The rows of create_jobs and create_missing_jobs.
 GRANT EXECUTE ON FUNCTION goqueue.new_jobs(jsonb)
@@ -153,7 +155,7 @@ TO goqueue_worker, goqueue_operator;
 
 -- update_job, replace_pending_job and change_jobs change these too; delete_job, delete_jobs, delete_failures and
 -- prune_jobs delete.
-GRANT UPDATE (queue, job_type, payload, priority, max_attempts, idempotency_key) ON goqueue.jobs
+GRANT UPDATE (queue, job_type, payload, priority, max_attempts, idempotency_key, unique_key) ON goqueue.jobs
 TO goqueue_operator;
 GRANT DELETE ON goqueue.jobs, goqueue.job_failures
 TO goqueue_operator;

@@ -19,7 +19,7 @@ from tests.bench.harness import Bench, Line, bare_connection, seconds
 from tests.bench.seed import seed
 from tests.bench.work import QUEUE, Bare
 
-_INDEXES = ("claim", "idempotency_key", "running", "pending", "finished_type", "finished_queue")
+_INDEXES = ("claim", "idempotency_key", "unique_key", "running", "pending", "finished_type", "finished_queue")
 _BATCH = 1000
 _START = """
 UPDATE goqueue.jobs
@@ -38,8 +38,8 @@ def measure_indexes(bench: Bench) -> list[Line]:
     """Measure one database per configuration: the primary key alone, then one index more each, then all indexes without
     CHECK constraints.
 
-    Every job has an idempotency key, because an index without entries costs nothing. Commits don't wait for the disk,
-    because that wait would hide the other costs. A line's floor is the configuration without its index or CHECKs.
+    Every job has both keys, because an index without entries costs nothing. Commits don't wait for the disk, because
+    that wait would hide the other costs. A line's floor is the configuration without its index or CHECKs.
     """
     steps = ["primary key alone", *(f"with {name}" for name in _INDEXES), "no CHECKs"]
     with ExitStack() as stack:
@@ -117,7 +117,9 @@ def _work(connection: psycopg.Connection[Any], batches: int) -> float:
 
 
 def _new_job(queue: str = "queue_00") -> NewJob:
-    return NewJob(job_type="type_1", queue=queue, payload={"to": "user1@example.com"}, idempotency_key=str(uuid4()))
+    key = str(uuid4())
+    payload = {"to": "user1@example.com"}
+    return NewJob(job_type="type_1", queue=queue, payload=payload, idempotency_key=key, unique_key=key)
 
 
 def _marginal(bench: Bench, name: str, with_it: list[float], without: list[float]) -> Line:

@@ -33,7 +33,7 @@ def measure_create_job(bench: Bench) -> list[Line]:
         "priority": str(job.priority),
         "max_attempts": str(job.max_attempts),
     }
-    # Variables without a value are null in pgbench: scheduled_at, delay and idempotency_key, as in the store's call.
+    # Variables without a value are null in pgbench: scheduled_at, delay and the keys, as in the store's call.
     # Only the id varies. The server's uuidv7() is ordered by time, like the client's.
     names = {name: f":{name}" for name in load_queries().create_job.parameters}
     script = rendered(statement, {**names, "id": "uuidv7()"})
