@@ -3,8 +3,11 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -17,6 +20,14 @@ from tools.matrix import Cell, Row, SkippedError, read_rows, summary, usual_cell
 REPO = Path(__file__).resolve().parent.parent
 MINE = ".".join(map(str, sys.version_info[:2]))
 TEXT = f"# A page\n\nWords.\n\n{matrix._HEAD}\n{'| --- ' * 6}|\n"
+
+
+@pytest.fixture(autouse=True)
+def handler() -> Iterator[None]:
+    """Restore this process's handler, which `main` replaces."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 def test_the_cells_are_every_python_every_server_and_the_lowest_versions() -> None:
@@ -227,6 +238,31 @@ def test_a_program_that_takes_too_long_is_ended_with_its_children(tmp_path: Path
     assert matrix._to_log(command, os.environ, tmp_path / "log", 3) is None
     assert (tmp_path / "log").read_text() == "begun\n"
     pid = int((tmp_path / "pid").read_text())
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_signal_to_the_run_ends_the_cell(checkout: Path) -> None:
+    (checkout / "test_one.py").write_text(
+        "import os, pathlib, time\n"
+        "def test_one():\n"
+        "    pathlib.Path('pid').write_text(str(os.getpid()))\n"
+        "    time.sleep(110)\n"
+    )
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom tools import matrix\n"
+        f"root = matrix.ROOT = Path({str(checkout)!r})\n"
+        "matrix.PAGE, matrix._OTHERS = root / 'matrix.md', root / 'others'\n"
+        "matrix.main()"
+    )
+    cell = f"{MINE}-{EmbeddedServer().version.partition('.')[0]}"
+    command = [sys.executable, "-c", code, cell, "--tests", "-p no:cacheprovider test_one.py"]
+    with subprocess.Popen(command, cwd=checkout, env={**os.environ, "PYTHONPATH": str(REPO)}) as process:
+        pid_file, end = checkout / "pid", time.monotonic() + 60
+        while not (pid_file.exists() and pid_file.read_text()) and time.monotonic() < end:
+            time.sleep(0.1)
+        process.terminate()
+        assert process.wait(60) == 143
+    pid = int(pid_file.read_text())
     assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 

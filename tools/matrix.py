@@ -275,6 +275,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=90, help="limit for each cell (default: 90)")
     parser.add_argument("--tests", default="", help="arguments of pytest, to run some tests only: --tests='-k claim'")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # like Ctrl-C: it ends the cell's processes
     arguments, commit, failed, ran = shlex.split(given.tests), commit_of(), [], 0
     tests = _label(arguments)
     for cell in _asked(given.cells, everything=given.all):
