@@ -245,6 +245,13 @@ MUTANTS = [
         "tests/test_postgres.py -k one_key_from_many_threads",
     ),
     Mutant(
+        "migrations/V0025__add_unique_key.sql",
+        "unique key",
+        "CREATE UNIQUE INDEX IF NOT EXISTS jobs_unique_key_idx",
+        "CREATE INDEX IF NOT EXISTS jobs_unique_key_idx",
+        f"{_UNIQUE} -k many_threads",
+    ),
+    Mutant(
         "migrations/V0010__notify_changed_jobs.sql",
         "new token",
         "        UPDATE goqueue.jobs SET lease_token = OLD.lease_token % 4611686018427387903 + 1 WHERE id = NEW.id;",
