@@ -473,10 +473,13 @@ class Run:
         except GoQueueError as error:
             return self._pause_after("heartbeats", error)
         self._recovered("heartbeats")
+        gone = []
         for attempt in held:
             if lost.isdisjoint({attempt.job.id, (attempt.job.id, attempt.job.lease_token)}):
                 attempt.expires = sent + self._config.lease.total_seconds()
-        self._lose((attempt for attempt in held if attempt.job.id in lost), "lease lost")
+            else:
+                gone.append(attempt)
+        self._lose(gone, "lease lost")
         return None
 
     def _lose(self, attempts: Iterable[Attempt], reason: Stopped) -> None:
