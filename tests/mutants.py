@@ -87,9 +87,9 @@ MUTANTS = [
     *_of_each(
         "retry_jobs",
         ("status", "WHERE l.status IN ('dead', 'cancelled')", "", f"{_LEASES} -k Operators"),
-        ("unique key", "other.unique_key = r.unique_key", "FALSE", f"{_UNIQUE} -k retry"),
-        ("own row", "AND other.id <> r.id", "", f"{_UNIQUE} -k retry"),
-        ("one of several", "r.place = 1", "TRUE", f"{_UNIQUE} -k retry"),
+        ("unique key", "other.unique_key = r.unique_key", "FALSE", f"{_UNIQUE} -k retr"),
+        ("own row", "AND other.id <> r.id", "", f"{_UNIQUE} -k retr"),
+        ("one of several", "r.place = 1", "TRUE", f"{_UNIQUE} -k retr"),
     ),
     *_of_each("reschedule_jobs", ("status", "WHERE l.status = 'pending'", "", f"{_LEASES} -k Operators")),
     *_of_each(
