@@ -45,6 +45,7 @@ sbom: $(STAMP) ## List what an installation of the built wheel consists of: dist
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(OTHERS)/wheel
 	$(BIN)/uv pip install --quiet --python $(OTHERS)/wheel/bin/python dist/*.whl
 	$(BIN)/cyclonedx-py environment --output-reproducible --mc-type library --pyproject pyproject.toml --output-file dist/goqueue.cdx.json $(OTHERS)/wheel
+	@rm -rf $(OTHERS)/wheel
 
 test: $(STAMP) ## Run the tests on a real server (Docker, else the embedded one; GOQUEUE_TEST_DATABASE_URL names another)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)

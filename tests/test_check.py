@@ -33,6 +33,7 @@ from goqueue.workbench.durability import _LAST
 from goqueue.workbench.findings import Check, Finding, Level
 from goqueue.workbench.health import run_checks
 from goqueue.workbench.schema import expected_schema, read_schema
+from tools.documents import documents
 from tools.recordings import schema_text
 
 Connection = psycopg.Connection[Any]
@@ -1149,7 +1150,7 @@ def test_every_shipped_file_that_is_advised_is_one_that_can_be_printed(run: Run)
     root = shipped_folder("migrations").parent
     texts = [
         file.read_text("utf-8")
-        for file in (*root.glob("goqueue/**/*.py"), *root.glob("**/*.md"), *root.glob("migrations/**/*.sql"))
+        for file in (*root.glob("goqueue/**/*.py"), *documents(root), *root.glob("migrations/**/*.sql"))
     ]
     named = {name for text in texts for name in re.findall(r"(?:sql print |run_command\(\")([\w.]+\.sql)", text)}
     assert {"roles.sql", "drop_roles.sql", "record_checksums.sql"} <= named

@@ -363,7 +363,7 @@ class TestTheCommand:
             (["get_job", "--param", "di=1"], "one of id"),
             (["get_job", "--param", "id"], "NAME=VALUE"),
             (["get_job", "--scenario", "quiet"], "'quiet' is not one of mixed"),
-            (["get_job", "--rows", "0"], "greater than or equal to 1000"),
+            (["get_job", "--rows", "0"], "1000"),  # in words, or as x>=1000 before typer 0.29
             (["get_job", "--sql-dir", "nowhere"], "nowhere does not exist"),
         ],
     )
