@@ -27,6 +27,7 @@ from goqueue.cli.common import (
     confirm,
     console,
     duration,
+    in_utc,
     in_words,
     note,
     open_store,
@@ -160,7 +161,7 @@ def _write_lines(listed: list[Job], *, heading: bool) -> None:
     if not sys.stdout.isatty():
         for job in listed:
             tries = f"{job.attempts}/{job.max_attempts}"
-            times = f"{_iso(job.created_at)}  {_iso(job.scheduled_at)}"
+            times = f"{in_utc(job.created_at)}  {in_utc(job.scheduled_at)}"
             texts = f"{printable(job.queue)}  {printable(job.job_type)}  {printable(_error(job))}"
             print_line(f"{job.id}  {job.status:<9}  {tries:<5}  {times}  {texts}".rstrip())
         return
@@ -190,10 +191,6 @@ def _due(job: Job, now: datetime) -> str:
 def _error(job: Job) -> str:
     """Return the first line of the last error, which has the exception's message."""
     return (job.last_error or "").partition("\n")[0]
-
-
-def _iso(time: datetime) -> str:
-    return f"{time:%Y-%m-%dT%H:%M:%SZ}"
 
 
 @jobs.command("get", epilog=EXIT_CODES)
@@ -398,7 +395,7 @@ class _Verb(NamedTuple):
     state: str
 
 
-def _is(status: JobStatus) -> Any:
+def _is(status: JobStatus) -> Callable[[Job], bool]:
     return lambda job: job.status == status
 
 
