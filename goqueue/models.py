@@ -27,6 +27,7 @@ from goqueue.validation import (
     check_interval,
     check_kind,
     check_name,
+    check_names,
     check_several,
     check_text,
     check_time,
@@ -269,9 +270,9 @@ class JobFilter(Struct, metaclass=HelpfulMeta, frozen=True, kw_only=True, forbid
                 "statuses": check_several(
                     "status", self.status, lambda value: check_choice("status", value, JobStatus)
                 ),
-                "queues": check_several("queue", self.queue, lambda value: check_name("queue", value)),
-                "job_types": check_several("job_type", self.job_type, lambda value: check_name("job_type", value)),
-                "worker_ids": check_several("locked_by", self.locked_by, lambda value: check_name("locked_by", value)),
+                "queues": check_names("queue", self.queue),
+                "job_types": check_names("job_type", self.job_type),
+                "worker_ids": check_names("locked_by", self.locked_by),
                 **times,
             }
         except InvalidFilterError:

@@ -9,6 +9,7 @@ from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
 from enum import StrEnum
+from functools import partial
 from inspect import Parameter
 from operator import index
 from typing import Any, Final, TypeVar
@@ -210,6 +211,11 @@ def check_several(name: str, value: object, check: Any) -> list[str] | None:
     if not values:
         raise InvalidFilterError(f"{name} is an empty collection, which no job matches; omit it to match all jobs")
     return sorted({check(item) for item in values})
+
+
+def check_names(name: str, value: object, item: str = "") -> list[str] | None:
+    """Return the sorted names, or None for None. ``item`` is what an error calls one of them, by default ``name``."""
+    return check_several(name, value, partial(check_name, item or name))
 
 
 def shown(value: object) -> str:

@@ -101,7 +101,7 @@ from goqueue.validation import (
     check_kind,
     check_limit,
     check_name,
-    check_several,
+    check_names,
     check_time,
     check_transaction_id,
     shown,
@@ -706,8 +706,8 @@ class PostgresStorage:
         values = {
             "older_than": check_interval("older_than", older_than),
             "statuses": sorted(wanted),
-            "queues": check_several("queues", queues, partial(check_name, "queue")),
-            "job_types": check_several("job_types", job_types, partial(check_name, "job_type")),
+            "queues": check_names("queues", queues, "queue"),
+            "job_types": check_names("job_types", job_types, "job_type"),
         }
         deleted = 0
         with self._connection() as connection:

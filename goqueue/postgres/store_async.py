@@ -102,7 +102,7 @@ from goqueue.validation import (
     check_kind,
     check_limit,
     check_name,
-    check_several,
+    check_names,
     check_time,
     check_transaction_id,
     shown,
@@ -714,8 +714,8 @@ class AsyncPostgresStorage:
         values = {
             "older_than": check_interval("older_than", older_than),
             "statuses": sorted(wanted),
-            "queues": check_several("queues", queues, partial(check_name, "queue")),
-            "job_types": check_several("job_types", job_types, partial(check_name, "job_type")),
+            "queues": check_names("queues", queues, "queue"),
+            "job_types": check_names("job_types", job_types, "job_type"),
         }
         deleted = 0
         async with self._connection() as connection:
