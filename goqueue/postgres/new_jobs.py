@@ -116,8 +116,8 @@ def by_key(batches: list[Batch], config: DatabaseConfig) -> tuple[list[int] | No
 
 
 def _lock_order(job: NewJob) -> tuple[str, str, int]:
-    # Jobs with the same key keep their given order, so that the first one is added. Comparing integers takes a tenth of
-    # the time of comparing UUIDs.
+    # Jobs with the same key keep their given order, so that the first one is added; but those with one idempotency key
+    # and different unique keys don't. Comparing integers takes a tenth of the time of comparing UUIDs.
     if job.unique_key is not None:
         return (job.unique_key, "", 0)
     return ("", "", job.id.int) if job.idempotency_key is None else ("", job.idempotency_key, 0)
