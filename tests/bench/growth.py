@@ -175,12 +175,11 @@ def measure_flow(bench: Bench) -> list[Line]:
             for part in work:
                 part.start()
             rates: dict[str, list[float]] = {}
-            while not count[0]:  # the first rate is the floor of the others
-                time.sleep(0.01)
             for step in range(1, steps + 1):
                 bench.tell(f"growth: a flow of jobs, {step} of {steps}")
                 before = count[0]
                 time.sleep(duration / steps)
+                # At least one, because the first rate is the floor of the others.
                 rates[f"{duration * step // steps} s"] = [max(count[0] - before, 1) * steps / duration]
             stop.set()
             for part in work:
