@@ -176,7 +176,7 @@ BROKEN = [
         "find_duplicate_jobs",
         re.compile(r"CASE WHEN j\.completed_at IS NULL THEN (j\.unique_key) END AS unique_key"),
         "j.unique_key",
-        "its unique key, which a running job has",
+        "find_duplicate_jobs of a finished job's id",
     ),
     Broken("create_missing_jobs", "n.unique_key\n", "NULL::text\n", "unique key"),
     Broken("create_job", "ON CONFLICT DO NOTHING", "ON CONFLICT (id) DO NOTHING", "expected [{"),

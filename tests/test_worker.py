@@ -731,17 +731,52 @@ def test_a_failure_whose_reply_is_lost_counts_once(
     assert not any("lost before" in message for message in messages(caplog))
 
 
-def test_jobs_of_a_claim_whose_reply_is_lost_return_when_their_leases_expire(
+def test_a_worker_runs_the_jobs_of_a_claim_whose_reply_was_lost(
+    workers: Workers, store: PostgresStorage, goqueue_database: str, caplog: Any
+) -> None:
+    [job_id] = add(store)
+    with proxy.running(goqueue_database) as between:
+        between.lose_reply(b"claim_jobs")
+        with workers.running({"t": succeed}, url=DatabaseConfig(url=between.url, prepare_threshold=None)):
+            until(lambda: store.get_job(job_id).status == COMPLETED)
+    assert store.get_job(job_id).attempts == 1
+    assert any("the reply to a claim was lost; its jobs are looked up" in message for message in messages(caplog))
+
+
+def test_after_a_lost_claim_no_running_job_runs_again(
+    workers: Workers, store: PostgresStorage, goqueue_database: str
+) -> None:
+    handled: Counter[Any] = Counter()
+
+    async def handle(job: Job) -> None:
+        handled[job.id] += 1
+        await pause(3 if job.payload == "long" else 0)
+
+    add(store, 3, payload="long")  # these run until the jobs of the lost claim have been looked up
+    with proxy.running(goqueue_database) as between:
+        url = DatabaseConfig(url=between.url, prepare_threshold=None)
+        with workers.running({"t": handle}, url=url):
+            until(lambda: len(handled) == 3)
+            between.lose_reply(b"claim_jobs")
+            ids = add(store, 5)
+            until(between.lost.is_set)
+            until(lambda: statuses(store, ids)["completed"] == 5)
+    assert set(handled.values()) == {1}
+    assert {store.get_job(job_id).attempts for job_id in ids} == {1}
+
+
+def test_jobs_of_a_lost_claim_under_a_given_name_return_when_their_leases_expire(
     workers: Workers, store: PostgresStorage, goqueue_database: str, caplog: Any
 ) -> None:
     [job_id] = add(store)
     with proxy.running(goqueue_database) as between:
         between.lose_reply(b"claim_jobs")
         url = DatabaseConfig(url=between.url, prepare_threshold=None)
-        with workers.running({"t": succeed}, url=url, lease=SECOND, heartbeat_interval=SECOND / 2):
+        given = {"lease": SECOND, "heartbeat_interval": SECOND / 2, "worker_id": "shared"}
+        with workers.running({"t": succeed}, url=url, **given):
             until(lambda: store.get_job(job_id).status == COMPLETED)
     assert store.get_job(job_id).attempts == 2
-    assert any("the reply to a claim was lost" in message for message in messages(caplog))
+    assert any("its jobs return when their leases expire" in message for message in messages(caplog))
 
 
 # --- an unavailable storage -------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from goqueue.errors import (
     OutcomeUnknownError,
     SchemaError,
 )
-from goqueue.models import Backoff, Job, Lease
+from goqueue.models import Backoff, Job, JobFilter, Lease
 from goqueue.safelog import is_enabled, log
 from goqueue.storage_async import AsyncStorage
 from goqueue.work import tasks  # async only
@@ -70,6 +70,7 @@ class AsyncRun:
         worker_id: str,
         *,
         until_empty: bool,
+        has_own_name: bool,
     ) -> None:
         self._store = store
         self._config = config
@@ -77,6 +78,7 @@ class AsyncRun:
         self._backoff = backoff
         self._worker_id = worker_id
         self._until_empty = until_empty
+        self._has_own_name = has_own_name
         #: Attempts that are claimed and not started.
         self._buffer: deque[Attempt] = deque()
         #: Attempts whose handlers run. The code that removes one from here decides its outcome.
@@ -297,6 +299,7 @@ class AsyncRun:
     async def _claim(self) -> None:
         """Keep the buffer filled. Without due jobs, wait for a notification, the next job's time or the next poll."""
         config = self._config
+        unknown: float | None = None  # when a claim was sent whose reply was lost
         while not self._is_stopping:
             if len(self._buffer) > self._most_ahead():
                 self._release_buffer(self._ahead)
@@ -308,8 +311,16 @@ class AsyncRun:
                 continue
             was_quiet, sent = not self._held, monotonic()
             try:
+                if unknown is not None:
+                    self._take(await self._find_claimed(), unknown + config.lease.total_seconds())
+                    unknown = None
+                    continue
                 jobs = await self._store.claim_jobs(config.queues, self._worker_id, limit, config.lease)
             except GoQueueError as error:
+                if isinstance(error, OutcomeUnknownError) and unknown is None:
+                    text = "are looked up" if self._has_own_name else "return when their leases expire"
+                    _say(logging.WARNING, f"the reply to a claim was lost; its jobs {text}: %s", error)
+                    unknown = sent if self._has_own_name else None
                 await self._room.wait(self._pause_after("claims", error))
                 continue
             self._recovered("claims")
@@ -319,6 +330,18 @@ class AsyncRun:
                 self.stop()
             else:
                 await self._room.wait(await self._poll_seconds())
+
+    async def _find_claimed(self) -> list[Job]:
+        """Return the jobs that the database says this worker holds and that it does not know: those of a claim whose
+        reply was lost."""
+        known = {(one.job.id, one.job.lease_token) for one in self._held.copy() | self._overdue.copy()}
+        mine = JobFilter(locked_by=self._worker_id)
+        page = await self._store.list_jobs(mine, _BATCH)
+        jobs = page.jobs
+        while page.next_cursor is not None:
+            page = await self._store.list_jobs(mine, _BATCH, page.next_cursor)
+            jobs += page.jobs
+        return [job for job in jobs if (job.id, job.lease_token) not in known]
 
     def _wanted(self) -> int:
         """Return the number of jobs to claim; 0 while the buffer has enough."""
@@ -555,8 +578,6 @@ class AsyncRun:
         """Return the pause before the next try. Raise an error that a repetition can't correct."""
         if not _can_pass(error):
             raise error
-        if isinstance(error, OutcomeUnknownError) and role == "claims":
-            _say(logging.WARNING, "the reply to a claim was lost; its jobs return when their leases expire: %s", error)
         is_first = not self._failing
         count = self._failing[role] = self._failing.get(role, 0) + 1  # before the log, where another thread can run
         if is_first:

@@ -89,6 +89,7 @@ class Worker:
         signal ends the program at once. Signals are handled in the main thread only.
 
         ``worker_id`` names the holder of the jobs. The default consists of host name, process id and a random part.
+        Only a worker with this default looks up the jobs of a claim whose reply was lost: others can share a name.
         With ``until_empty``, the worker ends when no job of its queues is due and it runs none.
 
         A worker uses up to four connections of the store's pool in addition to those of the handlers, and one to
@@ -110,7 +111,15 @@ class Worker:
         if self._run is not None:
             raise WorkerError("the worker runs already: create another one to run two at once")
         name = f"{socket.gethostname()[:200]}-{os.getpid()}-{token_hex(4)}" if worker_id is None else worker_id
-        run = Run(store, config, self._handlers, self._backoff, check_name("worker_id", name), until_empty=until_empty)
+        run = Run(
+            store,
+            config,
+            self._handlers,
+            self._backoff,
+            check_name("worker_id", name),
+            until_empty=until_empty,
+            has_own_name=worker_id is None,
+        )
         self._run = run
         try:
             if self._is_stopped:

@@ -90,6 +90,7 @@ class AsyncWorker:
         signal ends the program at once. Signals are handled in the main thread only.
 
         ``worker_id`` names the holder of the jobs. The default consists of host name, process id and a random part.
+        Only a worker with this default looks up the jobs of a claim whose reply was lost: others can share a name.
         With ``until_empty``, the worker ends when no job of its queues is due and it runs none.
 
         A worker uses up to four connections of the store's pool in addition to those of the handlers, and one to
@@ -112,7 +113,13 @@ class AsyncWorker:
             raise WorkerError("the worker runs already: create another one to run two at once")
         name = f"{socket.gethostname()[:200]}-{os.getpid()}-{token_hex(4)}" if worker_id is None else worker_id
         run = AsyncRun(
-            store, config, self._handlers, self._backoff, check_name("worker_id", name), until_empty=until_empty
+            store,
+            config,
+            self._handlers,
+            self._backoff,
+            check_name("worker_id", name),
+            until_empty=until_empty,
+            has_own_name=worker_id is None,
         )
         self._run = run
         try:

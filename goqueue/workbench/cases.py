@@ -305,6 +305,19 @@ def _creating() -> Iterator[Case]:
     for title, make_many in _NEW_ONES.items():
         queries = ("create_jobs", "create_missing_jobs", "find_duplicate_jobs")
         yield Case(f"create_jobs {title}", queries, create_many, make_many)
+    yield Case(
+        "find_duplicate_jobs of a finished job's id, its unique key and an idempotency key",
+        ("find_duplicate_jobs",),
+        lambda stage: sorted(
+            stage.run(
+                "find_duplicate_jobs",
+                ids=[IDS["cancelled, its unique key taken"]],
+                idempotency_keys=["done"],
+                unique_keys=["busy"],
+            ),
+            key=lambda row: row.id,
+        ),
+    )
 
 
 def _reading() -> Iterator[Case]:
