@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -15,6 +16,8 @@ from psycopg.types.string import StrDumper, TextLoader
 
 from goqueue import DatabaseConfig, InvalidJobError, JobFilter, LeaseLostError, NewJob, PostgresStorage, StorageError
 from goqueue.errors import StorageUnavailableError
+from goqueue.postgres.cursor import Adapter
+from goqueue.postgres.wire import Rendered
 
 HOUR = timedelta(hours=1)
 ODD_NAMES = ["q", 'quoted "{name}", \\ and more', "{}", "NULL", "ä€"]
@@ -231,3 +234,16 @@ def test_a_closed_connection_is_refused_by_name(connect: Connect) -> None:
     connection.close()
     with pytest.raises(StorageUnavailableError, match="the connection is closed"):
         PostgresStorage.bound_to(connection).ping()
+
+
+def test_a_row_has_the_names_of_its_columns_after_a_column_is_added(connect: Connect) -> None:
+    connection: Any = connect(autocommit=True, prepare_threshold=None)
+    connection.goqueue_cursors = {}  # kept, as on a connection of the pool
+    connection.execute("CREATE TEMPORARY TABLE t AS SELECT 1 AS a")
+    statement = Rendered("SELECT /**/ t.* FROM t", [])
+    read = partial(Adapter().select_one, connection, "read", statement, {})
+    first = read()
+    assert (first.a, read().a) == (1, 1)
+    connection.execute("ALTER TABLE t RENAME a TO b")
+    connection.execute("ALTER TABLE t ADD a integer DEFAULT 2")
+    assert (read().a, read().b) == (2, 1)

@@ -4,8 +4,9 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from time import perf_counter
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 from uuid import UUID
 
 import psycopg
@@ -13,7 +14,7 @@ from aiosql.adapters.pyformat import PyFormatAdapter
 from psycopg import Connection, Cursor, RawCursor
 from psycopg.adapt import AdaptersMap
 from psycopg.pq import TransactionStatus
-from psycopg.rows import namedtuple_row
+from psycopg.rows import RowMaker, namedtuple_row
 
 from goqueue.postgres.translate import StandbyWatch, is_unanswered, unanswered, unconfirmed
 from goqueue.postgres.wire import (
@@ -88,6 +89,22 @@ def _cursor_type(connection: Connection[Any]) -> type[_Cursor]:
         traced.goqueue = type(traced.__name__, (traced, _Named), {})
     kind: type[_Cursor] = traced.goqueue
     return kind
+
+
+class _NamedRows:
+    """A row factory for the cursor of one statement: `namedtuple_row`, whose class is made once. Finding the columns'
+    names again for each run takes as long as reading a row of them."""
+
+    def __init__(self) -> None:
+        self._row: Any = None
+
+    def __call__(self, cursor: Any) -> RowMaker[Any]:
+        result = cursor.pgresult
+        if self._row is None or result is None or result.nfields != len(self._row._fields):
+            make: Any = namedtuple_row(cursor)
+            self._row = getattr(make, "__self__", None)  # None without a result
+            return cast("RowMaker[Any]", make)
+        return partial(tuple.__new__, self._row)
 
 
 Result = TypeVar("Result")
@@ -184,7 +201,7 @@ class Adapter:
         statement = sql.encoded if kind is _Cursor else sql.text  # OpenTelemetry can't read bytes
         kept: dict[str, _Cursor] = getattr(conn, "goqueue_cursors", {})
         if (cursor := kept.get(sql)) is None:
-            cursor = kept[sql] = kind(conn, row_factory=namedtuple_row)
+            cursor = kept[sql] = kind(conn, row_factory=_NamedRows())
         rows: list[tuple[Any, ...]] = []
         commits = sql.writes and conn.autocommit and conn.pgconn.transaction_status in _NO_TRANSACTION
         watch = StandbyWatch.of(conn)
