@@ -1,5 +1,5 @@
--- `goqueue check` runs a folder's statements and the shipped ones on a scratch database, and compares the effects with
--- these statements: rows, locks, settings. They run on scratch databases only.
+-- `goqueue check` runs a folder's statements and the shipped ones on a scratch database. With the statements below, it
+-- compares their effects: rows, locks, settings. These run on scratch databases only.
 
 
 -- name: empty_tables()!
@@ -13,7 +13,7 @@ TRUNCATE goqueue.jobs, goqueue.job_failures, goqueue.paused_queues;
 -- name: list_rows()
 -- Return every row of the tables, including the columns that no Struct has.
 -- Returns: the table's name and the row as JSON, ordered.
--- Index: none; the tables are read whole.
+-- Index: none; the whole tables are read.
 -- Locks: none.
 SELECT
     'jobs' AS table_name,
@@ -35,7 +35,7 @@ ORDER BY table_name, fields;
 -- name: restore_rows(restored_jobs, restored_failures)
 -- Fill the empty tables with rows that list_rows has returned. The last ids come first, so that no query finds the jobs
 -- in order by chance.
--- Returns: the ids of the jobs, in no order.
+-- Returns: the ids of the jobs, unordered.
 -- Index: none.
 -- Locks: the new rows.
 WITH restored_job AS (
@@ -129,8 +129,8 @@ FOR NO KEY UPDATE;
 
 -- name: list_unlocked_jobs()
 -- Return the jobs that no session has locked. Jobs deleted meanwhile are omitted.
--- Returns: the ids, in no order.
--- Index: none; the table is read whole.
+-- Returns: the ids, unordered.
+-- Index: none; the whole table is read.
 -- Locks: each row, until the statement's transaction ends.
 SELECT j.id
 FROM goqueue.jobs AS j
@@ -139,8 +139,8 @@ FOR UPDATE SKIP LOCKED;
 
 -- name: list_referable_jobs()
 -- Return the jobs that a foreign key check can lock now: no session holds them FOR UPDATE or deletes them.
--- Returns: the ids, in no order.
--- Index: none; the table is read whole.
+-- Returns: the ids, unordered.
+-- Index: none; the whole table is read.
 -- Locks: each row, shared, until the statement's transaction ends.
 SELECT j.id
 FROM goqueue.jobs AS j
@@ -208,7 +208,7 @@ SELECT clock_timestamp() AS now;
 
 -- name: backdate_jobs(ids, age)
 -- Move jobs' created_at back by an interval.
--- Returns: the ids, in no order.
+-- Returns: the ids, unordered.
 -- Index: jobs_pkey.
 -- Locks: the jobs' rows.
 UPDATE goqueue.jobs AS j
@@ -219,7 +219,7 @@ RETURNING j.id;
 
 -- name: wear_out_tokens(ids)
 -- Set jobs' lease tokens to the highest value. The next claim starts at 1 again.
--- Returns: the ids, in no order.
+-- Returns: the ids, unordered.
 -- Index: jobs_pkey.
 -- Locks: the jobs' rows.
 UPDATE goqueue.jobs AS j

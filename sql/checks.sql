@@ -14,8 +14,8 @@ SELECT set_config(:name::text, :value::text, TRUE);
 -- Return the connection's server, database and role, and whether pgmigrate has run here.
 -- Returns: one row. sees_all_sessions: the role can read other roles' transactions. sees_schema: it has USAGE on the
 -- schema goqueue. has_roles: migrations/roles/roles.sql has run in this database; one of its roles owns an object of
--- the schema or has a grant on it. roles: those of its roles that this role is a member of. inherited: those whose
--- rights it has without SET ROLE.
+-- the schema or has a grant on it. roles: the roles of that file that this role is a member of. inherited: those
+-- of them whose rights it has without SET ROLE.
 -- Index: none; the server's catalogs are read.
 -- Locks: none.
 SELECT
@@ -196,7 +196,7 @@ ORDER BY a.version;
 -- defaults, constraints, indexes, triggers, functions, types, storage settings, policies. migrations/schema.json is
 -- generated from it, and `goqueue check` compares both.
 -- Returns: kind, name, definition, and state: empty, or the reason why it does not work (invalid, disabled, not
--- validated); in no order.
+-- validated); in no particular order.
 -- Index: none; the server's catalogs are read.
 -- Locks: none.
 -- Notes: Run it with only pg_catalog in the search path, so that every definition names its schema. A view is compared
@@ -339,12 +339,12 @@ INNER JOIN pg_policy AS p ON r.oid = p.polrelid;
 -- Return the rights in the schema goqueue: owners, grants, default privileges, row level security, policies, and the
 -- attributes and memberships of the roles of migrations/roles/roles.sql. migrations/roles/rights.json is generated from
 -- it, and `goqueue check` compares both.
--- Returns: kind, object, role and detail, one row per fact; in no order. owner: the object's owner. grant: the
+-- Returns: kind, object, role and detail, one row per fact, unordered. owner: the object's owner. grant: the
 -- privilege, with its column in parentheses; grant option: likewise. default grant: the grants that later objects get.
 -- row level security: ENABLE or FORCE. policy: its name instead of a role, and the rest of the statement that creates
 -- it. role: one of ours that exists; attribute: one of its attributes. member: one of ours that is in another role, or
--- a role that can grant membership in ours. exempt: a member of ours to which its limits do not apply, and why. blind:
--- a role that has its own grant on the table and sees none of its rows.
+-- a role that can grant membership in ours. exempt: a member of ours that row level security does not limit, and why.
+-- blind: a role that has its own grant on the table and sees none of its rows.
 -- Index: none; the server's catalogs are read.
 -- Locks: none.
 -- Notes: Run it with only pg_catalog in the search path, so that every expression names its schema. OWNER means the
@@ -445,7 +445,7 @@ default_acl AS (
     WHERE n.nspname = 'goqueue'
 ),
 
--- PostgreSQL 16 and later record for each membership whether its rights are inherited; before, all are.
+-- PostgreSQL 16 and later record for each membership whether its rights are inherited. In earlier versions, all are.
 membership AS (
     SELECT
         m.roleid AS group_id,
@@ -627,13 +627,13 @@ WHERE
 
 
 -- name: list_horizon_holders(least_age)
--- Return what has held back the snapshot horizon (xmin) of this database for at least least_age: open transactions,
+-- Return what has held back the snapshot horizon (xmin) of this database for least_age or longer: open transactions,
 -- prepared transactions, standbys with hot_standby_feedback, replication slots.
 -- Returns: kind, name (a session's process id), role, application, state, since when (null for standbys and slots,
 -- which have no time and are always returned), and the age in transactions; the oldest first.
 -- Index: none; the server's catalogs are read.
 -- Locks: none.
--- Notes: Only members of pg_read_all_stats see the age of other roles' sessions; server_state reports it.
+-- Notes: Only members of pg_read_all_stats see the age of other roles' sessions (sees_all_sessions of server_state).
 SELECT
     'transaction' AS kind,
     a.pid::text AS name,
@@ -757,7 +757,7 @@ FROM (
 
 
 -- name: durability_state()^
--- Return what an acknowledged commit of this session has reached.
+-- Return the settings and standbys that determine what an acknowledged commit of this session survives.
 -- Returns: one row: the settings fsync, full_page_writes, synchronous_commit (of this session) and
 -- synchronous_standby_names; how many standbys a commit waits for; the streaming standbys that count, and the others
 -- (both empty for a role that is no member of pg_read_all_stats); the tables that a crash empties (unlogged).

@@ -4,27 +4,27 @@
 --   * A statement has the name of the storage method that runs it, and the same name in the server's log. A few serve a
 --     method of another name, such as find_duplicate_job.
 --   * The comment under a name gives its purpose, result, index and locks. `make catalogue` writes the index in
---     sql/README.md from these comments. A line with only `--` ends this comment if the statement has others.
+--     sql/README.md from these comments. A line with only `--` ends this comment if other comments follow.
 --   * Each parameter is cast where it is used, so that the statement means the same for every client.
---   * An interval is converted to seconds. Otherwise a day is 23 hours long at a change to daylight saving time, if the
---     session's time zone has one.
---   * The condition of a partial index is a literal: a generic plan can't prove it from `status = $1`. So statements on
---     finished jobs have `completed_at IS NOT NULL` in addition to the comparison of the status.
+--   * An interval is converted to seconds. Otherwise the server would add 23 hours for one day when daylight saving
+--     time begins in the session's time zone.
+--   * A statement repeats the condition of a partial index literally, because a generic plan can't prove it from
+--     `status = $1`. So statements on finished jobs also have `completed_at IS NOT NULL`.
 --   * ORDER BY includes the status if the index does, although the status is fixed. Comparing enums is not leakproof,
 --     so under row level security the planner does not know that it is fixed, and would sort.
---   * A condition that is not leakproof (coalesce, an enum's =) is no index condition under row level security. Where
---     that is expensive, coalesce is in its own SELECT.
+--   * Under row level security, a condition that is not leakproof (coalesce, an enum's =) can't be an index condition.
+--     Where that is expensive, coalesce is in its own SELECT.
 --   * goqueue's own sessions run at READ COMMITTED with force_generic_plan, enable_seqscan = off and jit = off. A
 --     caller's connection (bound_to) can have other settings: there, plans depend on the values and the statistics.
 --   * Comments are on their own lines. A percent sign is written twice. After a name, ^ means at most one row, $ one
---     value, ! a number of rows.
+--     value, ! the number of rows.
 --   * The columns of a job are in the same order everywhere: that of goqueue.Job. A test compares them.
 
 
 -- name: create_job(id, queue, job_type, payload, priority, max_attempts, scheduled_at, delay, idempotency_key, unique_key)^
 -- Add one pending job.
--- Returns: the values that the server sets: the payload as stored in jsonb, and the times. Nothing if the id or a key is
--- taken (find_duplicate_job returns the job that has it).
+-- Returns: the values that the server sets: the payload as stored in jsonb, and the times. Nothing if the id or a key
+-- is taken (find_duplicate_job returns the job that has it).
 -- Index: jobs_pkey, jobs_idempotency_key_idx and jobs_unique_key_idx decide conflicts.
 -- Locks: the new row; waits for a transaction that is adding the same id or key.
 -- Notes: DO NOTHING leaves no dead tuple for a duplicate, and does not abort the caller's transaction.
@@ -154,7 +154,7 @@ RETURNING
 -- Add many pending jobs, except those that exist. The parameter is that of create_jobs.
 -- Returns: the id of each job that was added. A job whose id or key is taken, in the table or by an earlier job of the
 -- same array, has no row; find_duplicate_jobs returns the job that has it. transaction_id is set only in the row of the
--- array's first job, so in none if that job exists.
+-- array's first job. If that job exists already, no row has it.
 -- Index: jobs_pkey, jobs_idempotency_key_idx and jobs_unique_key_idx decide conflicts.
 -- Locks: the new rows; waits for a transaction that is adding one of the ids or keys.
 -- Notes: Rows are added in the array's order, which is that of create_jobs.
@@ -193,8 +193,8 @@ RETURNING
 -- name: find_duplicate_jobs(ids, idempotency_keys, unique_keys)
 -- Return the jobs that conflict with new ones: those with one of the ids or one of the idempotency keys, and the
 -- unfinished ones with one of the unique keys.
--- Returns: id and keys of each, in no order; the unique key of a finished job is null, because it is free. Nothing for
--- jobs deleted meanwhile.
+-- Returns: id and keys of each, in no particular order; the unique key of a finished job is null, because it is free.
+-- Jobs that were deleted meanwhile are omitted.
 -- Index: jobs_pkey, jobs_idempotency_key_idx, jobs_unique_key_idx.
 -- Locks: none.
 -- Notes: A union of index scans. An OR over the columns would leave the choice of plan to the estimates.
@@ -347,10 +347,10 @@ WHERE j.idempotency_key = :idempotency_key::text;
 -- Locks: none.
 -- Notes: Finished jobs are read lane by lane. A lane is one contiguous range of an index: a job type and a status, in
 -- one queue or in all. goqueue.finished_lanes finds the lanes. From each lane one page is read, starting at the
--- position, so page 1000 costs no more than page 1. The cost is proportional to page_limit and to the number of lanes:
--- at most three for each job type and given queue. Pending jobs are read newest first: if few of them match the filter,
--- all entries of pending jobs are read. All running jobs are read: workers hold few. With worker_ids (values of
--- locked_by), nothing else is read.
+-- cursor's position, so page 1000 costs no more than page 1. The cost is proportional to page_limit and to the number
+-- of lanes: at most three for each job type and given queue. Pending jobs are read newest first: if few of them match
+-- the filter, all entries of pending jobs are read. All running jobs are read, because there are few. With worker_ids
+-- (values of locked_by), nothing else is read.
 --
 WITH page_start AS MATERIALIZED (
     SELECT
@@ -389,7 +389,8 @@ found_job AS (
             FROM goqueue.jobs AS j
             WHERE
                 j.completed_at IS NOT NULL
-                -- Not = l.queue: then the planner takes jobs_finished_type_idx if the statistics know only one queue.
+                -- Not `= l.queue`: if the statistics have only one queue, that would make the
+                -- planner choose jobs_finished_type_idx.
                 AND j.queue = ANY(ARRAY[l.queue])
                 AND j.job_type = l.job_type
                 AND j.status = l.status
@@ -413,7 +414,8 @@ found_job AS (
         WHERE
             j.completed_at IS NULL
             AND j.status <> 'running'
-            -- Without a column, these conditions skip the scan. The third one excludes statuses of a later release.
+            -- Conditions without a column: if one is false, the scan is skipped. The third one excludes statuses of a
+            -- later release.
             AND :worker_ids::text[] IS NULL
             AND (:statuses::text[] IS NULL OR 'pending' = ANY(:statuses::text[]))
             AND (:statuses::text[] IS NULL OR j.status = 'pending')
@@ -583,14 +585,14 @@ CROSS JOIN sampled AS s;
 -- name: update_job(id, changes)^
 -- Change the given fields of one job. A new status also sets the times and the holder. The changes are a JSON object
 -- with the columns' names. A missing field is unchanged. Null clears last_error and the keys, sets scheduled_at to now,
--- and leaves status, max_attempts and the holder as they are. As the payload it is JSON null; for other columns it is an
--- error.
--- Returns: the job after the change. Nothing if there is no such job or the change is rejected: a finished job does not
--- start or finish again (dead and cancelled can become pending, completed is final), and another job's key is not taken
--- over, nor an unfinished job's unique key by a job that becomes or stays unfinished.
+-- and leaves status, max_attempts and the holder as they are. For the payload, null means JSON null; for other columns,
+-- it is an error.
+-- Returns: the job after the change. Nothing if there is no such job or the change is rejected. A finished job can't
+-- start or finish again: dead and cancelled can become pending, completed is final. A job can't take another job's
+-- idempotency key. If it becomes or stays unfinished, it can't take the unique key of another unfinished job.
 -- Index: jobs_pkey, jobs_idempotency_key_idx, jobs_unique_key_idx.
 -- Locks: the job's row; waits for a transaction that is adding the same key, and fails with a unique_violation if that
--- commits.
+-- transaction commits.
 --
 WITH locked_job AS MATERIALIZED (
     SELECT
@@ -706,7 +708,7 @@ RETURNING
 -- that another job has is a unique_violation.
 -- Index: jobs_idempotency_key_idx decides conflicts; jobs_unique_key_idx, jobs_pkey.
 -- Locks: the key's job, pending or not; waits for a transaction that is adding one of the keys, and fails with a
--- unique_violation if that commits the unique key.
+-- unique_violation if that transaction commits the unique key.
 INSERT INTO goqueue.jobs AS j (
     id,
     queue,
@@ -806,12 +808,12 @@ RETURNING j.id;
 
 
 -- name: retry_jobs(ids)
--- Make dead and cancelled jobs pending again, due at once, with all their attempts. A job whose unique key an unfinished
--- job has stays as it is. Of several jobs with one unique key, the newest becomes pending.
+-- Make dead and cancelled jobs pending again, due at once, with all their attempts. A job stays as it is if an
+-- unfinished job has its unique key. Of several jobs with the same unique key, the newest becomes pending.
 -- Returns: the ids of the jobs that are pending again; others are omitted.
 -- Index: jobs_pkey, two probes per job; jobs_unique_key_idx, one per job with a unique key.
 -- Locks: the jobs' rows, in the order of their ids; waits for a transaction that is adding one of the unique keys, and
--- fails with a unique_violation if that commits.
+-- fails with a unique_violation if that transaction commits.
 --
 WITH locked_job AS MATERIALIZED (
     SELECT
@@ -869,7 +871,7 @@ RETURNING j.id;
 -- Returns: the ids of the changed jobs; jobs that are not pending are omitted.
 -- Index: jobs_pkey, two probes per job.
 -- Locks: the jobs' rows, in the order of their ids.
--- Notes: A claim that resumes finds a job with an earlier time at its next full scan.
+-- Notes: While claims resume from their last position, they find a job with an earlier time at the next full scan.
 WITH locked_job AS MATERIALIZED (
     SELECT
         j.id,
@@ -896,12 +898,12 @@ RETURNING j.id;
 
 -- name: change_jobs(ids, queue, priority, max_attempts)
 -- Change the queue, the priority and max_attempts of jobs that are not completed. A null leaves the column unchanged.
--- Returns: the ids of the changed jobs. Completed and missing jobs are omitted, and jobs with more attempts than
--- max_attempts, or as many if they are pending.
+-- Returns: the ids of the changed jobs. Omitted are completed and missing jobs, and jobs that have already used more
+-- attempts than max_attempts (pending jobs: as many or more).
 -- Index: jobs_pkey, two probes per job.
 -- Locks: the jobs' rows, in the order of their ids.
--- Notes: A trigger wakes the listeners of the queue to which a due job is moved. A claim that resumes finds a job with
--- another queue or priority at its next full scan.
+-- Notes: A trigger wakes the listeners of the queue to which a due job is moved. While claims resume from their last
+-- position, they find a job with a new queue or priority at the next full scan.
 WITH locked_job AS MATERIALIZED (
     SELECT
         j.id,
@@ -991,9 +993,9 @@ RETURNING f.lease_token;
 -- than completed_at; jobs_pkey, job_failures_pkey.
 -- Locks: the batch's rows and their failures. A job that another session has locked is skipped.
 -- Notes: goqueue.delete_unreferenced_jobs deletes the batch in a savepoint. If a trigger or another table's foreign key
--- keeps a job, it deletes the others. Each call starts at the oldest job of each lane. It reads and skips jobs that
--- were created before older_than and finished after it, the jobs in kept_ids, and dead index entries until vacuum. An
--- index on completed_at would avoid the first, but would add a cost to every completion.
+-- keeps a job, it deletes the others. Each call starts at the oldest job of each lane. It reads and skips the jobs in
+-- kept_ids, jobs that are old enough by created_at but not by completed_at, and dead index entries until vacuum. An
+-- index on completed_at would avoid the second, but would add a cost to every completion.
 --
 WITH due_job AS MATERIALIZED (
     SELECT lane_job.id

@@ -21,12 +21,12 @@
 -- Index: jobs_claim_idx, to find the lanes (goqueue.pending_lanes) and to pick the jobs; jobs_pkey, to update them;
 -- paused_queues_pkey, one probe per queue.
 -- Locks: the claimed jobs, FOR NO KEY UPDATE; jobs locked by other sessions are skipped (SKIP LOCKED).
--- Notes: A lane is the pending jobs of one queue and one priority: one range of the index that ends now, so that future
--- jobs of a more urgent priority are never read. Normally the lane_ parameters are null, and each lane is scanned from
--- its first job. While the table has many dead rows (estimate_dead_rows), these parameters name lanes and the last job
--- taken in each. The scan then starts at that job, and does not read the dead index entries before it again. It misses
--- jobs before that job, and other lanes, until the next full scan. 4611686018427387903 is the largest token, 2^62 - 1;
--- the next one is 1.
+-- Notes: A lane is the due jobs of one queue and one priority: one range of the index. It ends at the current time, so
+-- that future jobs of a more urgent priority are never read. Normally the lane_ parameters are null, and each lane is
+-- scanned from its first job. While the table has many dead rows (estimate_dead_rows), these parameters name lanes and
+-- the last job taken in each. The scan then starts at that job, and does not read the dead index entries before it
+-- again. It misses jobs before that job, and other lanes, until the next full scan. 4611686018427387903 is the largest
+-- token, 2^62 - 1; the next one is 1.
 --
 WITH lane AS MATERIALIZED (
     SELECT
@@ -217,8 +217,8 @@ FROM held_job AS h;
 -- name: fail_jobs(ids, tokens, errors, is_final, retry_in, backoff_base, backoff_factor, backoff_max, backoff_jitter)
 -- Fail attempts of running jobs. A job becomes pending again; without an attempt left, or with is_final, it is dead.
 -- The next attempt is due after retry_in. If that is null, the delay is the smaller of max and base * factor ^
--- (attempts - 1), times a random factor from 1 to 1 + jitter. The factor spreads jobs that failed together. With it, the
--- delay can exceed max.
+-- (attempts - 1), times a random factor from 1 to 1 + jitter. The factor spreads jobs that failed together. With it,
+-- the delay can exceed max.
 -- Returns: id and status of the jobs that the caller held.
 -- Index: jobs_pkey, two probes per job. job_failures_pkey.
 -- Locks: the jobs, in the order of their ids.
@@ -243,7 +243,7 @@ held_job AS MATERIALIZED (
         k.id,
         k.locked_by,
         NOT :is_final::boolean AND k.attempts < k.max_attempts AS has_attempt,
-        -- A lease that is given twice is one failure.
+        -- A lease that is passed twice counts as one failure.
         max(k.error) AS error
     FROM locked_job AS k
     WHERE k.is_held AND k.status = 'running'
@@ -316,7 +316,7 @@ FROM failed_job AS f;
 -- Returns: the ids of the jobs that the caller held; they are pending.
 -- Index: jobs_pkey, two probes per job.
 -- Locks: the jobs, in the order of their ids.
--- Notes: A claim that resumes finds a job with an earlier time at its next full scan.
+-- Notes: While claims resume from their last position, they find a job with an earlier time at the next full scan.
 WITH locked_job AS MATERIALIZED (
     SELECT
         j.id,
@@ -351,9 +351,9 @@ RETURNING j.id;
 -- Returns: id and status of the rescued jobs; no row if no lease has expired.
 -- Index: jobs_running_idx, jobs_pkey, job_failures_pkey.
 -- Locks: the rescued jobs. A job that another session has locked is skipped.
--- Notes: All running jobs are read: workers hold few. Call it at intervals, not before every claim. Index entries of
--- finished runs are read too until vacuum removes them (20 ms for 150,000). A transaction left open elsewhere prevents
--- that. An index on lease_expires_at would make every heartbeat add an entry.
+-- Notes: All running jobs are read, because there are few. Call it at intervals, not before every claim. Index entries
+-- of finished runs are read too until vacuum removes them (20 ms for 150,000). A transaction left open elsewhere
+-- prevents that. An index on lease_expires_at would make every heartbeat add an entry.
 --
 WITH expired_job AS MATERIALIZED (
     SELECT
@@ -374,7 +374,7 @@ rescued_job AS (
         locked_by = NULL,
         locked_at = NULL,
         lease_expires_at = NULL,
-        -- Set to now, because a claim that resumes after its old time would miss it.
+        -- Set to now, because a claim that resumes from a later position would miss the old time.
         scheduled_at = CASE WHEN j.attempts < j.max_attempts THEN statement_timestamp() ELSE j.scheduled_at END,
         updated_at = statement_timestamp(),
         completed_at = CASE WHEN j.attempts >= j.max_attempts THEN statement_timestamp() END
@@ -434,8 +434,9 @@ ORDER BY f.lease_token;
 
 -- name: next_job_at(queues)$
 -- Return when the next job of the queues can be claimed, for a worker that sleeps until then.
--- Returns: the earliest scheduled_at, in the past if a job is already due; in a paused queue, at least the end of the
--- pause. Null if no job is pending, or only in queues that are paused without an end.
+-- Returns: the earliest scheduled_at, which is in the past if a job is already due. A job of a paused queue counts with
+-- the end of the pause if that is later. Null if no job is pending, or only jobs of queues that are
+-- paused without an end.
 -- Index: jobs_claim_idx, one probe per lane and one per queue; paused_queues_pkey, one probe per queue.
 -- Locks: none.
 -- Notes: It scans each lane from the start, including the dead index entries that claims have left.
@@ -446,8 +447,8 @@ WHERE p.paused_until IS DISTINCT FROM 'infinity';
 
 
 -- name: estimate_dead_rows()$
--- Estimate the dead tuples of goqueue.jobs. From 5,000 on, the store lets claims resume (lane_ parameters of
--- claim_jobs).
+-- Estimate the dead tuples of goqueue.jobs. If there are 5,000 or more, claims resume from their last position (lane_
+-- parameters of claim_jobs).
 -- Returns: a number, some seconds old; 0 if track_counts is off.
 -- Index: none; it reads autovacuum's statistics.
 -- Locks: none.

@@ -1,6 +1,6 @@
--- A table of jobs as after a busy year, for `goqueue explain`. These statements run on scratch databases only. The
--- exceptions are hold_database and list_abandoned_databases: they run on the database from which scratch databases are
--- created.
+-- Fill a table of jobs as a busy year leaves it, for `goqueue explain`. These statements run on scratch databases only.
+-- The exceptions are hold_database and list_abandoned_databases: they run on the database from which scratch databases
+-- are created.
 --
 -- Order: seed_session, seed_jobs_table, seed_failures_table, index_statements (the indexes are dropped, and recreated
 -- after the rows), seed_jobs, seed_failures, vacuum_jobs, vacuum_failures; then example_values.
@@ -88,15 +88,15 @@ ORDER BY i.indexrelid;
 
 
 -- name: seed_jobs(first_number, last_number, job_rows, queue, queue_count, finished, later, priority, priorities, running_every)!
--- Add the jobs from first_number to last_number of job_rows. The share finished of them is finished, one in
--- running_every runs, and the others wait. The share later of those is not due yet.
+-- Add the jobs from first_number to last_number of job_rows. Of these, the share `finished` is finished, one in
+-- running_every is running, and the others are pending. Of the pending jobs, the share `later` is not due yet.
 -- Returns: the number of rows added.
 -- Index: none; the indexes are dropped while it runs.
 -- Locks: the new rows.
 -- Notes: If queue is null, a job's queue is one of queue_count: of a hundred queues, queue_00 has two fifths of the
 -- jobs, queue_98 has 0.2 percent, queue_99 (with the type type_rare) one in 50,000. A queue has about four of 40 job
 -- types. Ages are spread evenly over 28 days. One job in 50 finished ten days after its creation. A tenth of the leases
--- has expired. A tenth of the jobs has an idempotency key, another tenth a unique key. Ids are UUIDv7 in the order of
+-- have expired. A tenth of the jobs have an idempotency key, another tenth a unique key. Ids are UUIDv7 in the order of
 -- creation.
 --
 INSERT INTO goqueue.jobs (

@@ -6,7 +6,8 @@
 -- Returns: one row, true.
 -- Index: jobs_pkey, one probe that finds nothing.
 -- Locks: none.
--- Notes: Not WHERE FALSE: under row level security servers before 18 start parallel workers for that, which takes 5 ms.
+-- Notes: The condition is not WHERE FALSE: under row level security, servers before 18 start parallel workers for that,
+-- which takes 5 ms.
 SELECT count(*) >= 0
 FROM goqueue.jobs AS j
 WHERE j.id = '00000000-0000-0000-0000-000000000000';

@@ -1,17 +1,17 @@
--- Statistics of queues, workers and job types; and pauses.
+-- Statistics of queues, workers and job types, and the pauses of queues.
 --
 -- Jobs are counted by the views that metrics exporters read (migrations/V0017 and V0024), so that a dashboard and the
--- program show the same figures. CREATE OR REPLACE VIEW tunes them in place.
+-- program show the same figures. To tune a view in place, use CREATE OR REPLACE VIEW.
 
 
 -- name: queue_stats()
 -- Count each queue's jobs by status, and return the age of its oldest due job, the number of its expired leases and
 -- the end of its pause.
 -- Returns: one row per queue, ordered by name. A count is exact up to 1,000. Above, it is an estimate from about 500
--- random pages of the table, and at least 1001. exact_statuses names the statuses whose count is exact, in no order.
+-- random pages of the table, and at least 1001. exact_statuses names the statuses whose count is exact, unordered.
 -- paused_until is null for a queue that is not paused. A paused queue has a row even without jobs.
 -- Index: jobs_finished_queue_idx for finished jobs and jobs_claim_idx for pending ones, at most 1,001 entries per queue
--- and status, plus 1,001 per due priority of a queue with more pending jobs; jobs_running_idx for all running jobs;
+-- and status (a queue with more pending jobs: also 1,001 per due priority); jobs_running_idx for all running jobs;
 -- paused_queues_pkey, or the table, which is small.
 -- Locks: none.
 -- Notes: The cost grows with the number of queues, job types and priorities, not with the number of jobs. Dead index
@@ -35,11 +35,11 @@ ORDER BY s.queue;
 
 
 -- name: list_workers()
--- Return the workers that hold running jobs. Idle workers hold none and are not known.
+-- Return the workers that hold running jobs. An idle worker holds none, so it is not listed.
 -- Returns: one row per worker, ordered by its id: the number of its jobs, their queues, when it claimed the oldest one,
 -- when one of them was last claimed, renewed or otherwise changed, the earliest end of a lease (null if none has one),
 -- and the number of expired leases.
--- Index: jobs_running_idx, for all running jobs: workers hold few.
+-- Index: jobs_running_idx, for all running jobs; there are few.
 -- Locks: none.
 SELECT
     j.locked_by AS worker_id,
@@ -59,8 +59,8 @@ ORDER BY j.locked_by;
 -- Return the types of the stored jobs.
 -- Returns: each type once, in order. A type can be missing if only pending jobs have it, and none of these is among the
 -- 10,000 newest or the 10,000 oldest pending jobs.
--- Index: jobs_finished_type_idx, one probe per type; jobs_pending_idx, at most 20,000 entries; jobs_running_idx, for all
--- running jobs.
+-- Index: jobs_finished_type_idx, one probe per type; jobs_pending_idx, at most 20,000 entries; jobs_running_idx, for
+-- all running jobs.
 -- Locks: none.
 -- Notes: No index has the pending jobs by type: every insert would pay for it. A type whose jobs have finished is found
 -- among those.

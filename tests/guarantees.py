@@ -67,7 +67,7 @@ def with_figures(text: str, report: dict[str, Any]) -> str:
         "",
         f"`make chaos` on PostgreSQL {report['server']}, seed `{report['seed']}`. A violation is a broken promise.",
         "",
-        "| fault | done | calls | longest call | violations |",
+        "| fault | how often | calls | longest call | violations |",
         "| --- | --- | --- | --- | --- |",
         *rows,
         *(f"\nSkipped: {fault['fault']} ({fault['skipped']})." for fault in report["faults"] if fault["skipped"]),

@@ -106,7 +106,7 @@ def test_a_quick_run_measures_every_line(tmp_path: Path) -> None:
     for name, line in lines.items():
         assert isinstance(line["value"], float), name
         expected = type(None) if name in WITHOUT_FLOOR else float
-        assert isinstance(line["floor"], expected), name
+        assert isinstance(line["baseline"], expected), name
         assert isinstance(line["ratio"], expected), name
         assert name in run.stdout
     plans = output.with_name("plans.txt").read_text(encoding="utf-8")

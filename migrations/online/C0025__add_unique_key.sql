@@ -1,8 +1,8 @@
 -- Adds the column of V0025, and builds its index while programs write. `goqueue migrate` runs it before V0025 by itself;
 -- before `pgmigrate migrate`, run it with psql (not in a transaction: without -1).
 --
--- Locks: ACCESS EXCLUSIVE on goqueue.jobs for the column, briefly: after 10 seconds it gives up. Then SHARE UPDATE EXCLUSIVE,
--- which blocks nobody. It waits for older transactions, without a limit.
+-- Locks: first ACCESS EXCLUSIVE on goqueue.jobs for the column, held briefly; it waits at most 10 seconds for this lock. Then
+-- SHARE UPDATE EXCLUSIVE, which blocks nobody; the index build waits for older transactions, without a limit.
 -- Running it again is safe: an index that an interrupted run left behind is dropped first. So is a valid one, which is
 -- then built again.
 

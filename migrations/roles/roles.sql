@@ -170,8 +170,8 @@ ALTER DEFAULT PRIVILEGES FOR ROLE goqueue_owner IN SCHEMA goqueue
 GRANT SELECT ON TABLES TO goqueue_reader, goqueue_operator;
 
 
--- Rows: a producer sees the jobs it added. The owner and superusers always see all. Any other role with its own grants
--- and none of these roles sees nothing from now on.
+-- Rows: a producer sees the jobs it added. The owner and superusers always see all. From now on, a role with grants of
+-- its own sees nothing unless it is a member of one of these roles.
 
 DROP POLICY IF EXISTS all_jobs ON goqueue.jobs;
 CREATE POLICY all_jobs ON goqueue.jobs
@@ -204,7 +204,7 @@ ALTER TABLE goqueue.jobs ENABLE ROW LEVEL SECURITY, NO FORCE ROW LEVEL SECURITY;
 ALTER TABLE goqueue.job_failures ENABLE ROW LEVEL SECURITY, NO FORCE ROW LEVEL SECURITY;
 
 
--- Name the roles that lose sight of jobs by that.
+-- Name the roles that no longer see jobs because of that.
 
 DO $$
 DECLARE

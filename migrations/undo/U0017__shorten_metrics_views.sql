@@ -65,8 +65,8 @@ counted AS MATERIALIZED (
                     SELECT
                     FROM goqueue.jobs AS j
                     WHERE j.queue = q.queue AND j.job_type = t.job_type AND j.status = s.status
-                    -- The index's order: without it, in a table of one queue the planner assumes that any row is
-                    -- near, and for a status without jobs reads the table whole.
+                    -- The index's order: without it, in a table of one queue the planner expects to find a row
+                    -- soon, and for a status without jobs reads the whole table.
                     ORDER BY j.status, j.created_at, j.id
                     LIMIT 1001
                 ) AS found

@@ -107,14 +107,14 @@ AS $$
     WHERE q.queue > ''
 $$;
 
--- It has the rights of its caller. Where roles.sql has closed new functions to PUBLIC it must not fail until that runs again.
+-- It has the rights of its caller, so everybody can run it. roles.sql may have revoked PUBLIC's right to run new functions.
 GRANT EXECUTE ON FUNCTION goqueue.list_lanes(goqueue.job_status[], text[], text[]) TO PUBLIC;
 
 COMMENT ON FUNCTION goqueue.list_lanes(goqueue.job_status[], text[], text[]) IS
     'The lanes (status, job type, queue) to read for a list, but for running jobs, each with its newest job. A null argument means all that there are. One probe of jobs_list_idx each.';
 
 CREATE OR REPLACE VIEW goqueue.queue_status_metrics AS
--- The finished jobs' lanes; running is the status before theirs.
+-- The lanes of finished jobs. The scan starts at running, the status before theirs.
 WITH RECURSIVE lane (status, job_type, queue) AS (
     SELECT
         'running'::goqueue.job_status,

@@ -1,6 +1,6 @@
 -- Undoes V0024: no queue is paused any more. Run it in one transaction (psql -1 -f).
 CREATE OR REPLACE VIEW goqueue.queue_status_metrics AS
--- The lanes of finished jobs: each queue, job type and status that has some. pending is the status before theirs.
+-- The lanes of finished jobs: each queue, job type and status that has jobs. The scan starts at pending, the status before theirs.
 WITH RECURSIVE lane (queue, job_type, status) AS (
     SELECT
         '',
@@ -114,7 +114,7 @@ CROSS JOIN unnest(enum_range(NULL::goqueue.job_status)) AS e (status)
 LEFT JOIN counted AS c ON q.queue = c.queue AND e.status = c.status
 LEFT JOIN sampled AS s ON q.queue = s.queue AND e.status = s.status;
 
--- A column can't be dropped from a view. Grants on it have to be repeated.
+-- A column can't be dropped from a view, so the view is recreated. Its grants must be granted again.
 -- squawk-ignore ban-drop-view
 DROP VIEW goqueue.queue_metrics;
 CREATE VIEW goqueue.queue_metrics AS

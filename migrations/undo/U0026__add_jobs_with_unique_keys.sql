@@ -1,4 +1,4 @@
--- Undoes V0026: the functions of V0022 and V0023. Run it in one transaction (psql -1 -f).
+-- Undoes V0026: restores the functions of V0022 and V0023. Run it in one transaction (psql -1 -f).
 -- squawk-ignore-file renaming-object
 ALTER FUNCTION goqueue.new_jobs(jsonb) RENAME TO former_new_jobs;
 ALTER FUNCTION goqueue.add_job RENAME TO former_add_job;
@@ -100,7 +100,7 @@ $$;
 COMMENT ON FUNCTION goqueue.add_job IS
     'Adds a pending job; returns its id and true. If the id or the idempotency key is taken, it returns the id of the job that has it and false; the id is null if row level security hides that job. A null argument counts as omitted.';
 
--- Their rights, which DROP takes away: roles.sql may not have run again.
+-- DROP has removed their grants. They must work even if roles.sql does not run again.
 DO $$
 DECLARE
     command text;

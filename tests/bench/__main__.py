@@ -78,13 +78,15 @@ def main() -> None:
     _show(lines, console if console.is_terminal else Console(width=100))
     size = "quick run: the sizes are too small for conclusions" if options.quick else f"lists of {bench.rows:,} rows"
     print(f"PostgreSQL {version}; {bench.rounds} interleaved rounds, medians; {size}; {time.monotonic() - start:.0f} s")
-    print("ratio: value divided by floor; spread: range of the ratio (without a floor, of the value) over the rounds")
+    print(
+        "ratio: value divided by baseline; spread: range of the ratio over the rounds (of the value without a baseline)"
+    )
     for path in written:
         print(f"wrote {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measure goqueue against its floors.")
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measure goqueue against its baselines.")
     parser.add_argument("--quick", action="store_true", help="a smoke test of some seconds, with small sizes")
     parser.add_argument("--rounds", type=int, help="interleaved rounds (default: 5; quick: 2)")
     parser.add_argument("--rows", type=int, help="rows in the table for list_jobs (default: 1,000,000; quick: 5,000)")
@@ -101,13 +103,13 @@ def _options() -> argparse.Namespace:
 def _show(lines: list[Line], console: Console) -> None:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("measurement")
-    for column in ("value", "unit", "floor", "ratio", "spread", "target", "met"):
+    for column in ("value", "unit", "baseline", "ratio", "spread", "target", "met"):
         table.add_column(column, justify="left" if column in ("unit", "met") else "right", no_wrap=True)
     for line in lines:
         met = {True: "[green]yes[/]", False: "[red]no[/]", None: ""}[line.met]
         spread = "" if line.spread is None else f"{_number(line.spread[0])} .. {_number(line.spread[1])}"
         table.add_row(
-            line.name, _number(line.value), line.unit, _number(line.floor), _number(line.ratio),
+            line.name, _number(line.value), line.unit, _number(line.baseline), _number(line.ratio),
             spread if line.rounds > 1 else "", line.target or "", met,
         )  # fmt: skip
     console.print(table)

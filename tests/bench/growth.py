@@ -165,7 +165,7 @@ def _drain_rate(bench: Bench, connections: int) -> float:
 def measure_flow(bench: Bench) -> list[Line]:
     """Add, run and prune jobs for two minutes. Measure the rate, then the sizes of the table and its indexes.
 
-    The floor of a size is the size after VACUUM FULL.
+    The baseline of a size is the size after VACUUM FULL.
     """
     duration, steps = bench.size(120, 2), bench.size(8, 2)
     with bench.database("bench_growth") as url, psycopg.connect(url, autocommit=True) as admin:
@@ -179,7 +179,7 @@ def measure_flow(bench: Bench) -> list[Line]:
                 bench.tell(f"growth: a flow of jobs, {step} of {steps}")
                 before = count[0]
                 time.sleep(duration / steps)
-                # At least one, because the first rate is the floor of the others.
+                # At least one, because the first rate is the baseline of the others.
                 rates[f"{duration * step // steps} s"] = [max(count[0] - before, 1) * steps / duration]
             stop.set()
             for part in work:
@@ -192,7 +192,7 @@ def measure_flow(bench: Bench) -> list[Line]:
         *(
             bench.line(
                 f"a flow with pruning, {name}", "MB", [size / 1e6], [least / 1e6], target=_at_most(2.0),
-                note=f"{rows:,} live rows; floor: after VACUUM FULL",
+                note=f"{rows:,} live rows; baseline: after VACUUM FULL",
             )
             for name, size, least in (("table", heap, least_heap), ("indexes", indexes, least_indexes))
         ),

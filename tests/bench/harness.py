@@ -35,21 +35,21 @@ def bare_connection(config: DatabaseConfig) -> psycopg.Connection[Any]:
 
 
 class Target(NamedTuple):
-    """The target of a line: a bound on its value, or on its ratio to the floor."""
+    """The target of a line: a bound on its value, or on its ratio to the baseline."""
 
     of: Literal["value", "ratio"]
     relation: Literal["at least", "at most"]
     bound: float
-    #: If True, the target applies only when the floor itself reaches it.
-    if_floor_allows: bool = False
+    #: If True, the target applies only when the baseline itself reaches it.
+    if_baseline_allows: bool = False
 
     def __str__(self) -> str:
         sign = "≥" if self.relation == "at least" else "≤"
         return f"{sign} {self.bound:,g}" + (" x" if self.of == "ratio" else "")
 
-    def is_met(self, value: float, floor: float | None, ratio: float | None) -> bool | None:
+    def is_met(self, value: float, baseline: float | None, ratio: float | None) -> bool | None:
         measured = ratio if self.of == "ratio" else value
-        if measured is None or (self.if_floor_allows and (floor is None or floor < self.bound)):
+        if measured is None or (self.if_baseline_allows and (baseline is None or baseline < self.bound)):
             return None
         return measured >= self.bound if self.relation == "at least" else measured <= self.bound
 
@@ -60,9 +60,9 @@ class Line(msgspec.Struct, kw_only=True):
     name: str
     unit: str
     value: float
-    floor: float | None = None
+    baseline: float | None = None
     ratio: float | None = None
-    #: The lowest and the highest ratio of the rounds, or value if there is no floor.
+    #: The lowest and the highest ratio of the rounds, or value if there is no baseline.
     spread: tuple[float, float] | None = None
     rounds: int
     target: str | None = None
@@ -127,30 +127,30 @@ class Bench:
         name: str,
         unit: str,
         values: Iterable[float],
-        floors: Iterable[float] | None = None,
+        baselines: Iterable[float] | None = None,
         *,
         target: Target | None = None,
         note: str = "",
     ) -> Line:
         """Return a line with the medians of the rounds and the spread of their ratios."""
         values = list(values)
-        value, floor, ratio, spread = median(values), None, None, values
-        if floors is not None:
-            floors = list(floors)
-            floor = median(floors)
-            ratio = value / floor
-            spread = [mine / its for mine, its in zip(values, floors, strict=True)]
+        value, baseline, ratio, spread = median(values), None, None, values
+        if baselines is not None:
+            baselines = list(baselines)
+            baseline = median(baselines)
+            ratio = value / baseline
+            spread = [mine / its for mine, its in zip(values, baselines, strict=True)]
         return Line(
             name=name,
             unit=unit,
             value=value,
-            floor=floor,
+            baseline=baseline,
             ratio=ratio,
             spread=(min(spread), max(spread)),
             rounds=len(values),
             target=None if target is None else str(target),
             # Small sizes are not conclusive.
-            met=None if target is None or self.quick else target.is_met(value, floor, ratio),
+            met=None if target is None or self.quick else target.is_met(value, baseline, ratio),
             note=note,
         )
 

@@ -39,7 +39,7 @@ def measure_indexes(bench: Bench) -> list[Line]:
     CHECK constraints.
 
     Every job has both keys, because an index without entries costs nothing. Commits don't wait for the disk, because
-    that wait would hide the other costs. A line's floor is the configuration without its index or CHECKs.
+    that wait would hide the other costs. A line's baseline is the configuration without its index or CHECKs.
     """
     steps = ["primary key alone", *(f"with {name}" for name in _INDEXES), "no CHECKs"]
     with ExitStack() as stack:

@@ -82,10 +82,10 @@ def _first_page(bench: Bench, url: str) -> list[Line]:
             return seconds(lambda: [store.list_jobs(limit=_LIMIT) for _ in range(count)]) / count * _MILLISECONDS
 
         ours()  # prepares the statement and fills the server's cache
-        floors, mine = bench.interleaved(
+        baselines, mine = bench.interleaved(
             "list_jobs, page 1", lambda: bench.pgbench(url, script, count)[1][-1] * _MILLISECONDS, ours, slices=8
         )
-    return [bench.line("list_jobs, page 1, no filter", "ms", mine, floors, target=Target("value", "at most", 10))]
+    return [bench.line("list_jobs, page 1, no filter", "ms", mine, baselines, target=Target("value", "at most", 10))]
 
 
 def _far_page(bench: Bench, url: str) -> list[Line]:

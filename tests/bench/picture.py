@@ -1,4 +1,4 @@
-"""Draw the lines of results.json that have a floor and a target. Imports matplotlib.
+"""Draw the lines of results.json that have a baseline and a target. Imports matplotlib.
 
 `python -m tests.bench.picture [results.json] [out.svg]`. The same numbers produce the same file.
 """
@@ -28,8 +28,8 @@ def draw(results: Path, picture: Path) -> bool:
     groups = [
         (title, group)
         for title, group in (
-            ("Speed, as a share of the floor: longer is better", more),
-            ("Cost, as a multiple of the floor: shorter is better", less),
+            ("Speed, as a share of the baseline: longer is better", more),
+            ("Cost, as a multiple of the baseline: shorter is better", less),
         )
         if group
     ]
@@ -53,7 +53,7 @@ def draw(results: Path, picture: Path) -> bool:
             axes = figure.add_axes((0.40, (top - 0.45 - size) / height, 0.33, size / height))
             _bars(axes, group)
             top -= rows * _ROW
-        legend = "Grey line: the floor, measured in the same run. Black mark: the target. Orange: target missed."
+        legend = "Grey line: the baseline, measured in the same run. Black mark: the target. Orange: target missed."
         figure.text(0.03, 0.19 / height, legend, color=_QUIET, fontsize=9.5, va="center")
         save(figure, picture)
     return True
@@ -66,12 +66,12 @@ def save(figure: Figure, picture: Path) -> None:
 
 
 def _bound(line: dict[str, Any]) -> float | None:
-    """Return the target as a ratio to the floor; None if there is no target to draw."""
-    if line["target"] is None or line["floor"] is None:
+    """Return the target as a ratio to the baseline; None if there is no target to draw."""
+    if line["target"] is None or line["baseline"] is None:
         return None
     _, number, *of_ratio = line["target"].replace(",", "").split()
-    bound = float(number) if of_ratio else float(number) / line["floor"]
-    # A target far above the floor (10 ms for a page that takes half a millisecond) would compress the other bars.
+    bound = float(number) if of_ratio else float(number) / line["baseline"]
+    # A target far above the baseline (10 ms for a page that takes half a millisecond) would compress the other bars.
     return bound if bound <= 3 else None
 
 
@@ -93,7 +93,7 @@ def _bars(axes: Axes, lines: list[dict[str, Any]]) -> None:
     for side in axes.spines.values():
         side.set_visible(False)
     for place, line in zip(places, lines, strict=True):
-        figures = f"{line['ratio']:.2f} x    {_number(line['value'])} / {_number(line['floor'])} {line['unit']}"
+        figures = f"{line['ratio']:.2f} x    {_number(line['value'])} / {_number(line['baseline'])} {line['unit']}"
         axes.annotate(figures, (1.02, place), xycoords=("axes fraction", "data"), va="center", fontsize=9.5, color=_INK)
 
 

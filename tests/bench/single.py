@@ -43,7 +43,7 @@ def measure_create_job(bench: Bench) -> list[Line]:
         psycopg.connect(url, autocommit=True) as connection,
     ):
 
-        def floor() -> float:
+        def baseline() -> float:
             return bench.pgbench(url, script, count, values)[0]
 
         def ours() -> float:
@@ -58,10 +58,10 @@ def measure_create_job(bench: Bench) -> list[Line]:
 
         for _ in range(10):  # prepares the statement
             store.create_job(new_job())
-        floors, mine, bares = bench.interleaved("create_job", floor, ours, bare, slices=12)
+        baselines, mine, bares = bench.interleaved("create_job", baseline, ours, bare, slices=12)
     return [
-        bench.line("create_job", "jobs/s", mine, floors, target=Target("ratio", "at least", 0.8)),
-        bench.line("create_job, bare psycopg", "jobs/s", bares, floors, note="what any Python client can reach"),
+        bench.line("create_job", "jobs/s", mine, baselines, target=Target("ratio", "at least", 0.8)),
+        bench.line("create_job, bare psycopg", "jobs/s", bares, baselines, note="what any Python client can reach"),
     ]
 
 
@@ -126,7 +126,7 @@ def measure_create_jobs(bench: Bench) -> list[Line]:
         def empty() -> None:
             connection.execute("TRUNCATE goqueue.jobs")
 
-        def floor() -> float:
+        def baseline() -> float:
             empty()
             connection.execute("TRUNCATE public.document")
             for n in range(batches):
@@ -145,13 +145,13 @@ def measure_create_jobs(bench: Bench) -> list[Line]:
 
         for _ in range(6):  # prepares the statement
             store.create_jobs(jobs_of(1))
-        floors, inside, before = bench.interleaved("create_jobs", floor, made_inside, made_before, slices=6)
-    target = Target("value", "at least", 30_000, if_floor_allows=True)
+        baselines, inside, before = bench.interleaved("create_jobs", baseline, made_inside, made_before, slices=6)
+    target = Target("value", "at least", 30_000, if_baseline_allows=True)
     return [
         bench.line(
-            "create_jobs by 1000", "jobs/s", inside, floors, target=target, note="creates the NewJob objects too"
+            "create_jobs by 1000", "jobs/s", inside, baselines, target=target, note="creates the NewJob objects too"
         ),
-        bench.line("create_jobs by 1000, objects ready", "jobs/s", before, floors, note="NewJob objects exist"),
+        bench.line("create_jobs by 1000, objects ready", "jobs/s", before, baselines, note="NewJob objects exist"),
     ]
 
 

@@ -214,7 +214,7 @@ def measure_work(bench: Bench) -> list[Line]:
 def _singles(bench: Bench, table: _Table) -> list[Line]:
     # So many that the first statements of pgbench don't matter, although its new connection has to plan them.
     count = bench.size(400, 20)
-    floors, mine, bares = bench.interleaved(
+    baselines, mine, bares = bench.interleaved(
         "claim 1 + complete 1",
         lambda: _pgbench_single(bench, table, count),
         lambda: table.jobs_per_second(count, lambda: _by_store(table.store, 1)),
@@ -224,15 +224,20 @@ def _singles(bench: Bench, table: _Table) -> list[Line]:
     name = "claim 1 + complete 1"
     return [
         bench.line(
-            name, "jobs/s", mine, floors, target=Target("ratio", "at least", 0.8), note="one commit for each statement"
+            name,
+            "jobs/s",
+            mine,
+            baselines,
+            target=Target("ratio", "at least", 0.8),
+            note="one commit for each statement",
         ),
-        bench.line(f"{name}, bare psycopg", "jobs/s", bares, floors, note="what any Python client can reach"),
+        bench.line(f"{name}, bare psycopg", "jobs/s", bares, baselines, note="what any Python client can reach"),
     ]
 
 
 def _batches(bench: Bench, table: _Table) -> list[Line]:
     count = bench.size(5_000, 500)
-    floors, mine, bares, at_once, bares_at_once = bench.interleaved(
+    baselines, mine, bares, at_once, bares_at_once = bench.interleaved(
         "claim 100 + complete 100",
         lambda: _pgbench_batches(bench, table, count),
         lambda: table.jobs_per_second(count, lambda: _by_store(table.store, _BATCH)),
@@ -242,10 +247,10 @@ def _batches(bench: Bench, table: _Table) -> list[Line]:
         slices=6,
     )
     name = "claim 100 + complete 100"
-    floor = "the floor is the two statements' time in pgbench, rows received but not decoded"
+    baseline = "the baseline is the two statements' time in pgbench, rows received but not decoded"
     return [
-        bench.line(name, "jobs/s", mine, floors, target=Target("ratio", "at least", 0.75), note=floor),
-        bench.line(f"{name}, bare psycopg", "jobs/s", bares, floors, note="tuples, no Structs"),
+        bench.line(name, "jobs/s", mine, baselines, target=Target("ratio", "at least", 0.75), note=baseline),
+        bench.line(f"{name}, bare psycopg", "jobs/s", bares, baselines, note="tuples, no Structs"),
         bench.line(
             "complete_and_claim 100", "jobs/s", at_once, mine, target=Target("ratio", "at least", 1),
             note="compared with the two calls: one commit, not two",

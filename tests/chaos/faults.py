@@ -33,7 +33,7 @@ _MAINTENANCE = (
 
 
 def calm(arena: Arena) -> None:
-    """Do no harm, so that a violation is one of the store or of the oracle itself."""
+    """No fault: a violation is a mistake of the store or of the judging code."""
     arena.hire_all()
     while arena.goes_on():
         arena.pause(0.1, 0.1)
@@ -41,7 +41,7 @@ def calm(arena: Arena) -> None:
 
 
 def cuts(arena: Arena) -> None:
-    """Cut connections at each message of the protocol by RST, FIN, half a message, silence, or a peer that reads on."""
+    """Cut connections at each protocol message: RST, FIN, half a message, silence, or a peer that only reads (sink)."""
     proxy: Proxy = arena.enter(Proxy(lambda: ("127.0.0.1", arena.server.port), arena.chance, every=80))
     arena.url = make_conninfo(arena.url, host="127.0.0.1", port=proxy.port, sslmode="disable", gssencmode="disable")
     arena.hire_all()
@@ -128,7 +128,7 @@ def workers(arena: Arena) -> None:
 
 
 def cancellations(arena: Arena) -> None:
-    """Cancel asynchronous calls at each of their suspensions, and some of them again while they end."""
+    """Cancel asynchronous calls at each await, and some of them a second time while they end."""
     for _ in range(2):
         arena.hire("tasks")
     while arena.goes_on():
