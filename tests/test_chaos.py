@@ -3,6 +3,7 @@
 Imports tests.chaos and tests.mutants.
 """
 
+import os
 import subprocess
 import sys
 import threading
@@ -10,20 +11,26 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import msgspec
 import psycopg
 import pytest
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from goqueue import PostgresStorage
 from goqueue.migrate import migrate
 from tests import mutants
-from tests.chaos import journal
+from tests.chaos import clock, journal
 from tests.chaos.arena import HISTORY
 from tests.chaos.clients import SECOND, Spec, run_calls
+from tests.chaos.clock import Clock
+from tests.chaos.each import CALLS, WITHOUT_CALL, Each
+from tests.chaos.hands import CHANGES
 from tests.chaos.journal import Call, Journal
-from tests.chaos.oracle import Change, Evidence, Violation, collect, judge
+from tests.chaos.oracle import HAND, Change, Evidence, Violation, collect, judge
+from tests.chaos.proxy import WAYS
 from tests.chaos.server import CrashingServer
 
 SECONDS = 60.0
@@ -40,7 +47,7 @@ def clients(url: str, folder: Path, sql_dir: str = "") -> Iterator[None]:
         connection.execute(HISTORY.read_bytes())
     threads = []
     for number in range(3):
-        spec = Spec("calls", f"client-{number}", url, folder, f"seed {number}", SECOND, sql_dir)
+        spec = Spec("calls", f"client-{number}", url, str(folder), f"seed {number}", SECOND, sql_dir)
         threads.append(threading.Thread(target=run_calls, args=(spec, Journal(folder / f"{spec.name}.jsonl"))))
     for thread in threads:
         thread.start()
@@ -89,6 +96,57 @@ def test_a_statement_without_its_guard_breaks_a_promise(
     assert promise in {one.promise for one in found(goqueue_database, tmp_path)}
 
 
+def test_a_change_by_hand_without_the_trigger_breaks_a_promise(goqueue_database: str, tmp_path: Path) -> None:
+    by_hand = psycopg.connect(goqueue_database, autocommit=True, application_name=HAND)
+    ends = time.monotonic() + SECONDS
+    with by_hand, clients(goqueue_database, tmp_path):
+        by_hand.execute("DROP TRIGGER jobs_follow_change ON goqueue.jobs")
+        while "holder" not in {one.promise for one in found(goqueue_database, tmp_path)}:
+            assert time.monotonic() < ends, "the oracle has found nothing"
+            by_hand.execute(CHANGES["another holder"].encode())
+
+
+def test_the_clock_of_a_client_is_wrong_and_its_journal_is_right(tmp_path: Path) -> None:
+    if clock.MISSING:
+        pytest.skip(clock.MISSING)
+    program = (
+        "import time; from datetime import datetime; print(time.time(), datetime.now().timestamp(), time.monotonic())"
+    )
+    environ = os.environ | Clock(tmp_path, 86_400).environ
+    now = time.time(), time.monotonic()
+    done = subprocess.run([sys.executable, "-c", program], env=environ, check=True, capture_output=True, text=True)
+    wrong, day, right = map(float, done.stdout.split())
+    assert wrong - now[0] == pytest.approx(86_400, abs=DEADLINE)
+    assert day == pytest.approx(wrong, abs=1)
+    assert right - now[1] == pytest.approx(0, abs=DEADLINE)
+
+    Journal(tmp_path / "c.jsonl", epoch=1000.0).called("ping", {})
+    [call] = journal.read(tmp_path)
+    assert call.at == pytest.approx(1000 + time.monotonic(), abs=DEADLINE)
+
+
+def test_each_message_of_a_call_is_cut_in_each_way(goqueue_database: str, tmp_path: Path) -> None:
+    server = conninfo_to_dict(goqueue_database)
+    spec = Spec("each", "each", goqueue_database, str(tmp_path), "seed", SECOND)
+    target = f"{server['host']}/.s.PGSQL.{server['port']}"
+    with psycopg.connect(goqueue_database, autocommit=True) as connection:
+        connection.execute(HISTORY.read_bytes())
+    left = iter(range(40))
+    each = Each(spec, target, Random("seed"), lambda: next(left, None) is not None, ["complete_jobs", "pause_queue"])
+    each.run()
+    assert found(goqueue_database, tmp_path) == each.found == []
+    assert sum(each.done[way] for way in WAYS) == 40
+    assert each.done["different points"] == 40 + each.done["left"]
+    assert {call.error for call in journal.read(tmp_path)} >= {"", "StorageUnavailableError", "OutcomeUnknownError"}
+
+
+def test_each_method_of_the_store_is_cut() -> None:
+    methods = {
+        name for name in dir(PostgresStorage) if not name.startswith("_") and callable(getattr(PostgresStorage, name))
+    }
+    assert CALLS.keys() | WITHOUT_CALL == methods
+
+
 def test_acknowledged_jobs_that_a_crash_loses_are_missed(tmp_path: Path) -> None:
     with CrashingServer(tmp_path / "data", wal_writer_delay="10s") as server:
         url = server.tcp_url("postgres")
@@ -109,11 +167,17 @@ PENDING = ("pending", 0, 0, None, None)
 RUNNING = ("running", 1, 1, "w:1", 9.0)
 
 
-def change(place: int, query: str, before: tuple[Any, ...], after: tuple[Any, ...], **other: Any) -> Change:
+def change(place: float, query: str, before: tuple[Any, ...], after: tuple[Any, ...], **other: Any) -> Change:
     """Return a change at second ``place``."""
     fixed = {"job_id": JOB, "idempotency_key": None, "max_attempts": 3, **other}
     return Change(
-        place, place, place, "700", query, **fixed, **dict(zip(Change._fields[8:], (*before, *after), strict=True))
+        int(10 * place),
+        place,
+        place,
+        "700",
+        query,
+        **fixed,
+        **dict(zip(Change._fields[8:], (*before, *after), strict=True)),
     )
 
 
@@ -149,6 +213,8 @@ UNKNOWN = msgspec.structs.replace(FAILED, error="OutcomeUnknownError", is_unknow
 FOREIGN = msgspec.structs.replace(FAILED, error="OperationalError", is_ours=False)
 READ = call(4, "get_job", {"job_id": JOB}, error="JobNotFoundError")
 UNKNOWN_READ = msgspec.structs.replace(READ, error="OutcomeUnknownError", is_unknown=True)
+#: Taken by hand from the worker, first without and then with the token of the trigger.
+TAKEN, FENCED = ("running", 1, 1, "dba", 9.0), ("running", 2, 1, "dba", 9.0)
 BROKEN: dict[str, tuple[str, Case]] = {
     "a job that vanished": ("kept", (SOUND[0], SOUND[1], {})),
     "a job that never came": ("kept", ([CREATE], [], {})),
@@ -180,6 +246,27 @@ BROKEN: dict[str, tuple[str, Case]] = {
     "an early rescue": (
         "holder",
         ([], [CREATED, CLAIMED, change(3, "rescue_jobs", RUNNING, ("pending", 1, 1, None, None))], {}),
+    ),
+    "a job that was taken by hand and is not fenced": (
+        "holder",
+        ([CREATE, CLAIM], [CREATED, CLAIMED, change(3, HAND, RUNNING, TAKEN)], {JOB: TAKEN}),
+    ),
+    "a job that was taken by hand and fenced later": (
+        "holder",
+        (
+            [CREATE, CLAIM],
+            [
+                CREATED,
+                CLAIMED,
+                change(3, HAND, RUNNING, TAKEN),
+                change(4, HAND, TAKEN, FENCED)._replace(transaction_id="701"),
+            ],
+            {JOB: FENCED},
+        ),
+    ),
+    "a completion of a job that was cancelled by hand": (
+        "completed",
+        (SOUND[0], [CREATED, CLAIMED, change(3, HAND, RUNNING, ("cancelled", 1, 1, None, None))], {}),
     ),
     "a claim of another job": (
         "returned",
@@ -214,6 +301,17 @@ def test_the_oracle_finds(case: str) -> None:
         ([CREATE, UNKNOWN], [CREATED, CLAIMED], {JOB: RUNNING}),
         ([CREATE, UNKNOWN], [CREATED], {JOB: PENDING}),
         ([CREATE, FAILED], [CREATED], {JOB: PENDING}),
+        (
+            [CREATE, CLAIM],
+            [CREATED, CLAIMED, change(3, HAND, RUNNING, TAKEN), change(3.5, HAND, TAKEN, FENCED)],
+            {JOB: FENCED},
+        ),
+        (SOUND[0], [CREATED, CLAIMED, change(3, HAND, RUNNING, ENDED)], {JOB: ENDED}),
+        (
+            [*SOUND[0], LATE],
+            [*SOUND[1], change(3.7, HAND, ENDED, PENDING[:1] + ENDED[1:])],
+            {JOB: PENDING[:1] + ENDED[1:]},
+        ),
     ],
 )
 def test_the_oracle_finds_nothing_in(evidence: Case) -> None:

@@ -1,18 +1,23 @@
 """One run of a fault: a database with its history, the clients' processes, and what the oracle reads afterwards.
 
-Imports goqueue and psycopg.
+Imports goqueue, msgspec and psycopg.
 """
 
 import multiprocessing
+import os
+import subprocess
+import sys
 import time
 from collections import Counter
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
+import msgspec
 import psutil
 import psycopg
 from psycopg import sql
@@ -23,6 +28,7 @@ from tests.chaos.clients import CALL_SECONDS, RECOVERY_SECONDS, SECOND, Spec
 from tests.chaos.oracle import Evidence, Stop, Violation, collect, judge
 from tests.chaos.server import CrashingServer
 
+ROOT = Path(__file__).resolve().parents[2]
 HISTORY = Path(__file__).with_name("history.sql")
 #: Seconds added to each deadline, for a busy machine.
 MARGIN = 2.5
@@ -34,9 +40,30 @@ _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(["tests.chaos.clients"])
 
 
+class Program:
+    """A client with an environment of its own, and with the methods of a process of multiprocessing."""
+
+    def __init__(self, spec: Spec, environ: Mapping[str, str]) -> None:
+        command = [sys.executable, "-m", "tests.chaos.clients", msgspec.json.encode(spec)]
+        self._process = subprocess.Popen(command, env={**os.environ, **environ}, cwd=ROOT)
+        self.pid = self._process.pid
+
+    @property
+    def exitcode(self) -> int | None:
+        return self._process.poll()
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def join(self, timeout: float | None = None) -> None:
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout)
+
+
 class Client(NamedTuple):
     name: str
-    process: BaseProcess
+    process: BaseProcess | Program
+    environ: Mapping[str, str] | None
 
 
 class Size(NamedTuple):
@@ -78,7 +105,8 @@ class Arena:
         #: The time begins with the first answer.
         self._began: float | None = None
         self._counted: dict[Path, tuple[int, int]] = {}
-        self._found: list[Violation] = []
+        #: What the oracle does not see.
+        self.found: list[Violation] = []
         self._stack = ExitStack()
         folder.mkdir(parents=True)
         with psycopg.connect(server.tcp_url("postgres"), autocommit=True) as connection:
@@ -100,20 +128,31 @@ class Arena:
 
     # --- clients ------------------------------------------------------------------------------------------------------
 
-    def hire(self, kind: str = "calls") -> Client:
-        """Start a client."""
+    def hire(self, kind: str = "calls", environ: Mapping[str, str] | None = None) -> Client:
+        """Start a client. ``environ`` are variables for it alone."""
         self._hired += 1
         name = f"{kind.replace(' ', '-')}-{self._hired}"
-        spec = Spec(kind, name, self.url, self.folder, f"{self._seed} {name}", self._lease)
-        process = _processes.Process(target=clients.run, args=(spec,), name=name, daemon=True)
-        process.start()
-        client = Client(name, process)
+        spec = self.spec(kind, name)
+        process: BaseProcess | Program
+        if environ is None:
+            process = _processes.Process(target=clients.run, args=(spec,), name=name, daemon=True)
+            process.start()
+        else:
+            process = Program(spec._replace(epoch=time.time() - time.monotonic()), environ)
+        client = Client(name, process, environ)
         self.alive.append(client)
         return client
 
-    def hire_all(self, *kinds: str) -> None:
-        for number in range(self.size.clients):
-            self.hire(kinds[number % len(kinds)] if kinds else "calls")
+    def spec(self, kind: str, name: str = "") -> Spec:
+        return Spec(kind, name or kind, self.url, str(self.folder), f"{self._seed} {name}", self._lease)
+
+    def hire_all(self) -> None:
+        for _ in range(self.size.clients):
+            self.hire()
+
+    def replace(self, client: Client) -> None:
+        """Start a client in place of one that has ended."""
+        self.hire(client.name.rpartition("-")[0].replace("-", " "), client.environ)
 
     def kill(self, client: Client) -> None:
         """End a client with SIGKILL."""
@@ -159,8 +198,8 @@ class Arena:
         for client in self.alive.copy():
             if client.process.exitcode is not None:
                 self.alive.remove(client)
-                self._found.append(Violation("recovered", f"{client.name} ended with {client.process.exitcode}"))
-                self.hire(client.name.rpartition("-")[0].replace("-", " "))
+                self.found.append(Violation("recovered", f"{client.name} ended with {client.process.exitcode}"))
+                self.replace(client)
 
     # --- the end ------------------------------------------------------------------------------------------------------
 
@@ -170,7 +209,7 @@ class Arena:
         for client in self.alive:
             client.process.join(2 * RECOVERY_SECONDS)
             if client.process.exitcode != 0:
-                self._found.append(Violation("recovered", f"{client.name} ended with {client.process.exitcode}"))
+                self.found.append(Violation("recovered", f"{client.name} ended with {client.process.exitcode}"))
                 client.process.kill()
         self._stack.close()
         others = "pid <> pg_backend_pid() AND datname = current_database() AND backend_type = 'client backend'"
@@ -186,7 +225,7 @@ class Arena:
         with self.connection() as connection:
             evidence = collect(connection, journal.read(self.folder))
         found = judge(evidence, seconds=CALL_SECONDS + MARGIN, stops=self.stops, errors=errors)
-        return evidence, [*self._found, *found]
+        return evidence, [*self.found, *found]
 
     def close(self) -> None:
         """End what is left, after an error too."""

@@ -1,18 +1,24 @@
 """The clients, each a process of its own: random calls, random calls in tasks that are cancelled, and workers.
 
-Imports goqueue.
+`python -m tests.chaos.clients` runs one with another environment, such as another clock or an older goqueue.
+
+Imports goqueue and msgspec.
 """
 
 import asyncio
 import logging
 import signal
+import sys
 import threading
 import time
 from collections.abc import Generator
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
+
+import msgspec
 
 from goqueue import (
     AsyncPostgresStorage,
@@ -24,6 +30,7 @@ from goqueue import (
     PostgresStorage,
     ReleaseJob,
     RetryJob,
+    SchemaError,
     Worker,
     WorkerConfig,
 )
@@ -41,26 +48,29 @@ RECOVERY_SECONDS = 30.0
 load_queries()
 
 
-class Spec:
-    """What a client's process needs to know."""
+class Spec(NamedTuple):
+    """What a client's process needs to know. ``epoch`` is that of its journal."""
 
-    def __init__(
-        self, kind: str, name: str, url: str, folder: Path, seed: str, lease: timedelta, sql_dir: str = ""
-    ) -> None:
-        self.kind = kind
-        self.name = name
-        self.folder = folder
-        self.seed = seed
-        self.lease = lease
-        self.config = DatabaseConfig(
-            url=url, pool_min_size=1, pool_max_size=3, pool_timeout=SECOND, connect_timeout=SECOND,
+    kind: str
+    name: str
+    url: str
+    folder: str
+    seed: str
+    lease: timedelta
+    sql_dir: str = ""
+    epoch: float | None = None
+
+    @property
+    def config(self) -> DatabaseConfig:
+        return DatabaseConfig(
+            url=self.url, pool_min_size=1, pool_max_size=3, pool_timeout=SECOND, connect_timeout=SECOND,
             statement_timeout=SECOND, lock_timeout=SECOND / 2, idle_in_transaction_timeout=SECOND,
-            claim_resume_time=SECOND, sql_dir=sql_dir,
+            claim_resume_time=SECOND, sql_dir=self.sql_dir,
         )  # fmt: skip
 
     @property
     def is_over(self) -> bool:
-        return (self.folder / "over").exists()
+        return (Path(self.folder) / "over").exists()
 
 
 def run(spec: Spec) -> None:
@@ -68,7 +78,7 @@ def run(spec: Spec) -> None:
     logging.getLogger("goqueue").setLevel(logging.CRITICAL)
     logging.getLogger("psycopg").setLevel(logging.CRITICAL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    journal = Journal(spec.folder / f"{spec.name}.jsonl")
+    journal = Journal(Path(spec.folder) / f"{spec.name}.jsonl", spec.epoch)
     if spec.kind == "calls":
         run_calls(spec, journal)
     elif spec.kind == "worker":
@@ -251,7 +261,9 @@ def run_worker(spec: Spec, journal: Journal) -> None:
 
     _stop_at_end(spec, worker)
     with opened(spec, journal) as store:
-        worker.run(recorded(store, journal), _worker_config(spec), worker_id=spec.name)
+        while not spec.is_over:
+            with suppress(SchemaError):  # it ends a worker; its supervisor starts it again
+                worker.run(recorded(store, journal), _worker_config(spec), worker_id=spec.name)
         recover(recorded(store, journal))
 
 
@@ -267,3 +279,7 @@ async def run_async_worker(spec: Spec, journal: Journal) -> None:
     _stop_at_end(spec, worker)
     async with await AsyncPostgresStorage.open(spec.config) as store:
         await worker.run(recorded(store, journal), _worker_config(spec), worker_id=spec.name)
+
+
+if __name__ == "__main__":
+    run(msgspec.json.decode(sys.argv[1], type=Spec))

@@ -1,8 +1,10 @@
 """The faults. Each is a function with one sentence of purpose. It starts clients, and does harm until the run is over.
 
-Imports psutil and psycopg.
+Imports goqueue.migrate, psutil and psycopg.
 """
 
+import os
+import subprocess
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -13,15 +15,30 @@ import psutil
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from goqueue.migrate import MigrationError, list_migrations, migrate, undo
 from tests import pgbouncer
-from tests.chaos import journal
-from tests.chaos.arena import Arena
+from tests.chaos import clock, disk, journal
+from tests.chaos.arena import ROOT, Arena
 from tests.chaos.clients import SECOND
+from tests.chaos.clock import Clock
+from tests.chaos.disk import Disk
+from tests.chaos.each import Each
+from tests.chaos.hands import Psql, change
 from tests.chaos.proxy import Proxy
 
 _BACKENDS = """
 SELECT pid FROM pg_stat_activity
 WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()
+"""
+
+# The first 48 bits of an id are its time in milliseconds, by the clock of its client.
+_OTHER_DAYS = """
+SELECT count(*) FROM chaos.history
+WHERE
+    old_status IS NULL
+    AND abs(
+        ('x' || left(replace(job_id::text, '-', ''), 12))::bit(48)::bigint - extract(epoch FROM changed_at) * 1000
+    ) > 3600000
 """
 
 _MAINTENANCE = (
@@ -30,6 +47,15 @@ _MAINTENANCE = (
     "REINDEX TABLE CONCURRENTLY goqueue.jobs",
     "ALTER TABLE goqueue.jobs DROP COLUMN chaos",
 )
+
+_DAY = 24 * 60 * 60
+_CLOCKS = {"a day ahead": _DAY, "a day behind": -_DAY, "right": 0}
+
+#: A commit of an older release, whose newest migration is V0024.
+OLDER = "bbd7220"
+_NO_OLDER = f"commit {OLDER} is not in this checkout (git fetch --unshallow)"
+#: chaos.history has the columns of this version.
+_LOWEST = 4
 
 
 def calm(arena: Arena) -> None:
@@ -52,6 +78,17 @@ def cuts(arena: Arena) -> None:
     for (_, _, _, way, _), count in proxy.cuts.items():
         arena.done[way] += count
     arena.done["different points"] = len(proxy.cuts)
+
+
+def each_cut(arena: Arena) -> None:
+    """Cut every call of the store before and after each of its messages, in each way."""
+    end = time.monotonic() + arena.size.seconds
+    spec = arena.spec("each-cut")
+    each = Each(spec, ("127.0.0.1", arena.server.port), arena.chance, lambda: time.monotonic() < end)
+    each.run()
+    arena.done.update(each.done)
+    arena.found += each.found
+    arena.finish()
 
 
 def crashes(arena: Arena) -> None:
@@ -118,7 +155,7 @@ def workers(arena: Arena) -> None:
         client = arena.chance.choice(arena.alive)
         if arena.chance.random() < 0.5:
             arena.kill(client)
-            arena.hire(client.name.rpartition("-")[0].replace("-", " "))
+            arena.replace(client)
             arena.done["killed"] += 1
         else:
             with arena.stopped(client):
@@ -168,6 +205,135 @@ def maintenance(arena: Arena) -> None:
     arena.finish()
 
 
+def full_tables(arena: Arena) -> None:
+    """Fill the disk of the tables, and empty it again."""
+    with Disk(arena.folder / "tables", arena.server, 96) as small:
+        with arena.connection() as connection:
+            connection.execute(f"CREATE TABLESPACE chaos LOCATION '{small.folder}'")
+            for kind in ("TABLE", "INDEX"):
+                connection.execute(f"ALTER {kind} ALL IN TABLESPACE pg_default SET TABLESPACE chaos")
+            # Else only the history would notice: it always grows.
+            connection.execute("ALTER TABLE chaos.history SET TABLESPACE pg_default")
+            connection.execute("ALTER INDEX chaos.history_pkey SET TABLESPACE pg_default")
+        arena.hire_all()
+        while arena.goes_on():
+            arena.pause(0.3, 1.0)
+            small.fill()
+            arena.done["filled"] += 1
+            arena.pause(0.3, 1.5)
+            small.free()
+        arena.finish()
+        with arena.connection() as connection:
+            for kind in ("TABLE", "INDEX"):
+                connection.execute(f"ALTER {kind} ALL IN TABLESPACE chaos SET TABLESPACE pg_default")
+            connection.execute("DROP TABLESPACE chaos")
+    arena.done["calls without room"] = sum("No space left" in call.said for call in journal.read(arena.folder))
+
+
+def full_wal(arena: Arena) -> None:
+    """Fill the disk of the WAL, which stops the server, and start the server when there is room again."""
+    server = arena.server
+    with Disk(arena.folder / "wal", server, 192) as small:
+        with arena.connection() as connection:
+            # Else unused segments are kept, and the server needs no new one for long.
+            for setting, value in {"wal_recycle": "off", "min_wal_size": "32MB", "max_wal_size": "64MB"}.items():
+                connection.execute(f"ALTER SYSTEM SET {setting} = '{value}'")
+        with disk.wal_on(small, server):
+            arena.hire_all()
+            while arena.goes_on():
+                arena.pause(0.5, 1.5)
+                small.fill()
+                arena.done["filled"] += 1
+                with suppress(psycopg.Error), arena.connection() as connection:
+                    connection.execute("SELECT pg_switch_wal()")
+                arena.pause(0.3, 1.5)
+                small.free()
+                arena.done["stopped the server" if _is_gone(arena) else "the server recovered"] += 1
+                if not server.is_running:
+                    server.start_again()
+            arena.finish()
+            with arena.connection() as connection:
+                connection.execute("ALTER SYSTEM RESET ALL")
+
+
+def clocks(arena: Arena) -> None:
+    """Set the clocks of clients and workers a day ahead, a day behind and right again, while they work."""
+    wrong = Clock(arena.folder, _DAY)
+    for kind in ("calls", "worker", "calls", "async worker"):
+        arena.hire(kind, wrong.environ)
+    while arena.goes_on():
+        arena.pause(0.5, 3.0)
+        way = arena.chance.choice(list(_CLOCKS))
+        wrong.set(_CLOCKS[way])
+        arena.done[way] += 1
+    arena.finish()
+    with arena.connection() as connection:
+        arena.done["jobs with an id of another day"] = connection.execute(_OTHER_DAYS).fetchall()[0][0]
+
+
+def hands(arena: Arena) -> None:
+    """Change, delete and insert jobs of each status with psql."""
+    for kind in ("calls", "worker", "calls"):
+        arena.hire(kind)
+    with Psql(arena.server, arena.url) as psql:
+        while arena.goes_on():
+            arena.pause(0.0, 0.05)
+            arena.done[change(psql, arena.chance)] += 1
+    arena.finish()
+
+
+def versions(arena: Arena) -> None:
+    """Undo and apply each migration under clients of this release and of an older one."""
+    older = arena.folder / OLDER
+    older.mkdir()
+    archive = subprocess.run(
+        ["git", "archive", OLDER, "goqueue", "sql", "migrations", "migrations.yml", "pyproject.toml"],
+        cwd=ROOT, check=True, capture_output=True,
+    )  # fmt: skip
+    subprocess.run(["tar", "--extract", "--directory", older], check=True, input=archive.stdout)
+    # Safe: without the working directory, which has this release.
+    environ = {"PYTHONPATH": f"{older}{os.pathsep}{ROOT}", "PYTHONSAFEPATH": "1"}
+    url = make_conninfo(arena.url, options="-c statement_timeout=20s")
+    newest = list_migrations(url)[-1].version
+    for kind in ("calls", "worker"):
+        arena.hire(kind)
+    old = {arena.hire(kind, environ).name for kind in ("calls", "worker")}
+    while arena.goes_on():
+        for version in range(newest - 1, _LOWEST - 1, -1):
+            arena.pause(0.02, 0.2)
+            arena.done["undone" if _changes(lambda to=version: undo(url, to=to)) else "failed"] += 1
+        for version in range(_LOWEST + 1, newest + 1):
+            arena.pause(0.02, 0.2)
+            arena.done["applied" if _changes(lambda to=version: migrate(url, target=to)) else "failed"] += 1
+    migrate(url)
+    arena.finish()
+    arena.done["calls of the older release that succeeded"] = sum(
+        call.client in old and not call.error for call in journal.read(arena.folder)
+    )
+
+
+def _changes(step: Callable[[], object]) -> bool:
+    try:
+        step()
+    except MigrationError:
+        return False
+    return True
+
+
+def _is_gone(arena: Arena) -> bool:
+    """Wait until the server has ended, or has recovered and accepts connections. Return True if it has ended."""
+    while arena.server.is_running:
+        with suppress(psycopg.Error), arena.connection():
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def _has_older() -> bool:
+    command = ["git", "cat-file", "-e", f"{OLDER}^{{commit}}"]
+    return subprocess.run(command, cwd=ROOT, check=False, capture_output=True).returncode == 0
+
+
 def _pooler(arena: Arena, stack: ExitStack) -> str:
     """Start pgbouncer, and return the path of its socket."""
     through = stack.enter_context(
@@ -214,6 +380,7 @@ class Fault(NamedTuple):
 FAULTS: dict[str, Fault] = {
     "calm": Fault(calm),
     "cuts": Fault(cuts),
+    "each cut": Fault(each_cut),
     "crashes": Fault(crashes),
     "stops": Fault(stops),
     "terminations": Fault(terminations),
@@ -221,4 +388,9 @@ FAULTS: dict[str, Fault] = {
     "cancellations": Fault(cancellations, errors=("CancelledError",)),
     "maintenance": Fault(maintenance),
     "pooler": Fault(pooler, missing="" if pgbouncer.PROGRAM else pgbouncer.MISSING),
+    "full tables": Fault(full_tables, missing=disk.MISSING),
+    "full wal": Fault(full_wal, missing=disk.MISSING),
+    "clocks": Fault(clocks, lease=SECOND, missing=clock.MISSING),
+    "hands": Fault(hands),
+    "versions": Fault(versions, errors=("SchemaError",), missing="" if _has_older() else _NO_OLDER),
 }

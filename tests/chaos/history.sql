@@ -2,7 +2,8 @@
 -- on a migrated database without jobs.
 --
 -- The trigger's name comes before the names of goqueue's triggers, so that a change is written before the changes that
--- those triggers make. query is the name of the statement in sql/ that made the change; a change by hand has none.
+-- those triggers make. query is the name of the statement in sql/ that made the change. A session with the
+-- application_name "by hand" makes changes by hand.
 
 CREATE SCHEMA chaos;
 
@@ -41,7 +42,10 @@ BEGIN
         status, token, attempts, holder, expires_at
     )
     VALUES (
-        substring(left(current_query(), 200) FROM 'goqueue:(\w+)'),
+        CASE
+            WHEN current_setting('application_name') = 'by hand' THEN 'by hand'
+            ELSE substring(left(current_query(), 200) FROM 'goqueue:(\w+)')
+        END,
         coalesce(NEW.id, OLD.id),
         CASE TG_OP WHEN 'DELETE' THEN OLD.idempotency_key ELSE NEW.idempotency_key END,
         coalesce(NEW.max_attempts, OLD.max_attempts),

@@ -57,24 +57,28 @@ class Call(msgspec.Struct, omit_defaults=True):
 
 
 class Journal:
-    """The journal of one client. Threads share it: a line is one write."""
+    """The journal of one client. Threads share it: a line is one write.
 
-    def __init__(self, file: Path) -> None:
+    ``epoch`` is the system's time at zero of the monotonic clock. A process whose own clock is wrong needs it.
+    """
+
+    def __init__(self, file: Path, epoch: float | None = None) -> None:
+        self._epoch = epoch
         self._file = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         self._numbers = itertools.count(1)
 
     def called(self, method: str, args: dict[str, Any]) -> Call:
         """Write a call, and return it."""
-        call = Call(next(self._numbers), time.time(), method, {name: _given(value) for name, value in args.items()})
+        call = Call(next(self._numbers), self._now(), method, {name: _given(value) for name, value in args.items()})
         self._write(call)
         return call
 
     def answered(self, call: Call, took: float, value: Any) -> None:
-        now = time.time()
+        now = self._now()
         self._write(Call(call.number, now, ended=now, took=took, value=_returned(value)))
 
     def failed(self, call: Call, took: float, error: BaseException) -> None:
-        now, kind = time.time(), type(error)
+        now, kind = self._now(), type(error)
         self._write(
             Call(
                 call.number,
@@ -90,6 +94,9 @@ class Journal:
                 transaction_id=getattr(error, "transaction_id", None),
             )
         )
+
+    def _now(self) -> float:
+        return time.time() if self._epoch is None else self._epoch + time.monotonic()
 
     def _write(self, line: Call) -> None:
         os.write(self._file, msgspec.json.encode(line) + b"\n")

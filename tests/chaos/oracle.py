@@ -32,6 +32,8 @@ PROMISES = {
     "recovered": "every client works again after the fault",
 }
 
+#: The statement of changes that nobody made through the store; chaos.history names it.
+HAND = "by hand"
 _FINISHED = ("completed", "dead", "cancelled")
 _CREATING = ("create_job", "get_or_create_job", "create_jobs", "replace_pending_job")
 #: The errors that each method promises, in addition to those of the storage.
@@ -54,7 +56,7 @@ _ERRORS: dict[str, set[str]] = {
 }
 _READING = {
     "get_job", "get_jobs", "get_job_by_idempotency_key", "list_jobs", "count_jobs", "list_failures", "next_job_at",
-    "queue_stats", "ping", "get_transaction_status", "open",
+    "queue_stats", "list_workers", "list_job_types", "ping", "get_transaction_status", "open", "listen",
 }  # fmt: skip
 
 
@@ -190,6 +192,9 @@ class _Judgement:
         for before, change in pairwise(changes):
             if change.before != before.after:
                 self.violated("transition", f"between these changes, one is missing: {before}, {change}")
+        for change, after in zip(changes, [*changes[1:], None], strict=True):
+            if _is_taken_by_hand(change) and not _is_fenced(change, after):
+                self.violated("holder", f"a change by hand left the job to its old holder: {change}, {after}")
         for change in changes:
             if change.query == "claim_jobs" and change.old_status == "running":
                 self.violated("holder", f"a claim took a running job from its holder: {change}")
@@ -198,7 +203,7 @@ class _Judgement:
             elif not _is_legal(change):
                 self.violated("transition", f"{change.query} made an illegal change: {change}")
             if None not in (change.token, change.old_token):
-                is_claim = change.status == "running" != change.old_status
+                is_claim = change.status == "running" != change.old_status and change.query != HAND
                 if change.token < change.old_token or (is_claim and change.token == change.old_token):  # type: ignore[operator]
                     self.violated("token", f"the token did not grow: {change}")
 
@@ -234,6 +239,8 @@ class _Judgement:
 
     def check_explained(self, change: Change) -> None:
         """Check that a call has reported this change, or may have made it."""
+        if change.query == HAND:
+            return
         for call in self.index.candidates(change):
             if call.at - _SLACK > change.changed_at:
                 continue
@@ -289,6 +296,8 @@ class _Judgement:
             elif query == "heartbeat_jobs":
                 if not any(self.is_within(call, renewal) for renewal in self.renewals[lease]):
                     self.violated("lost", f"a renewal was acknowledged and did not happen: {lease} by {call.client}")
+            elif query == "complete_jobs" and ended and _is_completed_by_hand(end):
+                pass  # under its token, so the holder's completion counts as a repetition
             elif end is None or not ended or end.query != query:
                 promise = "completed" if query == "complete_jobs" else "returned"
                 self.violated(promise, f"{call.method} of {lease} was acknowledged, but the lease ended thus: {end}")
@@ -306,9 +315,11 @@ class _Judgement:
         if end is None:
             self.violated("lost", f"{call.method} reports a lease as lost that was held: {lease} by {call.client}")
         elif _LEASE_QUERY[call.method] == "complete_jobs" and end.query == "complete_jobs":
-            # A completion can be repeated, unless the job was deleted.
-            is_stored = all(change.status is not None or change.changed_at > (call.ended or 0.0) for change in changes)
-            if is_stored:
+            # A completion can be repeated while the job is stored and completed.
+            since = [
+                change for change in changes if end.place < change.place and change.changed_at <= (call.ended or 0)
+            ]
+            if all((change.status, change.token) == ("completed", end.token) for change in since):
                 self.violated("lost", f"{call.method} reports a completed lease as lost: {lease} by {call.client}")
 
     def is_within(self, call: Call, change: Change) -> bool:
@@ -363,7 +374,7 @@ class _Judgement:
     def check_cancel_jobs(self, call: Call) -> None:
         self.check_count(call, call.args["jobs"])
 
-    check_retry_jobs = check_reschedule_jobs = check_cancel_jobs
+    check_retry_jobs = check_reschedule_jobs = check_change_jobs = check_delete_jobs = check_cancel_jobs
 
     def check_update_job(self, call: Call) -> None:
         self.check_version(call, call.value)
@@ -433,7 +444,7 @@ class _Index:
                 yield "claim", args["worker_id"]
             case "claim_jobs" | "complete_and_claim" if not call.error:
                 yield from (("claim", job["id"], job["token"]) for job in call.value)
-            case "cancel_jobs" | "retry_jobs" | "reschedule_jobs":
+            case "cancel_jobs" | "retry_jobs" | "reschedule_jobs" | "change_jobs" | "delete_jobs":
                 yield from ((method, job_id) for job_id in args["jobs"])
             case "update_job" | "delete_job":
                 yield method, args["job_id"]
@@ -484,7 +495,7 @@ def _reports(call: Call, change: Change) -> bool:
     match call.method:
         case "rescue_jobs":
             return change.job_id in call.value
-        case "cancel_jobs" | "retry_jobs" | "reschedule_jobs" | "prune_jobs":
+        case "cancel_jobs" | "retry_jobs" | "reschedule_jobs" | "change_jobs" | "delete_jobs" | "prune_jobs":
             return bool(call.value > 0)
         case "create_jobs":
             return [change.job_id, True] in call.value
@@ -495,6 +506,23 @@ def _reports(call: Call, change: Change) -> bool:
     return True
 
 
+def _is_taken_by_hand(change: Change) -> bool:
+    """Return True if a change by hand gave the job to another holder, under its last token."""
+    is_taken = change.status == "running" and (change.old_status != "running" or change.holder != change.old_holder)
+    return change.query == HAND and is_taken and change.old_token is not None and change.token == change.old_token
+
+
+def _is_completed_by_hand(change: Change | None) -> bool:
+    return change is not None and (change.query, change.status, change.token) == (HAND, "completed", change.old_token)
+
+
+def _is_fenced(change: Change, after: Change | None) -> bool:
+    """Return True if the next change, in the same transaction, is the one of the trigger: a larger token."""
+    if after is None or after.transaction_id != change.transaction_id:
+        return False
+    return (after.status, after.holder, after.token) == (change.status, change.holder, (change.token or 0) + 1)
+
+
 def _is_expired(change: Change) -> bool:
     return change.old_expires_at is not None and change.old_expires_at <= change.statement_at
 
@@ -502,10 +530,12 @@ def _is_expired(change: Change) -> bool:
 def _is_legal(change: Change) -> bool:
     """Return True if the statement may make this change."""
     old, new = change.old_status, change.status
+    if change.query == HAND:  # the constraints allowed it
+        return True
     if old is None:
         return change.query in ("create_job", "create_jobs", "create_missing_jobs", "replace_pending_job")
     if new is None:
-        return change.query == "delete_job" or (change.query == "prune_jobs" and old in _FINISHED)
+        return change.query in ("delete_job", "delete_jobs") or (change.query == "prune_jobs" and old in _FINISHED)
     # Not None, since the job was stored before and after.
     claimed = (change.token or 0) - (change.old_token or 0)
     attempted = (change.attempts or 0) - (change.old_attempts or 0)
@@ -537,4 +567,6 @@ def _is_legal_step(change: Change, old: str, new: str, attempted: int) -> bool:
             return old in ("dead", "cancelled") and (new, change.attempts) == ("pending", 0)
         case "reschedule_jobs" | "replace_pending_job":
             return (old, new) == ("pending", "pending")
+        case "change_jobs":
+            return old == new != "completed"
     return False

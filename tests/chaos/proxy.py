@@ -36,7 +36,7 @@ class Cut(NamedTuple):
 class Proxy:
     """Forwards connections to ``target()``: a host and a port, or the path of a socket. Use it in a ``with``.
 
-    ``every`` is the mean number of messages until a connection is cut; 0 for no cuts.
+    ``every`` is the mean number of messages until a connection is cut; 0 for no cuts but those that ``arm`` plans.
     """
 
     def __init__(self, target: Callable[[], tuple[str, int] | str], chance: Random, every: int) -> None:
@@ -44,6 +44,9 @@ class Proxy:
         self._chance = chance
         self.every = every
         self.port = 0
+        self._armed: Cut | None = None
+        #: The messages since ``arm``: the side and the kind of each.
+        self.seen: list[tuple[str, str]] = []
         #: The number of cuts by (operation, side, kind of message, way, before or after).
         self.cuts: Counter[tuple[str, str, str, str, str]] = Counter()
         self._loop = asyncio.new_event_loop()
@@ -65,7 +68,24 @@ class Proxy:
     def calm(self) -> None:
         """Cut no connection any more, and close all that exist: some are silent."""
         self.every = 0
+        self._armed = None
         self._run(self._close_all())
+
+    def arm(self, cut: Cut | None) -> None:
+        """Count the messages of each connection from now on, and make this cut where a count reaches its number."""
+        self._run(self._arm(cut))
+
+    async def _arm(self, cut: Cut | None) -> None:
+        self._armed, self.seen = cut, []
+        for link in self._links:
+            link.begin(cut)
+
+    def cuts_on(self, cut: Cut) -> bool:
+        """Return True if this cut may be made. One of ``arm`` is made once."""
+        if cut is self._armed:
+            self._armed = None
+            return True
+        return self.every > 0
 
     def _run(self, coroutine):  # type: ignore[no-untyped-def]
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(30)
@@ -86,7 +106,7 @@ class Proxy:
     def _planned(self) -> Cut | None:
         chance = self._chance
         if not self.every:
-            return None
+            return self._armed
         number = chance.randint(1, _BEGINNING)
         if chance.random() < 0.8:
             number = _BEGINNING + 1 + int(chance.expovariate(1 / self.every))
@@ -110,6 +130,8 @@ class Proxy:
                 link.carry("client", reader, server_writer), link.carry("server", server_reader, writer)
             )
             await link.ended()
+        except asyncio.CancelledError:  # by _stop; the stream's callback would print it
+            pass
         finally:
             link.close()
             self._links.discard(link)
@@ -131,6 +153,11 @@ class _Link:
         # The operation of each prepared statement, and the one that runs.
         self._names: dict[bytes, str] = {}
         self._operation = "connect"
+
+    def begin(self, cut: Cut | None) -> None:
+        """Count from here to a cut."""
+        self._cut = cut
+        self._count = {"client": 0, "server": 0}
 
     def close(self) -> None:
         for writer in (self._client, self._server):
@@ -161,8 +188,9 @@ class _Link:
         if side == "client":
             self._follow(message)
         self._count[side] += 1
+        self._proxy.seen.append((side, _kind(message)))
         cut = self._cut
-        if cut is None or cut.side != side or self._count[side] < cut.number or not self._proxy.every:
+        if cut is None or cut.side != side or self._count[side] < cut.number or not self._proxy.cuts_on(cut):
             writer.write(message)
             return
         if cut.way == "half":

@@ -17,6 +17,7 @@ class CrashingServer(EmbeddedServer):
     def __init__(self, data_dir: Path, **settings: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port: int = free.getsockname()[1]
+        self.data_dir = data_dir
         super().__init__(
             data_dir, settings={"listen_addresses": "127.0.0.1", "port": str(self.port), **settings}, durable=True
         )
