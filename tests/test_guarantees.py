@@ -18,7 +18,15 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from goqueue import DatabaseConfig, NewJob, PostgresStorage, StorageUnavailableError
+from goqueue import (
+    DatabaseConfig,
+    LeaseLostError,
+    NewJob,
+    PostgresStorage,
+    Storage,
+    StorageUnavailableError,
+    TransactionStatus,
+)
 from goqueue.migrate import migrate
 from goqueue.postgres.queries import load_statements
 from goqueue.testing.embedded import EmbeddedServer
@@ -161,6 +169,55 @@ def test_a_short_run_has_no_figures() -> None:
 
 
 # --- an acknowledged job survives -------------------------------------------------------------------------------------
+
+
+def test_the_status_of_a_transaction_that_a_crash_ended_can_be_that_of_a_later_one_with_its_id(tmp_path: Path) -> None:
+    quiet = {"wal_writer_delay": "10s", "autovacuum": "off"}  # only commits write the WAL
+    server = EmbeddedServer(tmp_path / "data", settings=quiet)
+
+    def crash(*, is_written: bool) -> str:
+        """Crash while a transaction is in progress, and return its id."""
+        with server, psycopg.connect(server.url()) as connection, PostgresStorage.open(server.url()) as store:
+            connection.execute("INSERT INTO goqueue.jobs (job_type) VALUES ('lost')")
+            [(transaction_id,)] = connection.execute("SELECT pg_current_xact_id()::text").fetchall()
+            assert store.get_transaction_status(transaction_id) == TransactionStatus.IN_PROGRESS
+            if is_written:
+                store.create_job(NewJob(job_type="t"))
+            assert server._process is not None
+            server._process.send_signal(signal.SIGQUIT)
+            server._process.wait(60)
+            connection.close()
+        return str(transaction_id)
+
+    with server:
+        migrate(server.url())
+    written = crash(is_written=True)
+    with server, PostgresStorage.open(server.url()) as store:
+        assert store.get_transaction_status(written) == TransactionStatus.ABORTED
+    lost = crash(is_written=False)
+    with server, PostgresStorage.open(server.url()) as store:
+        assert store.get_transaction_status(written) == TransactionStatus.ABORTED
+        assert store.get_transaction_status(lost) == TransactionStatus.UNKNOWN
+        while store.get_transaction_status(lost) == TransactionStatus.UNKNOWN:
+            store.create_job(NewJob(job_type="t"))
+        assert store.get_transaction_status(lost) == TransactionStatus.COMMITTED, "of the job's transaction"
+        assert "lost" not in store.list_job_types()
+
+
+def test_a_job_that_is_added_again_after_its_deletion_has_its_first_tokens_again(store: Storage) -> None:
+    job = NewJob(job_type="t")
+    store.create_job(job)
+    [old] = store.claim_jobs("default", "old")
+    store.delete_job(job.id)
+    with pytest.raises(LeaseLostError):
+        store.complete_job(old)
+    store.create_job(job)
+    with pytest.raises(LeaseLostError):
+        store.complete_job(old)
+    [new] = store.claim_jobs("default", "new")
+    assert new.lease_token == old.lease_token == 1
+    store.complete_job(old)
+    assert store.get_job(job.id).status == "completed"
 
 
 def test_acknowledged_jobs_survive_a_crash_of_the_server(tmp_path: Path) -> None:

@@ -1050,8 +1050,9 @@ class AsyncPostgresStorage:
     async def get_transaction_status(self, transaction_id: str) -> TransactionStatus:
         """Return the outcome of the transaction that an `OutcomeUnknownError` names.
 
-        Use the server that the error came from: after a failover, another transaction can have the same id. While the
-        status is in progress, call again: the server may not have noticed the lost connection yet.
+        Use the server that the error came from. After a failover or a crash of that server, another transaction can
+        have the same id. Then committed can be its status; aborted is right after a crash. While the status is in
+        progress, call again: the server may not have noticed the lost connection yet.
 
         Query: get_transaction_status.
         Repeating: changes nothing.
