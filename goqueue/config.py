@@ -63,10 +63,10 @@ _SERVICE_LINKS: tuple[tuple[re.Pattern[str], re.Pattern[str]], ...] = tuple(
         (r"PORT_\d{1,5}_(?:TCP|UDP|SCTP)_ADDR", r"[0-9.]+|[0-9a-f:.]*:[0-9a-f:.]*"),
     )
 )
-# What users call the sections, and single variables, after GOQUEUE_.
+# Other names that users give to sections, and to single variables without GOQUEUE_.
 _SHORT_SECTIONS = {"database": ("DB",), "logging": ("LOG",)}
 _OTHER_NAMES = {"DATABASE": "GOQUEUE_DATABASE_URL", "CONFIG_FILE": FILE_VARIABLE, "CONFIG_PATH": FILE_VARIABLE}
-# The likeness from which an unknown variable counts as misspelt, so that RELEASE is not taken for LEASE.
+# An unknown variable of at least this similarity counts as misspelt. RELEASE is not that similar to LEASE.
 _ALIKE = 0.9
 # Bounds the read if the path names a device or an endless pipe.
 _LONGEST_FILE = 2**18
@@ -306,7 +306,9 @@ class ServerConfig(_Section, frozen=True, kw_only=True):
     port: Annotated[int, _integer("TCP port to listen on.", 1, 65535)] = 8080
     read_timeout: Annotated[timedelta, _duration("Longest time to read a request.")] = timedelta(seconds=30)
     write_timeout: Annotated[timedelta, _duration("Longest time to write a response.")] = timedelta(seconds=30)
-    idle_timeout: Annotated[timedelta, _duration("Idle time until a connection is closed.")] = timedelta(minutes=2)
+    idle_timeout: Annotated[timedelta, _duration("Idle time after which a connection is closed.")] = timedelta(
+        minutes=2
+    )
     shutdown_timeout: Annotated[timedelta, _duration("Longest wait for requests at shutdown.")] = timedelta(seconds=30)
 
 
@@ -327,7 +329,9 @@ class DatabaseConfig(_Section, frozen=True, kw_only=True):
     pool_min_size: Annotated[int, _integer("Connections kept open.", 0, 1000)] = 1
     pool_max_size: Annotated[int, _integer("Largest number of open connections.", 1, 1000)] = 10
     pool_timeout: Annotated[timedelta, _duration("Longest wait for a connection.")] = timedelta(seconds=10)
-    pool_max_idle: Annotated[timedelta, _duration("Idle time until a connection is closed.")] = timedelta(minutes=10)
+    pool_max_idle: Annotated[timedelta, _duration("Idle time after which a connection is closed.")] = timedelta(
+        minutes=10
+    )
     pool_max_lifetime: Annotated[timedelta, _duration("Age at which a connection is replaced.")] = timedelta(hours=1)
     connect_timeout: Annotated[
         timedelta,
@@ -338,7 +342,7 @@ class DatabaseConfig(_Section, frozen=True, kw_only=True):
     )
     lock_timeout: Annotated[timedelta, _duration("Longest wait for a lock.", or_off=True)] = timedelta(seconds=5)
     idle_in_transaction_timeout: Annotated[
-        timedelta, _duration("Idle time in a transaction until the session is ended.", or_off=True)
+        timedelta, _duration("Idle time in a transaction after which the session is ended.", or_off=True)
     ] = timedelta(minutes=1)
     application_name: Annotated[
         str, _text("Name of the connections in pg_stat_activity.", "1 to 63 printable ASCII characters", r"[ -~]{1,63}")
@@ -355,13 +359,13 @@ class DatabaseConfig(_Section, frozen=True, kw_only=True):
     claim_resume_time: Annotated[
         timedelta,
         _duration(
-            "While vacuum is late, claims skip the dead rows before the last claimed job. They look there again after "
-            "this time; a job added there waits as long. 0s: skip nothing.",
+            "While vacuum is late, claims skip the dead rows before the last claimed job, for this time. A job that "
+            "becomes due there can wait as long. 0s: skip nothing.",
             or_off=True,
         ),
     ] = timedelta(seconds=1)
     slow_query_time: Annotated[
-        timedelta, _duration("Run time from which a statement is logged as a warning.", or_off=True)
+        timedelta, _duration("A statement that takes this long is logged as a warning.", or_off=True)
     ] = timedelta(seconds=1)
     max_payload_bytes: Annotated[int, _integer("Largest payload of a job, as JSON in bytes.", 1, 268_435_455)] = 2**20
     batch_size: Annotated[int, _integer("Largest number of jobs written by one statement.", 1, 10_000)] = 1000
@@ -387,7 +391,7 @@ class WorkerConfig(_Section, frozen=True, kw_only=True):
     queues: Annotated[tuple[str, ...], _names("Queues to take jobs from.")] = ("default",)
     poll_interval: Annotated[timedelta, _duration("Pause between polls.")] = timedelta(seconds=1)
     job_timeout: Annotated[timedelta, _duration("Longest run time of a job.")] = timedelta(minutes=5)
-    lease: Annotated[timedelta, _duration("Time without a heartbeat until a job is lost.")] = timedelta(minutes=5)
+    lease: Annotated[timedelta, _duration("Time without a heartbeat after which a job is lost.")] = timedelta(minutes=5)
     heartbeat_interval: Annotated[timedelta, _duration("Time between renewals of the leases.")] = timedelta(seconds=30)
     shutdown_timeout: Annotated[timedelta, _duration("Longest wait for running jobs at shutdown.")] = timedelta(
         seconds=30
@@ -513,7 +517,7 @@ def redact(text: str) -> str:
 
 def _shown_conninfo(url: str) -> str:
     """Return the server, database and user of a checked URL or connection string. The rest may hold secrets."""
-    if fault_of(url):  # it is being rejected, and a debugger shows it
+    if fault_of(url):  # an invalid value that a debugger shows
         return "***"
     parts = conninfo_to_dict(url)
     shown = [
@@ -646,7 +650,7 @@ def _variables_of(section: type[_Section]) -> dict[str, Setting]:
 
 def _without_service_links(variables: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
     """Return the variables without those that Kubernetes sets for a Service named goqueue-..., and the problems. A
-    Service is a problem if some of its variables are missing: the others may not be Kubernetes'."""
+    Service is a problem if some of its variables are missing: the others may be the user's own."""
     services: dict[str, list[str]] = {}
     for variable, value in sorted(variables.items()):
         if variable.startswith("GOQUEUE_"):

@@ -67,7 +67,8 @@ class CorruptJobError(GoQueueError):
 class DuplicateJobError(GoQueueError):
     """A job with this id or idempotency key exists already, or an unfinished job with this unique key.
 
-    ``job_id`` is its id, and ``idempotency_key`` or ``unique_key`` is the key in conflict, unless it is the id.
+    ``job_id`` is the id of that job. ``idempotency_key`` or ``unique_key`` is the key in conflict; both are None if
+    the ids conflict.
 
     ``job_id`` is None if this login can't see that job (another producer's). It is also None for a change that lost a
     race for the key, and for `replace_pending_job` with another job's id.
@@ -139,9 +140,9 @@ class StorageUnavailableError(StorageError):
 class OutcomeUnknownError(StorageUnavailableError):
     """A statement was sent and may have been committed: its reply was lost, or a standby did not confirm the commit.
 
-    ``operation`` is the query's name in sql/. ``job_ids`` are the call's jobs, if known: those given, and those in a
-    reply. ``worker_id`` is the given worker, or None. Pass ``transaction_id`` to `get_transaction_status`; it is None
-    if only the lost reply had it.
+    ``operation`` is the query's name in sql/. ``job_ids`` are the call's jobs, if known: from its arguments and from
+    earlier replies. ``worker_id`` is the given worker, or None. Pass ``transaction_id`` to `get_transaction_status`; it
+    is None if only the lost reply had it.
 
     ``is_committed`` is True if the server committed, but stopped waiting for its synchronous standby: the change is
     visible, and a failover can lose it. It is False if nothing is known.

@@ -1,4 +1,4 @@
-"""Keys of new jobs that hold for a period, such as "once an hour"."""
+"""Keys of new jobs that are valid for a period, such as "once an hour"."""
 
 from datetime import UTC, datetime, timedelta
 

@@ -39,7 +39,7 @@ def configure_logging(config: LoggingConfig, stream: TextIO | None = None) -> No
 
     Configure the loggers `goqueue` and `psycopg`, not the root logger, which belongs to the program. Their records no
     longer reach the root's handlers, so none is written twice. A later call replaces an earlier one. At the level info,
-    psycopg's records begin at warning.
+    only psycopg's warnings and errors are written.
     """
     handler = _Handler(stream)
     handler.setFormatter(JSONFormatter() if config.format == "json" else TextFormatter())

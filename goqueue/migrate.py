@@ -1,7 +1,7 @@
 """Apply, list and undo migrations by pgmigrate's rules.
 
-`pgmigrate migrate` does the same with the same files, table and lock; each continues the other's work. goqueue doesn't
-call it, because it requires psycopg2, which pip has to compile. The SQL here is limited to pgmigrate's table,
+`pgmigrate migrate` does the same with the same files, table and lock. Each can continue the other's work. goqueue
+doesn't call it, because it requires psycopg2, which pip has to compile. The SQL here is limited to pgmigrate's table,
 schema_version, and to the lock.
 """
 
@@ -117,8 +117,8 @@ class Migration(NamedTuple):
 def list_migrations(conninfo: str = "", *, base_dir: Path | None = None) -> list[Migration]:
     """Return every applied or pending version, lowest first, as ``pgmigrate info`` does.
 
-    Change nothing and wait for no lock. ``conninfo`` is as for ``migrate``. Raises MigrationError, also if the role
-    can't read the applied versions.
+    Change nothing and wait for no lock. ``conninfo`` is as for ``migrate``. Raises MigrationError, for example if
+    the role can't read the applied versions.
     """
     conninfo = Secret(conninfo)
     plan = _Plan(base_dir)
@@ -411,7 +411,7 @@ def _wait_for_turn(connection: Connection[Any]) -> None:
             who = ", ".join(f"process {pid} of the server ({name or 'unknown'})" for pid, name in holders)
             raise MigrationError(
                 f"another run is changing the schema{f': {who}' * bool(who)}. "
-                f"It did not end within {WAIT_SECONDS:.0f} seconds; try again when it has."
+                f"It did not end within {WAIT_SECONDS:.0f} seconds; try again after that."
             )
         sleep(0.1)
 

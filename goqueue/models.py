@@ -296,7 +296,8 @@ class Page(Struct, frozen=True):
 class QueueStats(Struct, frozen=True):
     """One queue: its jobs by status, the age of its oldest due job (None if none is due), and its expired leases.
 
-    ``paused_until`` is None unless the queue is paused. For a pause without an end it is Python's last time, in 9999.
+    ``paused_until`` is None unless the queue is paused. For a pause without an end it is Python's latest time, in the
+    year 9999.
     """
 
     queue: str
@@ -307,7 +308,7 @@ class QueueStats(Struct, frozen=True):
 
 
 class WorkerStats(Struct, frozen=True):
-    """One worker that holds running jobs. Workers that hold none are not known."""
+    """One worker that holds running jobs. Idle workers are not listed."""
 
     worker_id: str
     #: How many running jobs it holds.

@@ -28,7 +28,7 @@ from goqueue.models import (
 
 @runtime_checkable
 class AsyncJobListener(Protocol):
-    """A wake-up call for an idle worker, returned by `AsyncStorage.listen`. Use it in a ``with`` statement."""
+    """A listener that wakes an idle worker, returned by `AsyncStorage.listen`. Use it in a ``with`` statement."""
 
     #: The leases of running jobs that were cancelled or deleted, as reported by the last `wait`.
     cancelled: frozenset[Lease]
@@ -79,8 +79,8 @@ class AsyncStorage(Protocol):
     async def create_jobs(self, jobs: Iterable[NewJob] | AsyncIterable[NewJob]) -> list[tuple[UUID, bool]]:
         """Add many jobs: all, or none if one fails. Return (id, created) of each, in the given order.
 
-        A job is not created if a stored job or an earlier one of ``jobs`` has its idempotency key, or an unfinished or
-        earlier one its unique key. The returned id is then that job's.
+        A job is not created if a stored job or an earlier one of ``jobs`` has its idempotency key, or if an unfinished
+        job or an earlier one has its unique key. The returned id is then the id of that other job.
 
         Repeating: adds no `NewJob` twice; existing jobs are not created.
         """
@@ -161,7 +161,8 @@ class AsyncStorage(Protocol):
     async def retry_jobs(self, jobs: Jobs, *, progress: Progress | None = None) -> int:
         """Make dead and cancelled jobs pending again, due at once, with all their attempts. Return how many.
 
-        A job whose unique key an unfinished job has stays as it is. Of several with one unique key, one is retried.
+        A job stays as it is if an unfinished job has its unique key. Of several jobs with the same unique key, one is
+        retried.
 
         Raises: `DuplicateJobError` if another session adds a job with one of the unique keys at the same time.
         Repeating: leaves pending jobs unchanged; retries jobs that ended in the meantime.
@@ -192,7 +193,7 @@ class AsyncStorage(Protocol):
     ) -> int:
         """Change the given columns of jobs that are not completed. Return how many.
 
-        ``max_attempts`` leaves out jobs with more attempts than that, and pending jobs that would have none left.
+        With ``max_attempts``, jobs that have had more attempts are skipped, and pending jobs that would have none left.
 
         Repeating: sets the same values again, and overwrites later changes by others.
         """
@@ -314,8 +315,8 @@ class AsyncStorage(Protocol):
         """
 
     async def rescue_jobs(self, limit: int = 1000) -> dict[UUID, JobStatus]:
-        """Recover jobs whose lease has expired: pending and due at once, or dead if no attempt is left. Return the new
-        status by id.
+        """Recover jobs whose lease has expired: they become pending and due at once, or dead if no attempt is left.
+        Return the new status by id.
 
         Repeating: rescues the next jobs.
         """
@@ -360,7 +361,7 @@ class AsyncStorage(Protocol):
         """
 
     async def list_workers(self) -> list[WorkerStats]:
-        """Return the workers that hold running jobs, ordered by worker_id. Idle workers are not known.
+        """Return the workers that hold running jobs, ordered by worker_id. Idle workers are not listed.
 
         Repeating: changes nothing.
         """

@@ -139,7 +139,7 @@ def check_time(name: str, value: object) -> datetime:
             raise InvalidJobError(
                 f"{name} is {value.isoformat()} without a time zone; give an aware datetime, such as datetime.now(UTC)"
             )
-        # In UTC: JSON has no seconds in a time zone's offset, and equal times are written alike.
+        # In UTC: JSON has no seconds in a time zone's offset, and equal times get the same text.
         return _exact_time(value.astimezone(UTC))
     except OverflowError:
         raise InvalidJobError(f"{name} is {value.isoformat()}, which is beyond the years 1 to 9999 in UTC") from None

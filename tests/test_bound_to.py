@@ -416,7 +416,7 @@ def test_djangos_connection_in_an_event_loop_is_refused_by_django(goqueue_databa
 
 def test_a_listener_needs_a_url(goqueue_database: str, engine: sqlalchemy.Engine) -> None:
     with Session(engine) as session, PostgresStorage.open(goqueue_database) as store:
-        with pytest.raises(StorageError, match="no URL to listen at"):
+        with pytest.raises(StorageError, match="no URL for a listener"):
             PostgresStorage.bound_to(session).listen("default")
         with store.bound_to(session).listen("default") as listener:
             listener.wait(timedelta(seconds=0.01))

@@ -641,7 +641,7 @@ def test_a_large_table_read_whole_is_a_warning(
     goqueue_connection.execute("ALTER TABLE goqueue.jobs DROP CONSTRAINT jobs_pkey")
     done = check(goqueue_connection, "plans")
     assert done.level == Level.WARNING
-    assert any(found.found.startswith("get_job would read the table goqueue.jobs whole") for found in done.findings)
+    assert any(found.found.startswith("get_job would read the whole table goqueue.jobs") for found in done.findings)
 
 
 def test_dead_rows_and_missing_statistics_are_warnings(
@@ -730,7 +730,7 @@ def test_pgstattuple_tells_how_full_the_claim_index_is(
         pytest.skip("the server has no pgstattuple")
     assert "pgstattuple" not in check(goqueue_connection, "claim index").summary  # an empty index has no density
     goqueue_store.create_job(NewJob(job_type="t"))
-    assert re.search(r"pages \d+ % full \(pgstattuple", check(goqueue_connection, "claim index").summary)
+    assert re.search(r"pages \d+% full \(pgstattuple", check(goqueue_connection, "claim index").summary)
 
 
 # --- a misconfigured server -----------------------------------------------------------------------------------------

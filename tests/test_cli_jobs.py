@@ -425,7 +425,7 @@ def test_a_change_of_nothing_says_why(goqueue: Commands, goqueue_store: Postgres
         (["retry", "--queue", "none", "-y"], 0, "0 jobs retried\n", "no dead or cancelled job matches\n"),
         (["delete", "--queue", "none", "-y"], 0, "0 jobs deleted\n", "no job matches\n"),
         (["delete", "--status", "dead", "-y"], 0, "0 jobs deleted\n", "no dead job matches\n"),
-        (["change", done, one, "--priority", "0"], 0, "1 job changed\n", "1 job was like that already\n"),
+        (["change", done, one, "--priority", "0"], 0, "1 job changed\n", "1 job was up to date already\n"),
         (
             ["reschedule", "--queue", "none", "--delay", "1h", "-y"],
             0,

@@ -25,7 +25,7 @@ from tests.commands import SECONDS, Commands, Result
 
 NOTES = {note.name: note for note in read_notes()}
 ROWS = 2000
-BIG = 20_000  # enough for a table read whole to be a failure
+BIG = 20_000  # enough for a complete read of a table to be a failure
 
 
 def note(name: str, **changes: Any) -> dict[str, QueryNote]:
@@ -264,7 +264,7 @@ class TestTheCommand:
         (tmp_path / "jobs.sql").write_text(text.replace("WHERE j.id = :id::uuid;", "WHERE j.id::text = :id;"))
         result = run("get_job", "--rows", str(BIG), "--sql-dir", str(tmp_path), url=role)
         assert result.code == 3
-        assert "seq scan: jobs is read whole: 20,000 rows read" in result.out
+        assert "seq scan: jobs is read completely: 20,000 rows read" in result.out
         assert "too many rows are read by get_job" in result.err
 
     @pytest.mark.parametrize(

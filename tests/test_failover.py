@@ -69,7 +69,7 @@ def test_an_asynchronous_standby_is_a_note(durability: Callable[..., Check]) -> 
     assert found.level == Level.NOTE
     assert found.found == (
         "synchronous_standby_names is empty, so walreceiver can be behind: a failover loses the jobs that were "
-        "acknowledged in the last moments"
+        "acknowledged last"
     )
     assert found.do.startswith("ALTER SYSTEM SET synchronous_standby_names = 'ANY 1 (*)'")
 

@@ -338,7 +338,7 @@ def test_a_plan_that_reads_a_whole_table_is_reported(
 ) -> None:
     given = folder(FOUND_BY_ID, FOUND_BY_ID.replace("WHERE j.id = :id::uuid;", new))
     [problem], unproved = proved(goqueue_connection, given)
-    assert problem.startswith(f"jobs.sql, query get_job: its plan reads {what}")
+    assert problem.startswith(f"jobs.sql, query get_job: its plan reads all of {what}")
     assert unproved == []
 
 
@@ -364,7 +364,7 @@ def test_a_plan_that_reads_a_whole_table_is_reported(
         ("leases.sql", "\n    FOR NO KEY UPDATE SKIP LOCKED\n", "\n",
          "rescue_jobs: it locks no row before it changes it, and the shipped one does"),
         ("leases.sql", RECORDED, "",
-         "rescue_jobs: it inserts into goqueue.job_failures nowhere, and the shipped one does"),
+         "rescue_jobs: it never inserts into goqueue.job_failures, and the shipped one does"),
     ],
 )  # fmt: skip
 def test_a_plan_with_other_writes_locks_or_calls_is_reported(

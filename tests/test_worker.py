@@ -326,14 +326,14 @@ def test_a_worker_runs_once_at_a_time_and_again_afterwards(workers: Workers, sto
     with workers.running({"t": succeed}) as worker:
         [job_id] = add(store)
         until(lambda: store.get_job(job_id).status == COMPLETED)
-        with pytest.raises(WorkerError, match="runs already"):
+        with pytest.raises(WorkerError, match="is already running"):
             workers.run(worker)
     add(store)
     assert workers.run(worker, until_empty=True) == 1
 
 
 def test_there_is_no_job_context_outside_a_handler() -> None:
-    with pytest.raises(WorkerError, match="no job runs here"):
+    with pytest.raises(WorkerError, match="no job is running here"):
         job_context()
 
 
@@ -533,7 +533,7 @@ def test_a_handler_that_does_not_stop_keeps_its_slot_and_its_result_is_ignored(
     with workers.running({"t": handle, "u": succeed}, concurrency=1, job_timeout=SECOND / 2):
         until(lambda: store.get_job(job_id).last_error)
         [other] = add(store, job_type="u")
-        until(lambda: any("take all 1 slots" in message for message in messages(caplog, logging.ERROR)))
+        until(lambda: any("occupy all 1 slots" in message for message in messages(caplog, logging.ERROR)))
         assert store.get_job(other).status in (PENDING, RUNNING)
         release.set()
         until(lambda: store.get_job(other).status == COMPLETED)
@@ -740,7 +740,7 @@ def test_a_worker_runs_the_jobs_of_a_claim_whose_reply_was_lost(
         with workers.running({"t": succeed}, url=DatabaseConfig(url=between.url, prepare_threshold=None)):
             until(lambda: store.get_job(job_id).status == COMPLETED)
     assert store.get_job(job_id).attempts == 1
-    assert any("the reply to a claim was lost; its jobs are looked up" in message for message in messages(caplog))
+    assert any("the reply to a claim was lost; the worker looks up its jobs" in message for message in messages(caplog))
 
 
 def test_after_a_lost_claim_no_running_job_runs_again(

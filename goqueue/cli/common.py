@@ -303,7 +303,8 @@ def note(message: str, style: str | None = None) -> None:
 
 
 def confirm(question: Callable[[], str], *, yes: bool) -> None:
-    """Ask for confirmation, and end without a yes. ``question`` is only called if needed: it may be expensive."""
+    """Ask for confirmation, and end the command unless the answer is yes. ``question`` is only called if needed: it may
+    be expensive."""
     if yes:
         return
     if not sys.stdin.isatty():

@@ -472,8 +472,8 @@ def change_jobs(
 ) -> None:
     """Change queue, priority or max_attempts of jobs that are not completed. Select by ids or a filter.
 
-    --max-attempts leaves out jobs with more attempts than that, and pending
-    jobs that would have none left.
+    With --max-attempts, jobs that have had more attempts are skipped, and
+    pending jobs that would have none left.
     """
     given: dict[str, Any] = {"queue": new_queue, "priority": priority, "max_attempts": max_attempts}
     given = {name: value for name, value in given.items() if value is not None}
@@ -483,7 +483,7 @@ def change_jobs(
     def is_done(job: Job) -> bool:
         return all(getattr(job, name) == value for name, value in given.items())
 
-    verb = _Verb("Change {}?", "changed", (*_UNFINISHED, *_FAILED), is_done, "like that")
+    verb = _Verb("Change {}?", "changed", (*_UNFINISHED, *_FAILED), is_done, "up to date")
     run = functools.partial(PostgresStorage.change_jobs, **given)
     _change(verb, run, ids, job_filter, file, yes=yes, as_json=as_json)
 
@@ -592,8 +592,8 @@ def delete_jobs(
 ) -> None:
     """Delete jobs permanently, in any status, by ids or by a filter.
 
-    A job that another table refers to is an error. By a filter, jobs are
-    deleted in batches of a thousand, each of them whole or not at all.
+    It is an error if another table refers to one of the jobs. Jobs that a
+    filter selects are deleted in batches of a thousand, each all or none.
     """
     _check_selection(_DELETE, ids, job_filter)
     missing: dict[str, str] = {}

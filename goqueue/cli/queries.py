@@ -64,7 +64,7 @@ def show_queries(
     With a NAME it prints that query for psql, as a PREPARE with typed
     parameters: goqueue queries get_job > get_job.sql. With --times it shows
     calls, times and rows of each query in the configured database, the most
-    expensive first. The SQL behind that is the query statement_times.
+    expensive first. The query statement_times returns them.
     """
     if times:
         _show_times(read_config(file).database, as_json)
@@ -174,7 +174,7 @@ def show_plans(  # noqa: PLR0917 - typer takes options so
 
     It creates a database (goqueue_explain_...), fills it with --rows jobs,
     explains the query and drops the database. Your own jobs are not touched.
-    The next run of the same role drops what a killed run has left. A million
+    The next run of the same role drops a database that a killed run has left. A million
     jobs take about 400 MB and 15 seconds. The role needs CREATEDB. Without
     that right, without a configured database, or with --embedded, it uses an
     embedded server, with default settings and without waiting for the disk.
@@ -187,8 +187,8 @@ def show_plans(  # noqa: PLR0917 - typer takes options so
     In a plan, "rows 203 → 8 x 4" is the planner's estimate, the rows that one
     loop returned, and the loops. A time covers all loops.
 
-    Flags mark a table read whole (seq scan), 1,000 or more rows read and
-    discarded (filter), a sort of more than 10,000 rows, temporary files
+    Flags mark a table that is read completely (seq scan), 1,000 or more rows
+    read and discarded (filter), a sort of more than 10,000 rows, temporary files
     (spill), an estimate wrong by a factor of 100, JIT compilation (jit), and
     an index that the query's comment doesn't name.
 
@@ -198,9 +198,9 @@ def show_plans(  # noqa: PLR0917 - typer takes options so
     ten times as long (and 10 ms more), or has a flag that the shipped one
     lacks (except estimates and names of indexes).
 
-    The exit status is 3 if a table of 10,000 rows or more is read whole, if
+    The exit status is 3 if a table of 10,000 rows or more is read completely, if
     10,000 rows are read and discarded, or if a changed query is more expensive.
-    Below about 200,000 --rows, reading a small table whole can be right.
+    With fewer --rows than about 200,000, reading a complete table can be right.
     """
     if every == (name is not None):
         raise typer.BadParameter("give either NAME or --all", param_hint="NAME")

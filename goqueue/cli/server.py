@@ -67,9 +67,9 @@ def run_migrations(
     Pending versions are applied in one transaction, all or none. A version
     named validate_… starts a new transaction, to read the table without
     blocking programs. A NONTRANSACTIONAL version runs between two transactions.
-    Where roles.sql was run, a line says if it must run again.
-    A repeated run does nothing. A second run waits for the first. --undo-to
-    uses one transaction too.
+    If the database has the roles of roles.sql, a line says whether that script
+    must run again. A repeated run does nothing. A concurrent run waits for the
+    first. --undo-to uses one transaction too.
     """
     if (target is not None) + (undo_to is not None) + dry_run + list_only > 1:
         raise typer.BadParameter("give only one of --target, --undo-to, --dry-run and --list")
@@ -141,7 +141,7 @@ def _undo(config: DatabaseConfig, before: list[Migration], to: int, *, yes: bool
     confirm(lambda: f"In {where}: undo version {_listed(above)}?{lost}", yes=yes)
     with working(f"undoing version {_listed(above)} ..."):
         undone = undo(config.url, to=to)
-    note(f"taken back: {_listed(undone)}")
+    note(f"undone: {_listed(undone)}")
     return undone
 
 

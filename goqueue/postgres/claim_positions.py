@@ -3,7 +3,8 @@
 A claim scans each lane of the claim index from its first job. That is exact, and cheap while vacuum removes dead index
 entries. If vacuum is late, or an old snapshot keeps dead rows alive, each such scan reads all of them. So when the
 table has many dead rows, claims resume after the last job taken in each lane. Full scans remain frequent enough that a
-job which becomes due out of order waits at most ``claim_resume_time``. Full scans take at most a tenth of the time.
+job which becomes due out of order waits at most ``claim_resume_time``. Full scans take at most a tenth of the worker's
+claim time.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from uuid import UUID
 
 from goqueue.models import Job
 
-# Below this number, dead rows cost a full scan about a millisecond at most.
+# Fewer dead rows than this add at most about a millisecond to a full scan.
 _MANY_DEAD_ROWS: Final = 5000
 # After a full scan that took time t, the next one follows after ten times t.
 _SHARE: Final = 10
@@ -38,7 +39,7 @@ class ClaimPositions:
 
     @property
     def count_is_due(self) -> bool:
-        """True if the table's dead rows are to be counted before the next claim."""
+        """True if the table's dead rows should be counted before the next claim."""
         return self._has_claimed and self._resume_seconds > 0 and monotonic() >= self._count_at
 
     def counted(self, dead_rows: int) -> None:
@@ -76,7 +77,7 @@ class ClaimPositions:
                 self._scan_at = min(self._scan_at, self._short_scan_at)
 
     def looks_again(self, lanes: Mapping[str, object]) -> bool:
-        """Return True if an empty claim with ``lanes`` is to be followed by a full scan at once."""
+        """Return True if a full scan should follow an empty claim with ``lanes`` at once."""
         return lanes is not _FROM_THE_START and monotonic() >= self._scan_at
 
 

@@ -198,7 +198,8 @@ class AsyncAdapter:
     ) -> tuple[list[tuple[Any, ...]], int]:
         """Return the rows (none for a statement without a result), and the number of rows returned or changed.
 
-        Raise `OutcomeUnknownError` if a statement that commits lost its reply, or a standby's.
+        Raise `OutcomeUnknownError` if the reply to a statement that commits was lost, or if a standby did not confirm
+        it.
         """
         values = bound(conn, sql, parameters)
         kind = _cursor_type(conn)
@@ -226,7 +227,7 @@ class AsyncAdapter:
                     if cursor.pgresult is None:  # A server error, in the caller's pipeline.
                         raise
                     rows = tolerant_rows(cursor)
-        except BaseException as exc:  # also if the caller stopped waiting
+        except BaseException as exc:  # even if the caller stopped waiting
             error = (isinstance(exc, psycopg.Error) and exc.sqlstate) or type(exc).__name__
             report(query_name, parameters, perf_counter() - start, slow=self._slow, error=error)
             cursor.forget()

@@ -32,7 +32,7 @@ _CANCELLED = "goqueue_cancelled"
 
 
 class Listener:
-    """A wake-up call for an idle worker, with its own connection. Use it in a ``with`` statement::
+    """A listener that wakes an idle worker, with its own connection. Use it in a ``with`` statement::
 
         with store.listen(["mail"]) as listener:
             while True:
@@ -42,7 +42,7 @@ class Listener:
 
     Jobs that are due at once send a notification when they are added, retried, rescheduled, released, rescued or
     failed. A job that is due later sends none, and a notification can be late, repeated or lost. So claim after every
-    `wait`, also after its timeout.
+    `wait`, even if it timed out.
 
     `wait` also ends when a running job is cancelled or deleted. Its lease is then in ``cancelled``.
 

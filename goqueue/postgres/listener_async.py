@@ -31,7 +31,7 @@ _CANCELLED = "goqueue_cancelled"
 
 
 class AsyncListener:
-    """A wake-up call for an idle worker, with its own connection. Use it in a ``with`` statement::
+    """A listener that wakes an idle worker, with its own connection. Use it in a ``with`` statement::
 
         async with store.listen(["mail"]) as listener:
             while True:
@@ -41,7 +41,7 @@ class AsyncListener:
 
     Jobs that are due at once send a notification when they are added, retried, rescheduled, released, rescued or
     failed. A job that is due later sends none, and a notification can be late, repeated or lost. So claim after every
-    `wait`, also after its timeout.
+    `wait`, even if it timed out.
 
     `wait` also ends when a running job is cancelled or deleted. Its lease is then in ``cancelled``.
 

@@ -98,10 +98,11 @@ def _encoded(job: NewJob, config: DatabaseConfig) -> bytes:
 def by_key(batches: list[Batch], config: DatabaseConfig) -> tuple[list[int] | None, list[Batch]]:
     """Return the order in which to add the jobs, and the batches in that order.
 
-    Jobs are ordered by unique key, those without one by idempotency key, and those without keys come first, by id. In
-    this order, concurrent calls with the same jobs wait for each other and don't deadlock. Calls with different jobs
-    can, if jobs with both keys share them crosswise: no order of rows serves two keys. The first value lists the jobs'
-    given places; it is None if they were given in this order.
+    Jobs without keys come first, ordered by id. Then come jobs with only an idempotency key, and jobs with a unique
+    key, each ordered by that key. In this order, concurrent calls with the same jobs wait for each other and don't
+    deadlock. Calls with different jobs can deadlock if their jobs share both keys crosswise, because rows can't be in
+    the order of two keys. The first value has the place in which each job was given, or is None if they were given in
+    this order.
     """
     entries = [entry for batch in batches for entry in zip(batch.jobs, batch.encoded, strict=True)]
     order = sorted(range(len(entries)), key=lambda place: _lock_order(entries[place][0]))

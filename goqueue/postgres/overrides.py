@@ -80,7 +80,7 @@ class Libpq:
 
 class _Comparison(NamedTuple):
     problems: list[str]
-    #: What the server can't decide: result columns that may be null, which only execution would show.
+    #: What the server can't judge: result columns that may be null, which only execution would show.
     unproved: list[str]
     #: The changed statements that the server accepted, with the types of their parameters.
     taken: list[tuple[Statement, tuple[int, ...]]]
@@ -190,8 +190,8 @@ class _Names:
         }
 
     def compare_origins(self, got: _Described, expected: _Described) -> tuple[list[str], list[str]]:
-        """Return columns that can be null and must not be, or that are another column of the table; and columns that
-        the server can't decide."""
+        """Return the columns that can be null but must not be, or that come from another column of the table. Return
+        also the columns that the server can't judge."""
         problems, unproved = [], []
         for place, (mine, theirs) in enumerate(zip(got.origins, expected.origins, strict=True)):
             if mine == theirs or theirs not in self.columns:

@@ -124,7 +124,7 @@ _MOST_KEPT = 10_000
 # Attempts at an insert that adds nothing although no conflicting job is found.
 _TRIES = 10
 
-# The settings of a store that the class has bound to a session: bound_to connects to nothing, so it learns no URL.
+# The settings of a store from `AsyncPostgresStorage.bound_to(session)`: it does not connect, so it knows no URL.
 _WITHOUT_URL = DatabaseConfig()
 
 
@@ -294,9 +294,9 @@ class AsyncPostgresStorage:
         """Add many jobs: all, or none if one fails. Return (id, created) of each, in the given order.
 
         ``jobs`` is read completely before the transaction begins. A job is not created if a stored job or an earlier
-        one of ``jobs`` has its idempotency key, or an unfinished or earlier one its unique key. The returned id is then
-        that job's. Jobs are added in the order of their keys and ids, so that concurrent bulks with the same jobs wait
-        for each other instead of deadlocking.
+        one of ``jobs`` has its idempotency key, or if an unfinished job or an earlier one has its unique key. The
+        returned id is then the id of that other job. Jobs are added in the order of their keys and ids, so that
+        concurrent bulks with the same jobs wait for each other instead of deadlocking.
 
         Queries: create_jobs, once for each ``batch_size`` jobs; create_missing_jobs and find_duplicate_jobs instead
         if a job has a key, an id that is not a UUIDv7, or exists already.
@@ -443,7 +443,7 @@ class AsyncPostgresStorage:
         """Return the rows of a page, and the cursor of the next page."""
         wanted, size = filter_values(job_filter), check_limit(limit)
         created_at, job_id = read_cursor(wanted, cursor)
-        # One row more than the page shows whether another page follows.
+        # One extra row shows whether another page follows.
         page = {"page_limit": size + 1, "cursor_created_at": created_at, "cursor_id": job_id}
         async with self._connection() as connection:
             rows = [row async for row in self._queries.list_jobs(connection, **wanted, **page)]
@@ -541,7 +541,8 @@ class AsyncPostgresStorage:
     async def retry_jobs(self, jobs: Jobs, *, progress: Progress | None = None) -> int:
         """Make dead and cancelled jobs pending again, due at once, with all their attempts. Return how many.
 
-        A job whose unique key an unfinished job has stays as it is. Of several with one unique key, one is retried.
+        A job stays as it is if an unfinished job has its unique key. Of several jobs with the same unique key, one is
+        retried.
 
         Raises: `DuplicateJobError` if another session adds a job with one of the unique keys at the same time.
         Queries: retry_jobs, once for each 1000 jobs; list_jobs for a filter.
@@ -583,9 +584,9 @@ class AsyncPostgresStorage:
     ) -> int:
         """Change the given columns of jobs that are not completed. Return how many.
 
-        ``max_attempts`` leaves out jobs with more attempts than that, and pending jobs that would have none left. A due
-        job in a new queue wakes the queue's listeners. While the table has many dead tuples, claims find a moved or
-        more urgent job within ``claim_resume_time``.
+        With ``max_attempts``, jobs that have had more attempts are skipped, and pending jobs that would have none left.
+        A due job in a new queue wakes the queue's listeners. While the table has many dead tuples, claims find a moved
+        or more urgent job within ``claim_resume_time``.
 
         Queries: change_jobs, once for each 1000 jobs; list_jobs for a filter.
         Repeating: sets the same values again, and overwrites later changes by others.
@@ -663,7 +664,7 @@ class AsyncPostgresStorage:
         """Delete jobs in any status, given by ids or by filter, with their failure histories. Return how many. Missing
         jobs are not counted.
 
-        Each 1000 jobs are one transaction. A job whose status has left the filter meanwhile is not deleted. The worker
+        Each 1000 jobs are one transaction. A job whose status no longer matches the filter is not deleted. The worker
         of a running job gets `LeaseLostError` at its next call. If it listens, it is notified earlier
         (`AsyncListener.cancelled`).
 
@@ -699,8 +700,8 @@ class AsyncPostgresStorage:
         queues and job types or of the given ones (one or several). Return how many.
 
         Call it until it returns fewer than ``limit``; each call is a short transaction. It skips and logs jobs that
-        another table refers to (by a foreign key without CASCADE or SET NULL). The result's ``kept`` names them. One
-        round skips at most 10,000 jobs.
+        another table refers to (by a foreign key without CASCADE or SET NULL). The result's ``kept`` names them. It
+        skips at most 10,000 jobs until then.
 
         To keep jobs of one queue longer than those of another, call it once for each queue.
 
@@ -931,8 +932,8 @@ class AsyncPostgresStorage:
         return rows
 
     async def rescue_jobs(self, limit: int = 1000) -> dict[UUID, JobStatus]:
-        """Recover at most ``limit`` (1 to 1000) jobs whose lease has expired: pending and due at once, or dead if no
-        attempt is left. Return the new status by id. Each rescued job is logged.
+        """Recover at most ``limit`` (1 to 1000) jobs whose lease has expired: they become pending and due at once, or
+        dead if no attempt is left. Return the new status by id. Each rescued job is logged.
 
         Query: rescue_jobs.
         Repeating: rescues the next jobs.
@@ -966,7 +967,7 @@ class AsyncPostgresStorage:
         """
         if self.config is _WITHOUT_URL:
             raise StorageError(
-                "this store has no URL to listen at: use the `bound_to` of an open store, or `listen` on that store"
+                "this store has no URL for a listener: use the `bound_to` of an open store, or `listen` on that store"
             )
         config = replace(self.config, url=self.config.listen_url or self.config.url)
         return AsyncListener(partial(open_connection, config, self._queries), self._queries, queue_names(queues))
@@ -1025,7 +1026,7 @@ class AsyncPostgresStorage:
             return [stats_of(row) async for row in self._queries.queue_stats(connection)]
 
     async def list_workers(self) -> list[WorkerStats]:
-        """Return the workers that hold running jobs, ordered by worker_id. Idle workers are not known.
+        """Return the workers that hold running jobs, ordered by worker_id. Idle workers are not listed.
 
         `list_jobs` with `JobFilter(locked_by=...)` returns a worker's jobs.
 
@@ -1125,7 +1126,7 @@ class AsyncPostgresStorage:
         """Run a block atomically: in a transaction on a connection of our own or an autocommit one, else in a savepoint
         of the caller's transaction. Yield a dict for its ``transaction_id``.
 
-        Raise `OutcomeUnknownError` if the reply to its COMMIT, or a standby's, was lost.
+        Raise `OutcomeUnknownError` if the reply to its COMMIT was lost, or if a standby did not confirm it.
         """
         if not connection.autocommit and connection.info.transaction_status == pq.TransactionStatus.IDLE:
             await self._queries.ping(connection)  # makes psycopg begin the caller's transaction instead of ours

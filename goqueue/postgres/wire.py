@@ -98,7 +98,7 @@ def _as_parameter(value: object) -> object:
 
 
 class _EndlessTimes(TimestamptzBinaryLoader):
-    """Loads times beyond Python's range, such as infinity, as Python's first or last time."""
+    """Loads times beyond Python's range, such as infinity, as Python's earliest or latest time."""
 
     def load(self, data: Any) -> datetime:
         try:

@@ -56,7 +56,7 @@ class ExplainError(GoQueueError):
 
 @contextmanager
 def scratch_database(conninfo: str | None, rows: int) -> Iterator[psycopg.Connection[Any]]:
-    """Yield a connection to a migrated, empty scratch database. Drop it at the end, also after Ctrl-C or a SIGTERM.
+    """Yield a connection to a migrated, empty scratch database. Drop it at the end, even after Ctrl-C or a SIGTERM.
 
     ``conninfo`` names a server on which the role can create databases (otherwise one of REFUSALS is raised). None means
     an embedded server with room for ``rows`` jobs.

@@ -148,7 +148,7 @@ def job_context() -> JobContext:
     try:
         return current.get()
     except LookupError:
-        raise WorkerError("no job runs here: call job_context() within a worker's handler") from None
+        raise WorkerError("no job is running here: call job_context() within a worker's handler") from None
 
 
 def check_handler(job_type: object, handler: object, *, takes_coroutines: bool) -> str:

@@ -267,7 +267,7 @@ class Run:
             self._decide(attempt, outcome)
         interrupt(runner)
         if len(self._overdue) >= self._config.concurrency and not self._is_stopping:
-            _say(logging.ERROR, "handlers that should stop take all %s slots", self._config.concurrency)
+            _say(logging.ERROR, "handlers that should stop occupy all %s slots", self._config.concurrency)
         return True
 
     # --- claims -------------------------------------------------------------------------------------------------------
@@ -275,7 +275,7 @@ class Run:
     def _claim(self) -> None:
         """Keep the buffer filled. Without due jobs, wait for a notification, the next job's time or the next poll."""
         config = self._config
-        unknown: float | None = None  # when a claim was sent whose reply was lost
+        unknown: float | None = None  # the time at which the claim with the lost reply was sent
         while not self._is_stopping:
             if len(self._buffer) > self._most_ahead():
                 self._release_buffer(self._ahead)
@@ -294,9 +294,10 @@ class Run:
                 jobs = self._store.claim_jobs(config.queues, self._worker_id, limit, config.lease)
             except GoQueueError as error:
                 if isinstance(error, OutcomeUnknownError) and unknown is None:
-                    text = "are looked up" if self._has_own_name else "return when their leases expire"
-                    _say(logging.WARNING, f"the reply to a claim was lost; its jobs {text}: %s", error)
-                    unknown = sent if self._has_own_name else None
+                    looks_up = self._has_own_name
+                    text = "the worker looks up its jobs" if looks_up else "its jobs return when their leases expire"
+                    _say(logging.WARNING, f"the reply to a claim was lost; {text}: %s", error)
+                    unknown = sent if looks_up else None
                 self._room.wait(self._pause_after("claims", error))
                 continue
             self._recovered("claims")
@@ -308,8 +309,8 @@ class Run:
                 self._room.wait(self._poll_seconds())
 
     def _find_claimed(self) -> list[Job]:
-        """Return the jobs that the database says this worker holds and that it does not know: those of a claim whose
-        reply was lost."""
+        """Return the jobs of a claim whose reply was lost: those that this worker holds according to the database, and
+        does not know."""
         known = {(one.job.id, one.job.lease_token) for one in self._held.copy() | self._overdue.copy()}
         mine = JobFilter(locked_by=self._worker_id)
         page = self._store.list_jobs(mine, _BATCH)

@@ -89,16 +89,17 @@ class Worker:
         signal ends the program at once. Signals are handled in the main thread only.
 
         ``worker_id`` names the holder of the jobs. The default consists of host name, process id and a random part.
-        Only a worker with this default looks up the jobs of a claim whose reply was lost: others can share a name.
-        With ``until_empty``, the worker ends when no job of its queues is due and it runs none.
+        Only with this default does the worker look up and run the jobs of a claim whose reply was lost, because a name
+        that you give can belong to two workers.
+        With ``until_empty``, the worker ends when no job of its queues is due and it is running none.
 
         A worker uses up to four connections of the store's pool in addition to those of the handlers, and one to
         listen. It can't use a bound store, because each claim must be committed at once. Without notifications (behind
         a pooler), it finds jobs by polling. While the storage is unavailable, it waits. It repeats completions until
         they succeed or the lease is lost.
 
-        Raises: `WorkerError` if the worker has no handler, runs already, or gets a store of the other kind. After the
-        shutdown: a `StorageError` that a repetition can't correct, and the SystemExit or KeyboardInterrupt of a
+        Raises: `WorkerError` if the worker has no handler, is already running, or gets a store of the other kind. After
+        the shutdown: a `StorageError` that a repetition can't correct, and the SystemExit or KeyboardInterrupt of a
         handler, whose attempt fails.
         """
         config = config.worker if isinstance(config, Config) else config
@@ -109,7 +110,7 @@ class Worker:
         if not self._handlers:
             raise WorkerError("the worker has no handler: add one with @worker.handler(job_type)")
         if self._run is not None:
-            raise WorkerError("the worker runs already: create another one to run two at once")
+            raise WorkerError("the worker is already running: create another one to run two at once")
         name = f"{socket.gethostname()[:200]}-{os.getpid()}-{token_hex(4)}" if worker_id is None else worker_id
         run = Run(
             store,

@@ -1,4 +1,4 @@
-"""The check `durability`: what an acknowledged job survives on this server, and what each weaker setting gives up.
+"""The check `durability`: what an acknowledged job survives on this server, and what each weaker setting can lose.
 
 Statements: sql/checks.sql.
 """
@@ -14,7 +14,7 @@ from goqueue.workbench.findings import Check, Finding, Level, ended
 
 __all__ = ["check_durability"]
 
-_LAST = "loses the jobs that were acknowledged in the last moments"
+_LAST = "loses the jobs that were acknowledged last"
 
 
 class _State(NamedTuple):
@@ -98,7 +98,7 @@ def _in_a_failover(state: _State, *, sees_standbys: bool) -> Iterator[Finding]:
     if state.waits and state.synchronous_commit == "remote_write":
         yield Finding(
             Level.NOTE,
-            f"synchronous_commit is remote_write: a failover after a crash of the standby's host too {_LAST}",
+            f"synchronous_commit is remote_write: if the standby's host has crashed too, a failover {_LAST}",
             do="set synchronous_commit to on",
         )
     if state.needed and not state.waits:

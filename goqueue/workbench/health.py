@@ -33,7 +33,7 @@ OLDEST_SERVER, NEWEST_SERVER = 14, 19
 OLD_TRANSACTION = timedelta(minutes=5)
 #: The same limit in transactions, for standbys and slots, which report no time.
 _FAR_BEHIND = 1_000_000
-#: 8 MB: reading a smaller table whole can be the best plan.
+#: 8 MB: a sequential scan of a smaller table can be the best plan.
 _LARGE_PAGES = 1000
 #: Five times autovacuum's threshold (V0006__tune_autovacuum.sql).
 _MANY_DEAD = 100_000
@@ -554,7 +554,7 @@ def _plans(connection: Connection[Any], plans: dict[str, GenericPlan | psycopg.E
     findings = [
         Finding(
             Level.WARNING,
-            f"{name} would read the table goqueue.{table} whole, {counted(pages[table], 'page')} of it",
+            f"{name} would read the whole table goqueue.{table}, {counted(pages[table], 'page')}",
             "by the statistics, the server considers that cheapest; its cost grows with the table",
             f"VACUUM (ANALYZE) goqueue.{table};   then see the checks schema and queries",
         )
@@ -619,7 +619,7 @@ def _autovacuum(connection: Connection[Any]) -> Check:
             findings.append(
                 Finding(
                     Level.FAILED if age > 1_500_000_000 else Level.WARNING,
-                    f"{table} has transaction ids {age:,} old; the server forces a vacuum from {forced:,} on",
+                    f"the oldest transaction id of {table} is {age:,} old; the server forces a vacuum at {forced:,}",
                     "at 2,100,000,000 the server stops writing",
                     f"VACUUM (FREEZE, VERBOSE) {table};",
                 )
@@ -642,7 +642,7 @@ def _horizon(connection: Connection[Any], state: _State, old: timedelta) -> Chec
             )
         )
     what = f"vacuum is held back by {len(rows)}" if rows else "nothing holds vacuum back"
-    return ended("horizon", f"{what} (transactions from {format_duration(old)} on)", findings)
+    return ended("horizon", f"{what} (transactions of {format_duration(old)} or longer)", findings)
 
 
 class _Holder(NamedTuple):
@@ -709,7 +709,7 @@ def _claim_index(connection: Connection[Any]) -> Check:
     needed = None if many and entry_bytes is None else max(many * (entry_bytes or 0) * 10 // 7, 8192)
     need = "" if needed is None else f", which need about {_bytes(needed)}"
     density = _density(connection, extension_schema)
-    full = "" if density is None else f", its pages {density:.0f} % full (pgstattuple; dead entries count as full)"
+    full = "" if density is None else f", its pages {density:.0f}% full (pgstattuple; dead entries count as full)"
     about = "about " if many > pending else ""
     summary = f"{_bytes(size)} for {about}{many:,} waiting jobs{need}{full}"
     findings = []

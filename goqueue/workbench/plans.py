@@ -39,12 +39,12 @@ class GenericPlan(NamedTuple):
 
     @property
     def scanned_tables(self) -> set[str]:
-        """The tables of goqueue that are read whole."""
+        """The tables of goqueue that are read completely."""
         return {table for table, node in self._scans() if node["Node Type"] == "Seq Scan"}
 
     @property
     def whole_reads(self) -> Counter[str]:
-        """Tables read whole and indexes read without a condition, with the number of their nodes in the plan."""
+        """Tables read completely and indexes read without a condition, with the number of their nodes in the plan."""
         whole: Counter[str] = Counter()
         for table, node in self._scans():
             if node["Node Type"] in ("Seq Scan", "Sample Scan", "Tid Range Scan"):
@@ -172,7 +172,7 @@ def _explained(
 # A flag is raised ...
 _MANY_ROWS = 10_000  # ... for a sort of more rows
 _FACTOR, _ROWS = 100, 1000  # ... for an estimate wrong by this factor, with at least this many rows on one side
-_SMALL_TABLE = 10_000  # ... for a table read whole; from this many rows on, it is a failure
+_SMALL_TABLE = 10_000  # ... for a table read completely; with this many rows or more, it is a failure
 _WASTED, _TIMES = 1000, 10  # ... for rows discarded, this many times those used; ten times as many are a failure
 
 
@@ -284,7 +284,7 @@ def _flagged(
         read = rows_read(node)
         seen = f"{_rows(read)} read" if loops else f"not run this time, {_rows(planned)} expected"
         is_failure = max(read, planned) >= _SMALL_TABLE
-        yield node, Flag("seq scan", f"{node['Relation Name']} is read whole: {seen}", is_failure=is_failure)
+        yield node, Flag("seq scan", f"{node['Relation Name']} is read completely: {seen}", is_failure=is_failure)
     elif _is_of_a_table(node) and kind != "Sample Scan":  # it reads a fixed share of the table
         wasted = loops * sum(node.get(f"Rows Removed by {part}", 0) for part in ("Filter", "Index Recheck"))
         if wasted >= _WASTED and wasted > _TIMES * actual * loops:
@@ -301,7 +301,7 @@ def _flagged(
     # A branch that the parameters disable is not a wrong estimate: something below it was never executed.
     is_cut_off = is_cut_short or not all(child.get("Actual Loops", 0) for child in children)
     if is_first and not is_guess and (actual > planned or not is_cut_off):
-        yield node, Flag("estimate", f"{_title(node)}: {_rows(planned)} expected, {actual:,.0f} came")
+        yield node, Flag("estimate", f"{_title(node)}: {_rows(planned)} expected, {actual:,.0f} returned")
     is_cut_short = is_cut_short or kind == "Limit"
     for child in children:
         yield from _flagged(child, is_cut_short=is_cut_short, is_guess=is_guess)
@@ -325,7 +325,7 @@ def plan_nodes(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _is_of_a_table(node: dict[str, Any]) -> bool:
     name = node.get("Relation Name", "pg_")
-    return not name.startswith("pg_") and name != "paused_queues"  # a few rows, which may be read whole
+    return not name.startswith("pg_") and name != "paused_queues"  # a few rows, which may all be read
 
 
 def rows_read(node: dict[str, Any]) -> float:

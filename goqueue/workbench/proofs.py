@@ -39,8 +39,9 @@ def prove_overrides(connection: Connection[Any], folder: Path | str) -> Proof:
     mode.
 
     In addition to `check_overrides`, three things are proved. A statement refers to nothing outside the schema goqueue
-    and the server's catalogue, as the server resolves names. With sequential scans disabled, its plan reads no table or
-    index whole that the shipped one doesn't. Its estimated cost is less than ten times the shipped one's.
+    and the server's catalogue, as the server resolves names. With sequential scans disabled, its plan reads no
+    complete table or index that the shipped one doesn't read completely. Its estimated cost is less than ten times the
+    shipped one's.
     """
     return examine(connection, folder)[0]
 
@@ -106,7 +107,7 @@ def _plan_problems(name: str, got: "GenericPlan", expected: "GenericPlan") -> li
     """Return how a plan's writes, locks or reads differ from the shipped statement's."""
     problems = [f"it {what}, and the shipped one doesn't" for what in sorted((got.writes - expected.writes).keys())]
     problems += [
-        f"it {what} nowhere, and the shipped one does" for what in sorted(expected.writes.keys() - got.writes.keys())
+        f"it never {what}, and the shipped one does" for what in sorted(expected.writes.keys() - got.writes.keys())
     ]
     if got.row_locks and not expected.row_locks:
         problems.append("it locks the rows that it reads, and the shipped one doesn't")
@@ -119,7 +120,7 @@ def _plan_problems(name: str, got: "GenericPlan", expected: "GenericPlan") -> li
         )
     if whole := sorted((got.whole_reads - expected.whole_reads).elements()):
         problems += [
-            f"its plan reads {what} whole, and the shipped one doesn't; no index serves its conditions or its order"
+            f"its plan reads all of {what}, and the shipped one doesn't; no index serves its conditions or its order"
             for what in whole
         ]
     elif got.cost > max(_TIMES_THE_COST * expected.cost, _CHEAP):

@@ -155,7 +155,7 @@ def _wrong_schema(database: str, foreign: list[str]) -> Finding:
 
 
 def _sorted_out(changed: list[Difference]) -> tuple[list[Difference], dict[SchemaObject, list[SchemaObject]]]:
-    """Return the differences that are no consequence of another one, and the consequences of each.
+    """Return the differences that are not consequences of others, and the consequences of each.
 
     An object of a missing table, column or type is missing with it; a primary key's index is missing with the key.
     """
