@@ -11,6 +11,8 @@ APART  := $(wildcard migrations/V*NONTRANSACTIONAL*.sql)
 SQUAWK_OFF := require-lock-timeout,require-statement-timeout
 SQUAWK_OFF_UNDO := ban-drop-table,ban-drop-column,ban-drop-constraint,ban-drop-function,ban-drop-trigger,ban-drop-type,require-concurrent-index-deletion
 ARGS    ?=
+# Test files that need only a store; their own statements name goqueue, which the option --schema replaces.
+CONTRACT := $(patsubst %,tests/test_%.py,contract leases)
 # Environments, servers and logs of the targets that try other versions than those in .venv.
 OTHERS  := .matrix
 LOWEST  := $(OTHERS)/lowest
@@ -20,7 +22,7 @@ PINS    ?=
 VERSIONS = $(BIN)/uv pip compile --quiet --no-header --upgrade --all-extras --python $(BIN)/python pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help install build sbom test test-lowest test-matrix lint format typecheck audit coverage mutants run migrate bench chaos catalogue clean
+.PHONY: help install build sbom test test-schema test-lowest test-matrix lint format typecheck audit coverage mutants run migrate bench chaos catalogue clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -49,6 +51,9 @@ sbom: $(STAMP) ## List what an installation of the built wheel consists of: dist
 
 test: $(STAMP) ## Run the tests on a real server (Docker, else the embedded one; GOQUEUE_TEST_DATABASE_URL names another)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+test-schema: $(STAMP) ## Run the tests of the contract under another schema name
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --schema jobs_2 $(CONTRACT) $(ARGS)
 
 test-lowest: $(STAMP) ## Run the tests with the lowest versions of the dependencies that pyproject.toml allows
 	@mkdir -p $(OTHERS)

@@ -21,6 +21,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from goqueue.conninfo import fault_of
 from goqueue.errors import ConfigError
+from goqueue.schemas import ALLOWED_SCHEMA, DEFAULT_SCHEMA, is_schema
 from goqueue.validation import HelpfulMeta
 
 __all__ = [
@@ -151,6 +152,10 @@ def _duration(description: str, *, least: timedelta = timedelta(milliseconds=1),
 def _text(description: str, allowed: str, pattern: str) -> Rule:
     matches = _must(lambda text: re.fullmatch(pattern, text) is not None)
     return Rule(description, allowed, (str,), lambda env, key: env.str(key, validate=matches))
+
+
+def _schema(description: str) -> Rule:
+    return Rule(description, ALLOWED_SCHEMA, (str,), lambda env, key: env.str(key, validate=_must(is_schema)))
 
 
 def _choice(description: str, *choices: str) -> Rule:
@@ -326,6 +331,9 @@ class DatabaseConfig(_Section, frozen=True, kw_only=True):
 
     url: Annotated[str, _conninfo("The database; if empty, libpq's PG* variables apply.")] = ""
     listen_url: Annotated[str, _conninfo("Direct connection for LISTEN, bypassing a pooler; if empty, url.")] = ""
+    schema: Annotated[str, _schema("Schema of the tables. Several schemas of one database are independent queues.")] = (
+        DEFAULT_SCHEMA
+    )
     pool_min_size: Annotated[int, _integer("Connections kept open.", 0, 1000)] = 1
     pool_max_size: Annotated[int, _integer("Largest number of open connections.", 1, 1000)] = 10
     pool_timeout: Annotated[timedelta, _duration("Longest wait for a connection.")] = timedelta(seconds=10)

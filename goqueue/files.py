@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from goqueue.errors import ConfigError
+from goqueue.schemas import DEFAULT_SCHEMA
 
 #: The files behind the DBA's commands. The store doesn't run their queries, and a folder can't replace them.
 APART = frozenset({"behaviour.sql", "checks.sql", "seed.sql", "statements.sql"})
@@ -115,9 +116,10 @@ def shipped_folder(name: str) -> Path:
     return folder
 
 
-def run_command(name: str) -> str:
+def run_command(name: str, schema: str = DEFAULT_SCHEMA) -> str:
     """Return the command that runs a shipped SQL file in psql. The file can be inside an installed package."""
-    return f"goqueue sql print {name} | psql -v ON_ERROR_STOP=1"
+    option = "" if schema == DEFAULT_SCHEMA else f" --schema {schema}"
+    return f"goqueue sql print {name}{option} | psql -v ON_ERROR_STOP=1"
 
 
 def read_shipped(folder: str, name: str) -> str:

@@ -23,8 +23,10 @@ from goqueue.errors import ConfigError, ConnectionRejectedError, GoQueueError
 from goqueue.files import run_command
 from goqueue.postgres.lexemes import split
 from goqueue.postgres.translate import translate
+from goqueue.schemas import ALLOWED_SCHEMA, DEFAULT_SCHEMA, is_schema, lock_key, render
 
-#: Every change of the schema holds this advisory lock; migrations.yml and roles/*.sql take it too.
+#: Every change of the schema goqueue holds this advisory lock; migrations.yml and roles/*.sql take it too. Others
+#: have their own keys (`lock_key`).
 LOCK = 29114455692768613
 #: How long a run waits for another one.
 WAIT_SECONDS = 60.0
@@ -43,7 +45,7 @@ _SEEN: LiteralString = """
         has_schema_privilege(n.oid, 'USAGE'), has_table_privilege(v.oid, 'SELECT'),
         (
             SELECT r.rolname FROM pg_roles AS r
-            WHERE r.rolname = 'goqueue_reader' AND has_table_privilege(r.oid, v.oid, 'SELECT')
+            WHERE r.rolname = %s AND has_table_privilege(r.oid, v.oid, 'SELECT')
         )
     FROM pg_class AS v INNER JOIN pg_namespace AS n ON v.relnamespace = n.oid
     WHERE n.nspname = %s AND v.relname = 'schema_version'
@@ -114,14 +116,16 @@ class Migration(NamedTuple):
         return self.applied_at is None
 
 
-def list_migrations(conninfo: str = "", *, base_dir: Path | None = None) -> list[Migration]:
+def list_migrations(
+    conninfo: str = "", *, base_dir: Path | None = None, schema: str = DEFAULT_SCHEMA
+) -> list[Migration]:
     """Return every applied or pending version, lowest first, as ``pgmigrate info`` does.
 
-    Change nothing and wait for no lock. ``conninfo`` is as for ``migrate``. Raises MigrationError, for example if
-    the role can't read the applied versions.
+    Change nothing and wait for no lock. ``conninfo`` and ``schema`` are as for ``migrate``. Raises MigrationError, for
+    example if the role can't read the applied versions.
     """
     conninfo = Secret(conninfo)
-    plan = _Plan(base_dir)
+    plan = _Plan(base_dir, schema)
     with _connected(conninfo) as connection:
         applied = plan.applied(connection)
     pending = plan.pending(applied)
@@ -135,6 +139,7 @@ def migrate(
     base_dir: Path | None = None,
     dry_run: bool = False,
     on_version: Callable[[int], None] | None = None,
+    schema: str = DEFAULT_SCHEMA,
 ) -> None:
     """Apply the pending versions up to ``target`` (None: all). Raises MigrationError.
 
@@ -143,17 +148,18 @@ def migrate(
     new transaction, so that it reads a table without the locks of earlier files. A file with NONTRANSACTIONAL in its
     name runs outside a transaction, statement by statement. If there are jobs, a version's file in migrations/online
     runs in the same way, before the version itself. ``dry_run`` applies and rolls back, without the files in
-    migrations/online. ``on_version`` is called with each version before it is applied.
+    migrations/online. ``on_version`` is called with each version before it is applied. The files name the schema
+    goqueue; ``schema`` replaces it, and each schema has its own versions and its own lock.
     """
     conninfo = Secret(conninfo)
-    plan = _Plan(base_dir)
+    plan = _Plan(base_dir, schema)
     with _connected(conninfo) as connection:
-        _wait_for_turn(connection)
+        _wait_for_turn(connection, plan.lock)
         pending = plan.pending(plan.applied(connection), target)
         apart = [file.path.name for file in pending if not file.transactional]
         if dry_run and apart:
             raise MigrationError(f"a dry run can't roll back {apart[0]}; use a lower --target to try earlier versions")
-        online: dict[int, Path] = {} if dry_run or not _has_jobs(connection) else plan.online_files()
+        online: dict[int, Path] = {} if dry_run or not plan.has_jobs(connection) else plan.online_files()
         groups = _groups(pending, as_one=dry_run, online=online)
         for number, group in enumerate(groups, 1):
             if group[0].version in online:
@@ -175,16 +181,16 @@ def migrate(
                         plan.call_back(connection)
 
 
-def undo(conninfo: str = "", *, to: int, base_dir: Path | None = None) -> list[int]:
+def undo(conninfo: str = "", *, to: int, base_dir: Path | None = None, schema: str = DEFAULT_SCHEMA) -> list[int]:
     """Undo every applied version above ``to``, highest first, and return them. Raises MigrationError.
 
     The undo files and the deletion of their rows from schema_version run in one transaction. After ``to=0`` the schema
     and an empty schema_version remain, from which pgmigrate can start again.
     """
     conninfo = Secret(conninfo)
-    plan = _Plan(base_dir)
+    plan = _Plan(base_dir, schema)
     with _connected(conninfo) as connection:
-        _wait_for_turn(connection)
+        _wait_for_turn(connection, plan.lock)
         versions = [one.version for one in reversed(plan.applied(connection)) if one.version > to]
         files = [plan.undo_file(version) for version in versions]  # before anything is dropped
         if versions:
@@ -224,9 +230,11 @@ def _groups(files: list[_File], *, as_one: bool, online: Container[int]) -> list
 
 
 class _Plan:
-    """The contents of a folder with migrations.yml and migrations/."""
+    """The contents of a folder with migrations.yml and migrations/, for a schema."""
 
-    def __init__(self, base_dir: Path | None) -> None:
+    def __init__(self, base_dir: Path | None, schema: str) -> None:
+        if not is_schema(schema):
+            raise MigrationError(f"the schema can't be named {schema!r}; expected {ALLOWED_SCHEMA}")
         self._folder = Path(base_dir or migrations_dir())
         file = self._folder / "migrations.yml"
         try:
@@ -234,14 +242,17 @@ class _Plan:
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise MigrationError(f"{file} can't be read: {error}") from error
         config = config if isinstance(config, dict) else {}
-        schema = str(config.get("schema") or "public")
+        self._named = schema
+        self.lock = lock_key(LOCK, schema)
+        if schema == DEFAULT_SCHEMA:
+            schema = str(config.get("schema") or "public")
         self._schema = schema
         self._names = {
             "schema": sql.Identifier(schema),
             "table": sql.Identifier(schema, "schema_version"),
             "type": sql.Identifier(schema, "schema_version_type"),
         }
-        self._session = [str(statement) for statement in config.get("session") or []]
+        self._session = [render(str(statement), self._named) for statement in config.get("session") or []]
         self._callbacks: list[Path] = []
         for callback in filter(None, str(config.get("callbacks") or "").split(",")):
             when, _, path = callback.partition(":")
@@ -252,7 +263,7 @@ class _Plan:
 
     def applied(self, connection: Connection[Any]) -> list[Migration]:
         """Return the versions in schema_version, in order."""
-        seen = connection.execute(_SEEN, [self._schema]).fetchone()
+        seen = connection.execute(_SEEN, [self._reader, self._schema]).fetchone()
         if seen is None:
             return []
         role, self._owner, usable, readable, reader = seen
@@ -299,7 +310,7 @@ class _Plan:
         if on_version:
             on_version(file.version)
         with _failing(f"{file.path.name} failed and was rolled back", self._who_migrates):
-            if connection.execute(_SEEN, [self._schema]).fetchone() is None:
+            if connection.execute(_SEEN, [self._reader, self._schema]).fetchone() is None:
                 # If a role with more rights has created the schema, CREATE on the database isn't needed.
                 there = connection.execute(_SCHEMA, [self._schema]).rowcount
                 for statement in _INITIALIZE[there:]:
@@ -324,7 +335,7 @@ class _Plan:
     def take_back(self, connection: Connection[Any], version: int, file: Path) -> None:
         """Run an undo file and delete its version's row, in the caller's transaction."""
         try:
-            connection.execute(_text(file).encode())
+            connection.execute(self._text(file).encode())
             connection.execute(self._sql(_FORGET), [version])
         except psycopg.errors.DependentObjectsStillExist as error:
             raise MigrationError(
@@ -341,14 +352,14 @@ class _Plan:
         names = re.findall(r"^CREATE POLICY (\w+)", _text(roles / "roles.sql"), re.MULTILINE) if roles.is_dir() else []
         if any(name in dependents for name in names):
             return (
-                f"The policies are those of roles.sql. Run first:  {run_command('drop_roles.sql')}\n"
+                f"The policies are those of roles.sql. Run first:  {run_command('drop_roles.sql', self._named)}\n"
                 "Programs then lose the rights of goqueue's roles."
             )
         return "Drop these objects first, or remove their dependency."
 
     def run(self, connection: Connection[Any], file: Path, *, transactional: bool = True) -> None:
         """Run a file: as a whole in the caller's transaction, or outside of one, statement by statement."""
-        text = _text(file)
+        text = self._text(file)
         # Outside a transaction, each statement must be sent separately.
         statements = [text] if transactional else split(text)
         state = " and was rolled back" if transactional else "; completed statements remain; the next run repeats it"
@@ -356,8 +367,22 @@ class _Plan:
             for statement in statements:
                 connection.execute(statement.encode())
 
+    def has_jobs(self, connection: Connection[Any]) -> bool:
+        return all(
+            connection.execute(render(query, self._named).encode()).fetchone() == (True,)
+            for query in (_HAS_TABLE, _HAS_JOBS)
+        )
+
     def _sql(self, text: LiteralString) -> sql.Composed:
         return sql.SQL(text).format(**self._names)
+
+    def _text(self, file: Path) -> str:
+        """Return a file's text for this schema."""
+        return render(_text(file), self._named)
+
+    @property
+    def _reader(self) -> str:
+        return render("goqueue_reader", self._named)
 
     @property
     def _who_migrates(self) -> str:
@@ -397,17 +422,13 @@ def _connected(conninfo: Secret) -> Iterator[Connection[Any]]:
                 connection.execute(_UNLOCK)
 
 
-def _has_jobs(connection: Connection[Any]) -> bool:
-    return connection.execute(_HAS_TABLE).fetchone() == (True,) and connection.execute(_HAS_JOBS).fetchone() == (True,)
-
-
-def _wait_for_turn(connection: Connection[Any]) -> None:
+def _wait_for_turn(connection: Connection[Any], lock: int) -> None:
     """Take the lock until the connection closes. Hold no snapshot between attempts: an index build waits for old
     snapshots, so waiting inside a statement would block the other run."""
     deadline = monotonic() + WAIT_SECONDS
-    while connection.execute(_TRY_LOCK, [LOCK]).fetchone() == (False,):
+    while connection.execute(_TRY_LOCK, [lock]).fetchone() == (False,):
         if monotonic() > deadline:
-            holders = connection.execute(_HOLDER, [LOCK]).fetchall()
+            holders = connection.execute(_HOLDER, [lock]).fetchall()
             who = ", ".join(f"process {pid} of the server ({name or 'unknown'})" for pid, name in holders)
             raise MigrationError(
                 f"another run is changing the schema{f': {who}' * bool(who)}. "

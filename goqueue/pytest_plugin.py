@@ -5,8 +5,11 @@ The server is that of GOQUEUE_TEST_DATABASE_URL if set (its user needs CREATEDB)
 available (image: GOQUEUE_TEST_POSTGRES_IMAGE), else an embedded one. GOQUEUE_TEST_SERVER=embedded or =docker forces
 one of these. GOQUEUE_TEST_POSTGRES_DIR is the folder of another PostgreSQL for the embedded server, such as
 /usr/lib/postgresql/15 (with bin, lib and share); it also prefers the embedded server to Docker.
+
+The schema is goqueue. For another one, override the fixture `goqueue_schema` in conftest.py.
 """
 
+import hashlib
 import importlib
 import os
 import secrets
@@ -27,6 +30,7 @@ from goqueue.config import DatabaseConfig
 from goqueue.conninfo import Secret, connect, without_frames
 from goqueue.errors import ConfigError, GoQueueError
 from goqueue.migrate import migrate, migrations_hash
+from goqueue.schemas import DEFAULT_SCHEMA
 from goqueue.testing.embedded import EmbeddedServer, EmbeddedServerError
 
 _FAST = {
@@ -255,17 +259,27 @@ def goqueue_server(pytestconfig: pytest.Config) -> DatabaseServer:
 
 
 @pytest.fixture(scope="session")
-def goqueue_template(goqueue_server: DatabaseServer) -> str:
-    """The name of a database with all migrations applied, created once per server and set of migration files."""
+def goqueue_schema() -> str:
+    """The name of the schema in the test databases."""
+    return DEFAULT_SCHEMA
+
+
+@pytest.fixture(scope="session")
+def goqueue_template(goqueue_server: DatabaseServer, goqueue_schema: str) -> str:
+    """The name of a database with all migrations applied, created once per server, schema and set of migration
+    files."""
     try:
-        return _template(goqueue_server)
+        return _template(goqueue_server, goqueue_schema)
     except (psycopg.Error, GoQueueError) as error:
         problem = "\n".join([str(error).strip(), *getattr(error, "__notes__", ())])
     pytest.fail(f"the template of the test databases can't be created: {problem}", pytrace=False)
 
 
-def _template(goqueue_server: DatabaseServer) -> str:
-    name = f"goqueue_template_{migrations_hash()[:16]}"
+def _template(goqueue_server: DatabaseServer, schema: str) -> str:
+    digest = migrations_hash()
+    if schema != DEFAULT_SCHEMA:
+        digest = hashlib.sha256(f"{digest} {schema}".encode()).hexdigest()
+    name = f"goqueue_template_{digest[:16]}"
     identifier = sql.Identifier(name)
     with connect(goqueue_server.url) as connection:
         # Other workers and other runs wait here; the lock ends with the connection.
@@ -283,7 +297,7 @@ def _template(goqueue_server: DatabaseServer) -> str:
         except psycopg.errors.InsufficientPrivilege as error:
             error.add_note("The user of GOQUEUE_TEST_DATABASE_URL can't create databases: ALTER ROLE ... CREATEDB")
             raise
-        migrate(_database_url(goqueue_server.url, name))
+        migrate(_database_url(goqueue_server.url, name), schema=schema)
         whole = sql.SQL("ALTER DATABASE {} WITH IS_TEMPLATE true ALLOW_CONNECTIONS false").format(identifier)
         connection.execute(whole)
     return name
@@ -326,9 +340,10 @@ def goqueue_connection(goqueue_database: str) -> Iterator[psycopg.Connection]:
 
 
 @pytest.fixture
-def goqueue_store(goqueue_database: str) -> Iterator[Any]:
+def goqueue_store(goqueue_database: str, goqueue_schema: str) -> Iterator[Any]:
     """An open PostgresStorage on this test's database."""
-    with closing(importlib.import_module("goqueue").PostgresStorage.open(goqueue_database)) as store:
+    config = DatabaseConfig(url=goqueue_database, schema=goqueue_schema)
+    with closing(importlib.import_module("goqueue").PostgresStorage.open(config)) as store:
         yield store
 
 

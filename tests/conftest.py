@@ -14,12 +14,33 @@ from anyio.from_thread import start_blocking_portal
 from hypothesis import HealthCheck, settings
 from psycopg import sql
 
-from goqueue import AsyncPostgresStorage, PostgresStorage, Storage
+from goqueue import AsyncPostgresStorage, DatabaseConfig, PostgresStorage, Storage
+from goqueue.schemas import DEFAULT_SCHEMA, render
 from tests import pgbouncer
 from tests.blocking import blocking
 from tests.commands import Commands
 
 pytest_plugins = ["goqueue.pytest_plugin", "pytester"]
+
+
+class _InSchema(psycopg.Cursor[Any]):
+    """The tests' own statements name the schema goqueue, as the SQL files do. goqueue has cursors of its own."""
+
+    schema = DEFAULT_SCHEMA
+
+    def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+        return super().execute(render(query, self.schema) if isinstance(query, str) else query, *args, **kwargs)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--schema", default=DEFAULT_SCHEMA, help="run under this schema name: for the tests of `make test-schema`"
+    )
+
+
+@pytest.fixture(scope="session")
+def goqueue_schema(pytestconfig: pytest.Config) -> str:
+    return str(pytestconfig.getoption("schema"))
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -31,6 +52,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if cache is not None and os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
         sys.dont_write_bytecode, sys.pycache_prefix = False, str(cache.mkdir("bytecode"))
         os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
+    if (schema := config.getoption("schema")) != DEFAULT_SCHEMA:
+        _InSchema.schema = schema
+        psycopg.connection.Cursor = _InSchema  # type: ignore[misc,assignment]  # a connection's default
 
 
 # A deadline would measure the machine, not the code. All examples of a test share one database on purpose.
@@ -49,29 +73,31 @@ def through_pgbouncer(goqueue_server: Any) -> Iterator[Callable[[str], str]]:
 
 # Without pgbouncer, test_pgbouncer.py reports what is not tested.
 @pytest.fixture(params=["pool", "bound", "async pool", "async bound", *(["pgbouncer"] if pgbouncer.PROGRAM else [])])
-def store(request: pytest.FixtureRequest, goqueue_database: str) -> Iterator[Storage]:
+def store(request: pytest.FixtureRequest, goqueue_database: str, goqueue_schema: str) -> Iterator[Storage]:
     """Every kind of storage, each on the test's database. Tests with this fixture check the contract."""
+    config = DatabaseConfig(url=goqueue_database, schema=goqueue_schema)
     if request.param == "pool":
-        with PostgresStorage.open(goqueue_database) as opened:
+        with PostgresStorage.open(config) as opened:
             yield opened
     elif request.param == "pgbouncer":
         url = request.getfixturevalue("through_pgbouncer")(goqueue_database)
-        with pgbouncer.sessions(url, goqueue_database), PostgresStorage.open(url) as opened:
+        config = DatabaseConfig(url=url, schema=goqueue_schema)
+        with pgbouncer.sessions(url, goqueue_database), PostgresStorage.open(config) as opened:
             yield opened
     elif request.param == "async pool":
         with start_blocking_portal() as portal:
-            opened_async = portal.call(AsyncPostgresStorage.open, goqueue_database)
+            opened_async = portal.call(AsyncPostgresStorage.open, config)
             yield blocking(opened_async, portal)
             portal.call(opened_async.close)
     elif request.param == "async bound":
         with start_blocking_portal() as portal:
             connect = partial(psycopg.AsyncConnection.connect, goqueue_database, autocommit=True)
             connection_async = portal.call(connect)
-            yield blocking(AsyncPostgresStorage.bound_to(connection_async), portal)
+            yield blocking(AsyncPostgresStorage.bound_to(connection_async, schema=goqueue_schema), portal)
             portal.call(connection_async.close)
     else:
         with psycopg.connect(goqueue_database, autocommit=True) as connection:
-            yield PostgresStorage.bound_to(connection)
+            yield PostgresStorage.bound_to(connection, schema=goqueue_schema)
 
 
 @pytest.fixture

@@ -143,10 +143,10 @@ class TestClaim:
         store.update_job(job.id, JobUpdate(status=status))
         assert store.claim_jobs("default", "w1", 10) == []
 
-    def test_claims_at_once_share_no_job(self, store: Storage, goqueue_database: str) -> None:
+    def test_claims_at_once_share_no_job(self, store: Storage, goqueue_database: str, goqueue_schema: str) -> None:
         fill(store, 300)
         fill(store, 300, priority=1)
-        config = DatabaseConfig(url=goqueue_database, pool_min_size=4)
+        config = DatabaseConfig(url=goqueue_database, schema=goqueue_schema, pool_min_size=4)
         with PostgresStorage.open(config) as shared, ThreadPoolExecutor(4) as threads:
 
             def work(number: int) -> list[UUID]:
@@ -176,9 +176,11 @@ class TestClaim:
         got = [job.id for _ in range(4) for job in store.claim_jobs(["default", "a", "b"], "w1", limit)]
         assert sorted(got) == free
 
-    def test_a_claim_in_a_transaction_that_is_rolled_back_never_was(self, store: Storage, other: Any) -> None:
+    def test_a_claim_in_a_transaction_that_is_rolled_back_never_was(
+        self, store: Storage, other: Any, goqueue_schema: str
+    ) -> None:
         job_id = fill(store, 1)[0]
-        assert claim(PostgresStorage.bound_to(other)).id == job_id
+        assert claim(PostgresStorage.bound_to(other, schema=goqueue_schema)).id == job_id
         assert store.claim_jobs("default", "w1") == []
         other.rollback()
         assert (claim(store).id, store.get_job(job_id).lease_token) == (job_id, 1)
@@ -1321,8 +1323,9 @@ class TestResuming:
     RESUME_TIME = timedelta(seconds=0.5)
 
     @pytest.fixture
-    def resuming(self, goqueue_database: str) -> Iterator[PostgresStorage]:
-        with PostgresStorage.open(DatabaseConfig(url=goqueue_database, claim_resume_time=self.RESUME_TIME)) as opened:
+    def resuming(self, goqueue_database: str, goqueue_schema: str) -> Iterator[PostgresStorage]:
+        config = DatabaseConfig(url=goqueue_database, schema=goqueue_schema, claim_resume_time=self.RESUME_TIME)
+        with PostgresStorage.open(config) as opened:
             yield opened
 
     @pytest.fixture
@@ -1426,9 +1429,10 @@ class TestResuming:
         assert taken == ids
         assert priorities == sorted(priorities)
 
-    def test_many_lanes_alone_make_no_claim_resume(self, goqueue_database: str) -> None:
+    def test_many_lanes_alone_make_no_claim_resume(self, goqueue_database: str, goqueue_schema: str) -> None:
         queues = [f"q{number}" for number in range(30)]
-        with PostgresStorage.open(DatabaseConfig(url=goqueue_database, claim_resume_time=HOUR)) as store:
+        config = DatabaseConfig(url=goqueue_database, schema=goqueue_schema, claim_resume_time=HOUR)
+        with PostgresStorage.open(config) as store:
             for queue in queues:
                 fill(store, 100, queue=queue)
             for _ in range(3):
@@ -1458,8 +1462,12 @@ class TestResuming:
         assert [job.id for job in resuming.claim_jobs("default", "w1", 10)] == ids[len(taken) :][:10]
         assert not self.resumes(resuming, "default")
 
-    def test_turned_off_every_claim_is_exact(self, goqueue_database: str, snapshot: Any, sql: Any) -> None:
-        with PostgresStorage.open(DatabaseConfig(url=goqueue_database, claim_resume_time=ZERO)) as store:
+    def test_turned_off_every_claim_is_exact(
+        self, goqueue_database: str, goqueue_schema: str, snapshot: Any, sql: Any
+    ) -> None:
+        with PostgresStorage.open(
+            DatabaseConfig(url=goqueue_database, schema=goqueue_schema, claim_resume_time=ZERO)
+        ) as store:
             fill(store, 8000)
             snapshot()
             for number in range(20):

@@ -6,6 +6,7 @@ from uuid import UUID
 
 from goqueue.postgres.cursor import Many, One
 from goqueue.postgres.queries import load_queries
+from goqueue.schemas import DEFAULT_SCHEMA
 
 
 class AdminQueries(Protocol):
@@ -57,7 +58,7 @@ class AdminQueries(Protocol):
     wear_out_tokens: Many[tuple[UUID]]
 
 
-def admin_queries() -> AdminQueries:
-    """Return the shipped queries, with these types."""
-    queries: AdminQueries = load_queries()
+def admin_queries(schema: str = DEFAULT_SCHEMA) -> AdminQueries:
+    """Return the shipped queries for a schema, with these types."""
+    queries: AdminQueries = load_queries(schema=schema)
     return queries

@@ -34,6 +34,7 @@ from goqueue.postgres.wire import (
     tolerant_rows,
 )
 from goqueue.safelog import record_lost, report
+from goqueue.schemas import DEFAULT_SCHEMA
 
 _TRACED = "opentelemetry.instrumentation.psycopg"
 # ACTIVE means a caller's pipeline. A lost connection has none of these states.
@@ -164,13 +165,16 @@ class AsyncAdapter:
 
     is_aio_driver = True  # async only
 
-    def __init__(self, slow: float = 0) -> None:
-        """``slow``: log a statement that takes this many seconds as a warning; 0 for never."""
+    def __init__(self, slow: float = 0, schema: str = DEFAULT_SCHEMA) -> None:
+        """``slow``: log a statement that takes this many seconds as a warning; 0 for never. ``schema``: that of the
+        statements."""
         self._slow = slow
+        self._schema = schema
 
     def process_sql(self, query_name: str, op_type: Any, sql: str) -> str:
         """Return a statement as aiosql stores it: its parameters as ``%(name)s``, its name in a comment."""
-        return tagged(query_name, PyFormatAdapter().process_sql(query_name, op_type, sql))  # type: ignore[no-untyped-call]
+        text = PyFormatAdapter().process_sql(query_name, op_type, sql)  # type: ignore[no-untyped-call]
+        return tagged(query_name, text, self._schema)
 
     async def select(
         self, conn: Any, query_name: str, sql: Rendered, parameters: Any, record_class: Any = None

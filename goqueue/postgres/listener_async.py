@@ -20,6 +20,7 @@ from goqueue.postgres.cursor_async import AsyncQueries
 from goqueue.postgres.libpq import abandon
 from goqueue.postgres.translate import translate
 from goqueue.safelog import log
+from goqueue.schemas import render
 from goqueue.validation import check_kind
 
 _log = logging.getLogger("goqueue")
@@ -57,11 +58,14 @@ class AsyncListener:
         connect: Callable[[float | None], Awaitable[AsyncBoundedConnection[Any]]],
         queries: AsyncQueries,
         queues: list[str],
+        schema: str,
     ) -> None:
         """For `AsyncPostgresStorage.listen`."""
         self._connect = connect
         self._queries = queries
         self._queues = frozenset(queues)
+        self._schema = schema
+        self._cancellations = render(_CANCELLED, schema)
         self._connection: AsyncConnection[Any] | None = None
         self._process = os.getpid()
         self._is_open = False
@@ -153,9 +157,9 @@ class AsyncListener:
             with suppress(psycopg.Error):
                 await connection.close()
             return None
-        gone = [_cancelled(note.payload) for note in notes if note.channel == _CANCELLED]
+        gone = [_cancelled(note.payload) for note in notes if note.channel == self._cancellations]
         self.cancelled = frozenset(lease for queue, lease in gone if lease is not None and queue in self._queues)
-        return self._queues & {note.payload for note in notes if note.channel != _CANCELLED}
+        return self._queues & {note.payload for note in notes if note.channel != self._cancellations}
 
     async def _open(self, seconds: float | None = None) -> None:
         """Open the connection, within ``seconds`` in total."""
@@ -192,8 +196,8 @@ class AsyncListener:
                 raise
             sessions = "; ".join(f"pid {pid}, role {role}, application_name {name!r}" for pid, role, name in blockers)
             error = StorageUnavailableError(
-                "the listener can't open: it waits for the advisory lock of the triggers on goqueue.jobs, which a "
-                f"cancelled statement left with a session: {sessions}; end that session "
+                f"the listener can't open: it waits for the advisory lock of the triggers on {self._schema}.jobs, "
+                f"which a cancelled statement left with a session: {sessions}; end that session "
                 f"(pg_terminate_backend({blockers[0][0]})) and run `goqueue migrate`: V0010 fixes this"
             )
             log(_log, logging.WARNING, "%s", error)

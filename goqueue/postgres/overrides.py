@@ -18,25 +18,26 @@ from goqueue.errors import ConfigError
 from goqueue.postgres.lexemes import bare
 from goqueue.postgres.libpq import DeadlineExceededError, Limits
 from goqueue.postgres.queries import Statement, load_statements
+from goqueue.schemas import DEFAULT_SCHEMA
 
-_TAG = re.compile(r"/\* goqueue:\w+ \*/ ")
+_TAG = re.compile(r"/\* goqueue:\w+(?: in \w+)? \*/ ")
 #: First words of statements that have a plan. Only these return rows that depend on nothing but the tables.
 _WITH_A_PLAN = ("SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "VALUES", "TABLE", "WITH")
 
 
-def check_overrides(connection: Any, folder: Path | str) -> list[str]:
+def check_overrides(connection: Any, folder: Path | str, schema: str = DEFAULT_SCHEMA) -> list[str]:
     """Return what is wrong with the files of ``folder``, one sentence each; nothing if the store can run them.
 
     ``connection`` is a psycopg connection of any kind in autocommit mode. The check uses libpq directly, with about two
     round trips for each changed statement. It reads files and the catalogue, executes nothing and keeps no lock. Raises
     `ConfigError` for files that can't be loaded, and psycopg's own error if the server doesn't answer.
     """
-    return compare_with_shipped(Libpq(connection), changed_statements(folder)).problems
+    return compare_with_shipped(Libpq(connection), changed_statements(folder, schema)).problems
 
 
-def require_sound_overrides(connection: Any, folder: Path | str) -> None:
+def require_sound_overrides(connection: Any, folder: Path | str, schema: str) -> None:
     """Run `check_overrides`, and raise `ConfigError` with all problems, if any."""
-    if problems := check_overrides(connection, folder):
+    if problems := check_overrides(connection, folder, schema):
         raise ConfigError(problems)
 
 
@@ -99,10 +100,10 @@ class _Described(NamedTuple):
     error: str = ""
 
 
-def changed_statements(folder: Path | str) -> list[tuple[Statement, Statement]]:
+def changed_statements(folder: Path | str, schema: str = DEFAULT_SCHEMA) -> list[tuple[Statement, Statement]]:
     """Return the folder's statements that differ from the shipped ones, each with the shipped one."""
-    shipped = load_statements()
-    given = load_statements(folder)
+    shipped = load_statements(schema=schema)
+    given = load_statements(folder, schema)
     return [(statement, shipped[name]) for name, statement in given.items() if not statement.same_as(shipped[name])]
 
 
@@ -255,10 +256,10 @@ def _at(text: str, position: str | None) -> str:
     return f" (in the line `{line if len(line) <= 80 else line[:79] + '…'}`)"
 
 
-def ask(libpq: "Libpq", query: str, ids: Iterable[int | str]) -> list[tuple[str, ...]]:
+def ask(libpq: "Libpq", query: str, ids: Iterable[int | str], schema: str = DEFAULT_SCHEMA) -> list[tuple[str, ...]]:
     """Return the rows of a query of checks.sql for ids or plain names, as text."""
     array = "{" + ",".join(map(str, ids)) + "}"
-    result = libpq.exec_params(load_statements()[query].text.encode(), [array.encode()])
+    result = libpq.exec_params(load_statements(schema=schema)[query].text.encode(), [array.encode()])
     _check(result)
     return [
         tuple((result.get_value(row, column) or b"").decode() for column in range(result.nfields))

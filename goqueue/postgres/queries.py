@@ -15,6 +15,7 @@ from goqueue.postgres.cursor import Adapter
 from goqueue.postgres.cursor_async import AsyncAdapter
 from goqueue.postgres.lexemes import bare
 from goqueue.postgres.wire import Rendered
+from goqueue.schemas import DEFAULT_SCHEMA, is_rendered
 
 #: The kinds of result, by aiosql's names: a description, and aiosql's mark.
 RESULTS = {
@@ -76,9 +77,10 @@ def _text_of(file: Path) -> str:
 
 
 @cache
-def _parsed(file: Path) -> list[QueryDatum]:
+def _parsed(file: Path, schema: str) -> list[QueryDatum]:
     """Return what aiosql reads in a file. Cached for the process, for both adapters and all folders."""
-    loader = aiosql.query_loader.QueryLoader(Adapter(), None, attribute="__")  # type: ignore[arg-type]
+    adapter: Any = Adapter(schema=schema)
+    loader = aiosql.query_loader.QueryLoader(adapter, None, attribute="__")
     try:
         loaded = loader.load_query_data_from_sql(_text_of(file), [], file)
     except (aiosql.SQLLoadException, aiosql.SQLParseException) as exc:
@@ -87,9 +89,10 @@ def _parsed(file: Path) -> list[QueryDatum]:
     return [query._replace(sql=Rendered(query.sql, query.parameters or ())) for query in loaded]
 
 
-def read_statements(file: Path) -> list[Statement]:
-    """Return the queries of a file, in order. Raises OSError or ValueError for a file that can't be read."""
-    queries = _parsed(file.absolute())
+def read_statements(file: Path, schema: str = DEFAULT_SCHEMA) -> list[Statement]:
+    """Return the queries of a file for a schema, in order. Raises OSError or ValueError for a file that can't be
+    read."""
+    queries = _parsed(file.absolute(), schema)
     sources = _NAME.split(_text_of(file.absolute()))[1:]
     if len(sources) != len(queries):
         sources = [""] * len(queries)
@@ -129,24 +132,29 @@ def compare_declarations(shipped: Iterable[Statement], own: Iterable[Statement])
 
 @cache
 def load_queries(
-    folder: Path | str | None = None, adapter: type[Adapter | AsyncAdapter] = Adapter, slow: float = 0
+    folder: Path | str | None = None,
+    adapter: type[Adapter | AsyncAdapter] = Adapter,
+    slow: float = 0,
+    schema: str = DEFAULT_SCHEMA,
 ) -> Any:
     """Return the shipped queries, each a method with a connection and keyword parameters. Files of ``folder`` replace
-    the shipped files of the same name. Files are read once per process.
+    the shipped files of the same name. Files are read once per process. They name the schema goqueue; the queries name
+    ``schema``.
 
     A query marked ``^`` returns a row or None, ``$`` a value or None, ``!`` a number of rows. A query without a mark
     returns an iterator over rows; iterating executes the statement, so exhaust it. Rows are tuples. A statement that
     takes ``slow`` seconds or longer is logged as a warning (0: never).
 
     Raises `ConfigError` with every problem: a file that is not one of the shipped ones or that aiosql can't read; a
-    query that is missing, unknown, duplicated, or declared differently than in the shipped file.
+    query that is missing, unknown, duplicated, or declared differently than in the shipped file; a name of the schema
+    that can't be replaced.
     """
     queries = aiosql.queries.Queries(adapter(slow))  # type: ignore[arg-type]
     problems: list[str] = []
     for file, shipped in sql_files(folder, shipped_folder("sql")):
         try:
             # File by file: if a folder is loaded at once, a name in two files overrides silently.
-            data = _parsed(file.absolute())
+            data = _parsed(file.absolute(), schema)
             if not data and file == shipped:
                 problems.append(f"{file} has no query: install goqueue again")
             queries.load_from_list(data)
@@ -155,17 +163,24 @@ def load_queries(
             continue
         if file != shipped:
             hint = since_export(file, shipped)
-            declared = compare_declarations(read_statements(shipped), read_statements(file))
+            own = read_statements(file, schema)
+            declared = compare_declarations(read_statements(shipped, schema), own)
             problems += [f"{file}, {problem}{hint}" for problem in declared]
+            problems += [
+                f"{file}, query {one.name}: it names the schema goqueue in a form that is not replaced by {schema}; "
+                "write goqueue. in lower case, without quotes and blanks"
+                for one in own
+                if schema != DEFAULT_SCHEMA and not is_rendered(bare(one.text))
+            ]
     if problems:
         raise ConfigError(problems)
     return queries
 
 
 @cache
-def load_statements(folder: Path | str | None = None) -> dict[str, Statement]:
+def load_statements(folder: Path | str | None = None, schema: str = DEFAULT_SCHEMA) -> dict[str, Statement]:
     """Return the statements of `load_queries` by name, unaltered, so that the checked text is the executed text. Raises
     the same errors."""
-    load_queries(folder)
-    files = [read_statements(file) for file, _ in sql_files(folder, shipped_folder("sql"))]
+    load_queries(folder, schema=schema)
+    files = [read_statements(file, schema) for file, _ in sql_files(folder, shipped_folder("sql"))]
     return {statement.name: statement for statements in files for statement in statements}

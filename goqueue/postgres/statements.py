@@ -11,8 +11,8 @@ def numbered_statement(job: NewJob, config: DatabaseConfig | None = None) -> tup
     for asyncpg.
 
     The statement returns one row if it adds the job. If the id or a key is taken, it returns no row, changes
-    nothing, and the transaction remains usable. ``config`` sets the payload's limit and the folder of tuned SQL
-    files.
+    nothing, and the transaction remains usable. ``config`` sets the schema, the payload's limit and the folder of
+    tuned SQL files.
 
     Raises: `InvalidJobError` for a payload that is not JSON or is too large.
     Query: create_job.
@@ -33,6 +33,6 @@ def named_statement(job: NewJob, config: DatabaseConfig | None = None) -> tuple[
 
 
 def _prepared(job: NewJob, config: DatabaseConfig) -> tuple[Statement, dict[str, object]]:
-    statement = load_statements(config.sql_dir or None)["create_job"]
+    statement = load_statements(config.sql_dir or None, config.schema)["create_job"]
     # As text: psycopg2 adapts no UUID before register_uuid().
     return statement, {**job_values(job, config), "id": str(job.id)}

@@ -91,6 +91,7 @@ from goqueue.postgres.translate import (
 )
 from goqueue.postgres.wire import AddedRow, DeletedRow, IdRow, JobRow
 from goqueue.safelog import record_lost
+from goqueue.schemas import DEFAULT_SCHEMA
 from goqueue.validation import (
     MAX_ATTEMPTS,
     MAX_PAGE,
@@ -128,21 +129,24 @@ _WITHOUT_URL = DatabaseConfig()
 
 
 def _queries(config: DatabaseConfig, sql_dir: str) -> Queries:
-    queries: Queries = load_queries(sql_dir or None, Adapter, config.slow_query_time.total_seconds())
+    slow = config.slow_query_time.total_seconds()
+    queries: Queries = load_queries(sql_dir or None, Adapter, slow, config.schema)
     return queries
 
 
 class Bind(Protocol):
-    """The type of `bound_to`: a function of a connection."""
+    """The type of `bound_to`: a function of a connection, and optionally of a schema."""
 
-    def __call__(self, connection: Connection[Any] | Transactional) -> "PostgresStorage": ...
+    def __call__(
+        self, connection: Connection[Any] | Transactional, *, schema: str | None = None
+    ) -> "PostgresStorage": ...
 
 
 class _BoundTo:
     """A descriptor: `bound_to` of an open store uses its settings, `bound_to` of the class the defaults."""
 
     def __get__(self, store: "PostgresStorage | None", owner: "type[PostgresStorage]") -> Bind:
-        def bound_to(connection: Connection[Any] | Transactional) -> PostgresStorage:
+        def bound_to(connection: Connection[Any] | Transactional, *, schema: str | None = None) -> PostgresStorage:
             """Return a store in the caller's transaction. It has the same methods.
 
             ``connection`` is a psycopg `Connection`, or SQLAlchemy's or SQLModel's `Session` or
@@ -157,17 +161,24 @@ class _BoundTo:
             TRANSACTION` fails. Start a two-phase commit with `SET LOCAL goqueue.notify = off`. Workers then find the
             jobs by polling.
 
+            ``schema`` is another schema of goqueue in the same database. Without it, the schema is that of the open
+            store; `bound_to` of the class takes goqueue.
+
+            Raises: `ConfigError` for a name that no schema of goqueue can have.
             Queries: those of the methods.
             """
             given = connection if isinstance(connection, Connection) else Lender(connection)
-            if store is not None:
+            if store is not None and schema in (None, store.config.schema):
                 config, positions, kept = store.config, store._positions, store._kept  # noqa: SLF001
                 return owner(config, connection=given, positions=positions, kept=kept)
+            if store is not None:
+                return owner(replace(store.config, schema=schema), connection=given)
             if isinstance(given, Lender):
-                return owner(_WITHOUT_URL, connection=given)
+                return owner(_WITHOUT_URL if schema is None else DatabaseConfig(schema=schema), connection=given)
             try:  # `listen` opens its own connection to the same database.
                 info = given.info
-                config = DatabaseConfig(url=make_conninfo(info.dsn, password=info.password or None))
+                url = make_conninfo(info.dsn, password=info.password or None)
+                config = DatabaseConfig(url=url, schema=DEFAULT_SCHEMA if schema is None else schema)
             except psycopg.OperationalError as exc:  # the connection is closed
                 raise translate(exc) from exc
             return owner(config, connection=given)
@@ -237,7 +248,7 @@ class PostgresStorage:
             with store._connection() as connection:
                 shipped.ping(connection)
                 if config.sql_dir:
-                    require_sound_overrides(connection, config.sql_dir)
+                    require_sound_overrides(connection, config.sql_dir, config.schema)
         except BaseException:
             store.close()
             raise
@@ -962,7 +973,8 @@ class PostgresStorage:
                 "this store has no URL for a listener: use the `bound_to` of an open store, or `listen` on that store"
             )
         config = replace(self.config, url=self.config.listen_url or self.config.url)
-        return Listener(partial(open_connection, config, self._queries), self._queries, queue_names(queues))
+        connect = partial(open_connection, config, self._queries)
+        return Listener(connect, self._queries, queue_names(queues), config.schema)
 
     def list_failures(self, job_id: JobId) -> list[Failure]:
         """Return the failed attempts of one job, oldest first.

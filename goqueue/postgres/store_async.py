@@ -92,6 +92,7 @@ from goqueue.postgres.translate import (
 )
 from goqueue.postgres.wire import AddedRow, DeletedRow, IdRow, JobRow
 from goqueue.safelog import record_lost
+from goqueue.schemas import DEFAULT_SCHEMA
 from goqueue.validation import (
     MAX_ATTEMPTS,
     MAX_PAGE,
@@ -129,21 +130,26 @@ _WITHOUT_URL = DatabaseConfig()
 
 
 def _queries(config: DatabaseConfig, sql_dir: str) -> AsyncQueries:
-    queries: AsyncQueries = load_queries(sql_dir or None, AsyncAdapter, config.slow_query_time.total_seconds())
+    slow = config.slow_query_time.total_seconds()
+    queries: AsyncQueries = load_queries(sql_dir or None, AsyncAdapter, slow, config.schema)
     return queries
 
 
 class AsyncBind(Protocol):
-    """The type of `bound_to`: a function of a connection."""
+    """The type of `bound_to`: a function of a connection, and optionally of a schema."""
 
-    def __call__(self, connection: AsyncConnection[Any] | AsyncTransactional) -> "AsyncPostgresStorage": ...
+    def __call__(
+        self, connection: AsyncConnection[Any] | AsyncTransactional, *, schema: str | None = None
+    ) -> "AsyncPostgresStorage": ...
 
 
 class _BoundTo:
     """A descriptor: `bound_to` of an open store uses its settings, `bound_to` of the class the defaults."""
 
     def __get__(self, store: "AsyncPostgresStorage | None", owner: "type[AsyncPostgresStorage]") -> AsyncBind:
-        def bound_to(connection: AsyncConnection[Any] | AsyncTransactional) -> AsyncPostgresStorage:
+        def bound_to(
+            connection: AsyncConnection[Any] | AsyncTransactional, *, schema: str | None = None
+        ) -> AsyncPostgresStorage:
             """Return a store in the caller's transaction. It has the same methods.
 
             ``connection`` is a psycopg `AsyncConnection`, or SQLAlchemy's or SQLModel's `AsyncSession` or
@@ -158,17 +164,24 @@ class _BoundTo:
             TRANSACTION` fails. Start a two-phase commit with `SET LOCAL goqueue.notify = off`. Workers then find the
             jobs by polling.
 
+            ``schema`` is another schema of goqueue in the same database. Without it, the schema is that of the open
+            store; `bound_to` of the class takes goqueue.
+
+            Raises: `ConfigError` for a name that no schema of goqueue can have.
             Queries: those of the methods.
             """
             given = connection if isinstance(connection, AsyncConnection) else AsyncLender(connection)
-            if store is not None:
+            if store is not None and schema in (None, store.config.schema):
                 config, positions, kept = store.config, store._positions, store._kept  # noqa: SLF001
                 return owner(config, connection=given, positions=positions, kept=kept)
+            if store is not None:
+                return owner(replace(store.config, schema=schema), connection=given)
             if isinstance(given, AsyncLender):
-                return owner(_WITHOUT_URL, connection=given)
+                return owner(_WITHOUT_URL if schema is None else DatabaseConfig(schema=schema), connection=given)
             try:  # `listen` opens its own connection to the same database.
                 info = given.info
-                config = DatabaseConfig(url=make_conninfo(info.dsn, password=info.password or None))
+                url = make_conninfo(info.dsn, password=info.password or None)
+                config = DatabaseConfig(url=url, schema=DEFAULT_SCHEMA if schema is None else schema)
             except psycopg.OperationalError as exc:  # the connection is closed
                 raise translate(exc) from exc
             return owner(config, connection=given)
@@ -239,7 +252,7 @@ class AsyncPostgresStorage:
             async with store._connection() as connection:
                 await shipped.ping(connection)
                 if config.sql_dir:
-                    await asyncio.to_thread(require_sound_overrides, connection, config.sql_dir)
+                    await asyncio.to_thread(require_sound_overrides, connection, config.sql_dir, config.schema)
         except BaseException:
             await store.close()
             raise
@@ -970,7 +983,8 @@ class AsyncPostgresStorage:
                 "this store has no URL for a listener: use the `bound_to` of an open store, or `listen` on that store"
             )
         config = replace(self.config, url=self.config.listen_url or self.config.url)
-        return AsyncListener(partial(open_connection, config, self._queries), self._queries, queue_names(queues))
+        connect = partial(open_connection, config, self._queries)
+        return AsyncListener(connect, self._queries, queue_names(queues), config.schema)
 
     async def list_failures(self, job_id: JobId) -> list[Failure]:
         """Return the failed attempts of one job, oldest first.

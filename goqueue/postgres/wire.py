@@ -13,6 +13,7 @@ from psycopg.types.datetime import TimestamptzBinaryLoader
 from psycopg.types.string import TextBinaryLoader
 
 from goqueue.errors import StorageError
+from goqueue.schemas import DEFAULT_SCHEMA, render
 
 #: psycopg's default adapters for values, without the application's registrations.
 ADAPTERS = AdaptersMap(types=psycopg.postgres.types)
@@ -24,14 +25,15 @@ ADAPTERS.register_loader(0, TextBinaryLoader)
 _FIRST, _LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 
 
-def tagged(name: str, sql: str) -> str:
+def tagged(name: str, sql: str, schema: str = DEFAULT_SCHEMA) -> str:
     """Return the statement with its name in a comment after the first word. pg_stat_statements drops a leading comment,
     and pg_stat_activity truncates long statements. The comment never varies, so it neither defeats prepared statements
-    nor splits statistics."""
-    first_word, *rest = sql.split(maxsplit=1)
+    nor splits statistics. Here ``schema`` is put into the text too."""
+    first_word, *rest = render(sql, schema).split(maxsplit=1)
     if not rest:
         raise ValueError(f"query {name} is one word ({sql}), expected a whole SELECT, INSERT, UPDATE or DELETE")
-    return f"{first_word} /* goqueue:{name} */ {rest[0]}"
+    where = "" if schema == DEFAULT_SCHEMA else f" in {schema}"
+    return f"{first_word} /* goqueue:{name}{where} */ {rest[0]}"
 
 
 def tag_of(statement: str) -> str:

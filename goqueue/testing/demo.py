@@ -64,7 +64,7 @@ def tour() -> None:
     """Run the tour. Raises `GoQueueError` if the server, the migrations or the store fail."""
     with _database() as config:
         with console.status("applying the migrations ..."):
-            migrate(config.url)
+            migrate(config.url, schema=config.schema)
         console.print("[bold]Schema[/]: migrated, as by `pgmigrate migrate`\n")
         # A unique name, so that two tours on one database don't interfere.
         queue = f"demo-{uuid4().hex[:8]}"

@@ -15,6 +15,7 @@ from goqueue.files import is_outdated, shipped_folder, sql_files
 from goqueue.postgres.admin_queries import admin_queries
 from goqueue.postgres.overrides import Libpq, alone, ask, changed_statements, compare_with_shipped, words_of
 from goqueue.postgres.queries import Statement, load_queries
+from goqueue.schemas import DEFAULT_SCHEMA, render
 from goqueue.workbench.plans import PREPARED, GenericPlan, generic_plans
 
 # The limits for a changed statement's estimated cost: a multiple of the shipped one's, or an amount (some
@@ -55,10 +56,10 @@ class Fit(NamedTuple):
     run: dict[str, Statement]
 
 
-def examine(connection: Connection[Any], folder: Path | str) -> tuple[Proof, Fit]:
+def examine(connection: Connection[Any], folder: Path | str, schema: str = DEFAULT_SCHEMA) -> tuple[Proof, Fit]:
     """Return the results of `prove_overrides`, and the changed statements that are safe for more."""
     try:
-        load_queries(folder)
+        load_queries(folder, schema=schema)
     except ConfigError as error:
         return Proof(None, list(error.problems), [], []), Fit({}, {})  # each problem says if its file is outdated
     outdated = [
@@ -66,13 +67,13 @@ def examine(connection: Connection[Any], folder: Path | str) -> tuple[Proof, Fit
         for file, shipped in sql_files(folder, shipped_folder("sql"))
         if (export := is_outdated(file, shipped))
     ]
-    pairs = changed_statements(folder)
+    pairs = changed_statements(folder, schema)
     found = compare_with_shipped(Libpq(connection), pairs)
     problems, unproved = list(found.problems), list(found.unproved)
     sound = []
     for statement, types in found.taken:
         where = f"{statement.file}, query {statement.name}"
-        references = _references(connection, statement, types)
+        references = _references(connection, statement, types, schema)
         problems += [f"{where}: it refers to the {what}, outside the schema goqueue" for what in references.foreign]
         unproved += [f"{where}: {why}" for why in references.unknown]
         if not references.foreign and references.are_known:
@@ -88,7 +89,7 @@ def examine(connection: Connection[Any], folder: Path | str) -> tuple[Proof, Fit
             refused = got if isinstance(got, psycopg.Error) else expected
             unproved.append(f"{where}: its plan can't be made: {refused}")
             continue
-        volatile = ask(Libpq(connection), "list_volatile_functions", got.functions - expected.functions)
+        volatile = ask(Libpq(connection), "list_volatile_functions", got.functions - expected.functions, schema)
         if not volatile:
             run[statement.name] = statement
         problems += [
@@ -141,18 +142,18 @@ class _References(NamedTuple):
 
 
 @cache
-def _migrated() -> frozenset[str]:
+def _migrated(schema: str) -> frozenset[str]:
     """Return the names of the migrations' tables, views, functions and types; functions with their argument types."""
-    things = json.loads((shipped_folder("migrations") / "schema.json").read_text(encoding="utf-8"))
+    things = json.loads(render((shipped_folder("migrations") / "schema.json").read_text(encoding="utf-8"), schema))
     # The file includes the argument's name: delete_unreferenced_jobs(ids uuid[]).
     return frozenset(
-        "goqueue." + re.sub(r"([(,]) ?\w+ ", r"\1", name)
+        f"{schema}." + re.sub(r"([(,]) ?\w+ ", r"\1", name)
         for kind, name, *_ in things
         if kind in ("table", "function", "type")
     )
 
 
-def _references(connection: Connection[Any], statement: Statement, types: tuple[int, ...]) -> _References:
+def _references(connection: Connection[Any], statement: Statement, types: tuple[int, ...], schema: str) -> _References:
     """Return a statement's references, from the server, because only its parser resolves names. A function with the
     statement as its body is created and rolled back. It depends on all objects that the statement names, including
     those that the planner would drop."""
@@ -172,13 +173,13 @@ def _references(connection: Connection[Any], statement: Statement, types: tuple[
         return _References([], [why], are_known=True)
     except psycopg.errors.FeatureNotSupported as error:
         return _References([f"command itself ({words_of(error)})"], [], are_known=False)
-    foreign = [f"{kind} {name}" for kind, name, schema in rows if schema not in ("goqueue", "pg_catalog")]
+    foreign = [f"{kind} {name}" for kind, name, place in rows if place not in (schema, "pg_catalog")]
     added = [
         f"{kind} {name}"
-        for kind, name, schema in rows
-        if schema == "goqueue"
+        for kind, name, place in rows
+        if place == schema
         and kind != "index"
-        and name.replace("pg_catalog.", "").removesuffix("[]") not in _migrated()
+        and name.replace("pg_catalog.", "").removesuffix("[]") not in _migrated(schema)
     ]
     return _References(
         foreign,

@@ -1,0 +1,106 @@
+"""The schema's name: its rules, and its place in SQL. The SQL files name the schema goqueue; `render` replaces it."""
+
+import hashlib
+import re
+from functools import cache
+
+DEFAULT_SCHEMA = "goqueue"
+#: What a name may be, for messages. With the longest prefix, goqueue_cancelled_, it is within the server's 63 bytes.
+ALLOWED_SCHEMA = (
+    "an identifier of 1 to 45 lower-case ASCII letters, digits and underscores that starts with no digit and not with "
+    "pg_, and is no keyword of SQL; not public or information_schema, because the schema holds only goqueue's tables"
+)
+
+# All words of pg_get_keywords() that are not unreserved, in PostgreSQL 14 to 18: they would have to be quoted.
+_KEYWORDS = frozenset(
+    """
+    all analyse analyze and any array as asc asymmetric authorization between bigint binary bit boolean both case cast
+    char character check coalesce collate collation column concurrently constraint create cross current_catalog
+    current_date current_role current_schema current_time current_timestamp current_user dec decimal default deferrable
+    desc distinct do else end except exists extract false fetch float for foreign freeze from full grant greatest group
+    grouping having ilike in initially inner inout int integer intersect interval into is isnull join json json_array
+    json_arrayagg json_exists json_object json_objectagg json_query json_scalar json_serialize json_table json_value
+    lateral leading least left like limit localtime localtimestamp merge_action national natural nchar none normalize
+    not notnull null nullif numeric offset on only or order out outer overlaps overlay placing position precision
+    primary real references returning right row select session_user setof similar smallint some substring symmetric
+    system_user table tablesample then time timestamp to trailing treat trim true union unique user using values
+    varchar variadic verbose when where window with xmlattributes xmlconcat xmlelement xmlexists xmlforest
+    xmlnamespaces xmlparse xmlpi xmlroot xmlserialize xmltable
+""".split()  # noqa: SIM905 - a list would take a line for each word
+)
+# roles.sql takes over all that is in the schema.
+_OTHERS = frozenset({"public", "information_schema"})
+
+# The places of the name in SQL. Others are not the schema's: the tag of a statement, the setting goqueue.notify, prose.
+_PLACES = re.compile(
+    r"""
+    (?<![\w$])(?:
+        # roles, and the channel of cancelled jobs: names outside of any schema
+        (?P<outside>goqueue_(?:cancelled|operator|owner|producer|reader|worker))\b
+        # the channel of ready jobs
+      | (?P<channel>(?<=LISTEN\ )goqueue\b | (?<=pg_notify\(')goqueue(?=') | (?<=channel\ )goqueue\b)
+        # a qualifier
+      | (?P<qualifier>goqueue)(?=\.(?!notify\b)['%\w])
+        # the schema itself
+      | (?P<schema>(?<=SCHEMA\ )goqueue\b | (?<=schema\ )goqueue\b | (?<=')goqueue(?='))
+        # the keys of the migrations' and the listeners' advisory locks
+      | (?P<lock>29114455692768613|7453300657348765004)\b
+        # the pattern of the tags, in statements.sql
+      | (?P<tags>goqueue:\(\\w\+\))(?!\ in\ )
+    )
+    """,
+    re.VERBOSE,
+)
+# The name in forms that `render` does not replace: quoted, in capitals, with blanks before the dot.
+_LEFT_OVER = re.compile(r'(?<![\w$])"?goqueue"?\s*\.(?!\s*notify\b)', re.IGNORECASE)
+
+
+def is_schema(name: str) -> bool:
+    """Return True if the name can be that of a schema of goqueue."""
+    return (
+        re.fullmatch(r"[a-z_][a-z0-9_]{0,44}", name) is not None
+        and not name.startswith("pg_")
+        and name not in _KEYWORDS | _OTHERS
+    )
+
+
+def render(text: str, schema: str) -> str:
+    """Return SQL that is written for the schema goqueue, for another one. For goqueue itself, it is the same text.
+
+    Roles and channels of other schemas have names of their own, such as goqueue_worker_SCHEMA, and so have their
+    advisory locks: schemas of one database share nothing.
+    """
+    if schema == DEFAULT_SCHEMA:
+        return text
+
+    def name(found: re.Match[str]) -> str:
+        match found.lastgroup:
+            case "outside":
+                return f"{found[0]}_{schema}"
+            case "channel":
+                return f"goqueue_ready_{schema}"
+            case "lock":
+                return str(_key(found[0], schema))
+            case "tags":
+                return f"{found[0]} in {schema}"
+            case _:
+                return schema
+
+    return _PLACES.sub(name, text)
+
+
+def lock_key(key: int, schema: str) -> int:
+    """Return a schema's key for one of the advisory locks."""
+    return int(render(str(key), schema))
+
+
+def is_rendered(text: str) -> bool:
+    """Return False if rendered SQL still names the schema goqueue, in a form that `render` does not know."""
+    return _LEFT_OVER.search(text) is None
+
+
+@cache
+def _key(key: str, schema: str) -> int:
+    digest = hashlib.blake2b(f"{schema} {key}".encode(), digest_size=8).digest()
+    # From 2^62 up: a bigint in SQL, and positive.
+    return int.from_bytes(digest) >> 2 | 1 << 62
