@@ -15,7 +15,17 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from goqueue.cli.common import AsJson, CheckFailedError, ConfigFile, console, note, print_json, read_config
+from goqueue.cli.common import (
+    AsJson,
+    CheckFailedError,
+    ConfigFile,
+    Schemas,
+    console,
+    in_schemas,
+    note,
+    print_json,
+    read_config,
+)
 from goqueue.config import DatabaseConfig
 from goqueue.errors import ConnectionRejectedError, GoQueueError, StorageUnavailableError
 from goqueue.postgres.pool import connect, open_connection
@@ -43,7 +53,7 @@ class Scratch(StrEnum):
     NONE = "none"
 
 
-def check(
+def check(  # noqa: PLR0917 - typer takes options so
     sql_dir: Annotated[
         str | None,
         typer.Option("--sql-dir", metavar="DIR", help="Check this folder of SQL files instead of the configured one."),
@@ -56,6 +66,7 @@ def check(
         ),
     ] = Scratch.EMBEDDED,
     strict: Annotated[bool, typer.Option("--strict", help="Count warnings as failures.")] = False,
+    schemas: Schemas = None,
     file: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
@@ -75,29 +86,48 @@ def check(
     warning: a future problem. failed: broken now (exit status 3, but 2 if the
     server rejects the connection).
     """
-    config = read_config(file).database
-    folder = config.sql_dir if sql_dir is None else sql_dir
+    configs = in_schemas(read_config(file).database, schemas)
+    documents, failed = [], []
+    rejected: ConnectionRejectedError | None = None
+    for config in configs:
+        if len(configs) > 1 and not as_json:
+            console().print(Text(f"schema {config.schema}", style="bold underline"))
+        folder = config.sql_dir if sql_dir is None else sql_dir
+        checks, rejected = _run(config, folder, scratch, quiet=as_json)
+        bad = {Level.FAILED, Level.WARNING} if strict else {Level.FAILED}
+        names = [done.name for done in checks if done.level in bad]
+        failed += [f"{name} ({config.schema})" if len(configs) > 1 else name for name in names]
+        about = {"schema": config.schema} if len(configs) > 1 else {}
+        documents.append({**about, "ok": not names, "checks": checks})
+        if rejected:
+            break
+    if as_json:
+        print_json(documents if len(configs) > 1 else documents[0])
+    if rejected:
+        raise rejected
+    if failed:
+        raise CheckFailedError(f"failed: {', '.join(failed)}")
+
+
+def _run(
+    config: DatabaseConfig, folder: str, scratch: Scratch, *, quiet: bool
+) -> tuple[list[Check], ConnectionRejectedError | None]:
+    """Run the checks of one schema, and print them unless ``quiet``. Return them, and why the server rejected the
+    connection."""
     checks = []
     out = console()
     rejected: ConnectionRejectedError | None = None
     try:
         for done in _checks(config, folder, scratch):
             checks.append(done)
-            if not as_json:
+            if not quiet:
                 _show(out, done)
     except ConnectionRejectedError as error:
         rejected = error
-    bad = {Level.FAILED, Level.WARNING} if strict else {Level.FAILED}
-    failed = [done.name for done in checks if done.level in bad]
-    if as_json:
-        print_json({"ok": not failed, "checks": checks})
-    else:
+    if not quiet:
         counts = Counter(done.level for done in checks)
         out.print(", ".join(f"{counts[level]} {level}" for level in Level if counts[level]))
-    if rejected:
-        raise rejected
-    if failed:
-        raise CheckFailedError(f"failed: {', '.join(failed)}")
+    return checks, rejected
 
 
 def _checks(config: DatabaseConfig, folder: str, scratch: Scratch) -> Iterator[Check]:
@@ -107,7 +137,7 @@ def _checks(config: DatabaseConfig, folder: str, scratch: Scratch) -> Iterator[C
             settings = read_settings(connection)
         with open_connection(config, load_queries()) as connection:
             compare = partial(_behaviour, config, folder, scratch)
-            yield from run_checks(connection, sql_dir=folder, settings=settings, compare=compare)
+            yield from run_checks(connection, sql_dir=folder, settings=settings, compare=compare, schema=config.schema)
     except psycopg.Error as error:
         lost = translate(error)
         do = "see the server's address in `goqueue config`, and the server's log" * isinstance(

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 import psycopg
 import typer
+from msgspec.structs import replace
 from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -23,7 +24,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from goqueue.config import Config, format_duration, load_config, parse_duration
+from goqueue.config import Config, DatabaseConfig, format_duration, load_config, parse_duration
 from goqueue.errors import ConnectionRejectedError, GoQueueError, OutcomeUnknownError
 from goqueue.postgres.store import PostgresStorage
 from goqueue.postgres.translate import is_nobody_here
@@ -40,6 +41,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs."
 ConfigFile = Annotated[
     Path | None,
     typer.Option("--file", metavar="PATH", help="Read this file instead of GOQUEUE_CONFIG or ./goqueue.yaml."),
+]
+Schemas = Annotated[
+    list[str] | None,
+    typer.Option("--schema", metavar="NAME", help="This schema instead of the configured one; can be repeated."),
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Don't ask for confirmation; required without a terminal.")]
 
@@ -275,6 +280,11 @@ def _below(columns: Sequence[Column], row: Sequence[Text], width: int) -> Text:
 def read_config(file: Path | None = None) -> Config:
     """Return the configuration in force. Raises ConfigError."""
     return load_config(file)
+
+
+def in_schemas(config: DatabaseConfig, schemas: Sequence[str] | None) -> list[DatabaseConfig]:
+    """Return the settings for each of the schemas that the command names; by default, for the configured one."""
+    return [replace(config, schema=schema) for schema in dict.fromkeys(schemas or [config.schema])]
 
 
 @contextmanager

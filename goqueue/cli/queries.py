@@ -38,6 +38,7 @@ from goqueue.postgres.admin_queries import admin_queries
 from goqueue.postgres.options import identity
 from goqueue.postgres.pool import connect
 from goqueue.postgres.translate import translate
+from goqueue.schemas import DEFAULT_SCHEMA, render
 from goqueue.testing.scratch import REFUSALS, SCENARIOS, scratch_database, seed
 from goqueue.workbench.explain import Explainer, Explanation, ModeResult, example_values, explain_query, explainable
 from goqueue.workbench.notes import Columns, QueryNote, psql_text, read_columns, read_notes
@@ -69,13 +70,14 @@ def show_queries(
     if times:
         _show_times(read_config(file).database, as_json)
         return
-    notes, columns = _notes(sql_dir, file), read_columns()
+    schema = read_config(file).database.schema
+    notes, columns = _notes(sql_dir, file, schema), read_columns()
     if name is not None:
         note = notes[_known(name, notes)]
         if as_json:
             print_json(_as_document(note, columns))
         else:
-            write(psql_text(note, columns))
+            write(render(psql_text(note, columns), schema))
     elif as_json:
         print_json([_as_document(note, columns) for note in notes.values()])
     else:
@@ -123,7 +125,7 @@ def _entry(note: QueryNote, columns: Columns) -> Group:
 def _show_times(config: DatabaseConfig, as_json: bool) -> None:
     names = ("name", "calls", "total_ms", "mean_ms", "max_ms", "rows", "pages", "share")
     try:
-        queries = admin_queries()
+        queries = admin_queries(config.schema)
         with connect(config) as connection:
             counted = list(queries.statement_times(connection))
     except (psycopg.errors.UndefinedTable, psycopg.errors.ObjectNotInPrerequisiteState) as error:
@@ -400,11 +402,11 @@ def _grow(tree: Tree, plan: Plan, node: dict[str, Any]) -> None:
 # --- both -----------------------------------------------------------------------------------------------------------
 
 
-def _notes(sql_dir: Path | None, file: Path | None) -> dict[str, QueryNote]:
+def _notes(sql_dir: Path | None, file: Path | None, schema: str = DEFAULT_SCHEMA) -> dict[str, QueryNote]:
     if sql_dir is None and (configured := read_config(file).database.sql_dir):
         sql_dir = Path(configured)
     try:
-        return {note.name: note for note in read_notes(sql_dir)}
+        return {note.name: note for note in read_notes(sql_dir, schema)}
     except (ValueError, OSError) as error:
         raise ConfigError([str(error)]) from error
 

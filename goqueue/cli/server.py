@@ -17,9 +17,11 @@ from goqueue.cli.common import (
     AsJson,
     Column,
     ConfigFile,
+    Schemas,
     Yes,
     confirm,
     console,
+    in_schemas,
     note,
     print_json,
     print_line,
@@ -31,6 +33,7 @@ from goqueue.cli.common import (
 from goqueue.config import DatabaseConfig, settings_of
 from goqueue.conninfo import connect
 from goqueue.migrate import Migration, list_migrations, migrate, undo
+from goqueue.schemas import DEFAULT_SCHEMA
 from goqueue.testing.devserver import DevServer, Running
 from goqueue.testing.embedded import EmbeddedServer, EmbeddedServerError
 from goqueue.workbench.rights import needed_restore
@@ -58,11 +61,15 @@ def run_migrations(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Apply the pending versions, then roll back.")] = False,
     list_only: Annotated[bool, typer.Option("--list", help="Show the applied and pending versions, and exit.")] = False,
+    schemas: Schemas = None,
     yes: Yes = False,
     file: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Migrate the configured database's schema, as pgmigrate does.
+
+    With several --schema, one after the other: a failure ends the run, and the
+    schemas before it are migrated.
 
     Pending versions are applied in one transaction, all or none. A version
     named validate_… starts a new transaction, to read the table without
@@ -73,8 +80,30 @@ def run_migrations(
     """
     if (target is not None) + (undo_to is not None) + dry_run + list_only > 1:
         raise typer.BadParameter("give only one of --target, --undo-to, --dry-run and --list")
-    config = read_config(file).database
-    before = list_migrations(config.url)
+    configs = in_schemas(read_config(file).database, schemas)
+    documents = []
+    for config in configs:
+        if len(configs) > 1:
+            note(f"schema {config.schema}")
+        changed, after = _migrate(config, target, undo_to, dry_run=dry_run, list_only=list_only, yes=yes)
+        documents.append({
+            "schema": config.schema,
+            "applied": [] if undo_to is not None or dry_run else changed,
+            "undone": changed if undo_to is not None else [],
+            "would_apply": changed if dry_run else [],
+            "migrations": [{**one._asdict(), "state": "pending" if one.pending else "applied"} for one in after],
+        })  # fmt: skip
+        if not as_json:
+            _show(after)
+    if as_json:
+        print_json(documents if len(configs) > 1 else documents[0])
+
+
+def _migrate(
+    config: DatabaseConfig, target: int | None, undo_to: int | None, *, dry_run: bool, list_only: bool, yes: bool
+) -> tuple[list[int], list[Migration]]:
+    """Migrate one schema. Return the versions that were applied or undone, and the state of all."""
+    before = list_migrations(config.url, schema=config.schema)
     versions = [one.version for one in before]
     for option, version in (("--target", target), ("--undo-to", undo_to)):
         if version and version not in versions:
@@ -84,18 +113,10 @@ def run_migrations(
         changed = _undo(config, before, undo_to, yes=yes)
     elif not list_only:
         changed = _apply(config, before, target, dry_run=dry_run)
-    after = list_migrations(config.url) if changed and not dry_run else before
+    after = list_migrations(config.url, schema=config.schema) if changed and not dry_run else before
     if undo_to is None and not (dry_run or list_only or any(one.pending for one in after)):
         _remind_of_roles(config)
-    if as_json:
-        print_json({
-            "applied": [] if undo_to is not None or dry_run else changed,
-            "undone": changed if undo_to is not None else [],
-            "would_apply": changed if dry_run else [],
-            "migrations": [{**one._asdict(), "state": "pending" if one.pending else "applied"} for one in after],
-        })  # fmt: skip
-    else:
-        _show(after)
+    return changed, after
 
 
 def _apply(config: DatabaseConfig, before: list[Migration], target: int | None, *, dry_run: bool) -> list[int]:
@@ -114,7 +135,7 @@ def _apply(config: DatabaseConfig, before: list[Migration], target: int | None, 
             applied.append(version)
             say(f"applying version {version}: {pending.get(version, '')} ...")
 
-        migrate(config.url, target=target, dry_run=dry_run, on_version=on_version)
+        migrate(config.url, target=target, dry_run=dry_run, on_version=on_version, schema=config.schema)
     if not applied:
         note("nothing to do: another run has applied the versions")
     else:
@@ -126,7 +147,7 @@ def _remind_of_roles(config: DatabaseConfig) -> None:
     """Print a line if roles.sql must run again for what the migrations created."""
     # The migrations are committed: an error here must not fail the command.
     with suppress(psycopg.Error), connect(config.url, fallback_application_name="goqueue migrate") as connection:
-        if reason := needed_restore(connection):
+        if reason := needed_restore(connection, config.schema):
             note(reason, style="yellow")
 
 
@@ -136,11 +157,12 @@ def _undo(config: DatabaseConfig, before: list[Migration], to: int, *, yes: bool
         note(f"nothing to do: no version above {to} is applied")
         return []
     [url] = [setting for setting in settings_of(DatabaseConfig) if setting.name == "url"]
-    where = url.shown(config.url) or "the database that the PG* variables name"
+    where = str(url.shown(config.url) or "the database that the PG* variables name")
+    where += "" if config.schema == DEFAULT_SCHEMA else f", schema {config.schema}"
     lost = " All jobs are dropped with it." if min(above) == 1 else ""
     confirm(lambda: f"In {where}: undo version {_listed(above)}?{lost}", yes=yes)
     with working(f"undoing version {_listed(above)} ..."):
-        undone = undo(config.url, to=to)
+        undone = undo(config.url, to=to, schema=config.schema)
     note(f"undone: {_listed(undone)}")
     return undone
 

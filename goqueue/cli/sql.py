@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from goqueue.cli.common import EXIT_CODES, AsJson, ConfigFile, note, print_json, read_config, write
+from goqueue.cli.common import EXIT_CODES, AsJson, ConfigFile, in_schemas, note, print_json, read_config, write
 from goqueue.counts import counted
 from goqueue.errors import ConfigError
 from goqueue.files import APART, exported, is_outdated, read_export, shipped_folder, sql_files, without_stamp
+from goqueue.schemas import render
 
 sql_app = typer.Typer(
     help="Print the SQL files, export them for tuning, and compare changed ones.", no_args_is_help=True
@@ -22,6 +23,10 @@ def print_file(
     name: Annotated[
         str, typer.Argument(metavar="FILE", help="Such as roles.sql, jobs.sql or U0024__pause_queues.sql.")
     ],
+    schema: Annotated[
+        str | None, typer.Option("--schema", metavar="NAME", help="For this schema instead of the configured one.")
+    ] = None,
+    config_file: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Print a shipped SQL file: queries, a migration, its undo file, or the roles.
@@ -34,7 +39,8 @@ def print_file(
         close = get_close_matches(name, files)
         hint = f"did you mean {' or '.join(close)}?" if close else f"expected one of {', '.join(sorted(files))}"
         raise typer.BadParameter(f"{name!r}: {hint}", param_hint="FILE")
-    text = file.read_text(encoding="utf-8")
+    [config] = in_schemas(read_config(config_file).database, [schema] if schema else None)
+    text = render(file.read_text(encoding="utf-8"), config.schema)
     if as_json:
         print_json({"file": file, "sql": text})
     else:

@@ -10,6 +10,7 @@ from psycopg import Connection
 
 from goqueue.counts import counted
 from goqueue.postgres.admin_queries import admin_queries
+from goqueue.schemas import DEFAULT_SCHEMA
 from goqueue.workbench.findings import Check, Finding, Level, ended
 
 __all__ = ["check_durability"]
@@ -35,9 +36,9 @@ class _State(NamedTuple):
         return bool(self.needed) and self.synchronous_commit not in ("off", "local")
 
 
-def check_durability(connection: Connection[Any], *, sees_standbys: bool) -> Check:
+def check_durability(connection: Connection[Any], *, sees_standbys: bool, schema: str = DEFAULT_SCHEMA) -> Check:
     """Check what this connection's commits survive. ``sees_standbys``: the role is a member of pg_read_all_stats."""
-    state = _State(*admin_queries().durability_state(connection))
+    state = _State(*admin_queries(schema).durability_state(connection))
     findings = [*_in_a_crash(state), *_in_a_failover(state, sees_standbys=sees_standbys)]
     if any(finding.level == Level.WARNING for finding in findings):
         survives = "an acknowledged job can be lost in a crash"

@@ -1,11 +1,15 @@
 """The results of `goqueue check`: checks and their findings."""
 
+import re
 from collections.abc import Iterable
 from enum import StrEnum
 
 import msgspec
+from msgspec.structs import replace
 
-__all__ = ["Check", "Finding", "Level", "ended"]
+from goqueue.schemas import DEFAULT_SCHEMA, render
+
+__all__ = ["Check", "Finding", "Level", "ended", "in_schema"]
 
 
 class Level(StrEnum):
@@ -42,3 +46,26 @@ def ended(name: str, summary: str, findings: Iterable[Finding]) -> Check:
     sorted_findings = sorted(findings, key=lambda finding: -order.index(finding.level))
     worst = sorted_findings[0].level if sorted_findings else Level.OK
     return Check(name, worst, summary, tuple(sorted_findings))
+
+
+def in_schema(check: Check, schema: str) -> Check:
+    """Return the check with its texts, which are written for the schema goqueue, for another schema."""
+    if schema == DEFAULT_SCHEMA:
+        return check
+    findings = [
+        replace(one, found=render(one.found, schema), why=render(one.why, schema), do=advice_in(one.do, schema))
+        for one in check.findings
+    ]
+    return replace(check, summary=render(check.summary, schema), findings=tuple(findings))
+
+
+def advice_in(do: str, schema: str) -> str:
+    """Return what to do, written for the schema goqueue, for another schema: with the option --schema of commands."""
+    if schema == DEFAULT_SCHEMA:
+        return do
+    option = f"--schema {schema}"
+    # A statement of a migration's file: the file itself names goqueue.
+    do = re.sub(r"(sed -n '[^']*') \S*?(V\d+__\w+\.sql)'? \|", rf"goqueue sql print \2 {option} | \1 |", do)
+    do = re.sub(r"(goqueue sql print \S+) \|", rf"\1 {option} |", do)
+    do = re.sub(r"goqueue migrate(?: +\(or pgmigrate migrate[^)]*\))?", f"goqueue migrate {option}", do)
+    return render(do.replace("pg_restore -n goqueue ", f"pg_restore -n {schema} "), schema)

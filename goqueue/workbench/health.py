@@ -6,6 +6,7 @@ Statements: sql/checks.sql.
 import re
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta
+from functools import partial
 from math import isnan
 from time import sleep
 from typing import Any, NamedTuple
@@ -17,10 +18,11 @@ from goqueue.config import format_duration
 from goqueue.counts import counted
 from goqueue.files import APART, run_command, shipped_folder
 from goqueue.migrate import migration_files
-from goqueue.postgres.admin_queries import admin_queries
+from goqueue.postgres.admin_queries import AdminQueries, admin_queries
 from goqueue.postgres.queries import Statement, load_statements
+from goqueue.schemas import DEFAULT_SCHEMA, render
 from goqueue.workbench.durability import check_durability
-from goqueue.workbench.findings import Check, Finding, Level, ended
+from goqueue.workbench.findings import Check, Finding, Level, ended, in_schema
 from goqueue.workbench.plans import GenericPlan, generic_plans
 from goqueue.workbench.proofs import examine
 from goqueue.workbench.rights import RUN_ROLES, check_roles, expected_rights, identifier
@@ -63,15 +65,21 @@ class _State(NamedTuple):
     roles: list[str]
     inherited: list[str]
     is_superuser: bool
+    schema: str = DEFAULT_SCHEMA
+
+    @property
+    def queries(self) -> AdminQueries:
+        return admin_queries(self.schema)
 
     @property
     def sees_own_jobs_only(self) -> bool:
-        return self.has_roles and self.roles == ["goqueue_producer"]
+        return self.has_roles and self.roles == [render("goqueue_producer", self.schema)]
 
     @property
     def is_for_operators(self) -> bool:
         """True unless roles.sql gives the role less than an operator's rights."""
-        return not self.has_roles or not {"goqueue_operator", "goqueue_owner"}.isdisjoint(self.roles)
+        powerful = {render(role, self.schema) for role in ("goqueue_operator", "goqueue_owner")}
+        return not self.has_roles or not powerful.isdisjoint(self.roles)
 
     def restore(self, groups: Iterable[str]) -> str:
         """Return the statement that restores the role's rights as a member of one of the groups."""
@@ -109,6 +117,7 @@ def run_checks(
     compare: Callable[[list[str]], Check] | None = None,
     old_transaction: timedelta = OLD_TRANSACTION,
     settings: list[SettingValue] | None = None,
+    schema: str = DEFAULT_SCHEMA,
 ) -> Iterator[Check]:
     """Yield each check in turn, on a connection in autocommit mode. ``sql_dir`` is the folder of SQL files to check.
     ``compare`` receives the names of its changed queries that are safe to run elsewhere. ``settings`` are those of a
@@ -119,8 +128,23 @@ def run_checks(
     """
     # On rollback psycopg deallocates its prepared statements, and with them generic_plans' own.
     connection.prepare_threshold = None
-    queries = admin_queries()
-    state = _State(*queries.server_state(connection))
+    state = _State(*admin_queries(schema).server_state(connection), schema=schema)
+    for check in _checks(
+        connection, state, sql_dir=sql_dir, compare=compare, old_transaction=old_transaction, settings=settings
+    ):
+        yield in_schema(check, schema)
+
+
+def _checks(
+    connection: Connection[Any],
+    state: _State,
+    *,
+    sql_dir: str,
+    compare: Callable[[list[str]], Check] | None,
+    old_transaction: timedelta,
+    settings: list[SettingValue] | None,
+) -> Iterator[Check]:
+    schema = state.schema
     yield _server(state)
     values = read_settings(connection) if settings is None else settings
     yield _run("settings", lambda: _settings(connection, state, values))
@@ -129,7 +153,7 @@ def run_checks(
         return
     if not state.sees_schema:
         if state.has_roles:
-            yield _run("roles", lambda: check_roles(connection))
+            yield _run("roles", lambda: check_roles(connection, schema))
         yield ended(
             "grants",
             "no right on the schema",
@@ -141,17 +165,17 @@ def run_checks(
     newer: list[int] = []
     yield _run("migrations", lambda: _migrations(connection, state, found_pending, newer))
     pending = bool(found_pending)
-    if not (state.has_checksums or _has_jobs(connection)):
+    if not (state.has_checksums or _has_jobs(connection, schema)):
         return
     unlike = "migrations are pending" if pending else "a newer release migrated the database" if newer else ""
     yield (
-        _run("schema", lambda: check_schema(connection, state.database, has_roles=state.has_roles))
+        _run("schema", lambda: check_schema(connection, state.database, has_roles=state.has_roles, schema=schema))
         if not unlike
         else Check("schema", Level.SKIPPED, f"not compared: {unlike}")
     )
-    statements = load_statements().copy()
+    statements = load_statements(schema=schema).copy()
     changed: list[str] = []
-    yield _run("queries", lambda: _queries(connection, sql_dir, statements, changed))
+    yield _run("queries", lambda: _queries(connection, state, sql_dir, statements, changed))
     if compare and changed:
         yield compare(changed)
     yield _run("roles", lambda: _roles(connection, state, unlike))
@@ -161,20 +185,22 @@ def run_checks(
     yield (
         Check("plans", Level.SKIPPED, own_only)
         if state.sees_own_jobs_only
-        else _run("plans", lambda: _plans(connection, plans))
+        else _run("plans", lambda: _plans(connection, state, plans))
     )
-    yield _run("autovacuum", lambda: _autovacuum(connection))
+    yield _run("autovacuum", lambda: _autovacuum(connection, state))
     yield _run("horizon", lambda: _horizon(connection, state, old_transaction))
-    yield _run("listeners", lambda: _listeners(connection))
+    yield _run("listeners", lambda: _listeners(connection, state))
     yield (
         Check("claim index", Level.SKIPPED, own_only)
         if state.sees_own_jobs_only
-        else _run("claim index", lambda: _claim_index(connection))
+        else _run("claim index", lambda: _claim_index(connection, state))
     )
     yield (
         Check("durability", Level.SKIPPED, "a standby acknowledges no job")
         if state.is_standby
-        else _run("durability", lambda: check_durability(connection, sees_standbys=state.sees_all_sessions))
+        else _run(
+            "durability", partial(check_durability, connection, sees_standbys=state.sees_all_sessions, schema=schema)
+        )
     )
 
 
@@ -331,7 +357,7 @@ def _settings(connection: Connection[Any], state: _State, values: list[SettingVa
             wanted, level, why, _ = _SETTINGS[name]
             findings.append(Finding(level, f"{name} is {value}", why, _set(name, wanted, set_by)))
     seen = {(one.name, one.set_by) for one in values}
-    for name, value, set_by, roles in admin_queries().list_default_settings(connection, names=list(_SETTINGS)):
+    for name, value, set_by, roles in state.queries.list_default_settings(connection, names=list(_SETTINGS)):
         if (name, set_by) not in seen and _matters(name, value, state, roles):
             _, level, why, _ = _SETTINGS[name]
             found = f"{name} is {value} by {set_by}"
@@ -345,7 +371,7 @@ def _matters(name: str, value: str, state: _State, roles: list[str]) -> bool:
     if not _SETTINGS[name].is_bad(value):
         return False
     if name == "default_transaction_read_only":
-        return roles != ["goqueue_reader"]
+        return roles != [render("goqueue_reader", state.schema)]
     if name == "row_security":
         return state.has_roles
     return name != "client_encoding" or state.encoding == "UTF8"
@@ -363,12 +389,12 @@ def _set(name: str, value: str | None, set_by: str | None) -> str:
 # --- migrations and schema ------------------------------------------------------------------------------------------
 
 
-def _has_jobs(connection: Connection[Any]) -> bool:
-    return any(name == "jobs" for name, *_ in admin_queries().list_table_states(connection))
+def _has_jobs(connection: Connection[Any], schema: str) -> bool:
+    return any(name == "jobs" for name, *_ in admin_queries(schema).list_table_states(connection))
 
 
 def _unmigrated(connection: Connection[Any], state: _State) -> Finding:
-    if not _has_jobs(connection):
+    if not _has_jobs(connection, state.schema):
         return Finding(
             Level.FAILED,
             f"the database {state.database} has no goqueue tables",
@@ -389,8 +415,8 @@ def _migrations(connection: Connection[Any], state: _State, pending: list[Findin
     shipped = {file.version: file for file in migration_files(shipped_folder("migrations"))}
     why = "the statements need columns and indexes that are missing"
     if not state.has_checksums:
-        count = admin_queries().count_applied_migrations(connection)
-        if count and not _has_jobs(connection):
+        count = state.queries.count_applied_migrations(connection)
+        if count and not _has_jobs(connection, state.schema):
             pending.append(
                 Finding(
                     Level.FAILED,
@@ -403,7 +429,7 @@ def _migrations(connection: Connection[Any], state: _State, pending: list[Findin
         found = "migrations are pending: there is no table goqueue.migration_checksums"
         pending.append(Finding(Level.FAILED, found, why, _MIGRATE))
         return ended("migrations", "only the first are applied", pending)
-    applied = {version: sha256 for version, _, sha256 in admin_queries().list_applied_migrations(connection)}
+    applied = {version: sha256 for version, _, sha256 in state.queries.list_applied_migrations(connection)}
     if missing := [file.name for version, file in shipped.items() if version not in applied]:
         pending.append(Finding(Level.FAILED, f"pending: {', '.join(missing)}", why, _MIGRATE))
     findings = [*pending]
@@ -446,12 +472,14 @@ def _migrations(connection: Connection[Any], state: _State, pending: list[Findin
 # --- queries --------------------------------------------------------------------------------------------------------
 
 
-def _queries(connection: Connection[Any], sql_dir: str, statements: dict[str, Statement], runnable: list[str]) -> Check:
+def _queries(
+    connection: Connection[Any], state: _State, sql_dir: str, statements: dict[str, Statement], runnable: list[str]
+) -> Check:
     """Fill ``statements``, which has the shipped ones, with the folder's that are safe to plan. Fill ``runnable`` with
     the names of those that are safe to run on a scratch database."""
     if not sql_dir:
         return Check("queries", Level.OK, "the shipped SQL files (GOQUEUE_DATABASE_SQL_DIR is not set)")
-    proof, fit = examine(connection, sql_dir)
+    proof, fit = examine(connection, sql_dir, state.schema)
     for name in proof.changed or ():
         del statements[name]
     statements |= fit.planned
@@ -481,7 +509,7 @@ def _roles(connection: Connection[Any], state: _State, unlike: str) -> Check:
     if state.has_roles:
         if unlike:
             return Check("roles", Level.SKIPPED, f"not compared: {unlike}")
-        return check_roles(connection)
+        return check_roles(connection, state.schema)
     if state.roles and not state.is_superuser:
         groups = ", ".join(state.roles)
         finding = Finding(
@@ -518,7 +546,7 @@ def _grants(state: _State, plans: dict[str, GenericPlan | psycopg.Error], *, pen
     elif broken:
         count = f"{counted(len(broken), 'statement')} can't be run before all migrations are applied"
         findings.append(Finding(Level.FAILED, count, "the store's methods of these names fail", _MIGRATE))
-    known = expected_rights().queries
+    known = expected_rights(state.schema).queries
     groups = [role for role in state.roles if state.has_roles and denied.keys() & set(known[role])]
     lost = [name for name in denied if any(name in known[role] for role in groups)]
     said = "; ".join(sorted({_said(error) for error in denied.values()}))
@@ -548,8 +576,8 @@ def _grants(state: _State, plans: dict[str, GenericPlan | psycopg.Error], *, pen
     return ended("grants", f"the role {state.role}{member} can run {may} of {statements}", findings)
 
 
-def _plans(connection: Connection[Any], plans: dict[str, GenericPlan | psycopg.Error]) -> Check:
-    pages = {name: pages for name, pages, *_ in admin_queries().list_table_states(connection)}
+def _plans(connection: Connection[Any], state: _State, plans: dict[str, GenericPlan | psycopg.Error]) -> Check:
+    pages = {name: pages for name, pages, *_ in state.queries.list_table_states(connection)}
     known = {name: plan for name, plan in plans.items() if isinstance(plan, GenericPlan)}
     findings = [
         Finding(
@@ -569,8 +597,8 @@ def _plans(connection: Connection[Any], plans: dict[str, GenericPlan | psycopg.E
 # --- vacuum ---------------------------------------------------------------------------------------------------------
 
 
-def _autovacuum(connection: Connection[Any]) -> Check:
-    queries = admin_queries()
+def _autovacuum(connection: Connection[Any], state: _State) -> Check:
+    queries = state.queries
     findings = [
         Finding(
             Level.WARNING,
@@ -675,10 +703,10 @@ def _holder(connection: Connection[Any], row: _Holder) -> Finding:
     return Finding(level, found, "vacuum can't remove rows that died since: claims read ever more of them", do)
 
 
-def _listeners(connection: Connection[Any]) -> Check:
+def _listeners(connection: Connection[Any], state: _State) -> Check:
     holders = {}
     for turn in range(_LOOKS):
-        rows = {row[0]: row[1:] for row in admin_queries().list_lock_holders(connection)}
+        rows = {row[0]: row[1:] for row in state.queries.list_lock_holders(connection)}
         holders = {pid: row for pid, row in rows.items() if turn == 0 or pid in holders}
         if not holders:
             return Check("listeners", Level.OK, "nothing keeps a listener from opening")
@@ -696,8 +724,8 @@ def _listeners(connection: Connection[Any]) -> Check:
     return ended("listeners", "a session has leaked its lock", findings)
 
 
-def _claim_index(connection: Connection[Any]) -> Check:
-    queries = admin_queries()
+def _claim_index(connection: Connection[Any], state: _State) -> Check:
+    queries = state.queries
     row = queries.claim_index_state(connection)
     if row is None:
         return Check("claim index", Level.SKIPPED, "it is missing (see schema)")
@@ -708,7 +736,7 @@ def _claim_index(connection: Connection[Any]) -> Check:
     # A B-tree's pages are 50 to 90 percent full. Without statistics, assume from 46 to 300 bytes per entry.
     needed = None if many and entry_bytes is None else max(many * (entry_bytes or 0) * 10 // 7, 8192)
     need = "" if needed is None else f", which need about {_bytes(needed)}"
-    density = _density(connection, extension_schema)
+    density = _density(connection, extension_schema, state.schema)
     full = "" if density is None else f", its pages {density:.0f}% full (pgstattuple; dead entries count as full)"
     about = "about " if many > pending else ""
     summary = f"{_bytes(size)} for {about}{many:,} waiting jobs{need}{full}"
@@ -726,11 +754,11 @@ def _claim_index(connection: Connection[Any]) -> Check:
     return ended("claim index", summary, findings)
 
 
-def _density(connection: Connection[Any], extension_schema: str | None) -> float | None:
+def _density(connection: Connection[Any], extension_schema: str | None, schema: str) -> float | None:
     """Return how full the index's pages are, in percent; None if that can't be read."""
     if extension_schema is None:
         return None
-    queries = admin_queries()
+    queries = admin_queries(schema)
     try:
         with connection.transaction(force_rollback=True):
             queries.set_local(connection, name="search_path", value=extension_schema)

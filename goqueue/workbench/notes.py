@@ -11,6 +11,7 @@ import msgspec
 from goqueue.files import read_shipped, shipped_folder, sql_files
 from goqueue.postgres.lexemes import is_single
 from goqueue.postgres.queries import RESULTS, Statement, load_queries, read_statements
+from goqueue.schemas import DEFAULT_SCHEMA
 
 _TYPE = r"(?:double precision|[a-z_]\w*(?:\.\w+)?)(?:\[\])?"
 # Example values for parameters: by "query.parameter", else by name, else by type. NULL otherwise, for parameters that
@@ -94,16 +95,16 @@ class QueryNote(msgspec.Struct, frozen=True):
         return self.statement.split(maxsplit=1)[0] in ("SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "WITH")
 
 
-def read_notes(folder: Path | str | None = None) -> list[QueryNote]:
-    """Return the notes of all queries, in the files' order. Files of ``folder`` replace the shipped ones of the same
-    name. Raises ValueError for a query that lacks a part of its comment or is more than one statement, `ConfigError`
-    for a folder that can't be loaded."""
+def read_notes(folder: Path | str | None = None, schema: str = DEFAULT_SCHEMA) -> list[QueryNote]:
+    """Return the notes of all queries for a schema, in the files' order. Files of ``folder`` replace the shipped ones
+    of the same name. Raises ValueError for a query that lacks a part of its comment or is more than one statement,
+    `ConfigError` for a folder that can't be loaded."""
     files = [file for file, _ in sql_files(folder, shipped_folder("sql"))]
     statements: list[Statement] = []
     with suppress(OSError, ValueError):  # load_queries reports unreadable files
-        statements = [statement for file in files for statement in read_statements(file)]
+        statements = [statement for file in files for statement in read_statements(file, schema)]
     notes = [_note(statement) for statement in statements]
-    load_queries(folder)
+    load_queries(folder, schema=schema)
     return notes
 
 

@@ -4,6 +4,7 @@ The statements here are advice that is shown and never executed.
 """
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,7 +14,8 @@ from psycopg import Connection, sql
 
 from goqueue.files import read_shipped, run_command, shipped_folder
 from goqueue.postgres.admin_queries import admin_queries
-from goqueue.workbench.findings import Check, Finding, Level, ended
+from goqueue.schemas import DEFAULT_SCHEMA, render
+from goqueue.workbench.findings import Check, Finding, Level, advice_in, ended
 from goqueue.workbench.schema import expected_schema, read_schema, show_whole_names
 
 #: The roles of migrations/roles/roles.sql.
@@ -36,17 +38,17 @@ class Rights(NamedTuple):
     queries: dict[str, list[str]]
 
 
-def read_rights(connection: Connection[Any]) -> set[Right]:
-    """Return the rights in the schema goqueue, on a connection in autocommit mode. Query: list_rights."""
-    queries = admin_queries()
+def read_rights(connection: Connection[Any], schema: str = DEFAULT_SCHEMA) -> set[Right]:
+    """Return the rights in the schema, on a connection in autocommit mode. Query: list_rights."""
+    queries = admin_queries(schema)
     with connection.transaction(force_rollback=True):
         show_whole_names(connection)
         return {Right(*row) for row in queries.list_rights(connection)}
 
 
-def expected_rights() -> Rights:
+def expected_rights(schema: str = DEFAULT_SCHEMA) -> Rights:
     """Return the rights that the shipped roles.sql creates, from migrations/roles/rights.json."""
-    document = json.loads(read_shipped("migrations", "roles/rights.json"))
+    document = json.loads(render(read_shipped("migrations", "roles/rights.json"), schema))
     return Rights({Right(*row) for row in document["rights"]}, document["queries"])
 
 
@@ -70,28 +72,40 @@ class _Drift(NamedTuple):
     extra: dict[str, list[Right]]
     #: The expected grants that a role has in another way: through PUBLIC, or on the whole table instead of a column.
     implied: set[Right]
+    schema: str
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The roles of roles.sql for this schema."""
+        return tuple(self.name(role) for role in ROLES)
+
+    def name(self, text: str) -> str:
+        """Return the name for this schema of a role or an object."""
+        return render(text, self.schema)
 
 
-def _compare(connection: Connection[Any]) -> tuple[set[Right], _Drift]:
+def _compare(connection: Connection[Any], schema: str) -> tuple[set[Right], _Drift]:
     """Return the rights in this database, and their differences from those of roles.sql. Query: list_rights."""
-    expected, found = expected_rights().facts, read_rights(connection)
+    expected, found = expected_rights(schema).facts, read_rights(connection, schema)
     known, present = ({right.object for right in side if right.kind == "owner"} for side in (expected, found))
     roles = {right.object for right in found if right.kind == "role"}
     # Missing objects belong to the check schema. Other owners' objects are their owner's concern.
     absent, foreign = known - present, present - known
-    columns = {thing.name for thing in read_schema(connection) if thing.kind == "column"}
+    columns = {thing.name for thing in read_schema(connection, schema) if thing.kind == "column"}
     implied = {right for right in expected - found if _is_implied(right, found)}
+    ours = {render(role, schema) for role in ROLES}
     return found, _Drift(
         expected,
         _by_kind(
             right
             for right in expected - found - implied
             if right.object not in absent
-            and right.role not in set(ROLES) - roles
+            and right.role not in ours - roles
             and (not (column := _column(right)) or column in columns)
         ),
         _by_kind(right for right in found - expected if right.object not in foreign),
         implied,
+        schema,
     )
 
 
@@ -102,13 +116,13 @@ def _is_implied(right: Right, found: set[Right]) -> bool:
     )
 
 
-def needed_restore(connection: Connection[Any]) -> str:
+def needed_restore(connection: Connection[Any], schema: str = DEFAULT_SCHEMA) -> str:
     """Return why roles.sql must run again, with the command; empty if it need not, or never ran in this database.
 
     Query: list_rights.
     """
-    found, drift = _compare(connection)
-    if not any(right.role in ROLES for right in found if right.kind in ("owner", "grant")):
+    found, drift = _compare(connection, schema)
+    if not any(right.role in drift.roles for right in found if right.kind in ("owner", "grant")):
         return ""
     lacking = sorted({"goqueue_owner" if right.role == "OWNER" else right.role for right in drift.missing["grant"]})
     owners = sorted({right.role for right in drift.extra["owner"]})
@@ -116,12 +130,12 @@ def needed_restore(connection: Connection[Any]) -> str:
     if owners:
         verb = "owns" if len(owners) == 1 else "own"
         reasons.append(f"{', '.join(owners)} {verb} objects that goqueue_owner should own")
-    return f"Run roles.sql again: {', and '.join(reasons)}.  {RUN_ROLES}" if reasons else ""
+    return advice_in(f"Run roles.sql again: {', and '.join(reasons)}.  {RUN_ROLES}", schema) if reasons else ""
 
 
-def check_roles(connection: Connection[Any]) -> Check:
+def check_roles(connection: Connection[Any], schema: str = DEFAULT_SCHEMA) -> Check:
     """Compare the rights in this database with those of roles.sql. Query: list_rights."""
-    found, drift = _compare(connection)
+    found, drift = _compare(connection, schema)
     findings = [
         finding
         for compare in (_roles, _members, _owners, _row_security, _policies, _grants, _default_grants)
@@ -173,7 +187,7 @@ def _members(drift: _Drift) -> Iterator[Finding]:
             )
         else:
             yield Finding(
-                Level.FAILED if right.object in ROLES else Level.WARNING,
+                Level.FAILED if right.object in drift.roles else Level.WARNING,
                 f"the role {right.role} is a member of {right.object}; expected a member of no role",
                 f"each member of {right.role} has the rights of {right.object} too",
                 f"REVOKE {group} FROM {member};",
@@ -188,7 +202,9 @@ def _members(drift: _Drift) -> Iterator[Finding]:
             "BYPASSRLS": ("exempt from row level security", f"ALTER ROLE {login} NOBYPASSRLS;"),
         }.get(reason, (f"a member of {reason}", f"REVOKE {reason} FROM {login};   (and migrate as another login)"))
         yield Finding(
-            Level.NOTE if reason == "goqueue_owner" and "goqueue_producer" not in groups else Level.WARNING,
+            Level.NOTE
+            if reason == drift.name("goqueue_owner") and drift.name("goqueue_producer") not in groups
+            else Level.WARNING,
             f"the role {name} is a member of {', '.join(groups)}, and {what}",
             "it sees all jobs, whatever the policies say"
             if reason == "BYPASSRLS"
@@ -210,7 +226,7 @@ def _owners(drift: _Drift) -> Iterator[Finding]:
             "policies don't apply to an owner, views read with its rights, and goqueue_owner can't migrate",
             # A role loses its grants when it becomes the owner.
             RUN_ROLES
-            if owner in ROLES
+            if owner in drift.roles
             else _statements([f"ALTER {thing} OWNER TO goqueue_owner;" for thing in objects]),
         )
 
@@ -259,9 +275,9 @@ def _policies(drift: _Drift) -> Iterator[Finding]:
         )
         found = f"the policy {right.role} on {table} is not from roles.sql: {right.detail}"
         drop = f"DROP POLICY {right.role} ON {table};   (or name your own roles in it)"
-        if right.detail.startswith("AS RESTRICTIVE") and subjects & {"PUBLIC", *ROLES}:
+        if right.detail.startswith("AS RESTRICTIVE") and subjects & {"PUBLIC", *drift.roles}:
             yield Finding(Level.WARNING, found, "its roles see and change fewer rows than they should", drop)
-        elif subjects & {"PUBLIC", "goqueue_producer"}:
+        elif subjects & {"PUBLIC", drift.name("goqueue_producer")}:
             yield Finding(Level.FAILED, found, "producers see or add other producers' rows", drop)
         else:
             yield Finding(Level.NOTE, found)
@@ -269,11 +285,11 @@ def _policies(drift: _Drift) -> Iterator[Finding]:
 
 def _grants(drift: _Drift) -> Iterator[Finding]:
     columns = {thing.name for thing in expected_schema() if thing.kind == "column"}
-    for role in (*ROLES, "OWNER"):
+    for role in (*drift.roles, "OWNER"):
         if lacking := [right for right in drift.missing["grant"] if right.role == role]:
             yield _lack(role, lacking)
     foreign: dict[str, list[Right]] = defaultdict(list)
-    for role in ("PUBLIC", *ROLES):
+    for role in ("PUBLIC", *drift.roles):
         beyond = [right for right in drift.extra["grant"] if right.role == role]
         # The grants of a column that a DBA has added are the DBA's concern.
         foreign[role] = [right for right in beyond if (column := _column(right)) and column not in columns]
@@ -288,7 +304,7 @@ def _grants(drift: _Drift) -> Iterator[Finding]:
             )
     blind = {(right.role, right.object) for right in drift.extra["blind"]}
     for right in drift.extra["grant"]:
-        if right.role not in ("PUBLIC", "OWNER", *ROLES):
+        if right.role not in ("PUBLIC", "OWNER", *drift.roles):
             foreign[right.role].append(right)
     for role, rights in foreign.items():
         if not rights:
@@ -319,7 +335,7 @@ def _excess(role: str, beyond: list[Right], drift: _Drift) -> Finding:
     # roles that have it only there.
     revoked = {(right.object, right.detail) for right in beyond}
     lost = [
-        right._replace(role="goqueue_owner" if right.role == "OWNER" else right.role)
+        right._replace(role=drift.name("goqueue_owner") if right.role == "OWNER" else right.role)
         for right in sorted(drift.expected)
         if right.kind == "grant"
         and (right.role == role or (role == "PUBLIC" and right in drift.implied))
@@ -328,11 +344,11 @@ def _excess(role: str, beyond: list[Right], drift: _Drift) -> Finding:
     if lost:
         again = [
             statement
-            for one in ROLES
+            for one in drift.roles
             for statement in _each([right for right in lost if right.role == one], "GRANT {} ON {} TO {};")
         ]
         statements = ["BEGIN;", *statements, *again, "COMMIT;"]
-    reads_others = all(right.detail == "SELECT" and right.object not in _JOBS for right in beyond)
+    reads_others = all(right.detail == "SELECT" and right.object not in map(drift.name, _JOBS) for right in beyond)
     return Finding(
         Level.WARNING if reads_others else Level.FAILED,
         f"{role} has {_listed(beyond)}; expected " + ("no grant" if role == "PUBLIC" else "less"),
@@ -350,7 +366,7 @@ def _default_grants(drift: _Drift) -> Iterator[Finding]:
             f"ALTER DEFAULT PRIVILEGES {right.object} GRANT {right.detail} TO {right.role};",
         )
     for right in drift.extra["default grant"]:
-        known = right.role in ("PUBLIC", *ROLES)
+        known = right.role in ("PUBLIC", *drift.roles)
         role = "PUBLIC" if right.role == "PUBLIC" else identifier(right.role)
         yield Finding(
             Level.WARNING if known else Level.NOTE,
@@ -417,4 +433,5 @@ def _named(thing: str) -> str:
 
 def identifier(name: str) -> str:
     """Return a role's name for a statement."""
-    return name if name in ROLES else sql.Identifier(name).as_string(None)
+    is_ours = re.fullmatch(rf"(?:{'|'.join(ROLES)})(?:_[a-z0-9_]+)?", name)
+    return name if is_ours else sql.Identifier(name).as_string(None)

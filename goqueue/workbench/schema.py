@@ -3,11 +3,13 @@
 The statements here are advice that is shown and never executed.
 """
 
+import hashlib
 import json
 import re
 import shlex
 from collections import defaultdict
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from psycopg import Connection
@@ -15,6 +17,7 @@ from psycopg import Connection
 from goqueue.files import read_shipped, run_command, shipped_folder
 from goqueue.migrate import migration_files
 from goqueue.postgres.admin_queries import admin_queries
+from goqueue.schemas import DEFAULT_SCHEMA, render
 from goqueue.workbench.findings import Check, Finding, Level, ended
 
 
@@ -35,9 +38,9 @@ class Difference(NamedTuple):
     found: SchemaObject | None
 
 
-def read_schema(connection: Connection[Any]) -> list[SchemaObject]:
-    """Return the objects in the schema goqueue, on a connection in autocommit mode. Query: list_schema_objects."""
-    queries = admin_queries()
+def read_schema(connection: Connection[Any], schema: str = DEFAULT_SCHEMA) -> list[SchemaObject]:
+    """Return the objects in the schema, on a connection in autocommit mode. Query: list_schema_objects."""
+    queries = admin_queries(schema)
     with connection.transaction(force_rollback=True):
         show_whole_names(connection)
         return sorted(SchemaObject(*row) for row in queries.list_schema_objects(connection))
@@ -50,9 +53,21 @@ def show_whole_names(connection: Connection[Any]) -> None:
     queries.set_local(connection, name="quote_all_identifiers", value="off")
 
 
-def expected_schema() -> list[SchemaObject]:
+def expected_schema(schema: str = DEFAULT_SCHEMA) -> list[SchemaObject]:
     """Return the objects that the shipped migrations create, from migrations/schema.json."""
-    return [SchemaObject(*row) for row in json.loads(read_shipped("migrations", "schema.json"))]
+    recorded = json.loads(render(read_shipped("migrations", "schema.json"), schema))
+    return [_in_schema(SchemaObject(*row), schema) for row in recorded]
+
+
+def _in_schema(thing: SchemaObject, schema: str) -> SchemaObject:
+    """Return a recorded object with the checksum of its body, if it is a function, as that schema has it."""
+    if thing.kind != "function" or schema == DEFAULT_SCHEMA:
+        return thing
+    file, first, last = _source("FUNCTION", thing.name.partition("(")[0])
+    source = "\n".join(Path(file).read_text(encoding="utf-8").splitlines()[first - 1 : last])
+    body = render(source.split("$$")[1], schema).encode()
+    checksum = hashlib.md5(body, usedforsecurity=False).hexdigest()  # the server's function
+    return thing._replace(definition=re.sub("body [0-9a-f]+", f"body {checksum}", thing.definition))
 
 
 def compare(expected: list[SchemaObject], found: list[SchemaObject]) -> list[Difference]:
@@ -92,12 +107,12 @@ _TABLES = ("jobs", "job_failures")
 _LEVELS = {"default": Level.WARNING, "trigger": Level.WARNING, "setting": Level.NOTE}
 
 
-def check_schema(connection: Connection[Any], database: str, *, has_roles: bool) -> Check:
+def check_schema(connection: Connection[Any], database: str, *, has_roles: bool, schema: str = DEFAULT_SCHEMA) -> Check:
     """Compare the schema with that of the migrations. Query: list_schema_objects.
 
     An entirely different schema is one finding. A difference is reported together with its consequences.
     """
-    expected, found = expected_schema(), read_schema(connection)
+    expected, found = expected_schema(schema), read_schema(connection, schema)
     # If roles.sql was run, the check roles compares the policies.
     differences = [one for one in compare(expected, found) if not (has_roles and _either(one).kind == "policy")]
     changed = [one for one in differences if one.expected is not None]
@@ -185,7 +200,8 @@ def _follows(thing: SchemaObject, cause: SchemaObject, found: SchemaObject | Non
                 thing.name == cause.name or (found is None and bool(re.search(names, thing.definition)))
             )
         case "type":
-            return found is None and thing.kind == "column" and thing.definition.startswith(f"goqueue.{cause.name}")
+            kind = thing.definition.partition(".")[2]
+            return found is None and thing.kind == "column" and kind.startswith(cause.name)
         case "constraint":
             return thing.kind == "index" and cause.name.partition(".")[2] == thing.name
         case _:
@@ -195,7 +211,7 @@ def _follows(thing: SchemaObject, cause: SchemaObject, found: SchemaObject | Non
 def _table_of(thing: SchemaObject) -> str:
     """Return the table that an object belongs to; empty for an independent object."""
     if thing.kind == "index":
-        return thing.definition.partition(" ON goqueue.")[2].partition(" ")[0]
+        return thing.definition.partition(" ON ")[2].partition(" ")[0].partition(".")[2]
     return thing.name.partition(".")[0] if "." in thing.name else ""
 
 
