@@ -6,6 +6,7 @@ Imports goqueue.testing.embedded, msgspec, rich and the other modules of this fo
 """
 
 import argparse
+import re
 import secrets
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from rich.table import Table
 from goqueue.testing.embedded import _has_room
 from tests.chaos.arena import Arena, Size
 from tests.chaos.faults import FAULTS
+from tests.chaos.journal import Call
 from tests.chaos.oracle import PROMISES
 from tests.chaos.server import CrashingServer
 
@@ -30,6 +32,8 @@ _FULL = Size(calls=10_000, seconds=1200, least=20)
 _SHORT = Size(calls=1_000, seconds=3.5)
 # Violations of a fault, on the terminal and in the report.
 _SHOWN, _KEPT = 10, 200
+# The ids, keys and numbers of a message.
+_VARYING = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}|'[\w:-]*'|\d[\d.,]*")
 
 
 class Result(msgspec.Struct, kw_only=True):
@@ -45,6 +49,8 @@ class Result(msgspec.Struct, kw_only=True):
     done: dict[str, int] = {}
     #: The calls by answer: ok, the name of an error, or none (the client was killed).
     answers: dict[str, int] = {}
+    #: The same calls by the message of the error, for those that are unavailable or unknown.
+    reasons: dict[str, int] = {}
     changes: int = 0
     longest: str = ""
     violations: list[tuple[str, str]] = []
@@ -116,10 +122,16 @@ def _run(name: str, server: CrashingServer, folder: Path, keep: Path, seed: str,
         seconds=round(time.monotonic() - start, 1),
         done=dict(arena.done),
         answers=dict(Counter(_answer(call.ended, call.error) for call in evidence.calls).most_common()),
+        reasons=dict(Counter(_reason(call) for call in answered if call.is_unavailable).most_common(_KEPT)),
         changes=len(evidence.history),
         longest=f"{longest.took:.1f} s ({longest.method})",
         violations=[(one.promise, one.what) for one in violations[:_KEPT]],
     )
+
+
+def _reason(call: Call) -> str:
+    """Return an error and its message, without the parts that differ in each call."""
+    return f"{call.error}: {_VARYING.sub('…', call.said)}"
 
 
 def _answer(ended: float | None, error: str) -> str:

@@ -113,6 +113,7 @@ def crashes(arena: Arena) -> None:
 
 def stops(arena: Arena) -> None:
     """Stop the server processes of some sessions, or all of the server's processes, for up to three seconds."""
+    times: list[tuple[float, float]] = []
     arena.hire_all()
     while arena.goes_on():
         arena.pause(0.05, 0.3)
@@ -122,12 +123,18 @@ def stops(arena: Arena) -> None:
         else:
             stopped = _backends(arena)[: arena.chance.randint(1, 3)]
             arena.done["sessions"] += len(stopped)
+        start = time.time()
         for process in stopped:
             _signal(process.suspend)
         time.sleep(arena.chance.choice([0.1, 0.3, 0.7, 1.5, 3.0]))
         for process in stopped:
             _signal(process.resume)
+        times.append((start, time.time()))
     arena.finish()
+    unavailable = [call for call in journal.read(arena.folder) if call.is_unavailable]
+    arena.done["unavailable without a stop"] = sum(
+        all(end < call.at or (call.ended or end) < start for start, end in times) for call in unavailable
+    )
 
 
 def terminations(arena: Arena) -> None:

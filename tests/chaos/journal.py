@@ -55,6 +55,10 @@ class Call(msgspec.Struct, omit_defaults=True):
         """True if nobody knows whether the call changed something."""
         return self.ended is None or self.is_unknown
 
+    @property
+    def is_unavailable(self) -> bool:
+        return self.error in ("StorageUnavailableError", "OutcomeUnknownError")
+
 
 class Journal:
     """The journal of one client. Threads share it: a line is one write.
