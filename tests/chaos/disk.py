@@ -6,7 +6,7 @@ A limit on the size of files would be weaker: the server reports EFBIG then, and
 import os
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
@@ -15,6 +15,7 @@ from tests.chaos.server import CrashingServer
 #: Why there can be no such disk here.
 MISSING = "" if os.name == "posix" and os.geteuid() == 0 else "only root can mount a small disk"
 _NAME = "ballast"
+_ZEROS = bytes(4096)  # a page, the smallest part of a tmpfs
 
 
 class Disk:
@@ -39,12 +40,9 @@ class Disk:
 
     def fill(self) -> None:
         """Leave no byte."""
-        with (self.folder / _NAME).open("ab") as ballast:
-            while free := os.statvfs(self.folder).f_bavail:
-                try:
-                    os.posix_fallocate(ballast.fileno(), ballast.seek(0, os.SEEK_END), free * _block(self.folder))
-                except OSError:  # the server took some of it meanwhile
-                    continue
+        with (self.folder / _NAME).open("ab", buffering=0) as ballast, suppress(OSError):
+            while True:
+                ballast.write(_ZEROS)
 
     def free(self) -> None:
         (self.folder / _NAME).unlink(missing_ok=True)
@@ -68,7 +66,3 @@ def wal_on(disk: Disk, server: CrashingServer) -> Iterator[None]:
 def _move(folder: Path, to: Path) -> None:
     subprocess.run(["cp", "--archive", folder, to], check=True)
     subprocess.run(["rm", "--recursive", folder], check=True)
-
-
-def _block(folder: Path) -> int:
-    return os.statvfs(folder).f_frsize

@@ -196,7 +196,7 @@ class Each:
             for proxy in self._proxies:
                 for (_, _, _, way, _), count in proxy.cuts.items():
                     self.done[way] += count
-            #: A call can have fewer messages than the control call, such as fewer rows.
+            # A call can have fewer messages than the control call, such as fewer notifications.
             self.done["not reached"] = made - sum(self.done[way] for way in WAYS)
             self.done["left"] = len(points) - made
 

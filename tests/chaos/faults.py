@@ -1,6 +1,6 @@
 """The faults. Each is a function with one sentence of purpose. It starts clients, and does harm until the run is over.
 
-Imports goqueue.migrate, psutil and psycopg.
+Imports goqueue.migrate, goqueue.testing.embedded, psutil and psycopg.
 """
 
 import os
@@ -16,6 +16,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from goqueue.migrate import MigrationError, list_migrations, migrate, undo
+from goqueue.testing.embedded import START_SECONDS
 from tests import pgbouncer
 from tests.chaos import clock, disk, journal
 from tests.chaos.arena import ROOT, Arena
@@ -255,9 +256,11 @@ def full_wal(arena: Arena) -> None:
                     connection.execute("SELECT pg_switch_wal()")
                 arena.pause(0.3, 1.5)
                 small.free()
-                arena.done["stopped the server" if _is_gone(arena) else "the server recovered"] += 1
-                if not server.is_running:
+                if _is_gone(arena):
                     server.start_again()
+                    arena.done["stopped the server"] += 1
+                else:
+                    arena.done["the server recovered"] += 1
             arena.finish()
             with arena.connection() as connection:
                 connection.execute("ALTER SYSTEM RESET ALL")
@@ -284,7 +287,7 @@ def hands(arena: Arena) -> None:
         arena.hire(kind)
     with Psql(arena.server, arena.url) as psql:
         while arena.goes_on():
-            arena.pause(0.0, 0.05)
+            arena.pause(0.0, 0.01)
             arena.done[change(psql, arena.chance)] += 1
     arena.finish()
 
@@ -329,7 +332,8 @@ def _changes(step: Callable[[], object]) -> bool:
 
 def _is_gone(arena: Arena) -> bool:
     """Wait until the server has ended, or has recovered and accepts connections. Return True if it has ended."""
-    while arena.server.is_running:
+    end = time.monotonic() + START_SECONDS
+    while arena.server.is_running and time.monotonic() < end:
         with suppress(psycopg.Error), arena.connection():
             return False
         time.sleep(0.1)
