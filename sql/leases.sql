@@ -18,8 +18,8 @@
 -- Claim due jobs by priority. Among lanes of one priority, the lane that has waited longest comes first; within a lane,
 -- jobs are ordered by scheduled_at, then id. Paused queues are skipped.
 -- Returns: the claimed jobs, ordered by priority, scheduled_at, id.
--- Index: jobs_claim_idx, to find the lanes (goqueue.pending_lanes) and to pick the jobs; jobs_pkey, to update them;
--- paused_queues_pkey, one probe per queue.
+-- Index: jobs_claim_idx, to find the lanes (goqueue.pending_lanes) and to pick the jobs; jobs_pkey, to update them. The
+-- table paused_queues is read once, in full: one row per paused queue.
 -- Locks: the claimed jobs, FOR NO KEY UPDATE; jobs locked by other sessions are skipped (SKIP LOCKED).
 -- Notes: A lane is the due jobs of one queue and one priority: one range of the index. It ends at the current time, so
 -- that future jobs of a more urgent priority are never read. Normally the lane_ parameters are null, and each lane is
@@ -65,7 +65,7 @@ due_job AS MATERIALIZED (
             AND l.queue <> ALL(
                 ARRAY(
                     SELECT p.queue FROM goqueue.paused_queues AS p
-                    WHERE p.queue = ANY(:queues::text[]) AND p.paused_until > statement_timestamp()
+                    WHERE p.paused_until > statement_timestamp()
                 )
             )
         ORDER BY l.priority, l.scheduled_at, l.id

@@ -97,7 +97,8 @@ ORDER BY job_type;
 -- Returns: the queue's name.
 -- Index: paused_queues_pkey decides the conflict.
 -- Locks: the queue's row in paused_queues. No claim waits for it.
--- Notes: A claim that began before the pause was committed can still return jobs of the queue.
+-- Notes: A claim that began before the pause was committed can still return jobs of the queue. Each claim reads all rows
+-- of paused_queues, including those whose time has passed: 0.2 us per row. resume_queue deletes a row.
 INSERT INTO goqueue.paused_queues AS p (queue, paused_until)
 VALUES (:queue::text, coalesce(:until::timestamptz, 'infinity'))
 ON CONFLICT (queue) DO UPDATE SET

@@ -173,8 +173,8 @@ MUTANTS = [
         ("order", "ORDER BY c.priority, c.scheduled_at, c.id", "ORDER BY c.id DESC", f"{_LEASES} {_GUARDS} -k Claim"),
         ("new token", "mod(j.lease_token, 4611686018427387903) + 1", "j.lease_token", _FENCE),
         ("lanes' order", "ORDER BY l.priority, l.scheduled_at, l.id", "", f"{_LEASES} -k Claim"),
-        ("pause", "AND p.paused_until > statement_timestamp()", "AND FALSE", "tests/test_pauses.py -k claim"),
-        ("end of pause", "AND p.paused_until > statement_timestamp()", "", "tests/test_pauses.py -k claim"),
+        ("pause", "p.paused_until > statement_timestamp()", "FALSE", "tests/test_pauses.py -k claim"),
+        ("end of pause", "p.paused_until > statement_timestamp()", "TRUE", "tests/test_pauses.py -k claim"),
         ("limit", "\n    LIMIT :job_limit::bigint", "", f"{_LEASES} {_GUARDS} -k claim"),
     ),
     *_of_each(
