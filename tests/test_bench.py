@@ -29,6 +29,10 @@ QUEUE_OPERATIONS = [
 ]  # fmt: skip
 STEPS = ["no trigger", "+ trigger", "+ a listener"]
 WAYS = ["listening", "polling every 50 ms"]
+FEATURES = [
+    "plain", "an idempotency key", "a unique key", "100 other queues paused", "a failure in its history", "a listener",
+    "unused: unique keys", "unused: pauses", "unused: notifications",
+]  # fmt: skip
 LINES = {
     "create_job": "jobs/s",
     "create_job, bare psycopg": "jobs/s",
@@ -66,6 +70,12 @@ LINES = {
     "claim 100, snapshot held, no resuming": "ms",
     **{f"{work}, {step}": "µs" for work in ("create_job", "create_jobs by 1000") for step in STEPS},
     **{f"pick-up, {how}, {part}": "ms" for how in WAYS for part in ("p50", "p95")},
+    **{
+        f"{step} {size}, {feature}": "µs"
+        for step in ("create", "claim", "complete")
+        for size in (1, 100)
+        for feature in FEATURES
+    },
     **{f"{operation}, 1,000 finished": "ms" for operation in OPERATIONS},
     **{f"{operation}, 10 queues": "ms" for operation in QUEUE_OPERATIONS},
     "drain by 10, 2 connections": "jobs/s",
@@ -78,7 +88,7 @@ WITHOUT_FLOOR = {
     "get_job, the pool's share",
     "create_jobs_in_batches",
     "create_jobs_in_batches, memory",
-    *(name for name in LINES if any(word in name for word in ("plans, ", "alone", "no trigger", "pick-up"))),
+    *(name for name in LINES if any(word in name for word in ("plans, ", "alone", ", plain", "no trigger", "pick-up"))),
 }
 
 

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from goqueue.testing.embedded import EmbeddedServer
 from tests.bench.curves import draw_curves
+from tests.bench.features import measure_features
 from tests.bench.growth import measure_connections, measure_finished, measure_flow, measure_queues
 from tests.bench.harness import Bench, Line, checkout
 from tests.bench.indexes import measure_indexes
@@ -35,6 +36,7 @@ MEASUREMENTS: dict[str, Callable[[Bench], list[Line]]] = {
     "work": measure_work,
     "pinned": measure_pinned,
     "triggers": measure_triggers,
+    "features": measure_features,
     "finished": measure_finished,
     "queues": measure_queues,
     "connections": measure_connections,

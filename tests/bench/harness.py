@@ -8,7 +8,7 @@ import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
@@ -113,14 +113,21 @@ class Bench:
     def interleaved(self, what: str, *measures: Callable[[], float], slices: int = 1) -> list[list[float]]:
         """Return one sample per round of each measure: the median of ``slices`` runs. The measures take turns, so that
         a slow second of the machine affects all of them."""
-        samples: list[list[float]] = [[] for _ in measures]
+        steps = [lambda measure=measure: [measure()] for measure in measures]
+        return [samples for [samples] in self.interleaved_steps(what, *steps, slices=slices)]
+
+    def interleaved_steps(
+        self, what: str, *measures: Callable[[], Sequence[float]], slices: int = 1
+    ) -> list[list[list[float]]]:
+        """Return the same for measures of several steps: one sample per round of each step of each measure."""
+        samples: list[list[list[float]]] = [[] for _ in measures]
         slices = self.size(slices, 1)
         for number in range(self.rounds):
             self.tell(f"{what}: round {number + 1} of {self.rounds}")
             taken = [[measure() for measure in measures] for _ in range(slices)]
-            for sample, values in zip(samples, zip(*taken, strict=True), strict=True):
-                sample.append(median(values))
-        return samples
+            for sample, runs in zip(samples, zip(*taken, strict=True), strict=True):
+                sample.append([median(step) for step in zip(*runs, strict=True)])
+        return [[list(step) for step in zip(*sample, strict=True)] for sample in samples]
 
     def line(
         self,

@@ -5,6 +5,7 @@ Imports goqueue, psycopg, tests.bench.harness, tests.bench.seed and tests.bench.
 """
 
 from contextlib import ExitStack
+from functools import partial
 from statistics import median
 from typing import Any
 from uuid import uuid4
@@ -62,19 +63,11 @@ def measure_indexes(bench: Bench) -> list[Line]:
         batches, slices = bench.size(2, 1), bench.size(12, 1)
         for connection in connections:
             _one_round(connection, 1)
-        inserts: list[list[float]] = [[] for _ in steps]
-        changes: list[list[float]] = [[] for _ in steps]
-        works: list[list[float]] = [[] for _ in steps[1:]]
-        for number in range(bench.rounds):
-            bench.tell(f"indexes: round {number + 1} of {bench.rounds}")
-            taken = [[_one_round(connection, batches) for connection in connections] for _ in range(slices)]
-            for place, pairs in enumerate(zip(*taken, strict=True)):
-                inserts[place].append(median(insert for insert, _ in pairs))
-                changes[place].append(median(change for _, change in pairs))
-            # Without the first step: lacking the claim index, a claim reads the whole table.
-            worked = [[_work(connection, batches) for connection in connections[1:]] for _ in range(slices)]
-            for place, times in enumerate(zip(*worked, strict=True)):
-                works[place].append(median(times))
+        changed = [partial(_one_round, connection, batches) for connection in connections]
+        inserts, changes = zip(*bench.interleaved_steps("indexes", *changed, slices=slices), strict=True)
+        # Without the first step: lacking the claim index, a claim reads the whole table.
+        worked = [partial(_work, connection, batches) for connection in connections[1:]]
+        works = bench.interleaved("indexes: claim + complete", *worked, slices=slices)
     lines = []
     for work, samples in (("insert", inserts), ("status change", changes)):
         lines.append(bench.line(f"{work}, primary key alone", "µs", samples[0]))
