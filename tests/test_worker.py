@@ -765,6 +765,126 @@ def test_after_a_lost_claim_no_running_job_runs_again(
     assert {store.get_job(job_id).attempts for job_id in ids} == {1}
 
 
+def test_claims_and_lookups_that_are_lost_one_after_the_other_run_each_job_once(
+    workers: Workers, store: PostgresStorage, goqueue_database: str
+) -> None:
+    handled: Counter[Any] = Counter()
+
+    async def handle(job: Job) -> None:
+        handled[job.id] += 1
+
+    ids: list[Any] = []
+    with proxy.running(goqueue_database) as between:
+        reply, request = between.lose_reply, between.lose_request
+        with workers.running({"t": handle}, url=DatabaseConfig(url=between.url, prepare_threshold=None)):
+            for lose, query in (
+                (reply, "claim_jobs"),
+                (reply, "list_jobs"),
+                (reply, "claim_jobs"),
+                (request, "claim_jobs"),
+            ):
+                lose(query.encode())
+                ids += add(store, 3)
+                until(between.lost.is_set)
+            until(lambda: statuses(store, ids)["completed"] == 12)
+    assert set(handled.values()) == {1}
+    assert {job.attempts for job in store.get_jobs(ids)} == {1}
+
+
+def test_a_worker_that_stops_after_a_lost_claim_releases_its_jobs(
+    workers: Workers, store: PostgresStorage, goqueue_database: str
+) -> None:
+    with proxy.running(goqueue_database) as between:
+        with workers.running({"t": succeed}, url=DatabaseConfig(url=between.url, prepare_threshold=None)):
+            between.lose_reply(b"claim_jobs")
+            ids = add(store, 5)
+            until(between.lost.is_set)  # the worker now waits about a second
+        jobs = store.get_jobs(ids)
+    assert {(job.status, job.attempts) for job in jobs} == {(PENDING, 0)}
+
+
+def test_a_worker_ends_with_the_last_job_after_a_lost_claim(
+    workers: Workers, store: PostgresStorage, goqueue_database: str
+) -> None:
+    ids = add(store, 10)
+    with proxy.running(goqueue_database) as between:
+        between.lose_reply(b"claim_jobs")
+        assert workers.work({"t": succeed}, url=DatabaseConfig(url=between.url, prepare_threshold=None)) == 10
+        assert between.lost.is_set()
+    assert {(job.status, job.attempts) for job in store.get_jobs(ids)} == {(COMPLETED, 1)}
+
+
+def test_after_a_lost_claim_a_worker_finds_more_jobs_than_a_page_has(
+    workers: Workers, store: PostgresStorage, goqueue_database: str
+) -> None:
+    handled: Counter[Any] = Counter()
+
+    async def handle(job: Job) -> None:
+        handled[job.id] += 1
+        await pause(0 if job.payload is None else SECONDS_AT_MOST)
+
+    [first] = add(store, payload="long")
+    with (
+        proxy.running(goqueue_database) as between,
+        workers.running(
+            {"t": handle},
+            url=DatabaseConfig(url=between.url, prepare_threshold=None),
+            shutdown_timeout=SECOND,
+        ),
+    ):
+        until(lambda: handled)
+        ids = add(store, 2300, queue="other")
+        name = store.get_job(first).locked_by
+        assert name is not None
+        while store.claim_jobs("other", name, 1000):  # as by claims that the worker doesn't know
+            pass
+        between.lose_reply(b"claim_jobs")
+        until(between.lost.is_set)
+        until(lambda: statuses(store, ids)["running"] == 0)
+        # It has run them, or released those that it could not run soon.
+        assert {(job.status, job.attempts) for job in store.get_jobs(ids)} <= {(COMPLETED, 1), (PENDING, 0)}
+        assert set(handled.values()) == {1}
+
+
+def test_a_job_whose_completion_failed_does_not_run_again_after_a_lost_claim(
+    workers: Workers, store: PostgresStorage, goqueue_database: str, goqueue_connection: psycopg.Connection[Any]
+) -> None:
+    handled: Counter[Any] = Counter()
+
+    async def handle(job: Job) -> None:
+        handled[job.id] += 1
+
+    goqueue_connection.execute("""
+        CREATE FUNCTION public.object() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not this one'; END $$;
+        CREATE TRIGGER object BEFORE UPDATE ON goqueue.jobs FOR EACH ROW
+        WHEN (new.status = 'completed' AND new.payload = '"bad"') EXECUTE FUNCTION public.object();
+    """)
+    [bad] = add(store, payload="bad")
+    with (
+        proxy.running(goqueue_database) as between,
+        workers.running({"t": handle}, url=DatabaseConfig(url=between.url, prepare_threshold=None)),
+    ):
+        until(lambda: handled)
+        between.lose_reply(b"claim_jobs")
+        ids = add(store, 3)
+        until(lambda: statuses(store, ids)["completed"] == 3)
+    assert handled[bad] == 1
+    assert store.get_job(bad).status == RUNNING
+
+
+@pytest.mark.skipif(pgbouncer.PROGRAM is None, reason=pgbouncer.MISSING)
+def test_a_worker_behind_pgbouncer_runs_the_jobs_of_a_lost_claim(
+    workers: Workers, store: PostgresStorage, goqueue_database: str, through_pgbouncer: Any
+) -> None:
+    ids = add(store, 5)
+    pooled = through_pgbouncer(goqueue_database)
+    with pgbouncer.sessions(pooled, goqueue_database), proxy.running(pooled) as between:
+        between.lose_reply(b"claim_jobs")
+        assert workers.work({"t": succeed}, url=between.url) == 5
+        assert between.lost.is_set()
+    assert {(job.status, job.attempts) for job in store.get_jobs(ids)} == {(COMPLETED, 1)}
+
+
 def test_jobs_of_a_lost_claim_under_a_given_name_return_when_their_leases_expire(
     workers: Workers, store: PostgresStorage, goqueue_database: str, caplog: Any
 ) -> None:

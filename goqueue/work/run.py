@@ -84,6 +84,8 @@ class Run:
         self._held: set[Attempt] = set()
         #: Attempts that were stopped and whose handlers have not returned.
         self._overdue: set[Attempt] = set()
+        #: Attempts that the storage does not let the worker report. Their leases expire.
+        self._unreported: set[Attempt] = set()
         #: The signals of the runners that wait for a job.
         self._idle: deque[Signal] = deque()
         self._runners, self._claimer, self._reporter, self._others = Crew(), Crew(), Crew(), Crew()
@@ -288,7 +290,7 @@ class Run:
             was_quiet, sent = not self._held, monotonic()
             try:
                 if unknown is not None:
-                    self._take(self._find_claimed(), unknown + config.lease.total_seconds())
+                    self._take_lost(unknown)
                     unknown = None
                     continue
                 jobs = self._store.claim_jobs(config.queues, self._worker_id, limit, config.lease)
@@ -307,18 +309,24 @@ class Run:
                 self.stop()
             else:
                 self._room.wait(self._poll_seconds())
+        if unknown is not None and self._failing.get("claims") == 1:  # the shutdown releases the jobs
+            with suppress(GoQueueError):
+                self._take_lost(unknown)
 
-    def _find_claimed(self) -> list[Job]:
-        """Return the jobs of a claim whose reply was lost: those that this worker holds according to the database, and
-        does not know."""
-        known = {(one.job.id, one.job.lease_token) for one in self._held.copy() | self._overdue.copy()}
+    def _take_lost(self, sent: float) -> None:
+        """Take the jobs of a claim sent at this time, whose reply was lost: those that this worker holds according to
+        the database, and does not know."""
+        held = self._held.copy() | self._overdue.copy() | self._unreported.copy()
+        known = {(one.job.id, one.job.lease_token) for one in held}
         mine = JobFilter(locked_by=self._worker_id)
         page = self._store.list_jobs(mine, _BATCH)
         jobs = page.jobs
         while page.next_cursor is not None:
             page = self._store.list_jobs(mine, _BATCH, page.next_cursor)
             jobs += page.jobs
-        return [job for job in jobs if (job.id, job.lease_token) not in known]
+        self._recovered("claims")
+        unknown = [job for job in jobs if (job.id, job.lease_token) not in known]
+        self._take(unknown, sent + self._config.lease.total_seconds())
 
     def _wanted(self) -> int:
         """Return the number of jobs to claim; 0 while the buffer has enough."""
@@ -457,6 +465,7 @@ class Run:
             self._settle_group(kind, delay, attempts[:half])
             self._settle_group(kind, delay, attempts[half:])
             return
+        self._unreported.update(attempts)
         self._held.difference_update(attempts)
         names = ", ".join(str(attempt.job.id) for attempt in attempts[:10])
         _say(logging.ERROR, "%s jobs can't be reported as %s: %s; %s", len(attempts), kind, names, error)
