@@ -1,10 +1,12 @@
 """The examples work as described, on a real server. Imports httpx."""
 
+import os
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -142,3 +144,19 @@ class TestScript:
         work(goqueue_store, handle, stop)
         assert done == [0, 2]
         assert goqueue_store.count_jobs(JobFilter(status=JobStatus.CANCELLED)) == 2
+
+
+def test_the_tour_leaves_other_jobs_and_breaks_no_line_in_a_pipe(
+    goqueue_database: str, goqueue_store: PostgresStorage, tmp_path: Path
+) -> None:
+    job = goqueue_store.create_job(NewJob(job_type="t"))
+    run = subprocess.run(
+        [sys.executable, "-m", "goqueue.testing.demo"],
+        env=os.environ | {"GOQUEUE_DATABASE_URL": goqueue_database},
+        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert (run.returncode, run.stderr) == (0, "")
+    [error] = [line for line in run.stdout.splitlines() if "DuplicateJobError: " in line]
+    assert error.endswith("; use get_or_create_job to get that job")
+    assert "The tour's 5,000 jobs were deleted." in run.stdout
+    assert goqueue_store.list_jobs().jobs == [job]

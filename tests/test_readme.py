@@ -38,13 +38,14 @@ def test_the_example_in_a_transaction_runs(goqueue_database: str, goqueue_store:
     assert [job.payload for job in goqueue_store.list_jobs().jobs] == [{"order": 17}]
 
 
-def test_the_workers_example_runs(goqueue_store: PostgresStorage, capsys: Any) -> None:
+def test_the_workers_example_runs(goqueue_database: str, goqueue_store: PostgresStorage, capsys: Any) -> None:
     goqueue_store.create_jobs(NewJob(job_type="send_email", payload={"to": number}) for number in range(25))
     # The worker runs endlessly; here it ends with the jobs.
     example = EXAMPLES[1].replace("worker.run(store)", "worker.run(store, until_empty=True)")
     assert example != EXAMPLES[1]
+    example = example.replace(URL, repr(str(goqueue_database)))
     assert len([line for line in example.splitlines() if line.strip()]) <= 10
-    exec(example, {"store": goqueue_store, "__name__": "__main__"})
+    exec(example, {"__name__": "__main__"})
     assert goqueue_store.count_jobs(JobFilter(status="completed")) == 25
     assert "sending to 24\n" in capsys.readouterr().out
 

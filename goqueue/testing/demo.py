@@ -39,7 +39,8 @@ from goqueue.testing.embedded import EmbeddedServer
 
 _BULK = 5000
 
-console = Console(highlight=False)
+# In a pipe or a file, lines are not broken at 80 columns.
+console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
 @contextmanager
@@ -161,13 +162,8 @@ def _steps(store: PostgresStorage, config: DatabaseConfig, queue: str) -> None: 
 
 
 def _clear(store: PostgresStorage, queue: str) -> None:
-    job_filter = JobFilter(queue=queue)
-    removed = 0
     with console.status(f"emptying the queue {queue} ..."):
-        while jobs := store.list_jobs(job_filter, limit=1000).jobs:
-            for job in jobs:
-                store.delete_job(job.id)
-            removed += len(jobs)
+        removed = store.delete_jobs(JobFilter(queue=queue))
     console.print(f"[dim]The tour's {removed:,} jobs were deleted.[/]")
 
 
