@@ -22,7 +22,7 @@ PINS    ?=
 VERSIONS = $(BIN)/uv pip compile --quiet --no-header --upgrade --all-extras --python $(BIN)/python pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help install build sbom test test-schema test-lowest test-matrix lint format typecheck audit coverage mutants run migrate bench chaos catalogue clean
+.PHONY: help install build sbom test test-schema test-standby test-lowest test-matrix lint format typecheck audit coverage mutants run migrate bench chaos catalogue clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -54,6 +54,9 @@ test: $(STAMP) ## Run the tests on a real server (Docker, else the embedded one;
 
 test-schema: $(STAMP) ## Run the tests of the contract under another schema name
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --schema jobs_2 $(CONTRACT) $(ARGS)
+
+test-standby: $(STAMP) ## Run the contract's tests with lists, counts and statistics read on a standby that lags
+	$(BIN)/python -m tests.standby -n $(WORKERS) --dist worksteal -k "pool and not async" $(CONTRACT) $(ARGS)
 
 test-lowest: $(STAMP) ## Run the tests with the lowest versions of the dependencies that pyproject.toml allows
 	@mkdir -p $(OTHERS)

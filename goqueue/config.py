@@ -320,10 +320,11 @@ class ServerConfig(_Section, frozen=True, kw_only=True):
 class DatabaseConfig(_Section, frozen=True, kw_only=True):
     """The connection to PostgreSQL and its limits. Raises ConfigError for invalid values.
 
-    If ``url`` is empty, libpq's PG* variables apply. ``listen_url`` is a direct connection that bypasses a pooler. A
-    ``prepare_threshold`` of None prepares no statement; "auto" prepares none behind a pooler (pgbouncer). A libpq
-    service and the PG* variables override ``application_name``, ``connect_timeout`` and the limits, unless these differ
-    from their defaults. ``repr`` shows no password.
+    If ``url`` is empty, libpq's PG* variables apply. ``listen_url`` is a direct connection that bypasses a pooler.
+    Lists, counts and statistics are read on ``read_url``, a standby. A ``prepare_threshold`` of None prepares no
+    statement; "auto" prepares none behind a pooler (pgbouncer). A libpq service and the PG* variables override
+    ``application_name``, ``connect_timeout`` and the limits, unless these differ from their defaults. ``repr`` shows no
+    password.
     """
 
     section = "database"
@@ -334,6 +335,7 @@ class DatabaseConfig(_Section, frozen=True, kw_only=True):
     schema: Annotated[str, _schema("Schema of the tables. Several schemas of one database are independent queues.")] = (
         DEFAULT_SCHEMA
     )
+    read_url: Annotated[str, _conninfo("Standby for lists, counts and statistics; if empty, url.")] = ""
     pool_min_size: Annotated[int, _integer("Connections kept open.", 0, 1000)] = 1
     pool_max_size: Annotated[int, _integer("Largest number of open connections.", 1, 1000)] = 10
     pool_timeout: Annotated[timedelta, _duration("Longest wait for a connection.")] = timedelta(seconds=10)

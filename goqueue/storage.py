@@ -94,29 +94,37 @@ class Storage(Protocol):
         Repeating: adds no `NewJob` twice; existing jobs are not created.
         """
 
-    def get_job(self, job_id: JobId) -> Job:
-        """Return the job with this id.
+    def get_job(self, job_id: JobId, *, fresh: bool = True) -> Job:
+        """Return the job with this id. With ``fresh`` False, a backend may return an older state, from a replica.
 
         Raises: `JobNotFoundError` if there is none; `CorruptJobError` if it can't be read.
         Repeating: changes nothing.
         """
 
-    def get_jobs(self, job_ids: Iterable[JobId]) -> list[Job]:
-        """Return the jobs with these ids, in the given order. Missing jobs are omitted.
+    def get_jobs(self, job_ids: Iterable[JobId], *, fresh: bool = True) -> list[Job]:
+        """Return the jobs with these ids, in the given order. Missing jobs are omitted. ``fresh``: see `get_job`.
 
         Raises: `CorruptJobError` if one of them can't be read.
         Repeating: changes nothing.
         """
 
-    def get_job_by_idempotency_key(self, idempotency_key: str) -> Job:
-        """Return the job with this idempotency key.
+    def get_job_by_idempotency_key(self, idempotency_key: str, *, fresh: bool = True) -> Job:
+        """Return the job with this idempotency key. ``fresh``: see `get_job`.
 
         Raises: `JobNotFoundError` if there is none; `CorruptJobError` if it can't be read.
         Repeating: changes nothing.
         """
 
-    def list_jobs(self, job_filter: JobFilter | None = None, limit: int = 50, cursor: str | None = None) -> Page:
-        """Return a page of ``limit`` (1 to 1000) jobs, newest first. Only the last page can be shorter.
+    def list_jobs(
+        self,
+        job_filter: JobFilter | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+        *,
+        fresh: bool = False,
+    ) -> Page:
+        """Return a page of ``limit`` (1 to 1000) jobs, newest first. Only the last page can be shorter. Unless
+        ``fresh``, a backend may return an older state, from a replica.
 
         ``cursor`` is the ``next_cursor`` of the previous page, with the same filter.
 
@@ -124,9 +132,9 @@ class Storage(Protocol):
         Repeating: changes nothing.
         """
 
-    def count_jobs(self, job_filter: JobFilter | None = None) -> JobCount:
+    def count_jobs(self, job_filter: JobFilter | None = None, *, fresh: bool = False) -> JobCount:
         """Count the jobs that match. The count is exact up to 10,000 jobs. Beyond that it is an estimate, and its
-        ``exact`` is False.
+        ``exact`` is False. ``fresh``: see `list_jobs`.
 
         Repeating: changes nothing.
         """
@@ -332,8 +340,8 @@ class Storage(Protocol):
     def listen(self, queues: str | Collection[str]) -> JobListener:
         """Return a listener that wakes an idle worker when jobs of the queues become ready. Open it in a ``with``."""
 
-    def list_failures(self, job_id: JobId) -> list[Failure]:
-        """Return the failed attempts of one job, oldest first.
+    def list_failures(self, job_id: JobId, *, fresh: bool = True) -> list[Failure]:
+        """Return the failed attempts of one job, oldest first. ``fresh``: see `get_job`.
 
         Repeating: changes nothing.
         """
@@ -353,21 +361,27 @@ class Storage(Protocol):
         Repeating: returns False.
         """
 
-    def queue_stats(self) -> list[QueueStats]:
+    def queue_stats(self, *, fresh: bool = False) -> list[QueueStats]:
         """Return each queue's jobs by status, age of the oldest due job, expired leases and pause, ordered by queue.
 
+        ``fresh``: see `list_jobs`.
+
         Repeating: changes nothing.
         """
 
-    def list_workers(self) -> list[WorkerStats]:
+    def list_workers(self, *, fresh: bool = False) -> list[WorkerStats]:
         """Return the workers that hold running jobs, ordered by worker_id. Idle workers are not listed.
 
+        ``fresh``: see `list_jobs`.
+
         Repeating: changes nothing.
         """
 
-    def list_job_types(self) -> list[str]:
+    def list_job_types(self, *, fresh: bool = False) -> list[str]:
         """Return the types of the stored jobs, in order. Types that only pending jobs have can be missing if there are
         more than 10,000 pending jobs.
+
+        ``fresh``: see `list_jobs`.
 
         Repeating: changes nothing.
         """

@@ -794,6 +794,22 @@ SELECT
     ) AS unlogged_tables;
 
 
+-- name: standby_state()^
+-- Return how far this server's reads are behind its primary.
+-- Returns: one row: true if the server is a standby; the time since the newest commit that it shows, zero if it shows all
+-- that it has received, null if it has shown none or is no standby; and true if it is connected to its primary.
+-- Index: none; the server's shared memory is read.
+-- Locks: none.
+-- Notes: A standby that lost its primary receives nothing, so it counts as up to date. is_receiving is then false.
+SELECT
+    pg_is_in_recovery() AS is_standby,
+    CASE
+        WHEN pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn() THEN interval '0'
+        ELSE statement_timestamp() - pg_last_xact_replay_timestamp()
+    END AS behind,
+    (SELECT count(*) > 0 FROM pg_stat_wal_receiver) AS is_receiving;
+
+
 -- name: measure_claim_index()$
 -- Measure how full the claim index's pages are, with the extension pgstattuple, whose schema must be in the search
 -- path.

@@ -12,11 +12,12 @@ import psycopg
 import pytest
 from anyio.from_thread import start_blocking_portal
 from hypothesis import HealthCheck, settings
+from msgspec.structs import replace
 from psycopg import sql
 
 from goqueue import AsyncPostgresStorage, DatabaseConfig, PostgresStorage, Storage
 from goqueue.schemas import DEFAULT_SCHEMA, render
-from tests import pgbouncer
+from tests import pgbouncer, standby
 from tests.blocking import blocking
 from tests.commands import Commands
 
@@ -77,7 +78,8 @@ def store(request: pytest.FixtureRequest, goqueue_database: str, goqueue_schema:
     """Every kind of storage, each on the test's database. Tests with this fixture check the contract."""
     config = DatabaseConfig(url=goqueue_database, schema=goqueue_schema)
     if request.param == "pool":
-        with PostgresStorage.open(config) as opened:
+        kind = standby.CaughtUpStorage if standby.PORT else PostgresStorage
+        with kind.open(replace(config, read_url=standby.url_of(goqueue_database))) as opened:
             yield opened
     elif request.param == "pgbouncer":
         url = request.getfixturevalue("through_pgbouncer")(goqueue_database)

@@ -1,10 +1,16 @@
-"""A primary with a streaming standby, on embedded servers. Imports goqueue.testing and psycopg."""
+"""A primary with a streaming standby, on embedded servers. Imports goqueue.testing and psycopg.
+
+``python -m tests.standby ARGUMENTS`` runs pytest on such a pair. The standby applies each commit late. The stores that
+the contract's tests open directly read their lists, counts and statistics there.
+"""
 
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,12 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+from psycopg.conninfo import make_conninfo
 
+from goqueue import PostgresStorage
 from goqueue.migrate import migrate
 from goqueue.testing.embedded import EmbeddedServer, _server_identity
 
 SECONDS = 60.0
 """The longest wait for a condition, reached only if the test fails."""
+PORT = os.environ.get("GOQUEUE_TEST_STANDBY_PORT", "")
+"""The port of the standby on which the contract's stores read; empty: there is none."""
+LAG = "100ms"
 
 
 def until(holds: Callable[[], Any]) -> Any:
@@ -61,6 +72,10 @@ class Pair:
             behind = "SELECT pg_wal_lsn_diff(pg_current_wal_flush_lsn(), flush_lsn) <= 0 FROM pg_stat_replication"
             until(lambda: admin.execute(behind).fetchone() == (True,))
 
+    def until_replayed(self) -> None:
+        """Wait until the standby shows all that the primary has committed."""
+        replayed(self.primary.url(), self.standby.url())
+
     def stop_sending(self) -> int:
         """Stop the process that sends to the standby, and return its id."""
         with psycopg.connect(self.primary.url(), autocommit=True) as admin:
@@ -84,7 +99,7 @@ class Pair:
 
 
 @contextmanager
-def pair(folder: Path) -> Iterator[Pair]:
+def pair(folder: Path, standby_settings: dict[str, str] | None = None) -> Iterator[Pair]:
     """Start the servers; the standby's files are in the folder. Commits do not wait for the standby yet."""
     safe = dict.fromkeys(("fsync", "full_page_writes", "synchronous_commit"), "on")
     settings = {**safe, "wal_level": "replica", "listen_addresses": "127.0.0.1"}
@@ -99,13 +114,56 @@ def pair(folder: Path) -> Iterator[Pair]:
             for place, _, files in os.walk(data):
                 for path in (Path(place), *(Path(place, file) for file in files)):
                     shutil.chown(path, identity["user"], identity["group"])
-        standby = EmbeddedServer(data, settings=settings | {"port": _free_port()}, durable=False)
+        own = {"port": _free_port(), **(standby_settings or {})}
+        standby = EmbeddedServer(data, settings=settings | own, durable=False)
         stack.enter_context(standby)
         both = Pair(primary, standby)
         both.until_standby_is("async")
         yield both
 
 
+def url_of(primary: str) -> str:
+    """Return the URL of the same database on the standby; empty if there is none."""
+    return make_conninfo(primary, host="127.0.0.1", port=PORT) if PORT else ""
+
+
+class CaughtUpStorage(PostgresStorage):
+    """Waits before each reading on the standby until this shows all changes made before."""
+
+    @contextmanager
+    def _reading(self, *, fresh: bool) -> Iterator[psycopg.Connection[Any]]:
+        if not fresh:
+            replayed(*(make_conninfo(url, dbname="postgres") for url in (self.config.url, self.config.read_url)))
+        with super()._reading(fresh=fresh) as connection:
+            yield connection
+
+
+def replayed(primary_url: str, standby_url: str) -> None:
+    """Wait until the standby shows all that the primary has committed."""
+    # Autocommit, because the replay waits for the end of transactions that could see what it removes.
+    with (
+        psycopg.connect(primary_url, autocommit=True) as primary,
+        psycopg.connect(standby_url, autocommit=True) as standby,
+    ):
+        written = primary.execute("SELECT pg_current_wal_flush_lsn()::text").fetchone()
+        until(lambda: standby.execute("SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn", written).fetchone() == (True,))
+
+
 def _free_port() -> str:
     with socket.create_server(("127.0.0.1", 0)) as free:
         return str(free.getsockname()[1])
+
+
+def main() -> int:
+    with tempfile.TemporaryDirectory() as folder, pair(Path(folder), {"recovery_min_apply_delay": LAG}) as both:
+        names = {
+            "GOQUEUE_TEST_DATABASE_URL": both.primary.url(),
+            "GOQUEUE_TEST_STANDBY_PORT": both.standby._settings["port"],
+        }
+        return subprocess.run(
+            [sys.executable, "-m", "pytest", *sys.argv[1:]], check=False, env=os.environ | names
+        ).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

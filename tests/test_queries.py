@@ -24,7 +24,7 @@ from goqueue.postgres.admin_queries import AdminQueries
 from goqueue.postgres.queries import load_queries
 from goqueue.postgres.wire import JobRow
 from goqueue.testing import scratch
-from goqueue.workbench import behaviour, cases, durability, explain, health, plans, proofs, rights, schema
+from goqueue.workbench import behaviour, cases, durability, explain, health, plans, proofs, rights, schema, standby
 from goqueue.workbench.notes import read_notes
 from tools import catalogue
 from tools.catalogue import made_files
@@ -99,6 +99,8 @@ def test_each_other_query_is_run_by_a_command(name: str) -> None:
     modules = (
         health,
         durability,
+        standby,
+        standby,
         schema,
         rights,
         overrides,

@@ -35,6 +35,7 @@ from goqueue.testing.scratch import REFUSALS, scratch_database
 from goqueue.workbench.behaviour import NOT_COMPARED, compare_behaviour
 from goqueue.workbench.findings import Check, Finding, Level
 from goqueue.workbench.health import read_settings, run_checks
+from goqueue.workbench.standby import check_reads
 
 _STYLES = {
     Level.OK: "green",
@@ -146,6 +147,19 @@ def _checks(config: DatabaseConfig, folder: str, scratch: Scratch) -> Iterator[C
         yield Check("server", Level.FAILED, "", (Finding(Level.FAILED, str(lost), "nothing more can be checked", do),))
         if isinstance(lost, ConnectionRejectedError):
             raise lost from error
+        return
+    if config.read_url:
+        yield _reads(config)
+
+
+def _reads(config: DatabaseConfig) -> Check:
+    try:
+        with connect(replace(config, url=config.read_url)) as connection:
+            return check_reads(connection)
+    except psycopg.Error as error:
+        why = "lists, counts and statistics fail; all else works"
+        do = "start the standby, or empty read_url: they then come from the primary"
+        return Check("reads", Level.FAILED, "", (Finding(Level.FAILED, str(translate(error)), why, do),))
 
 
 def _behaviour(config: DatabaseConfig, folder: str, where: Scratch, names: list[str]) -> Check:

@@ -531,7 +531,7 @@ def _change_matching(
     wanted = [status for status in verb.begins if status in given]
     if len(wanted) < len(JobStatus):
         job_filter = msgspec.structs.replace(job_filter, status=wanted)
-    confirm(lambda: verb.question.format(counted(store.count_jobs(job_filter))), yes=yes)
+    confirm(lambda: verb.question.format(counted(store.count_jobs(job_filter, fresh=True))), yes=yes)
     count, code = _with_progress(verb.done, lambda show: run(store, job_filter, progress=show))
     kind = " or ".join(wanted) if len(wanted) < len(JobStatus) else ""
     return count, code, "" if count or code else f"no {kind} job matches".replace("  ", " ")

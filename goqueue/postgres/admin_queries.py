@@ -1,6 +1,6 @@
 """The types of the queries that no store runs: those for checks, proofs, plans and scratch databases."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol
 from uuid import UUID
 
@@ -51,6 +51,7 @@ class AdminQueries(Protocol):
     seed_session: One[tuple[bool, str, str, str]]
     server_state: One[tuple[int, str, str, str, str, bool, bool, bool, bool, bool, bool, list[str], list[str], bool]]
     set_local: One[str]
+    standby_state: One[tuple[bool, timedelta | None, bool]]
     statement_times: Many[tuple[str, int, float, float, float, int, int, float | None]]
     tell_time: One[datetime]
     vacuum_failures: One[int]

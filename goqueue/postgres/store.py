@@ -219,6 +219,8 @@ class PostgresStorage:
         self._process = os.getpid()
         self._positions = {} if positions is None else positions
         self._kept: dict[UUID, str] = {} if kept is None else kept
+        #: The store of ``read_url``, once something was read there.
+        self._reader: dict[str, PostgresStorage] = {}
         self._queries = _queries(config, config.sql_dir)
 
     @classmethod
@@ -258,6 +260,8 @@ class PostgresStorage:
         """Close the pool. A connection passed to `bound_to` stays open. A second call does nothing."""
         if self._pool is not None and self._process == os.getpid():  # in a fork, the pool belongs to the parent
             self._pool.close()
+            for reader in self._reader.values():
+                reader.close()
 
     def __enter__(self) -> Self:
         return self
@@ -394,77 +398,87 @@ class PostgresStorage:
 
     # --- read -------------------------------------------------------------------------------------------------------
 
-    def get_job(self, job_id: JobId) -> Job:
-        """Return the job with this id.
+    def get_job(self, job_id: JobId, *, fresh: bool = True) -> Job:
+        """Return the job with this id. With ``fresh`` False, read it on the standby (``read_url``).
 
         Raises: `JobNotFoundError` if there is none; `CorruptJobError` if it can't be read.
         Query: get_job.
         Repeating: changes nothing.
         """
         wanted = as_job_id(job_id)
-        with self._connection() as connection:
+        with self._reading(fresh=fresh) as connection:
             row = self._queries.get_job(connection, id=wanted)
         return found(row, f"no job has the id {wanted}")
 
-    def get_jobs(self, job_ids: Iterable[JobId]) -> list[Job]:
-        """Return the jobs with these ids, in the given order. Missing jobs are omitted.
+    def get_jobs(self, job_ids: Iterable[JobId], *, fresh: bool = True) -> list[Job]:
+        """Return the jobs with these ids, in the given order. Missing jobs are omitted. ``fresh``: see `get_job`.
 
         Raises: `CorruptJobError` if one of them can't be read.
         Query: get_jobs.
         Repeating: changes nothing.
         """
         wanted = as_job_ids(job_ids)
-        with self._connection() as connection:
+        with self._reading(fresh=fresh) as connection:
             return [job_of(row) for row in self._queries.get_jobs(connection, ids=wanted)]
 
-    def get_job_by_idempotency_key(self, idempotency_key: str) -> Job:
-        """Return the job with this idempotency key.
+    def get_job_by_idempotency_key(self, idempotency_key: str, *, fresh: bool = True) -> Job:
+        """Return the job with this idempotency key. ``fresh``: see `get_job`.
 
         Raises: `JobNotFoundError` if there is none; `CorruptJobError` if it can't be read.
         Query: get_job_by_idempotency_key.
         Repeating: changes nothing.
         """
         key = check_name("idempotency_key", idempotency_key)
-        with self._connection() as connection:
+        with self._reading(fresh=fresh) as connection:
             row = self._queries.get_job_by_idempotency_key(connection, idempotency_key=key)
         return found(row, f"no job has the idempotency key {key!r}")
 
-    def list_jobs(self, job_filter: JobFilter | None = None, limit: int = 50, cursor: str | None = None) -> Page:
+    def list_jobs(
+        self,
+        job_filter: JobFilter | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+        *,
+        fresh: bool = False,
+    ) -> Page:
         """Return a page of ``limit`` (1 to 1000) jobs, newest first. Only the last page can be shorter.
 
         ``cursor`` is the ``next_cursor`` of the previous page, with the same filter. The page's ``unreadable`` has the
-        jobs whose payload Python can't represent, or whose status a later release added.
+        jobs whose payload Python can't represent, or whose status a later release added. If ``read_url`` is set, the
+        page is read there; with ``fresh``, always on the primary.
 
         Raises: `InvalidCursorError` for a cursor of another filter.
         Query: list_jobs.
         Repeating: changes nothing.
         """
-        rows, next_cursor = self._list(job_filter, limit, cursor)
+        rows, next_cursor = self._list(job_filter, limit, cursor, fresh=fresh)
         jobs, corrupt = read_jobs(rows)
         return Page(jobs, next_cursor, {error.job_id: str(error) for error in corrupt})
 
-    def _list(self, job_filter: JobFilter | None, limit: int, cursor: str | None) -> tuple[list[JobRow], str | None]:
+    def _list(
+        self, job_filter: JobFilter | None, limit: int, cursor: str | None, *, fresh: bool
+    ) -> tuple[list[JobRow], str | None]:
         """Return the rows of a page, and the cursor of the next page."""
         wanted, size = filter_values(job_filter), check_limit(limit)
         created_at, job_id = read_cursor(wanted, cursor)
         # One extra row shows whether another page follows.
         page = {"page_limit": size + 1, "cursor_created_at": created_at, "cursor_id": job_id}
-        with self._connection() as connection:
+        with self._reading(fresh=fresh) as connection:
             rows = list(self._queries.list_jobs(connection, **wanted, **page))
         if len(rows) <= size:
             return rows, None
         last = rows[size - 1]
         return rows[:size], make_cursor(wanted, last.created_at, last.id)
 
-    def count_jobs(self, job_filter: JobFilter | None = None) -> JobCount:
+    def count_jobs(self, job_filter: JobFilter | None = None, *, fresh: bool = False) -> JobCount:
         """Count the jobs that match. The count is exact up to 10,000 jobs. Beyond that it is an estimate, and its
-        ``exact`` is False.
+        ``exact`` is False. ``fresh``: see `list_jobs`.
 
         Query: count_jobs.
         Repeating: changes nothing.
         """
         wanted = filter_values(job_filter)
-        with self._connection() as connection:
+        with self._reading(fresh=fresh) as connection:
             count, exact = self._queries.count_jobs(connection, **wanted)
         return JobCount(count, exact=exact)
 
@@ -639,7 +653,7 @@ class PostgresStorage:
             jobs = replace(jobs, status=statuses)
         found_ids: list[UUID] = []
         while True:
-            rows, cursor = self._list(jobs, MAX_PAGE, cursor)
+            rows, cursor = self._list(jobs, MAX_PAGE, cursor, fresh=True)
             found_ids += [row.id for row in rows]
             # In the caller's transaction, locks outlast a batch. So all batches need one common order.
             if self._pool is None and cursor is not None:
@@ -976,14 +990,14 @@ class PostgresStorage:
         connect = partial(open_connection, config, self._queries)
         return Listener(connect, self._queries, queue_names(queues), config.schema)
 
-    def list_failures(self, job_id: JobId) -> list[Failure]:
-        """Return the failed attempts of one job, oldest first.
+    def list_failures(self, job_id: JobId, *, fresh: bool = True) -> list[Failure]:
+        """Return the failed attempts of one job, oldest first. ``fresh``: see `get_job`.
 
         Query: list_failures.
         Repeating: changes nothing.
         """
         wanted = as_job_id(job_id)
-        with self._connection() as connection:
+        with self._reading(fresh=fresh) as connection:
             return [failure_of(row) for row in self._queries.list_failures(connection, job_id=wanted)]
 
     def pause_queue(self, queue: str, *, until: datetime | None = None) -> None:
@@ -1018,38 +1032,44 @@ class PostgresStorage:
                 _ = list(self._queries.wake_listeners(connection, queues=[name]))
         return was_paused is True
 
-    def queue_stats(self) -> list[QueueStats]:
+    def queue_stats(self, *, fresh: bool = False) -> list[QueueStats]:
         """Return each queue's jobs by status, age of the oldest due job, expired leases and pause, ordered by queue.
 
         A count is exact up to 1,000. Beyond that it is an estimate, and its ``exact`` is False.
 
+        ``fresh``: see `list_jobs`.
+
         Query: queue_stats.
         Repeating: changes nothing.
         """
-        with self._connection() as connection:
+        with self._reading(fresh=fresh) as connection:
             return [stats_of(row) for row in self._queries.queue_stats(connection)]
 
-    def list_workers(self) -> list[WorkerStats]:
+    def list_workers(self, *, fresh: bool = False) -> list[WorkerStats]:
         """Return the workers that hold running jobs, ordered by worker_id. Idle workers are not listed.
 
         `list_jobs` with `JobFilter(locked_by=...)` returns a worker's jobs.
 
+        ``fresh``: see `list_jobs`.
+
         Query: list_workers.
         Repeating: changes nothing.
         """
-        with self._connection() as connection:
+        with self._reading(fresh=fresh) as connection:
             return [worker_of(row) for row in self._queries.list_workers(connection)]
 
-    def list_job_types(self) -> list[str]:
+    def list_job_types(self, *, fresh: bool = False) -> list[str]:
         """Return the types of the stored jobs, in order.
 
         Of the pending jobs, the 10,000 newest and the 10,000 oldest are read. A type that only other pending jobs have
         is missing.
 
+        ``fresh``: see `list_jobs`.
+
         Query: list_job_types.
         Repeating: changes nothing.
         """
-        with self._connection() as connection:
+        with self._reading(fresh=fresh) as connection:
             return [job_type for (job_type,) in self._queries.list_job_types(connection)]
 
     def get_transaction_status(self, transaction_id: str) -> TransactionStatus:
@@ -1080,6 +1100,22 @@ class PostgresStorage:
             self._queries.ping(connection)
 
     # --- connections and transactions -------------------------------------------------------------------------------
+
+    @contextmanager
+    def _reading(self, *, fresh: bool) -> Iterator[Connection[Any]]:
+        """Yield a connection to the standby. Without a ``read_url``, for a bound store and if ``fresh``: our own."""
+        url = self.config.read_url
+        if fresh or not url or self._pool is None:
+            with self._connection() as connection:
+                yield connection
+            return
+        if url not in self._reader:  # opened now, because a program that reads nothing needs no standby
+            config = replace(self.config, url=url, read_url="")
+            opened = type(self)(config, pool=open_pool(config, _queries(config, "")))
+            if self._reader.setdefault(url, opened) is not opened:  # another call was faster
+                opened.close()
+        with self._reader[url]._connection() as connection:  # noqa: SLF001
+            yield connection
 
     @contextmanager
     def _connection(self) -> Iterator[Connection[Any]]:

@@ -319,10 +319,10 @@ class Run:
         held = self._held.copy() | self._overdue.copy() | self._unreported.copy()
         known = {(one.job.id, one.job.lease_token) for one in held}
         mine = JobFilter(locked_by=self._worker_id)
-        page = self._store.list_jobs(mine, _BATCH)
+        page = self._store.list_jobs(mine, _BATCH, fresh=True)
         jobs = page.jobs
         while page.next_cursor is not None:
-            page = self._store.list_jobs(mine, _BATCH, page.next_cursor)
+            page = self._store.list_jobs(mine, _BATCH, page.next_cursor, fresh=True)
             jobs += page.jobs
         self._recovered("claims")
         unknown = [job for job in jobs if (job.id, job.lease_token) not in known]

@@ -343,10 +343,10 @@ class AsyncRun:
         held = self._held.copy() | self._overdue.copy() | self._unreported.copy()
         known = {(one.job.id, one.job.lease_token) for one in held}
         mine = JobFilter(locked_by=self._worker_id)
-        page = await self._store.list_jobs(mine, _BATCH)
+        page = await self._store.list_jobs(mine, _BATCH, fresh=True)
         jobs = page.jobs
         while page.next_cursor is not None:
-            page = await self._store.list_jobs(mine, _BATCH, page.next_cursor)
+            page = await self._store.list_jobs(mine, _BATCH, page.next_cursor, fresh=True)
             jobs += page.jobs
         self._recovered("claims")
         unknown = [job for job in jobs if (job.id, job.lease_token) not in known]

@@ -1,0 +1,203 @@
+"""Lists, counts and statistics read on a standby: what can be old, what never is, and a standby that is away."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+import pytest
+
+from goqueue import (
+    DatabaseConfig,
+    Job,
+    JobFilter,
+    JobNotFoundError,
+    JobStatus,
+    NewJob,
+    PostgresStorage,
+    StorageUnavailableError,
+)
+from goqueue.workbench import standby as standby_check
+from goqueue.workbench.findings import Check, Level
+from goqueue.workbench.standby import check_reads
+from tests import proxy
+from tests.commands import Commands
+from tests.standby import Pair, pair, until
+from tests.ways import WAYS, opened
+from tests.workers import KINDS, Workers
+
+#: The methods that read on the standby, with the value that shows the one job of queue q.
+LISTS: dict[str, tuple[Callable[..., Any], Any]] = {
+    "list_jobs": (lambda store, **how: len(store.call("list_jobs", **how).jobs), 1),
+    "count_jobs": (lambda store, **how: int(store.call("count_jobs", **how)), 1),
+    "queue_stats": (lambda store, **how: [one.queue for one in store.call("queue_stats", **how)], ["q"]),
+    "list_workers": (lambda store, **how: [one.worker_id for one in store.call("list_workers", **how)], ["w"]),
+    "list_job_types": (lambda store, **how: store.call("list_job_types", **how), ["t"]),
+}
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    with pair(tmp_path_factory.mktemp("pair")) as both:
+        yield both
+
+
+@pytest.fixture
+def config(servers: Pair) -> DatabaseConfig:
+    """The primary, without jobs, and the standby for reads."""
+    with psycopg.connect(servers.primary.url(), autocommit=True) as admin:
+        admin.execute("TRUNCATE goqueue.jobs CASCADE")
+    servers.until_replayed()
+    return DatabaseConfig(url=servers.primary.url(), read_url=servers.standby.url())
+
+
+@contextmanager
+def stale(servers: Pair) -> Iterator[None]:
+    """Stop the replay on the standby: it shows what it has now."""
+    servers.until_replayed()
+    with psycopg.connect(servers.standby.url(), autocommit=True) as standby:
+        standby.execute("SELECT pg_wal_replay_pause()")
+        until(lambda: standby.execute("SELECT pg_get_wal_replay_pause_state()").fetchone() == ("paused",))
+        try:
+            yield
+        finally:
+            standby.execute("SELECT pg_wal_replay_resume()")
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", LISTS)
+def test_lists_and_counts_are_read_on_the_standby_and_fresh_ones_on_the_primary(
+    servers: Pair, config: DatabaseConfig, way: str, name: str
+) -> None:
+    read, one_job = LISTS[name]
+    with opened(way, config) as store:
+        nothing = read(store, fresh=False)
+        with stale(servers):
+            store.call("create_job", NewJob(job_type="t", queue="q"))
+            store.call("claim_jobs", "q", "w")
+            assert read(store, fresh=True) == one_job
+            # A store that is bound to a connection reads in the caller's transaction.
+            assert read(store, fresh=False) == (one_job if "bound" in way else nothing)
+        servers.until_replayed()
+        assert read(store, fresh=False) == one_job
+
+
+@pytest.mark.parametrize("way", ["pool", "async pool"])
+def test_a_job_is_read_on_the_standby_only_on_request(servers: Pair, config: DatabaseConfig, way: str) -> None:
+    with opened(way, config) as store, stale(servers):
+        job = store.call("create_job", NewJob(job_type="t", idempotency_key="k"))
+        [held] = store.call("claim_jobs", "default", "w")
+        store.call("fail_job", held, "no")
+        assert store.call("get_job", job.id).attempts == 1
+        assert store.call("get_job_by_idempotency_key", "k").id == job.id
+        assert len(store.call("get_jobs", [job.id])) == len(store.call("list_failures", job.id)) == 1
+        for method, value in (("get_job", job.id), ("get_job_by_idempotency_key", "k")):
+            with pytest.raises(JobNotFoundError):
+                store.call(method, value, fresh=False)
+        assert store.call("get_jobs", [job.id], fresh=False) == store.call("list_failures", job.id, fresh=False) == []
+
+
+def test_bulk_changes_by_filter_see_the_newest_jobs(servers: Pair, config: DatabaseConfig) -> None:
+    with PostgresStorage.open(config) as store, stale(servers):
+        first, second = (store.create_job(NewJob(job_type="t", queue="q")).id for _ in range(2))
+        assert store.cancel_jobs(JobFilter(queue="q")) == 2
+        assert store.list_jobs().jobs == []
+        assert store.delete_jobs(JobFilter(status="cancelled")) == 2
+        assert store.get_jobs([first, second]) == []
+
+
+def test_a_store_works_without_its_standby_and_reads_there_once_it_is_back(
+    servers: Pair, config: DatabaseConfig
+) -> None:
+    with proxy.running(servers.standby.url()) as between:
+        between.refuse()
+        options = {"read_url": between.url, "pool_timeout": timedelta(seconds=1)}
+        with PostgresStorage.open(DatabaseConfig(url=config.url, **options)) as store:
+            job = store.create_job(NewJob(job_type="t"))
+            with pytest.raises(StorageUnavailableError):
+                store.list_jobs()
+            assert store.list_jobs(fresh=True).jobs == [store.get_job(job.id)]
+            between.accept()
+            servers.until_replayed()
+            assert [one.id for one in store.list_jobs().jobs] == [job.id]
+            between.refuse()
+            with pytest.raises(StorageUnavailableError):
+                store.count_jobs()
+            between.accept()
+            until(lambda: count_of(store) == 1)
+
+
+def count_of(store: PostgresStorage) -> int | None:
+    try:
+        return int(store.count_jobs())
+    except StorageUnavailableError:
+        return None
+
+
+def test_many_threads_that_read_first_open_one_pool(servers: Pair, config: DatabaseConfig) -> None:
+    with PostgresStorage.open(config) as store, ThreadPoolExecutor(8) as threads:
+        assert set(threads.map(lambda _: int(store.count_jobs()), range(64))) == {0}
+        assert len(store._reader) == 1
+    with psycopg.connect(servers.standby.url(), autocommit=True) as standby:
+        ours = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'goqueue'"
+        until(lambda: standby.execute(ours).fetchone() == (0,))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_worker_finds_the_jobs_of_a_lost_claim_while_the_standby_is_behind(
+    servers: Pair, config: DatabaseConfig, kind: str
+) -> None:
+    workers = Workers(kind, config.url)
+
+    async def succeed(job: Job) -> None:
+        pass
+
+    with PostgresStorage.open(config.url) as store, stale(servers), proxy.running(servers.primary.url()) as between:
+        job = store.create_job(NewJob(job_type="t"))
+        between.lose_reply(b"claim_jobs")
+        url = DatabaseConfig(url=between.url, read_url=servers.standby.url(), prepare_threshold=None)
+        with workers.running({"t": succeed}, url=url):
+            until(lambda: store.get_job(job.id).status == JobStatus.COMPLETED)
+        assert store.get_job(job.id).attempts == 1
+
+
+# --- `goqueue check` ------------------------------------------------------------------------------------------------
+
+
+def checked(url: str) -> Check:
+    with psycopg.connect(url, autocommit=True) as connection:
+        return check_reads(connection)
+
+
+def test_a_standby_that_shows_all_it_has_received_is_no_finding(servers: Pair, config: DatabaseConfig) -> None:
+    assert checked(config.read_url) == Check("reads", Level.OK, "the standby of read_url is 0s behind")
+
+
+def test_a_standby_that_is_far_behind_is_a_warning(
+    servers: Pair, config: DatabaseConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(standby_check, "_OLD", timedelta(milliseconds=1))
+    with stale(servers), PostgresStorage.open(config.url) as store:
+        store.create_job(NewJob(job_type="t"))
+        until(lambda: checked(config.read_url).level == Level.WARNING)
+        [found] = checked(config.read_url).findings
+    assert "1ms behind" in found.found
+
+
+def test_reading_on_a_primary_is_a_note(config: DatabaseConfig) -> None:
+    assert checked(config.url).level == Level.NOTE
+
+
+def test_the_check_says_that_a_standby_is_away_and_what_to_do(
+    commands: Commands, config: DatabaseConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOQUEUE_DATABASE_URL", config.url)
+    with proxy.running(config.read_url) as between:
+        monkeypatch.setenv("GOQUEUE_DATABASE_READ_URL", between.url)
+        assert "the standby of read_url is" in commands("check").out
+        between.refuse()
+        failed = commands("check")
+    assert failed.code == 3
+    assert "do:  start the standby, or empty read_url" in failed.out
