@@ -688,15 +688,28 @@ def _hyphenated(variable: str) -> str:
 
 
 def _misspelt_sections(variables: Mapping[str, str]) -> list[str]:
-    """Return problems for variables without a known section that resemble a setting's. The rest belong to other
-    programs; Kubernetes sets GOQUEUE_SERVICE_... for a Service named goqueue, and GOQUEUE_TEST_... is for tests."""
+    """Return problems for variables without a known section or with a misspelt prefix that resemble a setting's. The
+    rest belong to other programs; Kubernetes sets GOQUEUE_SERVICE_... for a Service named goqueue, and GOQUEUE_TEST_...
+    is for tests."""
     others = ("GOQUEUE_SERVICE_", "GOQUEUE_TEST_", *(f"GOQUEUE_{section.section}_".upper() for section in SECTIONS))
     return [
         f"{_name(variable)}: no setting has this environment variable; did you mean {' or '.join(meant)}?"
         for variable in sorted(variables)
-        if variable.startswith("GOQUEUE_") and variable != FILE_VARIABLE and not variable.startswith(others)
-        if (meant := _resembled(variable))
+        if variable != FILE_VARIABLE and not variable.startswith(others)
+        if (meant := _resembled(variable) if variable.startswith("GOQUEUE_") else _differs_in_prefix(variable))
     ]
+
+
+def _differs_in_prefix(variable: str) -> list[str]:
+    """Return the known variable that differs only in its prefix, if that resembles GOQUEUE, as GOQUE and goqueue do."""
+    name = variable.upper()
+    for known in (*(each for section in SECTIONS for each in _variables_of(section)), FILE_VARIABLE):
+        rest = known.removeprefix("GOQUEUE")
+        prefix = name.removesuffix(rest)
+        # GO, because QUEUE_ and PGQUEUE_ belong to others; letters, because GOQUEUE2_ is a program's second queue.
+        if prefix != name and re.fullmatch("GO[A-Z_]*", prefix) and get_close_matches(prefix, ["GOQUEUE"], cutoff=0.8):
+            return [known]
+    return []
 
 
 def _resembled(variable: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import traceback
 from collections.abc import Mapping
 from datetime import timedelta
@@ -237,12 +238,42 @@ def test_defaults_are_the_documented_ones() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("GOQUE_WORKER_LEASE", "GOQUEUE_WORKER_LEASE"),
+        ("GOQUEU_DATABASE_URL", "GOQUEUE_DATABASE_URL"),
+        ("GOQEUE_DATABASE_URL_FILE", "GOQUEUE_DATABASE_URL_FILE"),
+        ("GO_QUEUE_LOGGING_LEVEL", "GOQUEUE_LOGGING_LEVEL"),
+        ("GOQUEUES_CONFIG", "GOQUEUE_CONFIG"),
+        ("goqueue_worker_lease", "GOQUEUE_WORKER_LEASE"),
+    ],
+)
+def test_a_misspelt_prefix_before_a_settings_name_is_a_problem(variable: str, meant: str) -> None:
+    assert (
+        the_problem({variable: SECRET})
+        == f"{variable}: no setting has this environment variable; did you mean {meant}?"
+    )
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [
+        "QUEUE_DATABASE_URL", "PGQUEUE_DATABASE_URL", "GQUEUE_DATABASE_URL", "GOOGLE_CONFIG", "DATABASE_URL",
+        "GOQUEUE2_DATABASE_URL", "MYGOQUEUE_DATABASE_URL", "GOQUE_DATABASE_NAME", "GOQUE", "GOQUEU_",
+    ],
+)  # fmt: skip
+def test_a_variable_of_another_program_is_no_problem(variable: str) -> None:
+    assert load_config(environ={variable: SECRET}) == Config()
+
+
 def test_every_setting_has_an_example_here_and_a_description() -> None:
-    assert set(GOOD) == {setting.key for setting in SETTINGS}
-    assert set(BAD) == set(GOOD)
+    keys = {setting.key for setting in SETTINGS}
+    for name, examples in (("GOOD", GOOD), ("BAD", BAD)):
+        assert set(examples) == keys, f"tests/test_config.py: add {keys - set(examples)} to {name}"
     for setting in SETTINGS:
-        assert setting.rule.description.endswith(".")
-        assert "\n" not in setting.rule.description
+        about = setting.rule.description
+        assert re.fullmatch(r".+\.", about), f"goqueue/config.py: describe {setting.key} in one sentence"
 
 
 def test_every_setting_is_read_from_its_environment_variable() -> None:
