@@ -76,11 +76,17 @@ def bare_pgmigrate(url: str, *arguments: str) -> subprocess.CompletedProcess[str
 
 def test_files_are_numbered_without_gaps_and_each_has_its_way_back() -> None:
     names = [file.name for file in FILES]
-    assert [int(re.fullmatch(r"V(\d{4})__(?:NONTRANSACTIONAL_)?[a-z0-9_]+\.sql", name)[1]) for name in names] == list(
-        range(1, LATEST + 1)
-    )  # type: ignore[index]
-    undo_names = sorted(file.name for file in (BASE / "migrations" / "undo").iterdir())
-    assert undo_names == ["U" + name[1:] for name in names]
+    for number, name in enumerate(names, 1):
+        assert re.fullmatch(rf"V{number:04}__(?:NONTRANSACTIONAL_)?[a-z0-9_]+\.sql", name), (
+            f"{name}: name it V{number:04}__<what_it_does>.sql, in lower case"
+        )
+    undo_names = {file.name for file in (BASE / "migrations" / "undo").iterdir()}
+    wanted = {"U" + name[1:] for name in names}
+    assert undo_names == wanted, f"migrations/undo: add {wanted - undo_names}, remove {undo_names - wanted}"
+    for file in FILES:
+        assert re.match(r"--(?:.*\n--)* Locks: ", file.read_text("utf-8")), (
+            f"{file.name}: begin with the reason and the locks"
+        )
     strangers = {path.name for path in (BASE / "migrations").iterdir()} - set(names)
     assert strangers == {"README.md", "callbacks", "online", "roles", "schema.json", "undo"}
     # pgmigrate would treat a second file V0015 as a separate version.
@@ -177,7 +183,7 @@ def test_what_is_not_transactional_is_followed_by_what_is() -> None:
 
 def test_files_are_ascii_as_pgmigrate_wants_them() -> None:
     for file in (BASE / "migrations").rglob("*.sql"):
-        assert file.read_bytes().isascii(), file.name
+        assert file.read_bytes().isascii(), f"{file.name}: write ASCII only"
 
 
 def test_bare_pgmigrate_works_from_the_checkout(empty: str) -> None:
@@ -280,7 +286,7 @@ def test_everything_is_explained_in_the_catalog(goqueue_connection: psycopg.Conn
                  (a.attnum IS NOT NULL AND col_description(c.oid, a.attnum) IS NULL))
         """
     ).fetchall()
-    assert silent == []
+    assert silent == [], "write a COMMENT ON each of these in the migration"
 
 
 def test_a_row_inserted_by_hand_gets_a_time_ordered_id(goqueue_connection: psycopg.Connection[Any]) -> None:

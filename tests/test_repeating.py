@@ -273,13 +273,16 @@ def test_repeating_a_call_does_what_its_docstring_says(
 def test_the_docstring_says_it(name: str) -> None:
     for kind in (Storage, PostgresStorage):
         said = re.search(r"^Repeating: (.+)\Z", inspect.getdoc(getattr(kind, name)) or "", re.MULTILINE | re.DOTALL)
-        assert said is not None
-        assert " ".join(said[1].replace("`", "").split()) == CALLS[name].says
+        where = f"{kind.__name__}.{name}"
+        assert said is not None, f"{where}: end its docstring with a paragraph `Repeating: `"
+        assert " ".join(said[1].replace("`", "").split()) == CALLS[name].says, f"{where}, or CALLS: they differ"
 
 
 def test_every_method_of_the_contract_is_repeated() -> None:
     methods = {name for name, _ in inspect.getmembers(Storage, inspect.isfunction) if not name.startswith("_")}
-    assert methods - {"close", "listen"} == CALLS.keys(), "add the method to CALLS: what does a second call do?"
+    assert methods - {"close", "listen"} == CALLS.keys(), (
+        "tests/test_repeating.py: add the method to CALLS: what does a second call do?"
+    )
 
 
 def test_a_filter_is_read_again(goqueue_store: PostgresStorage, given: Given) -> None:
