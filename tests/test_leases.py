@@ -1388,15 +1388,16 @@ class TestResuming:
         taken += [job.id for job in resuming.claim_jobs("default", "w1", 500)]
         assert sorted(taken) == sorted({*ids, *surprises})
 
-    def test_a_resumed_claim_reads_less(self, resuming: PostgresStorage, snapshot: Any, sql: Any) -> None:
+    def test_a_resumed_claim_reads_less(
+        self, resuming: PostgresStorage, goqueue_schema: str, snapshot: Any, sql: Any
+    ) -> None:
         ids = fill(resuming, 9000)
         snapshot()
         taken = self.until_resuming(resuming, sql, "default")
 
         def entries_read(connection: psycopg.Connection[Any]) -> int:
-            row = connection.execute(
-                "SELECT pg_stat_get_xact_tuples_returned('goqueue.jobs_claim_idx'::regclass)"
-            ).fetchone()
+            index = f"{goqueue_schema}.jobs_claim_idx"
+            row = connection.execute("SELECT pg_stat_get_xact_tuples_returned(%s::regclass)", [index]).fetchone()
             assert row is not None
             return int(row[0])
 
