@@ -3,8 +3,10 @@
 import json
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -14,17 +16,21 @@ from psycopg import Connection
 from goqueue import (
     ConfigError,
     DatabaseConfig,
+    JobFilter,
     NewJob,
     PostgresStorage,
     SchemaError,
+    Worker,
+    WorkerConfig,
     named_statement,
     numbered_statement,
 )
-from goqueue.files import shipped_folder
+from goqueue.files import read_shipped, shipped_folder
 from goqueue.migrate import LOCK, MigrationError, list_migrations, migrate, migrations_dir, undo
 from goqueue.postgres.queries import load_queries, load_statements
 from goqueue.schemas import DEFAULT_SCHEMA, is_rendered, is_schema, lock_key, render
 from goqueue.workbench.plans import GenericPlan, generic_plans
+from goqueue.workbench.rights import check_roles
 from goqueue.workbench.schema import compare, expected_schema, read_schema
 from tests.commands import Commands
 
@@ -272,6 +278,23 @@ def test_goqueue_is_one_schema_among_others(goqueue_database: str) -> None:
     assert not any(one.pending for one in list_migrations(goqueue_database))
 
 
+def test_schemas_are_migrated_and_given_roles_at_the_same_time(empty: str) -> None:
+    names = ["jobs_1", "jobs_2", "jobs_3"]
+    roles, drop = (read_shipped("migrations", f"roles/{name}.sql") for name in ("roles", "drop_roles"))
+
+    def make(name: str) -> None:
+        migrate(empty, schema=name)
+        with psycopg.connect(empty, autocommit=True) as connection:
+            connection.execute(render(roles, name).encode())
+
+    with ThreadPoolExecutor() as threads:
+        assert list(threads.map(make, names)) == [None, None, None]
+    with psycopg.connect(empty, autocommit=True) as connection:
+        for name in names:
+            assert check_roles(connection, name).level == "ok"
+            connection.execute(render(drop, name).encode())
+
+
 # --- other ways to add jobs -------------------------------------------------------------------------------------------
 
 
@@ -452,3 +475,40 @@ def test_the_other_commands_use_the_schema(goqueue_of_two: Commands, stores: lis
     assert "goqueue.jobs" not in goqueue_of_two("queries", "get_job").out
     assert "default" in goqueue_of_two("stats").out
     assert "CREATE TABLE jobs_2.jobs" in goqueue_of_two("sql", "print", "V0001__create_jobs.sql").out
+
+
+def test_a_worker_runs_the_jobs_of_its_schema(stores: list[PostgresStorage]) -> None:
+    done = []
+    worker = Worker({"t": lambda job: done.append(job.queue)})
+    for store, queue in zip(stores, ("of one", "of the other"), strict=True):
+        store.create_job(NewJob(job_type="t", queue=queue))
+    worker.run(stores[1], WorkerConfig(queues=("of one", "of the other")), until_empty=True)
+    assert done == ["of the other"]
+    assert [store.count_jobs(JobFilter(status="pending")) for store in stores] == [1, 0]
+
+
+def test_the_plugin_s_databases_have_the_schema_of_its_fixture(pytester: pytest.Pytester, goqueue_server: Any) -> None:
+    pytester.makeconftest(
+        """
+        import pytest
+        pytest_plugins = ["goqueue.pytest_plugin"]
+
+        @pytest.fixture(scope="session")
+        def goqueue_schema():
+            return "jobs_2"
+        """
+    )
+    pytester.makepyfile(
+        """
+        from goqueue import NewJob
+
+        def test_store(goqueue_store, goqueue_connection):
+            goqueue_store.create_job(NewJob(job_type="t"))
+            assert goqueue_connection.execute("SELECT job_type FROM jobs_2.jobs").fetchall() == [("t",)]
+            assert goqueue_connection.execute("SELECT to_regnamespace('goqueue')").fetchall() == [(None,)]
+        """
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GOQUEUE_TEST_DATABASE_URL", goqueue_server.url)
+        patch.setenv("GOQUEUE_TEST_SERVER", "")
+        pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=1)
