@@ -22,6 +22,7 @@ from goqueue.errors import (
     StorageUnavailableError,
     TransactionConflictError,
 )
+from goqueue.schemas import DEFAULT_SCHEMA, is_schema
 
 # Messages for violations of the table's CHECK constraints.
 _RULES = {
@@ -82,6 +83,14 @@ _CONNECTING = re.compile(
 _ATTEMPT = re.compile(r"- host: (\S+), port: (\S+), hostaddr: (\S+): (.*?)(?= - host: |$)")
 # Errors for a name that does not exist. EAI_AGAIN means that the resolver is unavailable.
 _UNKNOWN_HOST = {getattr(socket, name) for name in ("EAI_NONAME", "EAI_NODATA") if hasattr(socket, name)}
+
+
+def _migration(said: str) -> str:
+    """Return the command that migrates the schema of the table that an error names."""
+    found = re.search(r"\b(\w+)\.(?:jobs|job_failures|paused_queues)\b", said)
+    if found is None or found[1] == DEFAULT_SCHEMA or not is_schema(found[1]):
+        return "`goqueue migrate` (or `pgmigrate migrate`)"
+    return f"`goqueue migrate --schema {found[1]}`"
 
 
 def translate(  # noqa: C901, PLR0911, PLR0912 - a table, in order
@@ -158,10 +167,7 @@ def translate(  # noqa: C901, PLR0911, PLR0912 - a table, in order
             pg.UndefinedTable() | pg.InvalidSchemaName() | pg.UndefinedColumn() | pg.UndefinedFunction()
             | pg.UndefinedObject() | pg.FeatureNotSupported()
         ):  # fmt: skip
-            return SchemaError(
-                f"{said}; run `goqueue migrate` (or `pgmigrate migrate`) on this database, "
-                "with this version's migrations"
-            )
+            return SchemaError(f"{said}; run {_migration(said)} on this database, with this version's migrations")
         case pg.InsufficientPrivilege():
             return SchemaError(
                 f"{said}; grant the login a role with this right (see Roles in migrations/README.md), "
