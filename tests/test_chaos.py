@@ -23,6 +23,7 @@ from goqueue import PostgresStorage
 from goqueue.migrate import migrate
 from tests import mutants
 from tests.chaos import clock, journal
+from tests.chaos.__main__ import _reason
 from tests.chaos.arena import HISTORY
 from tests.chaos.clients import SECOND, Spec, run_calls
 from tests.chaos.clock import Clock
@@ -335,3 +336,14 @@ def test_a_run_writes_a_report(tmp_path: Path) -> None:
     assert fault["calls"] >= 60
     assert fault["answers"]["ok"] > 30
     assert "seed s" in done.stdout
+
+
+def test_calls_that_were_unavailable_are_counted_by_their_reasons() -> None:
+    said = "no answer within {} s: the connection of '{}' was closed; look up job {} (DeadlineExceededError)"
+    calls = [
+        msgspec.structs.replace(FAILED, said=said.format(*different))
+        for different in (("1.5", "w:1", JOB), ("20", "calls-2:17", OTHER))
+    ]
+    reason = said.replace("'{}'", "…").replace("{}", "…")
+    assert {_reason(call) for call in calls} == {f"StorageUnavailableError: {reason}"}
+    assert [call.is_unavailable for call in (*calls, UNKNOWN, COMPLETE, LATE)] == [True, True, True, False, False]
