@@ -212,6 +212,8 @@ SOUND: Case = ([CREATE, CLAIM, COMPLETE], [CREATED, CLAIMED, COMPLETED], {JOB: E
 FAILED = msgspec.structs.replace(CLAIM, value=None, error="StorageUnavailableError")
 UNKNOWN = msgspec.structs.replace(FAILED, error="OutcomeUnknownError", is_unknown=True)
 FOREIGN = msgspec.structs.replace(FAILED, error="OperationalError", is_ours=False)
+LOST_REPLY = msgspec.structs.replace(UNKNOWN, transaction_id="701")
+STATUS = call(4, "get_transaction_status", {"transaction_id": "701"}, value="committed")
 READ = call(4, "get_job", {"job_id": JOB}, error="JobNotFoundError")
 UNKNOWN_READ = msgspec.structs.replace(READ, error="OutcomeUnknownError", is_unknown=True)
 #: Taken by hand from the worker, first without and then with the token of the trigger.
@@ -273,6 +275,10 @@ BROKEN: dict[str, tuple[str, Case]] = {
         "returned",
         ([CREATE, msgspec.structs.replace(CLAIM, value=[{**CLAIM.value[0], "token": 7}])], [CREATED], {JOB: PENDING}),
     ),
+    "a lost transaction that counts as committed": (
+        "returned",
+        ([CREATE, LOST_REPLY, STATUS], [CREATED], {JOB: PENDING}),
+    ),
     "a driver's error": ("named", ([CREATE, FOREIGN], [CREATED], {JOB: PENDING})),
     "an unknown outcome of a read": (
         "named",
@@ -302,6 +308,7 @@ def test_the_oracle_finds(case: str) -> None:
         ([CREATE, UNKNOWN], [CREATED, CLAIMED], {JOB: RUNNING}),
         ([CREATE, UNKNOWN], [CREATED], {JOB: PENDING}),
         ([CREATE, FAILED], [CREATED], {JOB: PENDING}),
+        ([CREATE, STATUS], [CREATED], {JOB: PENDING}),
         (
             [CREATE, CLAIM],
             [CREATED, CLAIMED, change(3, HAND, RUNNING, TAKEN), change(3.5, HAND, TAKEN, FENCED)],

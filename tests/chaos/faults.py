@@ -83,9 +83,8 @@ def cuts(arena: Arena) -> None:
 
 def each_cut(arena: Arena) -> None:
     """Cut every call of the store before and after each of its messages, in each way."""
-    end = time.monotonic() + arena.size.seconds
-    spec = arena.spec("each-cut")
-    each = Each(spec, ("127.0.0.1", arena.server.port), arena.chance, lambda: time.monotonic() < end)
+    goes_on = _until(arena.size.seconds)
+    each = Each(arena.spec("each-cut"), ("127.0.0.1", arena.server.port), arena.chance, goes_on)
     each.run()
     arena.done.update(each.done)
     arena.found += each.found
@@ -305,14 +304,19 @@ def versions(arena: Arena) -> None:
     environ = {"PYTHONPATH": f"{older}{os.pathsep}{ROOT}", "PYTHONSAFEPATH": "1"}
     url = make_conninfo(arena.url, options="-c statement_timeout=20s")
     newest = list_migrations(url)[-1].version
+    is_long = arena.size.least > 0  # then each migration is undone and applied
     for kind in ("calls", "worker"):
         arena.hire(kind)
     old = {arena.hire(kind, environ).name for kind in ("calls", "worker")}
     while arena.goes_on():
         for version in range(newest - 1, _LOWEST - 1, -1):
+            if not (is_long or arena.goes_on()):
+                break
             arena.pause(0.02, 0.2)
             arena.done["undone" if _changes(lambda to=version: undo(url, to=to)) else "failed"] += 1
         for version in range(_LOWEST + 1, newest + 1):
+            if not (is_long or arena.goes_on()):
+                break
             arena.pause(0.02, 0.2)
             arena.done["applied" if _changes(lambda to=version: migrate(url, target=to)) else "failed"] += 1
     migrate(url)
@@ -320,6 +324,17 @@ def versions(arena: Arena) -> None:
     arena.done["calls of the older release that succeeded"] = sum(
         call.client in old and not call.error for call in journal.read(arena.folder)
     )
+
+
+def _until(seconds: float) -> Callable[[], bool]:
+    """Return a function that returns True for some time since its first call."""
+    start: list[float] = []
+
+    def goes_on() -> bool:
+        start.append(time.monotonic())
+        return start[-1] - start[0] < seconds
+
+    return goes_on
 
 
 def _changes(step: Callable[[], object]) -> bool:

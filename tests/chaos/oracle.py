@@ -158,6 +158,7 @@ class _Judgement:
                 self.renewals[change.job_id, change.token or 0].append(change)
             if change.query == "claim_jobs":
                 self.claims[change.job_id, change.token or 0] = change
+        self.lost_transactions = {call.transaction_id for call in evidence.calls}
         self.index = _Index(evidence.calls)
         self.acknowledged: dict[str, float] = {}
         for call in evidence.calls:
@@ -417,6 +418,8 @@ class _Judgement:
     def check_get_transaction_status(self, call: Call) -> None:
         """Check the outcome of a transaction whose reply was lost."""
         wanted = call.args["transaction_id"]
+        if wanted not in self.lost_transactions:  # nobody knows its changes
+            return
         has_happened = any(change.transaction_id == wanted for change in self.evidence.history)
         if (call.value == "committed" and not has_happened) or (call.value == "aborted" and has_happened):
             self.violated("returned", f"transaction {wanted} counts as {call.value}: it is {has_happened}")
