@@ -112,7 +112,12 @@ MUTANTS = [
     ),
     *_of_each(
         "count_jobs",
-        ("worker", "j.locked_by = ANY(:worker_ids::text[])", "TRUE", f"{_LEASES} {_CONTRACT} -k 'Workers or holds'"),
+        (
+            "worker",
+            "j.locked_by = ANY(:worker_ids::text[])",
+            "TRUE",
+            f"{_LEASES} {_CONTRACT} -k 'Workers or a_workers_jobs'",
+        ),
         ("finished", "WHERE :worker_ids::text[] IS NULL", "", f"{_LEASES} -k Workers"),
         ("pending", "AND :worker_ids::text[] IS NULL", "", f"{_LEASES} -k Workers"),
     ),
@@ -207,7 +212,7 @@ MUTANTS = [
             f"{_LEASES} -k Release",
         ),
     ),
-    *_of_each("fail_jobs", ("final", "NOT :is_final::boolean AND ", "", f"{_LEASES} -k set_aside")),
+    *_of_each("fail_jobs", ("final", "NOT :is_final::boolean AND ", "", f"{_LEASES} -k unreadable_payload")),
     *_of_each(
         "rescue_jobs",
         ("expired", "AND j.lease_expires_at <= statement_timestamp()", "", f"{_LEASES} -k Rescue"),
@@ -228,7 +233,7 @@ MUTANTS = [
         "finish time",
         "(status IN ('completed', 'dead', 'cancelled')) = (completed_at IS NOT NULL)",
         "TRUE",
-        "tests/test_migrations.py -k rules_against_hands",
+        "tests/test_migrations.py -k contradictory_manual_changes",
     ),
     Mutant(
         "migrations/V0001__create_jobs.sql",
@@ -305,7 +310,7 @@ MUTANTS = [
         "deadline",
         "timeout=limit)",
         "timeout=limit and limit * 5)",
-        "tests/test_deadlines.py -k a_tunnel_that_is_silent",
+        "tests/test_deadlines.py -k silent_tunnel",
     ),
 ]
 

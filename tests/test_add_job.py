@@ -47,7 +47,7 @@ def test_a_job_has_the_defaults_of_a_new_job(goqueue_connection: Connection, goq
     assert content(goqueue_store.get_job(plain[0])) == expected
 
 
-def test_every_argument_arrives(goqueue_connection: Connection, goqueue_store: PostgresStorage) -> None:
+def test_every_argument_is_stored(goqueue_connection: Connection, goqueue_store: PostgresStorage) -> None:
     fields = {"job_type": "ship", "queue": "q", "payload": {"a": [1, "x"]}, "priority": -5, "max_attempts": 3}
     new = NewJob(**fields, idempotency_key="1", unique_key="3", scheduled_at=datetime(2050, 1, 1, tzinfo=UTC))
     expected = goqueue_store.create_job(new)
@@ -131,7 +131,7 @@ def test_a_call_waits_for_a_transaction_that_adds_the_same_key(
     assert results == [(job_id, False)] if commits else results[0][1]
 
 
-def test_jobs_go_with_the_transaction_and_the_savepoint(
+def test_jobs_are_rolled_back_with_the_transaction_and_the_savepoint(
     goqueue_connection: Connection, goqueue_store: PostgresStorage
 ) -> None:
     with goqueue_connection.transaction():
@@ -150,7 +150,7 @@ def test_it_wakes_a_listener(goqueue_connection: Connection, goqueue_store: Post
 
 
 @pytest.mark.parametrize("search_path", ["''", "pg_temp", "app, pg_catalog, goqueue"])
-def test_the_search_path_and_what_shadows_its_names_change_nothing(
+def test_the_search_path_and_objects_that_shadow_its_names_change_nothing(
     search_path: str, goqueue_connection: Connection, goqueue_store: PostgresStorage
 ) -> None:
     goqueue_connection.execute(f"""
@@ -200,7 +200,7 @@ REJECTED = {
 
 
 @pytest.mark.parametrize("arguments", REJECTED)
-def test_what_the_table_rejects_is_rejected_by_name(arguments: str, goqueue_connection: Connection) -> None:
+def test_a_value_that_the_table_rejects_is_rejected_by_name(arguments: str, goqueue_connection: Connection) -> None:
     sqlstate, named = REJECTED[arguments]
     with pytest.raises(psycopg.Error, match=named) as error:
         call(goqueue_connection, arguments)
@@ -278,7 +278,7 @@ def test_plainly_inserted_jobs_are_claimed_and_completed(
     assert goqueue_store.count_jobs(JobFilter(status="completed")) == 100
 
 
-def test_the_owner_can_copy(goqueue_connection: Connection, goqueue_store: PostgresStorage) -> None:
+def test_the_owner_can_use_copy(goqueue_connection: Connection, goqueue_store: PostgresStorage) -> None:
     with goqueue_connection.cursor() as cursor, cursor.copy("COPY goqueue.jobs (job_type) FROM STDIN") as copy:
         copy.write("a\nb\n")
     assert sorted(job.job_type for job in goqueue_store.list_jobs().jobs) == ["a", "b"]

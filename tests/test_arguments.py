@@ -113,7 +113,7 @@ def every_refusal() -> Iterator[Any]:
                 yield pytest.param(name, {**good, parameter: bad}, id=f"{name}-{parameter}-{number}")
 
 
-def test_no_method_is_forgotten() -> None:
+def test_every_method_has_an_invalid_argument_here() -> None:
     methods = {name for name, _ in inspect.getmembers(PostgresStorage, inspect.isfunction) if not name.startswith("_")}
     expected = methods - {"bound_to", "close", "ping", "queue_stats", "list_workers", "list_job_types"}
     assert expected == set(GOOD), (
@@ -123,7 +123,7 @@ def test_no_method_is_forgotten() -> None:
 
 
 @pytest.mark.parametrize(("name", "arguments"), list(every_refusal()))
-def test_is_refused_by_name(name: str, arguments: dict[str, Any]) -> None:
+def test_an_invalid_argument_is_rejected_by_name(name: str, arguments: dict[str, Any]) -> None:
     # Without a connection: requesting one fails differently.
     with pytest.raises(InvalidJobError) as caught:  # noqa: PT012 - an iterator is rejected when it starts
         given = getattr(PostgresStorage(DatabaseConfig()), name)(**arguments)
@@ -147,12 +147,12 @@ def test_is_refused_by_name(name: str, arguments: dict[str, Any]) -> None:
         {"factor": None}, {"jitter": -0.1}, {"jitter": 1.1}, {"jitter": float("nan")}, {"jitter": "0"},
     ],
 )  # fmt: skip
-def test_a_backoff_that_cannot_be_used_is_refused(fields: Any) -> None:
+def test_an_invalid_backoff_is_rejected(fields: Any) -> None:
     with pytest.raises(InvalidJobError, match=next(iter(fields))):
         Backoff(**fields)
 
 
-def test_the_longest_backoff_there_can_be_is_a_time_that_can_be_read(goqueue_store: PostgresStorage) -> None:
+def test_a_job_with_the_longest_backoff_can_be_read(goqueue_store: PostgresStorage) -> None:
     longest = timedelta(days=365_000)
     backoff = Backoff(base=longest, factor=100, maximum=longest, jitter=1)
     new = NewJob(job_type="t", max_attempts=10_000)
@@ -165,7 +165,7 @@ def test_the_longest_backoff_there_can_be_is_a_time_that_can_be_read(goqueue_sto
     assert goqueue_store.get_job(new.id).scheduled_at >= job.updated_at + longest
 
 
-def test_the_longest_delay_there_can_be_is_a_time_that_can_be_read(goqueue_store: PostgresStorage) -> None:
+def test_a_job_with_the_longest_delay_can_be_read(goqueue_store: PostgresStorage) -> None:
     longest = timedelta(days=365_000)
     job = goqueue_store.create_job(NewJob(job_type="t", delay=longest))
     assert job.scheduled_at - job.created_at == longest

@@ -175,7 +175,7 @@ class TestCancelling:
         await asyncio.wait_for(store.ping(), 5)
 
     @pytest.mark.usefixtures("clean")
-    async def test_a_job_that_waits_for_its_key(
+    async def test_a_cancelled_creation_that_waits_for_its_key_adds_nothing(
         self, store: AsyncPostgresStorage, server: Server, other: Any, cancel: Cancel
     ) -> None:
         PostgresStorage.bound_to(other).create_job(NewJob(job_type="t", idempotency_key="k"))
@@ -187,7 +187,7 @@ class TestCancelling:
         assert (await store.create_job(new)).id == new.id
 
     @pytest.mark.usefixtures("clean")
-    async def test_the_middle_of_a_bulk(
+    async def test_a_bulk_cancelled_in_the_middle_adds_nothing(
         self, store: AsyncPostgresStorage, server: Server, other: Any, cancel: Cancel
     ) -> None:
         PostgresStorage.bound_to(other).create_job(NewJob(job_type="t", idempotency_key="k"))
@@ -198,7 +198,7 @@ class TestCancelling:
         assert len(await store.create_jobs(jobs)) == 2500
 
     @pytest.mark.usefixtures("clean")
-    async def test_batches_given_out_stay(
+    async def test_batches_that_were_yielded_before_a_cancellation_stay(
         self, store: AsyncPostgresStorage, server: Server, other: Any, cancel: Cancel
     ) -> None:
         PostgresStorage.bound_to(other).create_job(NewJob(job_type="t", idempotency_key="k"))
@@ -212,7 +212,7 @@ class TestCancelling:
         assert await store.count_jobs() == 2000
 
     @pytest.mark.usefixtures("clean")
-    async def test_a_claim_behind_a_locked_table(
+    async def test_a_cancelled_claim_behind_a_locked_table_claims_nothing(
         self, store: AsyncPostgresStorage, server: Server, other: Any, cancel: Cancel
     ) -> None:
         await store.create_jobs(NewJob(job_type="t") for _ in range(5))
@@ -223,7 +223,7 @@ class TestCancelling:
         assert len(await store.claim_jobs("default", "w", 5)) == 5
 
     @pytest.mark.usefixtures("clean")
-    async def test_waiting_for_a_connection(self, store: AsyncPostgresStorage, cancel: Cancel) -> None:
+    async def test_waiting_for_a_connection_can_be_cancelled(self, store: AsyncPostgresStorage, cancel: Cancel) -> None:
         async def queued() -> None:
             while not store._pool.get_stats()["requests_waiting"]:  # type: ignore[union-attr]
                 await asyncio.sleep(0.01)
@@ -232,7 +232,7 @@ class TestCancelling:
             await cancel(store.ping(), queued())
         await asyncio.wait_for(store.ping(), 5)
 
-    async def test_waiting_for_a_notification(
+    async def test_waiting_for_a_notification_can_be_cancelled(
         self, store: AsyncPostgresStorage, server: Server, cancel: Cancel
     ) -> None:
         async with store.listen("default") as listener:
@@ -244,7 +244,7 @@ class TestCancelling:
 
 # Only once: psycopg closes a caller's own connection if it is cancelled again meanwhile.
 @pytest.mark.parametrize("cancel", [by_cancel, by_timeout])
-async def test_in_the_callers_transaction_it_is_the_callers_to_roll_back(
+async def test_in_the_callers_transaction_only_the_caller_rolls_back(
     goqueue_database: str, server: Server, other: Any, cancel: Cancel
 ) -> None:
     PostgresStorage.bound_to(other).create_job(NewJob(job_type="t", idempotency_key="k"))
@@ -258,7 +258,7 @@ async def test_in_the_callers_transaction_it_is_the_callers_to_roll_back(
 
 
 @pytest.mark.parametrize("way", ["scope", "task"])
-async def test_cancelled_at_any_moment_the_pool_stays_whole(goqueue_database: str, way: str) -> None:
+async def test_a_cancellation_at_any_moment_leaves_the_pool_complete(goqueue_database: str, way: str) -> None:
     limits: Any = {"pool_min_size": 2, "pool_max_size": 2}
     chance = random.Random(way)
     async with await AsyncPostgresStorage.open(DatabaseConfig(url=goqueue_database, **limits)) as store:
@@ -294,7 +294,7 @@ async def test_cancelled_at_any_moment_the_pool_stays_whole(goqueue_database: st
         assert len(bulks) % 40 == 0, "each bulk is there as a whole or not at all"
 
 
-async def test_a_connection_on_its_way_back_is_not_lost_to_a_cancellation(store: AsyncPostgresStorage) -> None:
+async def test_a_cancellation_loses_no_connection_that_is_being_returned(store: AsyncPostgresStorage) -> None:
     held, done = asyncio.Event(), asyncio.Event()
 
     async def use() -> None:
@@ -374,15 +374,17 @@ async def asynchronous(count: int) -> AsyncIterator[NewJob]:
 
 @pytest.mark.parametrize("source", [plain, asynchronous])
 class TestIterables:
-    async def test_at_once(self, store: AsyncPostgresStorage, source: Any) -> None:
+    async def test_an_asynchronous_iterable_is_added_in_one_call(
+        self, store: AsyncPostgresStorage, source: Any
+    ) -> None:
         assert len(await store.create_jobs(source(1500))) == 1500
         assert await store.count_jobs() == 1500
 
-    async def test_in_batches(self, store: AsyncPostgresStorage, source: Any) -> None:
+    async def test_an_asynchronous_iterable_is_added_in_batches(self, store: AsyncPostgresStorage, source: Any) -> None:
         assert [len(batch) async for batch in store.create_jobs_in_batches(source(2500))] == [1000, 1000, 500]
         assert await store.count_jobs() == 2500
 
-    async def test_left_early_with_no_connection_out(
+    async def test_a_loop_that_is_left_early_returns_its_connection(
         self, store: AsyncPostgresStorage, server: Server, source: Any
     ) -> None:
         async with aclosing(store.create_jobs_in_batches(source(5000))) as batches:
@@ -396,7 +398,9 @@ class TestIterables:
         assert [state for _, state, *_ in server.sessions()] == ["idle"]
         assert await store.count_jobs() == 2000
 
-    async def test_an_error_in_the_middle(self, store: AsyncPostgresStorage, source: Any) -> None:
+    async def test_an_error_of_the_iterable_in_the_middle_adds_nothing_more(
+        self, store: AsyncPostgresStorage, source: Any
+    ) -> None:
         async def failing() -> AsyncIterator[NewJob]:
             async for job in asynchronous(1500):
                 yield job
@@ -411,7 +415,7 @@ class TestIterables:
         assert await store.count_jobs() == 1000
 
 
-async def test_jobs_may_come_from_the_same_store(store: AsyncPostgresStorage) -> None:
+async def test_jobs_can_come_from_the_same_store(store: AsyncPostgresStorage) -> None:
     first = [job_id for job_id, _ in await store.create_jobs(plain(1200))]
 
     async def copies() -> AsyncIterator[NewJob]:
@@ -423,7 +427,7 @@ async def test_jobs_may_come_from_the_same_store(store: AsyncPostgresStorage) ->
     assert sum([len(batch) async for batch in store.create_jobs_in_batches(copies())]) == 1200
 
 
-async def test_other_tasks_have_their_turn_while_jobs_are_read(store: AsyncPostgresStorage) -> None:
+async def test_other_tasks_run_while_jobs_are_read(store: AsyncPostgresStorage) -> None:
     turns = 0
 
     async def count() -> None:
@@ -462,7 +466,7 @@ class TestBound:
         await connection.commit()
         assert (await store.list_jobs()).jobs == [kept]
 
-    async def test_a_savepoint_of_the_callers(
+    async def test_a_rolled_back_savepoint_removes_its_jobs(
         self, store: AsyncPostgresStorage, connection: psycopg.AsyncConnection[Any]
     ) -> None:
         bound = AsyncPostgresStorage.bound_to(connection=connection)
@@ -480,7 +484,7 @@ class TestBound:
         assert not connection.closed
         assert connection.info.transaction_status == psycopg.pq.TransactionStatus.INTRANS
 
-    async def test_in_the_callers_pipeline(self, connection: psycopg.AsyncConnection[Any]) -> None:
+    async def test_calls_work_in_the_callers_pipeline(self, connection: psycopg.AsyncConnection[Any]) -> None:
         bound = AsyncPostgresStorage.bound_to(connection)
         async with connection.pipeline():
             job = await bound.create_job(NewJob(job_type="t", idempotency_key="k"))
@@ -491,7 +495,7 @@ class TestBound:
         assert await bound.count_jobs() == 1500
 
 
-async def test_a_connection_of_the_other_kind_is_refused(goqueue_database: str, goqueue_connection: Any) -> None:
+async def test_a_connection_of_the_other_kind_is_rejected(goqueue_database: str, goqueue_connection: Any) -> None:
     with pytest.raises(InvalidJobError, match=r"must be a psycopg.AsyncConnection .*not psycopg.Connection;"):
         AsyncPostgresStorage.bound_to(goqueue_connection)
     async with await psycopg.AsyncConnection.connect(goqueue_database) as connection:
@@ -502,14 +506,14 @@ async def test_a_connection_of_the_other_kind_is_refused(goqueue_database: str, 
 # --- lost connections, loops, closing ---------------------------------------------------------------------------------
 
 
-async def test_lost_connections_are_replaced_unnoticed(goqueue_database: str, server: Server) -> None:
+async def test_lost_connections_are_replaced_without_an_error(goqueue_database: str, server: Server) -> None:
     async with await AsyncPostgresStorage.open(DatabaseConfig(url=goqueue_database, pool_min_size=4)) as store:
         for _ in range(3):
             server.lose()
             await asyncio.gather(*(store.ping() for _ in range(8)))
 
 
-async def test_one_lost_in_the_middle_of_create_makes_no_second_job(
+async def test_a_connection_lost_in_the_middle_of_create_makes_no_second_job(
     store: AsyncPostgresStorage, server: Server, other: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     PostgresStorage.bound_to(other).create_job(NewJob(job_type="t", idempotency_key="k"))
@@ -525,7 +529,7 @@ async def test_one_lost_in_the_middle_of_create_makes_no_second_job(
     assert (await store.list_jobs()).jobs == [job]
 
 
-async def test_a_server_that_was_away_is_found_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_store_recovers_when_the_server_is_back(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL, "psycopg.pool")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -548,7 +552,7 @@ async def test_a_server_that_was_away_is_found_again(tmp_path: Path, caplog: pyt
 
 
 class TestListener:
-    async def test_wakes_for_a_job_and_not_for_those_of_others(self, store: AsyncPostgresStorage) -> None:
+    async def test_it_wakes_for_a_job_of_its_queues_only(self, store: AsyncPostgresStorage) -> None:
         async with store.listen(["mail"]) as listener:
             await store.create_job(NewJob(job_type="t", queue="report"))
             assert await listener.wait(SECOND / 4) == frozenset()
@@ -557,25 +561,25 @@ class TestListener:
             await store.create_job(NewJob(job_type="t", queue="mail"))
             assert await asyncio.wait_for(waiting, 10) == {"mail"}
 
-    async def test_opens_a_lost_connection_again(self, store: AsyncPostgresStorage, server: Server) -> None:
+    async def test_it_reopens_a_lost_connection(self, store: AsyncPostgresStorage, server: Server) -> None:
         async with store.listen("default") as listener:
             server.lose()
             assert await listener.wait(timedelta.max) == {"default"}, "a hint may have been missed"
             await store.create_job(NewJob(job_type="t"))
             assert await listener.wait(10 * SECOND) == {"default"}
 
-    async def test_does_not_wait_for_a_time_that_is_past(self, store: AsyncPostgresStorage) -> None:
+    async def test_a_negative_timeout_does_not_wait(self, store: AsyncPostgresStorage) -> None:
         async with store.listen("default") as listener:
             assert await asyncio.wait_for(listener.wait(-SECOND), 5) == frozenset()
 
     @pytest.mark.parametrize("timeout", [None, 5, "1s"])
-    async def test_a_timeout_of_another_kind_is_refused(self, store: AsyncPostgresStorage, timeout: Any) -> None:
+    async def test_a_timeout_of_another_type_is_rejected(self, store: AsyncPostgresStorage, timeout: Any) -> None:
         async with store.listen("default") as listener:
             with pytest.raises(InvalidJobError, match="timeout must be a timedelta"):
                 await listener.wait(timeout)
 
 
-async def test_a_closed_store_says_so(goqueue_database: str) -> None:
+async def test_a_closed_store_rejects_calls(goqueue_database: str) -> None:
     store = await AsyncPostgresStorage.open(goqueue_database)
     await store.close()
     await store.close()
@@ -599,7 +603,7 @@ async def test_opening_can_be_cancelled(goqueue_database: str, server: Server, o
         await server.until(lambda: not server.sessions())
 
 
-async def test_another_event_loop_is_refused(store: AsyncPostgresStorage) -> None:
+async def test_another_event_loop_is_rejected(store: AsyncPostgresStorage) -> None:
     def elsewhere() -> None:
         with pytest.raises(StorageError, match="another event loop; open one per event loop"):
             asyncio.run(store.ping())
@@ -674,7 +678,7 @@ def test_both_have_the_same_methods(one: type, other_one: type) -> None:
 
 
 @pytest.mark.parametrize("kind", [PostgresStorage, AsyncPostgresStorage, Listener, AsyncListener])
-def test_no_method_is_without_a_test_of_its_static_types(kind: type) -> None:
+def test_every_method_has_a_test_of_its_static_types(kind: type) -> None:
     types = Path(__file__).with_name("static_types.py").read_text("utf-8")
     of_kind = types.split("async def asynchronous")["Async" in kind.__name__]
     for name in members(kind):

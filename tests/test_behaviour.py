@@ -286,7 +286,7 @@ def test_a_query_with_another_effect_is_reported(
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", [name for name in STORES if name not in WITHOUT_CASES])
-def test_a_query_that_is_written_otherwise_and_does_the_same_is_fine(
+def test_an_equivalent_query_with_another_text_passes(
     compare: Callable[[Path, str], Proven], written_otherwise: Path, name: str
 ) -> None:
     found = compare(written_otherwise, name)
@@ -347,7 +347,7 @@ def test_a_database_with_jobs_is_left_alone(goqueue_connection: Connection, tmp_
     assert goqueue_connection.execute("SELECT count(*) FROM goqueue.jobs").fetchone() == (1,)
 
 
-def test_a_crash_is_no_outcome_to_compare(
+def test_a_crash_is_not_compared_as_an_outcome(
     scratch_url: str, folder: Callable[[Broken], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def crash(*_: object) -> None:
@@ -362,7 +362,7 @@ def test_a_crash_is_no_outcome_to_compare(
         compare_behaviour(connection, str(given), ["get_job"])
 
 
-def test_what_the_scratch_server_does_not_know_is_not_compared(
+def test_a_query_that_the_scratch_server_rejects_is_not_compared(
     goqueue_connection: Connection, folder: Callable[[Broken], Path]
 ) -> None:
     given = folder(Broken("get_job", BY_ID, f"{BY_ID} AND pg_of_tomorrow()", ""))
@@ -397,7 +397,9 @@ def test_check_compares_changed_queries_on_a_scratch_database(
     assert goqueue_connection.execute(databases).fetchone() == before
 
 
-def test_a_query_that_does_the_same_passes_and_what_is_not_compared_is_said(goqueue: Commands, tmp_path: Path) -> None:
+def test_an_equivalent_query_passes_and_aspects_that_are_not_compared_are_named(
+    goqueue: Commands, tmp_path: Path
+) -> None:
     text = (SHIPPED / "server.sql").read_text("utf-8").replace("goqueue.jobs AS j", "goqueue.jobs AS jj")
     (tmp_path / "tuned").mkdir()
     (tmp_path / "tuned" / "server.sql").write_text(text.replace("j.id =", "jj.id ="))
@@ -416,7 +418,7 @@ def test_queries_that_are_not_compared_are_a_warning(goqueue: Commands, folder: 
     assert goqueue("check", "--sql-dir", given, "--scratch", "none", "--strict").code == 3
 
 
-def test_a_role_that_can_not_create_databases_gets_advice(
+def test_a_role_that_cannot_create_databases_gets_advice(
     goqueue: Commands,
     goqueue_connection: Connection,
     goqueue_database: str,

@@ -240,7 +240,9 @@ class TestTransactions:
         assert goqueue_store.count_jobs() == 0
         holder.execute("CREATE TABLE orders (id int)")
 
-    def test_a_savepoint_takes_its_jobs_alone(self, holder: Holder, goqueue_store: PostgresStorage) -> None:
+    def test_a_rolled_back_savepoint_removes_only_its_own_jobs(
+        self, holder: Holder, goqueue_store: PostgresStorage
+    ) -> None:
         kept = holder.store.create_job(NewJob(job_type="kept"))
         undo_outer = holder.savepoint()
         holder.store.create_job(NewJob(job_type="lost"))
@@ -298,7 +300,7 @@ class TestTransactions:
         holder.commit()
         assert goqueue_store.count_jobs() == 2
 
-    def test_one_bound_store_serves_one_transaction_after_the_other(
+    def test_one_bound_store_works_in_consecutive_transactions(
         self, holder: Holder, goqueue_store: PostgresStorage
     ) -> None:
         for kept in (True, False, True):
@@ -403,7 +405,7 @@ def test_a_session_in_a_tests_outer_transaction_works_in_its_savepoint(
     assert goqueue_store.count_jobs() == 0
 
 
-def test_djangos_connection_in_an_event_loop_is_refused_by_django(goqueue_database: str) -> None:
+def test_django_rejects_its_connection_in_an_event_loop(goqueue_database: str) -> None:
     set_up_django()
     wrapper = ConnectionHandler({"default": django_settings(goqueue_database)})["default"]
 
@@ -446,12 +448,12 @@ IS_ASYNCHRONOUS = "; it is an asynchronous one: use AsyncPostgresStorage.bound_t
 
 class TestTheOtherKind:
     @pytest.mark.parametrize("kind", ["Connection", *SESSIONS, "Django's connection", "Django's proxy"])
-    def test_a_synchronous_object_is_refused_by_the_asynchronous_store(self, kind: str, goqueue_database: str) -> None:
+    def test_the_asynchronous_store_rejects_a_synchronous_object(self, kind: str, goqueue_database: str) -> None:
         with ExitStack() as stack:
             assert advice(hold(kind, stack, goqueue_database).given, AsyncPostgresStorage) == IS_SYNCHRONOUS
 
     @pytest.mark.parametrize("kind", ["AsyncConnection", *ASYNC_SESSIONS])
-    def test_an_asynchronous_object_is_refused_by_the_synchronous_store(self, kind: str, goqueue_database: str) -> None:
+    def test_the_synchronous_store_rejects_an_asynchronous_object(self, kind: str, goqueue_database: str) -> None:
         with ExitStack() as stack:
             assert advice(hold(kind, stack, goqueue_database).given) == IS_ASYNCHRONOUS
 
@@ -465,7 +467,9 @@ class TestTheOtherKind:
 
         assert asyncio.run(ask()) == (IS_ASYNCHRONOUS, IS_SYNCHRONOUS)
 
-    def test_a_pools_connection(self, goqueue_database: str, engine: sqlalchemy.Engine) -> None:
+    def test_a_pools_connection_is_accepted_or_rejected_by_its_kind(
+        self, goqueue_database: str, engine: sqlalchemy.Engine
+    ) -> None:
         pooled = engine.raw_connection()
         with pytest.raises(InvalidJobError, match=r"not psycopg\.Connection; it is a synchronous one"):
             AsyncPostgresStorage.bound_to(pooled)
@@ -486,7 +490,9 @@ class TestTheOtherKind:
         assert asyncio.run(bind()) == 1
 
 
-def test_what_makes_connections_and_sessions_is_not_one(engine: sqlalchemy.Engine, goqueue_database: str) -> None:
+def test_a_factory_of_connections_or_sessions_is_rejected_with_advice(
+    engine: sqlalchemy.Engine, goqueue_database: str
+) -> None:
     assert advice(engine) == "; pass one of its connections (engine.begin() returns one)"
     asynchronous_engine = create_async_engine(engine_url(goqueue_database))
     assert advice(asynchronous_engine, AsyncPostgresStorage).endswith("(engine.begin() returns one)")
@@ -501,7 +507,7 @@ def test_what_makes_connections_and_sessions_is_not_one(engine: sqlalchemy.Engin
 
 
 class TestDrivers:
-    def test_an_engine_of_another_driver(self, goqueue_database: str) -> None:
+    def test_an_engine_of_another_driver_is_rejected_with_advice(self, goqueue_database: str) -> None:
         with Session(sqlalchemy.create_engine(engine_url(goqueue_database, "psycopg2"))) as session:
             assert advice(session).startswith("; it uses psycopg2; goqueue needs psycopg 3")
             assert advice(session.connection()).startswith("; it uses psycopg2; goqueue needs psycopg 3")
@@ -511,20 +517,20 @@ class TestDrivers:
         with Session(sqlalchemy.create_engine("sqlite://")) as session:
             assert advice(session).startswith("; it uses pysqlite; goqueue needs psycopg 3")
 
-    def test_a_django_database_of_another_kind(self) -> None:
+    def test_a_django_database_of_another_kind_is_rejected_with_advice(self) -> None:
         set_up_django()
         sqlite = ConnectionHandler({"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}})["default"]
         assert advice(sqlite).startswith("; it uses sqlite3.dbapi2; goqueue needs psycopg 3")
         none = ConnectionHandler({})["default"]
         assert advice(none).startswith("; it uses no driver; goqueue needs psycopg 3")
 
-    def test_psycopg2s_connection_and_cursor(self, goqueue_database: str) -> None:
+    def test_psycopg2s_connection_and_cursor_are_rejected_with_advice(self, goqueue_database: str) -> None:
         connection = psycopg2.connect(goqueue_database)
         for given in (connection, connection.cursor()):
             assert advice(given).startswith("; it is psycopg2's; goqueue needs psycopg 3")
         connection.close()
 
-    def test_asyncpgs_connection(self, goqueue_database: str) -> None:
+    def test_asyncpgs_connection_is_rejected_with_advice(self, goqueue_database: str) -> None:
         given = {name: value for name, value in conninfo_to_dict(goqueue_database).items() if name != "dbname"}
         if set(given) - {"host", "port", "user", "password"}:
             pytest.skip("asyncpg takes other parameters")
@@ -538,7 +544,7 @@ class TestDrivers:
 
         assert asyncio.run(connect()).startswith("; it is asyncpg's; goqueue needs psycopg 3")
 
-    def test_a_connection_of_the_other_kind(self, goqueue_database: str) -> None:
+    def test_a_connection_of_the_other_kind_is_rejected_with_advice(self, goqueue_database: str) -> None:
         async def connect() -> str:
             async with await psycopg.AsyncConnection.connect(goqueue_database) as connection:
                 return advice(connection)
@@ -548,12 +554,12 @@ class TestDrivers:
             said = advice(connection, AsyncPostgresStorage)
         assert said == "; it is a synchronous one: use PostgresStorage.bound_to"
 
-    def test_a_connection_that_was_not_awaited(self, goqueue_database: str) -> None:
+    def test_a_connection_that_was_not_awaited_is_rejected_with_advice(self, goqueue_database: str) -> None:
         connecting = psycopg.AsyncConnection.connect(goqueue_database)
         assert "; await it" in advice(connecting, AsyncPostgresStorage)
         connecting.close()
 
-    def test_a_cursor_and_a_pool(self, goqueue_database: str) -> None:
+    def test_a_cursor_and_a_pool_are_rejected_with_advice(self, goqueue_database: str) -> None:
         with psycopg.connect(goqueue_database) as connection, connection.cursor() as cursor:
             assert advice(cursor) == "; pass its connection: cursor.connection"
             assert advice(psycopg.ClientCursor(connection)) == "; pass its connection: cursor.connection"
@@ -578,7 +584,7 @@ def test_the_value_is_not_shown_because_it_may_hold_a_password(refused: Callable
     assert SECRET not in str(error.value)
 
 
-def test_what_is_unknown_is_named_in_full() -> None:
+def test_an_object_of_an_unknown_type_is_named_in_full() -> None:
     class Connection:
         pass
 

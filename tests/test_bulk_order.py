@@ -60,7 +60,7 @@ def opposite(first: Callable[[], Any], second: Callable[[], Any]) -> None:
 
 @pytest.mark.parametrize("make", [unkeyed, mixed, uniquely])
 @pytest.mark.parametrize("batch_size", [1000, 7])
-def test_create_jobs_with_the_same_jobs_in_opposite_orders(
+def test_the_same_jobs_in_opposite_orders_do_not_deadlock(
     make: Callable[[], list[NewJob]], batch_size: int, goqueue_database: str
 ) -> None:
     with PostgresStorage.open(DatabaseConfig(url=goqueue_database, batch_size=batch_size)) as store:
@@ -70,7 +70,9 @@ def test_create_jobs_with_the_same_jobs_in_opposite_orders(
 
 
 @pytest.mark.parametrize("make", [unkeyed, mixed, uniquely])
-def test_in_transactions_of_the_callers(make: Callable[[], list[NewJob]], goqueue_database: str) -> None:
+def test_opposite_orders_do_not_deadlock_in_transactions_of_the_callers(
+    make: Callable[[], list[NewJob]], goqueue_database: str
+) -> None:
     def bulk(connection: psycopg.Connection[Any], jobs: list[NewJob]) -> None:
         with connection.transaction():
             PostgresStorage.bound_to(connection).create_jobs(jobs)
@@ -82,7 +84,7 @@ def test_in_transactions_of_the_callers(make: Callable[[], list[NewJob]], goqueu
 
 
 @pytest.mark.parametrize("make", [unkeyed, mixed, uniquely])
-def test_in_asyncio(make: Callable[[], list[NewJob]], goqueue_database: str) -> None:
+def test_opposite_orders_do_not_deadlock_in_asyncio(make: Callable[[], list[NewJob]], goqueue_database: str) -> None:
     async def main() -> None:
         async with await AsyncPostgresStorage.open(goqueue_database) as store:
             for _ in range(CALLS):
@@ -94,7 +96,9 @@ def test_in_asyncio(make: Callable[[], list[NewJob]], goqueue_database: str) -> 
     asyncio.run(main())
 
 
-def test_the_results_are_in_the_order_given_and_the_first_of_a_key_is_added(goqueue_store: PostgresStorage) -> None:
+def test_the_results_have_the_given_order_and_the_first_job_of_each_key_is_added(
+    goqueue_store: PostgresStorage,
+) -> None:
     jobs = unkeyed() + [NewJob(job_type="t", idempotency_key="same") for _ in range(5)] + unkeyed()
     random.Random(7).shuffle(jobs)
     first = next(job for job in jobs if job.idempotency_key)
@@ -105,7 +109,7 @@ def test_the_results_are_in_the_order_given_and_the_first_of_a_key_is_added(goqu
 
 
 @pytest.mark.parametrize("kind", ["unique_key", "idempotency_key"])
-def test_other_jobs_with_the_same_keys_in_opposite_orders(kind: str, goqueue_database: str) -> None:
+def test_other_jobs_with_the_same_keys_in_opposite_orders_do_not_deadlock(kind: str, goqueue_database: str) -> None:
     """Each call has jobs of its own: only the keys are shared, and one of the calls adds all jobs."""
     with PostgresStorage.open(DatabaseConfig(url=goqueue_database, batch_size=7)) as store:
         for turn in range(CALLS):
@@ -116,7 +120,7 @@ def test_other_jobs_with_the_same_keys_in_opposite_orders(kind: str, goqueue_dat
             assert store.count_jobs() - before == len(keys)
 
 
-def test_keys_of_both_kinds_that_are_shared_crosswise_end_in_an_error_that_says_to_try_again(
+def test_keys_of_both_kinds_that_are_shared_crosswise_raise_an_error_that_can_be_retried(
     goqueue_database: str,
 ) -> None:
     """No order of the rows serves both keys. Whoever loses can repeat the call."""
@@ -142,7 +146,7 @@ def test_keys_of_both_kinds_that_are_shared_crosswise_end_in_an_error_that_says_
 
 
 @pytest.mark.parametrize("kind", ["unique_key", "idempotency_key"])
-def test_the_first_of_a_key_is_added_in_every_batch(kind: str, goqueue_database: str) -> None:
+def test_the_first_job_of_each_key_is_added_in_every_batch(kind: str, goqueue_database: str) -> None:
     jobs = [NewJob(job_type="t", **{kind: f"k{n % 5}"}) for n in range(30)]
     random.Random(9).shuffle(jobs)
     first = {getattr(job, kind): job.id for job in reversed(jobs)}
@@ -151,7 +155,7 @@ def test_the_first_of_a_key_is_added_in_every_batch(kind: str, goqueue_database:
     assert results == [(first[getattr(job, kind)], first[getattr(job, kind)] == job.id) for job in jobs]
 
 
-def test_changes_by_filter_and_by_ids_of_many_batches_in_transactions_of_the_callers(
+def test_changes_of_many_batches_in_transactions_of_the_callers_do_not_deadlock(
     goqueue_store: PostgresStorage, goqueue_database: str
 ) -> None:
     ids = [job_id for job_id, _ in goqueue_store.create_jobs(NewJob(job_type="t") for _ in range(2500))]

@@ -39,14 +39,14 @@ from goqueue import Backoff, Config, DatabaseConfig, JobFilter, JobUpdate, Lease
         (Lease, r"^Lease\(\) needs id and lease_token;"),
     ],
 )
-def test_the_error_of_a_wrong_call_shows_the_right_one(call: Callable[[], Any], said: str) -> None:
+def test_the_error_of_a_wrong_call_shows_a_correct_call(call: Callable[[], Any], said: str) -> None:
     with pytest.raises(TypeError, match=said) as error:
         call()
     assert error.value.__cause__ is None
     assert error.value.__suppress_context__
 
 
-def test_other_ways_to_make_one_are_as_they_were() -> None:
+def test_other_ways_to_create_a_struct_still_work() -> None:
     job = NewJob(job_type="t", payload={"a": 1})
     assert pickle.loads(pickle.dumps(job)) == copy.deepcopy(job) == job
     assert msgspec.structs.replace(job, queue="mail").queue == "mail"

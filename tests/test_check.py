@@ -101,7 +101,7 @@ def test_pending_migrations_are_named(goqueue_connection: Connection) -> None:
     assert check(goqueue_connection, "schema").level == Level.SKIPPED
 
 
-def test_a_file_s_name_makes_no_migration_pending(
+def test_a_changed_file_name_makes_no_migration_pending(
     goqueue_connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = health.migration_files(shipped_folder("migrations"))
@@ -113,7 +113,7 @@ def test_a_file_s_name_makes_no_migration_pending(
     assert check(goqueue_connection, "schema").level == Level.OK
 
 
-def test_what_pending_migrations_break_is_one_finding(goqueue_connection: Connection) -> None:
+def test_statements_that_pending_migrations_break_are_one_finding(goqueue_connection: Connection) -> None:
     goqueue_connection.execute("DELETE FROM goqueue.schema_version WHERE version >= 5")
     goqueue_connection.execute("DROP TABLE goqueue.job_failures CASCADE")
     found = finding(goqueue_connection, "grants")
@@ -122,7 +122,7 @@ def test_what_pending_migrations_break_is_one_finding(goqueue_connection: Connec
     assert found.do.startswith("goqueue migrate ")
 
 
-def test_a_database_before_the_checksums_is_looked_at_as_far_as_it_goes(goqueue_connection: Connection) -> None:
+def test_a_database_from_before_the_checksums_is_checked_as_far_as_possible(goqueue_connection: Connection) -> None:
     goqueue_connection.execute("DROP TABLE goqueue.migration_checksums")
     done = {one.name: one for one in run_checks(goqueue_connection)}
     assert list(done) == NAMES
@@ -280,7 +280,7 @@ def test_a_missing_object_is_reported_once_without_its_dependents(
         "DROP TRIGGER jobs_notify_ready ON goqueue.jobs",
     ],
 )
-def test_every_kind_of_thing_is_made_again_by_what_is_advised(goqueue_connection: Connection, statement: str) -> None:
+def test_the_advice_recreates_every_kind_of_object(goqueue_connection: Connection, statement: str) -> None:
     goqueue_connection.execute(statement.encode())
     assert check(goqueue_connection, "schema").level in (Level.WARNING, Level.FAILED)
     for _ in range(3):
@@ -293,7 +293,7 @@ def test_every_kind_of_thing_is_made_again_by_what_is_advised(goqueue_connection
     assert [one.found for one in done.findings if one.level != Level.NOTE] == []
 
 
-def test_an_index_of_another_shape_serves_until_the_right_one_is_built(goqueue_connection: Connection) -> None:
+def test_an_index_of_another_shape_is_used_until_the_right_one_is_built(goqueue_connection: Connection) -> None:
     goqueue_connection.execute(
         "DROP INDEX goqueue.jobs_claim_idx; CREATE INDEX jobs_claim_idx ON goqueue.jobs (queue, priority)"
     )
@@ -336,7 +336,7 @@ def test_without_the_claim_index_the_cost_of_a_claim_is_reported(goqueue_connect
         "ALTER VIEW goqueue.queue_metrics SET (security_barrier = on)",
     ],
 )
-def test_what_a_dba_has_tuned_is_no_fault(goqueue_connection: Connection, statement: str) -> None:
+def test_a_setting_that_a_dba_has_tuned_is_no_fault(goqueue_connection: Connection, statement: str) -> None:
     goqueue_connection.execute(statement.encode())
     done = check(goqueue_connection, "schema")
     assert done.level in (Level.OK, Level.NOTE), done.findings
@@ -362,7 +362,7 @@ def test_another_tablespace_or_owner_is_no_fault(poor: Connection, poor_server: 
         poor.execute("REASSIGN OWNED BY keeper TO CURRENT_USER; DROP ROLE keeper")
 
 
-def test_what_a_broken_off_reindex_left_is_a_warning_with_the_way_out(goqueue_connection: Connection) -> None:
+def test_an_invalid_index_of_an_interrupted_reindex_is_a_warning_with_advice(goqueue_connection: Connection) -> None:
     goqueue_connection.execute(
         "CREATE INDEX jobs_claim_idx_ccnew ON goqueue.jobs (queue); "
         "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'goqueue.jobs_claim_idx_ccnew'::regclass"
@@ -374,7 +374,7 @@ def test_what_a_broken_off_reindex_left_is_a_warning_with_the_way_out(goqueue_co
     assert check(goqueue_connection, "schema").level == Level.OK
 
 
-def test_a_view_with_its_readers_rights_is_a_warning(goqueue_connection: Connection) -> None:
+def test_a_view_that_runs_with_its_readers_rights_is_a_warning(goqueue_connection: Connection) -> None:
     if goqueue_connection.info.server_version < 150_000:
         pytest.skip("security_invoker came with PostgreSQL 15")
     goqueue_connection.execute("ALTER VIEW goqueue.queue_metrics SET (security_invoker = on)")
@@ -431,7 +431,7 @@ def test_tables_without_the_record_of_their_migrations_are_not_said_to_be_missin
     assert found.found.endswith(" has goqueue.jobs, but not goqueue.schema_version")
 
 
-def test_a_newer_releases_schema_is_not_advised_to_go_back(goqueue_connection: Connection) -> None:
+def test_the_advice_for_a_newer_releases_schema_is_not_to_downgrade(goqueue_connection: Connection) -> None:
     goqueue_connection.execute(
         "INSERT INTO goqueue.schema_version SELECT (jsonb_populate_record(v, '{\"version\": 999}')).* "
         "FROM goqueue.schema_version AS v WHERE version = 1"
@@ -447,7 +447,7 @@ def test_a_newer_releases_schema_is_not_advised_to_go_back(goqueue_connection: C
     assert done["grants"].level == Level.OK
 
 
-def test_definitions_are_compared_whatever_the_databases_defaults(
+def test_definitions_are_compared_with_any_defaults_of_the_database(
     goqueue_database: str, goqueue_connection: Connection
 ) -> None:
     for setting in ("quote_all_identifiers = on", "search_path = goqueue", "DateStyle = German"):
@@ -485,14 +485,14 @@ def test_statements_that_fail_alike_are_one_finding_with_what_to_do(goqueue_conn
         "CREATE FUNCTION goqueue.mine() RETURNS int LANGUAGE sql RETURN 1",
     ],
 )
-def test_what_a_dba_has_added_is_a_note(goqueue_connection: Connection, statement: str) -> None:
+def test_an_object_that_a_dba_has_added_is_a_note(goqueue_connection: Connection, statement: str) -> None:
     goqueue_connection.execute(statement.encode())
     said = finding(goqueue_connection, "schema")
     assert said.level == Level.NOTE
     assert "is not goqueue's" in said.found
 
 
-def test_every_kind_of_thing_is_in_the_snapshot() -> None:
+def test_every_kind_of_object_is_in_the_snapshot() -> None:
     kinds = {"column", "constraint", "default", "function", "index", "setting", "table", "trigger", "type"}
     assert {thing.kind for thing in expected_schema()} == kinds
 
@@ -500,7 +500,7 @@ def test_every_kind_of_thing_is_in_the_snapshot() -> None:
 # --- the queries and the role ---------------------------------------------------------------------------------------
 
 
-def test_a_folder_is_proved(goqueue_connection: Connection, tmp_path: Path) -> None:
+def test_the_statements_of_a_folder_are_proved(goqueue_connection: Connection, tmp_path: Path) -> None:
     text = (shipped_folder("sql") / "jobs.sql").read_text("utf-8")
     folders = {}
     for name, given in (
@@ -527,7 +527,7 @@ JOBS_SQL = (shipped_folder("sql") / "jobs.sql").read_bytes()
     ],
     ids=["renamed", "not UTF-8", "not there"],
 )
-def test_a_folder_that_can_t_be_loaded_is_not_said_to_be_as_shipped(
+def test_a_folder_that_cannot_be_loaded_is_not_reported_as_unchanged(
     goqueue_connection: Connection, tmp_path: Path, written: bytes | None, said: str
 ) -> None:
     folder = tmp_path / "own"
@@ -561,7 +561,7 @@ def role(goqueue_connection: Connection) -> Iterator[Callable[..., Connection]]:
 SCHEMA = "USAGE ON SCHEMA goqueue"
 
 
-def test_a_reader_is_a_note(role: Callable[..., Connection]) -> None:
+def test_a_role_that_only_reads_is_a_note(role: Callable[..., Connection]) -> None:
     connection = role(SCHEMA, "SELECT ON ALL TABLES IN SCHEMA goqueue")
     done = {one.name: one for one in run_checks(connection)}
     assert {one.level for one in done.values()} <= {Level.OK, Level.NOTE, Level.WARNING}
@@ -575,7 +575,7 @@ def test_a_reader_is_a_note(role: Callable[..., Connection]) -> None:
     ] == [True]
 
 
-def test_the_right_that_is_advised_for_others_sessions_is_enough(role: Callable[..., Connection]) -> None:
+def test_the_advised_right_shows_the_sessions_of_others(role: Callable[..., Connection]) -> None:
     connection = role(SCHEMA, "SELECT ON ALL TABLES IN SCHEMA goqueue")
     do = finding(connection, "horizon").do
     assert do.startswith("GRANT pg_read_all_stats TO ")
@@ -584,7 +584,7 @@ def test_the_right_that_is_advised_for_others_sessions_is_enough(role: Callable[
     assert check(role(), "horizon").findings == ()
 
 
-def test_a_worker_may_run_everything_with_the_rights_that_are_advised(role: Callable[..., Connection]) -> None:
+def test_a_worker_can_run_everything_with_the_advised_rights(role: Callable[..., Connection]) -> None:
     connection = role(SCHEMA, "SELECT ON ALL TABLES IN SCHEMA goqueue")
     do = finding(connection, "grants").do
     connection.execute("RESET ROLE")
@@ -601,7 +601,7 @@ def test_a_role_without_the_schema_gets_one_finding(role: Callable[..., Connecti
     assert done[-1].findings[0].do.startswith('GRANT USAGE ON SCHEMA goqueue TO "role_')
 
 
-def test_what_a_role_may_not_see_is_skipped_and_says_why(role: Callable[..., Connection]) -> None:
+def test_a_check_that_the_role_has_no_right_to_run_is_skipped_with_the_reason(role: Callable[..., Connection]) -> None:
     done = {one.name: one for one in run_checks(role(SCHEMA))}
     for name in ("migrations", "claim index"):
         assert done[name].level == Level.SKIPPED
@@ -610,7 +610,7 @@ def test_what_a_role_may_not_see_is_skipped_and_says_why(role: Callable[..., Con
     assert done["schema"].level == Level.OK
 
 
-def test_a_statement_that_no_longer_fits_is_reported(goqueue_connection: Connection) -> None:
+def test_a_statement_that_does_not_fit_the_schema_is_reported(goqueue_connection: Connection) -> None:
     goqueue_connection.execute("ALTER TABLE goqueue.job_failures DROP COLUMN worker_id")
     found = [one.found for one in check(goqueue_connection, "grants").findings]
     assert "list_failures can't be run: column f.worker_id does not exist" in found
@@ -619,7 +619,7 @@ def test_a_statement_that_no_longer_fits_is_reported(goqueue_connection: Connect
 # --- plans and vacuum -----------------------------------------------------------------------------------------------
 
 
-def test_no_statement_reads_the_table_whole_before_it_was_ever_vacuumed(
+def test_no_statement_scans_the_whole_table_before_its_first_vacuum(
     goqueue_connection: Connection, goqueue_store: PostgresStorage
 ) -> None:
     # Without a visibility map an index costs more. The planner then assumes that any row of this queue and type is
@@ -630,7 +630,7 @@ def test_no_statement_reads_the_table_whole_before_it_was_ever_vacuumed(
     assert (done.level, done.findings) == (Level.OK, ())
 
 
-def test_a_large_table_read_whole_is_a_warning(
+def test_a_sequential_scan_of_a_large_table_is_a_warning(
     goqueue_connection: Connection, goqueue_store: PostgresStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     goqueue_store.create_jobs(NewJob(job_type="t") for _ in range(3000))
@@ -703,7 +703,7 @@ def test_an_empty_claim_index_that_was_large_is_a_warning(
     assert check(goqueue_connection, "claim index").level == Level.OK
 
 
-def test_without_statistics_the_claim_index_s_need_is_not_guessed(
+def test_without_statistics_the_size_needed_by_the_claim_index_is_not_guessed(
     goqueue_connection: Connection, goqueue_store: PostgresStorage
 ) -> None:
     goqueue_connection.execute("ALTER TABLE goqueue.jobs SET (autovacuum_enabled = off)")
@@ -721,7 +721,7 @@ def test_without_statistics_the_claim_index_s_need_is_not_guessed(
     assert ", which need about " in check(goqueue_connection, "claim index").summary
 
 
-def test_pgstattuple_tells_how_full_the_claim_index_is(
+def test_pgstattuple_shows_how_full_the_claim_index_is(
     goqueue_connection: Connection, goqueue_store: PostgresStorage
 ) -> None:
     try:
@@ -758,7 +758,7 @@ def test_unsafe_settings_are_warnings(poor: Connection) -> None:
     assert found["fsync is off"].do == "ALTER SYSTEM SET fsync = on; SELECT pg_reload_conf();"
 
 
-def test_what_a_crash_can_lose_is_one_line_each(poor: Connection) -> None:
+def test_each_thing_that_a_crash_can_lose_is_one_line(poor: Connection) -> None:
     done = check(poor, "durability")
     assert (done.level, done.summary) == (Level.WARNING, "an acknowledged job can be lost in a crash")
     assert [one.found for one in done.findings] == [
@@ -771,7 +771,7 @@ def test_what_a_crash_can_lose_is_one_line_each(poor: Connection) -> None:
     assert "synchronous_commit" not in str(check(poor, "durability").findings)
 
 
-def test_an_unlogged_table_is_a_warning_and_what_is_advised_mends_it(goqueue_connection: Connection) -> None:
+def test_an_unlogged_table_is_a_warning_and_the_advice_repairs_it(goqueue_connection: Connection) -> None:
     goqueue_connection.execute("ALTER TABLE goqueue.jobs SET UNLOGGED")
     [found] = [one for one in check(goqueue_connection, "durability").findings if "unlogged" in one.found]
     assert (found.level, found.found) == (
@@ -790,7 +790,7 @@ def test_a_durable_server_says_what_its_jobs_survive() -> None:
     assert done == Check("durability", Level.OK, survives)
 
 
-def test_a_setting_of_the_database_s_own_is_mended_where_it_was_made(
+def test_the_advice_for_a_databases_setting_changes_the_database(
     goqueue_database: str, goqueue_connection: Connection
 ) -> None:
     name = goqueue_connection.info.dbname
@@ -809,7 +809,7 @@ def test_a_setting_of_the_database_s_own_is_mended_where_it_was_made(
         assert "default_transaction_read_only" not in str(check(connection, "settings").findings)
 
 
-def test_a_database_that_takes_no_jobs_is_a_failure(
+def test_a_database_that_accepts_no_jobs_is_a_failure(
     goqueue_database: str, goqueue_connection: Connection, run: "Run"
 ) -> None:
     goqueue_connection.execute(
@@ -835,7 +835,7 @@ def test_autovacuum_turned_off_is_a_warning(poor: Connection) -> None:
     assert finding(poor, "autovacuum").found == "autovacuum is off"
 
 
-def test_a_prepared_transaction_is_found_and_what_is_advised_ends_it(poor: Connection) -> None:
+def test_a_prepared_transaction_is_found_and_the_advice_ends_it(poor: Connection) -> None:
     poor.execute("BEGIN; CREATE TABLE public.t (); PREPARE TRANSACTION 'it''s forgotten'")
     found = finding(poor, "horizon", old_transaction=timedelta(0))
     assert found.level == Level.WARNING
@@ -900,7 +900,7 @@ def test_a_default_that_changes_a_callers_connection_is_reported_in_any_session(
         "standard_conforming_strings = off", "client_encoding = 'utf-8'", "row_security = off", "work_mem = '64MB'",
     ],
 )  # fmt: skip
-def test_a_default_that_changes_nothing_of_ours_is_not_reported(
+def test_a_default_that_does_not_affect_goqueue_is_not_reported(
     goqueue_database: str, goqueue_connection: Connection, setting: str
 ) -> None:
     goqueue_connection.execute(f"ALTER DATABASE {goqueue_connection.info.dbname} SET {setting}".encode())
@@ -908,7 +908,7 @@ def test_a_default_that_changes_nothing_of_ours_is_not_reported(
         assert [one for one in check(connection, "settings").findings if "ALTER DATABASE" in one.do] == []
 
 
-def test_the_command_looks_at_the_servers_own_defaults_beside_those_of_its_session(
+def test_the_command_checks_the_servers_defaults_and_those_of_its_session(
     run: "Run", goqueue_connection: Connection
 ) -> None:
     name = goqueue_connection.info.dbname
@@ -919,7 +919,7 @@ def test_the_command_looks_at_the_servers_own_defaults_beside_those_of_its_sessi
     assert f"        do:  ALTER DATABASE {name} SET default_transaction_isolation = 'read committed';" in result.out
 
 
-def test_a_servers_default_is_mended_at_the_server(poor: Connection, poor_server: str) -> None:
+def test_the_advice_for_a_servers_default_changes_the_server(poor: Connection, poor_server: str) -> None:
     poor.execute("ALTER SYSTEM SET default_transaction_isolation = 'serializable'")
     poor.execute("SELECT pg_reload_conf()")
     try:
@@ -943,7 +943,7 @@ def test_a_servers_default_is_mended_at_the_server(poor: Connection, poor_server
 KEY = 7453300657348765004
 
 
-def test_a_leaked_lock_of_the_insert_trigger_is_found_and_what_is_advised_ends_it(
+def test_a_leaked_lock_of_the_insert_trigger_is_found_and_the_advice_ends_it(
     goqueue_database: str, goqueue_connection: Connection
 ) -> None:
     assert f"({KEY})" in (shipped_folder("sql") / "server.sql").read_text("utf-8")
@@ -974,7 +974,7 @@ def test_a_leaked_lock_is_found_without_the_right_to_see_others_sessions(
         assert f"the session {leaking.info.backend_pid} (" in found.found
 
 
-def test_neither_listeners_nor_creators_of_jobs_have_leaked_it(
+def test_listeners_and_inserts_are_not_reported_as_leaked_locks(
     goqueue_database: str, goqueue_connection: Connection, goqueue_store: PostgresStorage
 ) -> None:
     with goqueue_store.listen("q"):
@@ -1026,7 +1026,7 @@ def run(
     return call
 
 
-def test_the_command_prints_a_line_a_check_and_ends_well(run: Run) -> None:
+def test_the_command_prints_one_line_per_check_and_exits_with_0(run: Run) -> None:
     result = run("check")
     assert (result.code, result.err) == (0, "")
     lines = [line for line in result.out.splitlines() if not line.startswith(" ")]
@@ -1036,7 +1036,7 @@ def test_the_command_prints_a_line_a_check_and_ends_well(run: Run) -> None:
 
 
 @pytest.mark.parametrize("value", ["on", "off"])
-def test_the_durability_is_that_of_the_configured_connection(
+def test_durability_is_checked_on_the_configured_connection(
     run: Run, goqueue_database: str, monkeypatch: pytest.MonkeyPatch, value: str
 ) -> None:
     url = make_conninfo(goqueue_database, options=f"-c synchronous_commit={value}")
@@ -1054,7 +1054,7 @@ def test_a_failure_has_status_3_and_is_explained(run: Run, goqueue_connection: C
     assert "        do:  CREATE INDEX CONCURRENTLY jobs_finished_type_idx ON goqueue.jobs" in result.out
 
 
-def test_warnings_count_when_asked(run: Run, goqueue_connection: Connection) -> None:
+def test_strict_counts_warnings_as_failures(run: Run, goqueue_connection: Connection) -> None:
     goqueue_connection.execute("ALTER TABLE goqueue.jobs DISABLE TRIGGER jobs_notify_ready")
     assert run("check").code == 0
     strict = run("check", "--strict")
@@ -1092,7 +1092,7 @@ def test_a_rejected_connection_has_the_status_of_every_command(
         assert result.out.endswith("1 failed\n")
 
 
-def test_a_server_out_of_reach_is_a_failed_check(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_server_is_a_failed_check(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GOQUEUE_DATABASE_URL", "postgresql://u:hunter2@localhost:1/db")
     result = run("check")
     assert result.code == 3
@@ -1146,7 +1146,7 @@ def test_a_shipped_file_is_printed_by_its_name(run: Run) -> None:
     assert len(files) == len(set(files))
 
 
-def test_every_shipped_file_that_is_advised_is_one_that_can_be_printed(run: Run) -> None:
+def test_every_shipped_file_that_advice_names_can_be_printed(run: Run) -> None:
     root = shipped_folder("migrations").parent
     texts = [
         file.read_text("utf-8")
@@ -1174,7 +1174,7 @@ def test_programs_get_json_of_an_export_and_of_what_was_changed(run: Run) -> Non
     assert jobs["diff"].endswith("\n+-- mine\n")
 
 
-def test_after_an_upgrade_the_diff_tells_who_has_changed_what(run: Run) -> None:
+def test_after_an_upgrade_the_diff_shows_who_changed_each_file(run: Run) -> None:
     run("sql", "export", "old", "jobs.sql", "stats.sql", "server.sql")
     for name, changed in (("jobs.sql", ""), ("stats.sql", "-- mine\n")):
         # As exported by an earlier release with a different file.
@@ -1210,7 +1210,7 @@ def test_after_an_upgrade_the_diff_tells_who_has_changed_what(run: Run) -> None:
         (("sql", "print", "zzz"), "expected one of C0015__rebuild_list_indexes.sql, "),
     ],
 )
-def test_a_call_that_makes_no_sense_has_status_2(run: Run, arguments: tuple[str, ...], said: str) -> None:
+def test_contradictory_options_have_status_2(run: Run, arguments: tuple[str, ...], said: str) -> None:
     result = run(*arguments)
     assert result.code == 2
     assert said in re.sub(r"[\s│]+", " ", result.err)

@@ -55,7 +55,9 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     return call
 
 
-def test_piped_every_setting_has_one_line_with_its_value_and_source(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_a_pipe_every_setting_has_one_line_with_its_value_and_source(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Path("goqueue.yaml").write_text("server:\n  port: 81\n")
     monkeypatch.setenv("GOQUEUE_LOGGING_FORMAT", "json")
     result = run("config")
@@ -106,7 +108,7 @@ def test_json_is_an_array_of_settings(run: Run, monkeypatch: pytest.MonkeyPatch)
     assert rows["server.port"]["value"] == 8080
 
 
-def test_file_names_the_file_and_goes_before_the_environments(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_option_file_overrides_the_file_of_the_environment(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("a.yaml").write_text("server:\n  port: 1\n")
     Path("b.yaml").write_text("server:\n  port: 2\n")
     monkeypatch.setenv("GOQUEUE_CONFIG", "a.yaml")
@@ -142,7 +144,7 @@ def test_an_unknown_option_ends_with_2(run: Run) -> None:
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_on_a_terminal_the_table_fits_and_loses_nothing(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+def test_on_a_terminal_the_table_fits_without_cut_values(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
     queues = ["a" * 60, "b [bold]c[/bold]", "d\x1b[2K\ne"]
     Path("goqueue.yaml").write_text(f"worker:\n  queues: {json.dumps(queues)}\n")
     for section in SECTIONS:
@@ -176,11 +178,11 @@ def test_help_names_the_command_and_the_exit_statuses(run: Run) -> None:
         assert "2 if the configuration or the command line is invalid" in " ".join(text.split())
 
 
-def test_version_is_the_packages(run: Run) -> None:
+def test_version_prints_the_version_of_the_package(run: Run) -> None:
     assert re.fullmatch(r"goqueue \d+\.\d+\.\d+\S*\n", run("--version").out)
 
 
-def test_the_command_itself_ends_with_2_and_without_a_traceback(tmp_path: Path) -> None:
+def test_an_invalid_configuration_ends_the_command_without_a_traceback(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", "from goqueue.cli import main; main()", "config"],
         capture_output=True,

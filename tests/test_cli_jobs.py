@@ -31,7 +31,7 @@ def finish(store: PostgresStorage, ids: list[UUID], status: JobStatus) -> None:
 # --- list and get -----------------------------------------------------------------------------------------------------
 
 
-def test_piped_each_job_is_one_line_with_its_whole_id_whatever_its_names_hold(
+def test_in_a_pipe_each_job_is_one_line_with_its_full_id_and_any_names(
     goqueue: Commands, goqueue_store: PostgresStorage
 ) -> None:
     odd = goqueue_store.create_job(NewJob(job_type="t" * 255, queue="a\nb\x1b[31m"))
@@ -75,7 +75,7 @@ def test_every_filter_reaches_the_query(goqueue: Commands, goqueue_store: Postgr
         assert {job["id"] for job in result.json["jobs"]} == expected, arguments
 
 
-def test_pages_go_on_with_the_command_that_is_printed(goqueue: Commands, goqueue_store: PostgresStorage) -> None:
+def test_the_printed_command_shows_the_next_page(goqueue: Commands, goqueue_store: PostgresStorage) -> None:
     ids = add(goqueue_store, 5)
     arguments = ["jobs", "list", "--type", "x", "--limit", "2"]
     seen: list[str] = []
@@ -148,9 +148,7 @@ def test_a_payload_that_cannot_be_read_is_named_beside_the_others(
         (["prune", "--older-than", "1h", "--status", "pending"], "only finished jobs can be pruned"),
     ],
 )
-def test_a_call_that_can_t_be_meant_ends_with_2_and_says_why(
-    goqueue: Commands, arguments: list[str], message: str
-) -> None:
+def test_contradictory_arguments_end_with_2_and_a_reason(goqueue: Commands, arguments: list[str], message: str) -> None:
     result = goqueue("jobs", *arguments)
     assert (result.code, result.out) == (2, "")
     assert message in re.sub(r"[\s│]+", " ", result.err)
@@ -194,13 +192,15 @@ def test_the_attempts_the_due_time_and_the_error_are_shown_at_any_width(
         assert re.fullmatch(r"  due in 4h  error TimeoutError: no answer x+…", below)
 
 
-def test_piped_the_first_line_of_the_error_is_the_last_field(goqueue: Commands, goqueue_store: PostgresStorage) -> None:
+def test_in_a_pipe_the_first_line_of_the_error_is_the_last_field(
+    goqueue: Commands, goqueue_store: PostgresStorage
+) -> None:
     [job_id] = add(goqueue_store, 1)
     goqueue_store.update_job(job_id, JobUpdate(last_error="ValueError: a\tb\nTraceback"))
     assert goqueue("jobs", "list").out.endswith("  default  x  ValueError: a\\tb\n")
 
 
-def test_a_reader_that_goes_away_is_no_error(goqueue: Commands, goqueue_store: PostgresStorage) -> None:
+def test_a_closed_pipe_is_no_error(goqueue: Commands, goqueue_store: PostgresStorage) -> None:
     add(goqueue_store, 2000)
     for arguments in (["--limit", "5"], ["--all"]):
         with goqueue.process("jobs", "list", *arguments) as started:
@@ -212,7 +212,7 @@ def test_a_reader_that_goes_away_is_no_error(goqueue: Commands, goqueue_store: P
         assert errors == [], arguments
 
 
-def test_get_shows_the_job_with_payload_and_failures(goqueue: Commands, goqueue_store: PostgresStorage) -> None:
+def test_get_shows_a_job_with_its_payload_and_failures(goqueue: Commands, goqueue_store: PostgresStorage) -> None:
     goqueue_store.create_job(NewJob(job_type="x", payload={"to": ["ä"]}, idempotency_key="k 1", unique_key="u 1"))
     [job] = goqueue_store.claim_jobs("default", "worker-1")
     goqueue_store.fail_job(job, "first\n\x1b[31msecond")
@@ -241,9 +241,7 @@ def test_types_are_listed_one_per_line(goqueue: Commands, goqueue_store: Postgre
 # --- create -----------------------------------------------------------------------------------------------------------
 
 
-def test_create_prints_the_id_of_a_job_that_has_everything_given(
-    goqueue: Commands, goqueue_store: PostgresStorage
-) -> None:
+def test_create_prints_the_id_of_a_job_with_all_given_values(goqueue: Commands, goqueue_store: PostgresStorage) -> None:
     result = goqueue(
         "jobs", "create", "send", "--queue", "mail", "--payload", '{"a": [1.5]}', "--priority", "-3",
         "--max-attempts", "2", "--at", "2030-01-31T08:00+01:00", "--key", "k",
@@ -307,7 +305,7 @@ def test_lines_are_added_as_jobs(goqueue: Commands, goqueue_store: PostgresStora
         (f'{{"job_type": "x", "payload": "{"a" * 2**20}"}}', "MAX_PAYLOAD_BYTES"),
     ],
 )
-def test_a_bad_line_is_named_with_what_was_added_before_it(
+def test_a_bad_line_is_named_with_the_lines_added_before_it(
     goqueue: Commands, goqueue_store: PostgresStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     bad: str, message: str,
 ) -> None:  # fmt: skip
@@ -327,7 +325,7 @@ def test_a_bad_line_is_named_with_what_was_added_before_it(
     assert "no line was added" in goqueue("jobs", "create", "--from", file).err
 
 
-def test_a_read_only_database_is_known_to_have_added_nothing(
+def test_an_error_of_a_read_only_database_reports_that_nothing_was_added(
     goqueue: Commands, goqueue_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = make_conninfo(goqueue_database, options="-c default_transaction_read_only=on")
@@ -339,7 +337,7 @@ def test_a_read_only_database_is_known_to_have_added_nothing(
     assert "target_session_attrs=read-write" in result.err
 
 
-def test_ctrl_c_tells_which_lines_are_added(goqueue: Commands, goqueue_store: PostgresStorage) -> None:
+def test_ctrl_c_reports_which_lines_were_added(goqueue: Commands, goqueue_store: PostgresStorage) -> None:
     with goqueue.process("jobs", "create", "--from", "-", stdin=subprocess.PIPE) as started:
         assert started.stdin is not None
         started.stdin.write('{"job_type": "x"}\n' * 1500)
@@ -359,7 +357,7 @@ def test_ctrl_c_tells_which_lines_are_added(goqueue: Commands, goqueue_store: Po
 # --- change -----------------------------------------------------------------------------------------------------------
 
 
-def test_update_changes_what_is_given_and_clears_what_is_asked_for(
+def test_update_changes_the_given_fields_and_clears_those_of_the_option_clear(
     goqueue: Commands, goqueue_store: PostgresStorage
 ) -> None:
     [job_id] = add(goqueue_store, 1, idempotency_key="k", payload={"a": 1})
@@ -442,7 +440,7 @@ def test_a_change_of_nothing_says_why(goqueue: Commands, goqueue_store: Postgres
     )
 
 
-def test_a_change_by_ids_names_the_jobs_that_it_leaves_out(goqueue: Commands, goqueue_store: PostgresStorage) -> None:
+def test_a_change_by_ids_names_the_jobs_that_it_skips(goqueue: Commands, goqueue_store: PostgresStorage) -> None:
     tired, fresh, done = add(goqueue_store, 3, max_attempts=9)
     goqueue_store.update_job(tired, JobUpdate(attempts=3))
     finish(goqueue_store, [done], JobStatus.COMPLETED)
@@ -456,7 +454,7 @@ def test_a_change_by_ids_names_the_jobs_that_it_leaves_out(goqueue: Commands, go
 
 
 @pytest.mark.parametrize("command", ["cancel", "delete"])
-def test_a_bulk_stopped_by_ctrl_c_tells_how_many_jobs_are_changed(
+def test_a_bulk_stopped_by_ctrl_c_reports_the_number_of_changed_jobs(
     goqueue: Commands, goqueue_store: PostgresStorage, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     add(goqueue_store, 1100)
@@ -540,7 +538,9 @@ def test_on_a_terminal_the_number_of_jobs_is_shown_and_yes_means_yes(
 # --- prune ------------------------------------------------------------------------------------------------------------
 
 
-def test_prune_deletes_in_batches_what_finished_long_ago(goqueue: Commands, goqueue_store: PostgresStorage) -> None:
+def test_prune_deletes_jobs_that_finished_long_ago_in_batches(
+    goqueue: Commands, goqueue_store: PostgresStorage
+) -> None:
     ids = add(goqueue_store, 7)
     finish(goqueue_store, ids[:5], JobStatus.COMPLETED)
     finish(goqueue_store, ids[5:6], JobStatus.CANCELLED)
@@ -563,13 +563,13 @@ def test_each_queue_has_its_own_retention(goqueue: Commands, goqueue_store: Post
     assert {job.queue for job in goqueue_store.list_jobs().jobs} == {"c"}
 
 
-def test_prune_s_help_says_why_it_doesn_t_ask(goqueue: Commands) -> None:
+def test_the_help_of_prune_explains_why_it_asks_no_confirmation(goqueue: Commands) -> None:
     text = " ".join(goqueue("jobs", "prune", "--help").out.split())
     assert "meant for cron" in text
     assert "--yes" not in text
 
 
-def test_prune_stopped_by_ctrl_c_tells_how_many_are_gone(
+def test_prune_stopped_by_ctrl_c_reports_the_number_of_deleted_jobs(
     goqueue: Commands, goqueue_store: PostgresStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finish(goqueue_store, add(goqueue_store, 6), JobStatus.COMPLETED)
@@ -589,7 +589,7 @@ def test_prune_stopped_by_ctrl_c_tells_how_many_are_gone(
 # --- common to all ----------------------------------------------------------------------------------------------------
 
 
-def test_a_server_that_is_not_there_is_one_line_without_the_password(
+def test_an_unreachable_server_is_one_line_without_the_password(
     goqueue: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GOQUEUE_DATABASE_URL", "postgresql://ann:hunter2@127.0.0.1:1/x")
@@ -601,7 +601,7 @@ def test_a_server_that_is_not_there_is_one_line_without_the_password(
         assert "hunter2" not in result.err
 
 
-def test_a_call_that_makes_no_sense_fails_before_connecting(goqueue: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_contradictory_arguments_fail_before_connecting(goqueue: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GOQUEUE_DATABASE_URL", "postgresql://127.0.0.1:1/x")
     for arguments in (
         ["cancel"],

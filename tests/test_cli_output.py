@@ -40,7 +40,7 @@ def ran(
 # --- verbatim ---------------------------------------------------------------------------------------------------------
 
 
-def test_what_users_have_named_is_printed_as_it_is_and_without_effect_on_the_terminal(
+def test_names_given_by_users_are_printed_without_effect_on_the_terminal(
     goqueue: Commands, goqueue_store: PostgresStorage
 ) -> None:
     job = goqueue_store.create_job(
@@ -69,7 +69,7 @@ def test_what_users_have_named_is_printed_as_it_is_and_without_effect_on_the_ter
     assert json.loads(goqueue("jobs", "get", job.id, "--json").out)["queue"] == ODD
 
 
-def test_messages_status_lines_and_progress_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+def test_messages_status_lines_and_progress_are_printed_without_markup(capsys: pytest.CaptureFixture[str]) -> None:
     common.note(f"the cast ({ODD}) :id:uuid\nand more")
     console().print(ODD, soft_wrap=True)
     # rich drops the bell. A terminal command that ends with it is then no longer one.
@@ -101,7 +101,9 @@ def test_messages_status_lines_and_progress_are_printed_as_they_are(capsys: pyte
         "sql export",
     ],
 )
-def test_help_says_what_the_source_says(command: str, commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_help_prints_the_docstring_of_each_command(
+    command: str, commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     said = commands(*command.split(), "--help").out
     assert not re.search("[\U0001f000-\U0001ffff\u2600-\u27bf]", said)
@@ -167,7 +169,7 @@ def test_the_id_of_an_added_job_is_not_lost_with_standard_output(
 @pytest.mark.parametrize(
     "arguments", ["jobs list", "jobs list --json", "stats", "config", "queries claim_jobs", "--version", "--help"]
 )
-def test_no_command_ends_in_a_traceback_where_standard_output_is_full(goqueue: Commands, arguments: str) -> None:
+def test_no_command_ends_in_a_traceback_if_standard_output_is_full(goqueue: Commands, arguments: str) -> None:
     result = ran(*arguments.split(), closed=">/dev/full")
     said = result.stderr.decode()
     if arguments not in ("jobs list", "stats"):  # these have nothing to print
@@ -176,7 +178,7 @@ def test_no_command_ends_in_a_traceback_where_standard_output_is_full(goqueue: C
     assert "Traceback" not in said
 
 
-def test_what_was_changed_is_said_where_standard_output_is_closed(
+def test_the_result_is_on_standard_error_if_standard_output_is_closed(
     goqueue: Commands, goqueue_store: PostgresStorage, tmp_path: Path
 ) -> None:
     ids = [job_id for job_id, _ in goqueue_store.create_jobs(NewJob(job_type="x") for _ in range(3))]
@@ -197,7 +199,7 @@ def test_what_was_changed_is_said_where_standard_output_is_closed(
 
 
 @pytest.mark.parametrize("before", [b"", b"\xef\xbb\xbf"])
-def test_a_byte_order_mark_and_the_line_ends_of_windows_are_taken(
+def test_a_byte_order_mark_and_windows_line_ends_are_accepted(
     goqueue: Commands, goqueue_store: PostgresStorage, tmp_path: Path, before: bytes
 ) -> None:
     payload, lines = tmp_path / "payload.json", tmp_path / "jobs.jsonl"
@@ -234,7 +236,7 @@ def test_other_encodings_are_named(goqueue: Commands, tmp_path: Path, encoding: 
     "given",
     ["2026-01-01", "20260101", "2026-W01", "2026-01-31T08", "2026-01-31T08:00", "2026-01-31 08:00:01.5", "soon"],
 )
-def test_the_times_that_are_advised_are_taken(given: str) -> None:
+def test_advised_times_are_accepted(given: str) -> None:
     with pytest.raises(Exception) as refused:  # noqa: PT011 - typer's own
         aware_time(given)
     advised = re.findall(r"\d{4}-\d\d-\d\dT[\d:.]+(?:Z|\+\d\d:\d\d)", str(refused.value.args[0]))
@@ -243,7 +245,7 @@ def test_the_times_that_are_advised_are_taken(given: str) -> None:
         assert aware_time(text).utcoffset() is not None
 
 
-def test_the_durations_that_are_advised_are_taken() -> None:
+def test_advised_durations_are_accepted() -> None:
     with pytest.raises(Exception) as refused:  # noqa: PT011 - typer's own
         duration("5")
     advised = re.findall(r"\b\d+[a-z][\da-z]*", str(refused.value.args[0]).partition("such as")[2])
@@ -251,7 +253,7 @@ def test_the_durations_that_are_advised_are_taken() -> None:
     assert all(duration(text) for text in advised)
 
 
-def test_the_forms_that_are_advised_for_lines_are_taken(goqueue: Commands, tmp_path: Path) -> None:
+def test_advised_forms_of_lines_are_accepted(goqueue: Commands, tmp_path: Path) -> None:
     file = tmp_path / "jobs.jsonl"
     for field, wrong in (("delay", "5m"), ("scheduled_at", "2026-01-31")):
         file.write_text(json.dumps({"job_type": "x", field: wrong}))
@@ -260,7 +262,9 @@ def test_the_forms_that_are_advised_for_lines_are_taken(goqueue: Commands, tmp_p
         assert goqueue("jobs", "create", "--from", file).out == "1 job added\n"
 
 
-def test_the_way_on_after_a_bad_line_works(goqueue: Commands, goqueue_store: PostgresStorage, tmp_path: Path) -> None:
+def test_the_advised_way_to_resume_after_a_bad_line_works(
+    goqueue: Commands, goqueue_store: PostgresStorage, tmp_path: Path
+) -> None:
     file = tmp_path / "jobs.jsonl"
     good = ['{"job_type": "x"}'] * 1001
     file.write_text("\n".join([*good, "{", *good[:2]]))
@@ -309,7 +313,7 @@ def screen_of(width: int) -> Iterator[tuple[common._Screen, io.StringIO]]:
 
 @pytest.mark.parametrize("width", [20, 30, 50, 80, 200])
 @pytest.mark.parametrize("name", ["mail", "a" * 90 + "-first", "幅" * 60, "two words " * 9])
-def test_the_name_of_a_row_can_be_read_at_any_width(width: int, name: str) -> None:
+def test_the_name_of_a_row_is_readable_at_any_width(width: int, name: str) -> None:
     columns = [Column("Queue", "left", 16), *map(Column, ["Pending", "Running", "Completed", "Oldest"])]
     columns.append(Column("Error", "left", 8))
     with screen_of(width) as (screen, text):

@@ -80,7 +80,7 @@ def call_of(name: str) -> str:
 
 
 class TestTheCatalogue:
-    def test_it_needs_no_server_and_shows_all_of_every_query(self, run: Callable[..., Result]) -> None:
+    def test_it_shows_every_part_of_every_query_without_a_server(self, run: Callable[..., Result]) -> None:
         result = run(url="postgresql://nowhere.invalid/")
         assert (result.code, result.err) == (0, "")
         words = " ".join(result.out.split())
@@ -92,7 +92,7 @@ class TestTheCatalogue:
         assert "parameters ids uuid[], tokens bigint[], lease interval" in words
         assert "columns job_count bigint, is_exact boolean" in words
 
-    def test_json_has_one_object_a_query(self, run: Callable[..., Result]) -> None:
+    def test_json_has_one_object_per_query(self, run: Callable[..., Result]) -> None:
         said = json.loads(run("--json").out)
         assert [query["name"] for query in said] == list(NOTES)
         [count_jobs] = [query for query in said if query["name"] == "count_jobs"]
@@ -113,7 +113,7 @@ class TestTheCatalogue:
         assert incomplete.code == 2
         assert "jobs.sql: the comment of get_job lacks returns, index, locks" in incomplete.err
 
-    def test_a_folder_of_ones_own_goes_before(self, run: Callable[..., Result]) -> None:
+    def test_a_folder_of_files_overrides_the_shipped_queries(self, run: Callable[..., Result]) -> None:
         text = (shipped_folder("sql") / "server.sql").read_text("utf-8")
         Path("server.sql").write_text(text.replace("SELECT count(*) >= 0", "SELECT count(*) <= 0"))
         assert "SELECT /* goqueue:ping */ count(*) <= 0" in run("ping", "--sql-dir", ".").out
@@ -130,7 +130,7 @@ class TestTheCatalogue:
 
 
 class TestForPsql:
-    def test_psql_takes_every_query_as_it_is_printed(self, goqueue_database: str, run: Callable[..., Result]) -> None:
+    def test_psql_accepts_every_printed_query(self, goqueue_database: str, run: Callable[..., Result]) -> None:
         # Queries of an extension have their own tests; VACUUM and ALTER TABLE really run.
         names = [name for name in NOTES if name not in OF_EXTENSIONS]
         script = "".join(run(name).out for name in names)
@@ -141,7 +141,7 @@ class TestForPsql:
             wanted = [kind.replace("timestamptz", "timestamp with time zone") for kind in NOTES[name].types.values()]
             assert types.strip("{}").replace('"', "").split(",") == (wanted or [""])
 
-    def test_the_commented_lines_run_too(self, goqueue_database: str) -> None:
+    def test_the_printed_commented_lines_run_in_psql(self, goqueue_database: str) -> None:
         names = [name for name in NOTES if NOTES[name].can_be_prepared and name not in OF_EXTENSIONS]
         script = ""
         for name in names:
@@ -184,7 +184,7 @@ class TestForPsql:
         assert "one" not in printed.partition("PREPARE")[2]
         assert "WHERE j.id = $1::uuid;" in printed
 
-    def test_the_calls_run_too(self, goqueue_database: str, run: Callable[..., Result]) -> None:
+    def test_the_printed_calls_run_in_psql(self, goqueue_database: str, run: Callable[..., Result]) -> None:
         # Each separately, as when pasted.
         names = [name for name in NOTES if NOTES[name].can_be_prepared and name not in OF_EXTENSIONS]
         script = "".join(f"BEGIN; {run(name).out}\n{call_of(name)}\nROLLBACK;\n" for name in names)
@@ -204,7 +204,7 @@ class TestForPsql:
         [job] = goqueue_store.list_jobs().jobs
         assert (job.queue, job.max_attempts) == ("default", 25)
 
-    def test_nothing_that_a_statement_needs_is_null_in_its_call(self) -> None:
+    def test_no_required_parameter_is_null_in_the_printed_call(self) -> None:
         optional = re.compile(r"lane_|created_|scheduled_|cursor_|job_types|worker_ids|retry_in")
         for name, note in NOTES.items():
             if note.can_be_prepared:
@@ -214,7 +214,7 @@ class TestForPsql:
                 )
         assert call_of("fail_jobs").endswith("'{timed out}', FALSE, NULL, '1 minute', 2, '1 hour', 0.1);")
 
-    def test_it_is_the_text_that_the_program_sends(self, goqueue_connection: psycopg.Connection) -> None:
+    def test_the_printed_text_is_the_text_that_the_program_sends(self, goqueue_connection: psycopg.Connection) -> None:
         # The same, except for the spelling of parameters and the comments.
         def plain(text: str) -> list[str]:
             text = re.sub(r"^ *--.*\n", "", text.replace("%%", "%"), flags=re.MULTILINE)
@@ -225,7 +225,7 @@ class TestForPsql:
 
 
 class TestTimes:
-    def test_one_row_a_query_however_it_was_sent(self, counted: str, run: Callable[..., Result]) -> None:
+    def test_each_query_has_one_row_however_it_was_sent(self, counted: str, run: Callable[..., Result]) -> None:
         with psycopg.connect(counted, autocommit=True) as connection:
             connection.execute("SELECT pg_stat_statements_reset()")
         # Often enough to be prepared, on several connections, alone and in bulk, custom and generic.
@@ -271,19 +271,21 @@ class TestTimes:
         assert "no entry for a query of goqueue" in result.err
         assert result.out == ""
 
-    def test_psql_takes_the_printed_query_and_the_file(self, counted: str, run: Callable[..., Result]) -> None:
+    def test_psql_accepts_the_printed_query_and_the_file(self, counted: str, run: Callable[..., Result]) -> None:
         with PostgresStorage.open(counted) as store:
             store.ping()
         assert re.search(
             r"^ping\|\d+\|", psql(counted, run("statement_times").out + "EXECUTE statement_times;"), re.MULTILINE
         )
 
-    def test_without_the_extension_it_says_what_to_do(self, goqueue_database: str, run: Callable[..., Result]) -> None:
+    def test_a_missing_extension_is_reported_with_advice(
+        self, goqueue_database: str, run: Callable[..., Result]
+    ) -> None:
         result = run("--times", url=goqueue_database)
         assert (result.code, result.out) == (1, "")
         assert "CREATE EXTENSION pg_stat_statements" in result.err
 
-    def test_with_the_extension_but_not_loaded_it_says_what_to_do(
+    def test_an_extension_that_is_not_loaded_is_reported_with_advice(
         self, goqueue_database: str, goqueue_connection: psycopg.Connection, run: Callable[..., Result]
     ) -> None:
         loaded = goqueue_connection.execute("SELECT current_setting('shared_preload_libraries')").fetchone()

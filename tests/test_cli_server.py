@@ -47,7 +47,9 @@ def versions(connection: psycopg.Connection) -> list[int]:
     return [row[0] for row in connection.execute("SELECT version FROM goqueue.schema_version ORDER BY 1")]
 
 
-def test_migrations_go_up_and_back_and_up_and_the_output_says_so(commands: Commands, empty: psycopg.Connection) -> None:
+def test_migrations_are_applied_undone_and_applied_with_their_output(
+    commands: Commands, empty: psycopg.Connection
+) -> None:
     listed = commands("migrate", "--list")
     assert (listed.code, listed.err, versions(empty)) == (0, "", [])
     assert all(line.endswith("pending") for line in listed.out.splitlines())
@@ -74,7 +76,7 @@ def test_migrations_go_up_and_back_and_up_and_the_output_says_so(commands: Comma
     assert (back["undone"], back["applied"], versions(empty)) == (every[:1:-1], [], [1, 2])
 
 
-def test_on_a_terminal_undoing_is_asked_for_with_what_is_lost(goqueue: Commands, goqueue_database: str) -> None:
+def test_on_a_terminal_the_confirmation_of_an_undo_says_what_is_lost(goqueue: Commands, goqueue_database: str) -> None:
     with goqueue.terminal("migrate", "--undo-to", "0", columns=200) as terminal:
         asked = terminal.wait_for(r"\[y/N\]: ")
         assert re.search(r"undo version [\d, ]+1\? All jobs are dropped with it\.", asked)
@@ -94,7 +96,7 @@ def test_on_a_terminal_undoing_is_asked_for_with_what_is_lost(goqueue: Commands,
         (["--list", "--dry-run"], "give only one of"),
     ],
 )
-def test_a_migration_that_can_t_be_meant_ends_with_2(goqueue: Commands, arguments: list[str], message: str) -> None:
+def test_contradictory_options_of_migrate_end_with_2(goqueue: Commands, arguments: list[str], message: str) -> None:
     result = goqueue("migrate", *arguments)
     assert (result.code, result.out) == (2, "")
     assert message in re.sub(r"[\s│]+", " ", result.err)
@@ -103,7 +105,7 @@ def test_a_migration_that_can_t_be_meant_ends_with_2(goqueue: Commands, argument
 HINT = "`goqueue config` shows the server's address; `goqueue db start` starts a development server\n"
 
 
-def test_what_the_server_says_is_the_error_without_traceback_or_password(
+def test_a_server_error_is_shown_without_traceback_or_password(
     commands: Commands, empty: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     empty.execute("CREATE SCHEMA goqueue; CREATE TABLE goqueue.jobs ()")
@@ -200,7 +202,7 @@ def test_the_server_outlives_its_command_until_it_is_stopped(commands: Commands,
     assert ask(url, "SELECT a FROM kept") == 17
 
 
-def test_without_a_folder_it_lies_below_the_state_folder(
+def test_the_default_folder_is_below_the_state_folder(
     commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
@@ -212,7 +214,7 @@ def test_without_a_folder_it_lies_below_the_state_folder(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_killed_keeper_takes_its_server_along_and_the_next_start_is_well(folder: Path, number: int) -> None:
+def test_a_killed_keeper_ends_its_server_and_the_next_start_works(folder: Path, number: int) -> None:
     server = DevServer(folder)
     running, _ = server.start()
     os.kill(running.pid, number)
@@ -224,7 +226,7 @@ def test_a_killed_keeper_takes_its_server_along_and_the_next_start_is_well(folde
     assert ask(again.url, "SELECT 1") == 1
 
 
-def test_what_a_killed_keeper_left_is_not_believed(folder: Path) -> None:
+def test_files_that_a_killed_keeper_left_are_ignored(folder: Path) -> None:
     left = Running("postgresql://nowhere", "1", os.getpid())
     (folder / "server.json").write_text(json.dumps(left._asdict()))
     server = DevServer(folder)
@@ -255,7 +257,7 @@ def test_a_start_during_a_stop_waits_for_it(folder: Path) -> None:
     assert ask(running.url, "SELECT 1") == 1
 
 
-def test_when_whoever_started_it_is_gone_before_the_answer_the_server_stops(folder: Path) -> None:
+def test_the_server_stops_if_its_starter_ends_before_the_answer(folder: Path) -> None:
     log = folder / "data" / "server.log"
     stops = log.read_text().count("system is shut down") if log.exists() else 0
     reading, writing = os.pipe()
@@ -280,7 +282,7 @@ def test_a_server_that_ends_by_itself_ends_its_keeper(folder: Path) -> None:
     assert running.pid != pid
 
 
-def test_a_folder_that_can_t_be_used_is_an_error_that_says_so(commands: Commands, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_used_is_named_in_the_error(commands: Commands, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "letter.txt").write_text("dear")
     result = commands("db", "start", "--data", tmp_path)
@@ -295,7 +297,7 @@ def test_a_folder_that_can_t_be_used_is_an_error_that_says_so(commands: Commands
     assert commands("db", "status", "--data", file).code == 3
 
 
-def test_a_path_too_long_for_a_socket_gets_a_url_all_the_same(folder: Path) -> None:
+def test_a_path_too_long_for_a_socket_still_gets_a_url(folder: Path) -> None:
     deep = folder / ("d" * 100)
     deep.symlink_to(folder)  # the cluster has a long path
     server = DevServer(deep)
@@ -339,7 +341,7 @@ def test_the_error_without_a_home_folder_says_what_to_set(
         assert str(tmp_path / "goqueue" / "db") in commands("db", "status").out
 
 
-def test_what_python_prints_when_it_starts_is_not_the_keepers_answer(
+def test_output_of_pythons_start_is_not_the_keepers_answer(
     commands: Commands, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text("import sys; print('{}'); print('hello', flush=True)\n")

@@ -30,7 +30,7 @@ def two_queues(request: pytest.FixtureRequest) -> None:
         store.claim_jobs("mail", "w", lease=timedelta(microseconds=1))
 
 
-def test_piped_each_queue_is_a_line(goqueue: Commands) -> None:
+def test_in_a_pipe_each_queue_is_a_line(goqueue: Commands) -> None:
     result = goqueue("stats")
     assert (result.code, result.err) == (0, "")
     odd, mail = result.out.splitlines()
@@ -84,7 +84,7 @@ def test_metrics_are_in_prometheus_s_text_format(goqueue: Commands) -> None:
     assert len(lines) == 5 * 2 + 2 * (5 + 5 + 1 + 1 + 1)
 
 
-def test_metrics_are_those_of_the_collector_in_the_readme_but_one(goqueue: Commands) -> None:
+def test_metrics_are_those_of_the_documented_collector_except_one(goqueue: Commands) -> None:
     text = goqueue("stats", "--prometheus").out
     written = {
         name: (help_text, tuple(re.findall(r'(\w+)="', next(re.finditer(rf"^{name}\{{.*", text, re.MULTILINE))[0])))
@@ -97,7 +97,7 @@ def test_metrics_are_those_of_the_collector_in_the_readme_but_one(goqueue: Comma
     assert written == documented
 
 
-def test_metrics_of_no_queue_are_no_samples() -> None:
+def test_without_queues_there_are_no_samples() -> None:
     assert [line for line in _metrics([]).splitlines() if not line.startswith("#")] == []
 
 
@@ -120,14 +120,12 @@ def test_a_number_in_metrics_has_no_commas_and_no_mark() -> None:
         ["--watch", "--interval", "1ms"],
     ],
 )
-def test_options_that_don_t_go_together_end_with_2(goqueue: Commands, arguments: list[str]) -> None:
+def test_contradictory_options_end_with_2(goqueue: Commands, arguments: list[str]) -> None:
     result = goqueue("stats", *arguments)
     assert (result.code, result.out) == (2, "")
 
 
-def test_the_watch_s_table_follows_the_queues_and_ctrl_c_ends_it_well(
-    goqueue: Commands, goqueue_store: PostgresStorage
-) -> None:
+def test_the_watchs_table_follows_the_queues_until_ctrl_c(goqueue: Commands, goqueue_store: PostgresStorage) -> None:
     with goqueue.terminal("stats", "--watch", "--interval", "200ms", columns=120) as terminal:
         first = terminal.wait_for("Ctrl-C ends it")
         assert re.search(r"Queue +Pending +Running +Completed +Dead +Cancelled +Oldest +Expired +Waiting/s", first)
@@ -149,7 +147,7 @@ def test_the_watch_fits_80_columns(goqueue: Commands, goqueue_store: PostgresSto
     assert re.search(r"^mail +2 +1 +0 +0 +0 +\d+s +1 *$", "\n".join(lines), re.MULTILINE)
 
 
-def test_piped_the_watch_writes_json_lines_and_survives_a_lost_database(
+def test_in_a_pipe_the_watch_writes_json_lines_and_survives_a_lost_database(
     goqueue: Commands, goqueue_database: str, goqueue_server: DatabaseServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GOQUEUE_DATABASE_POOL_TIMEOUT", "200ms")
@@ -174,7 +172,7 @@ def test_piped_the_watch_writes_json_lines_and_survives_a_lost_database(
     assert "Traceback" not in said
 
 
-def test_while_the_server_is_away_the_watch_says_how_old_its_figures_are(
+def test_while_the_server_is_unreachable_the_watch_shows_the_age_of_its_figures(
     goqueue: Commands, goqueue_database: str, goqueue_server: DatabaseServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GOQUEUE_DATABASE_POOL_TIMEOUT", "200ms")
@@ -197,7 +195,7 @@ def test_while_the_server_is_away_the_watch_says_how_old_its_figures_are(
         assert terminal.end()[0] == 0
 
 
-def test_a_server_that_does_not_answer_makes_no_figures_look_new(
+def test_a_silent_server_makes_no_old_figures_look_new(
     goqueue: Commands, goqueue_connection: psycopg.Connection
 ) -> None:
     with goqueue.terminal("stats", "--watch", "--interval", "200ms") as terminal:
@@ -210,7 +208,7 @@ def test_a_server_that_does_not_answer_makes_no_figures_look_new(
         assert terminal.end()[0] == 0
 
 
-def test_an_error_that_stays_ends_the_watch(goqueue: Commands, goqueue_connection: psycopg.Connection) -> None:
+def test_a_permanent_error_ends_the_watch(goqueue: Commands, goqueue_connection: psycopg.Connection) -> None:
     with goqueue.terminal("stats", "--watch", "--interval", "200ms") as terminal:
         terminal.wait_for("Ctrl-C ends it")
         goqueue_connection.execute("DROP VIEW goqueue.queue_status_metrics CASCADE")
@@ -237,7 +235,7 @@ def test_more_queues_than_lines_are_counted(goqueue: Commands, goqueue_store: Po
         assert re.search(r"and \d+ queues more: --queue selects", terminal.wait_for("Ctrl-C ends it"))
 
 
-def test_a_reader_that_goes_away_ends_the_watch(goqueue: Commands) -> None:
+def test_a_closed_pipe_ends_the_watch(goqueue: Commands) -> None:
     with goqueue.process("stats", "--watch", "--interval", "100ms") as started:
         assert started.stdout is not None
         assert started.stderr is not None

@@ -126,7 +126,7 @@ def test_a_module_that_lacks_another_shows_its_own_error(goqueue: Commands) -> N
 
 
 @BOTH
-def test_a_server_that_is_not_there_is_named(worker: str, goqueue: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_server_is_named(worker: str, goqueue: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GOQUEUE_DATABASE_URL", "postgresql://127.0.0.1:1/nowhere")
     with goqueue.process("work", worker) as process:
         code, err = ended(process)
@@ -208,7 +208,7 @@ def test_the_job_of_a_killed_worker_comes_back(
 
 
 @BOTH
-def test_a_job_that_kills_its_worker_each_time_is_dead_in_the_end(
+def test_a_job_that_kills_its_worker_at_every_attempt_becomes_dead(
     worker: str, goqueue: Commands, store: PostgresStorage, begun: Any
 ) -> None:
     [job_id] = add(store, 1, job_type="poison", max_attempts=2)

@@ -21,7 +21,7 @@ def two_workers(goqueue_store: PostgresStorage) -> None:
     goqueue_store.update_job(job.id, JobUpdate(status=JobStatus.RUNNING, locked_by="zoe"))
 
 
-def test_piped_each_worker_is_a_line(goqueue: Commands) -> None:
+def test_in_a_pipe_each_worker_is_a_line(goqueue: Commands) -> None:
     result = goqueue("workers")
     assert (result.code, result.err) == (0, "")
     time = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
@@ -51,7 +51,7 @@ def test_on_a_terminal_it_is_a_table(goqueue: Commands, columns: int) -> None:
     assert ("Worker" in seen) is (columns == 120)
 
 
-def test_nobody_works(goqueue: Commands, goqueue_store: PostgresStorage) -> None:
+def test_without_running_jobs_there_are_no_workers(goqueue: Commands, goqueue_store: PostgresStorage) -> None:
     goqueue_store.cancel_jobs(job.id for job in goqueue_store.list_jobs().jobs)
     assert goqueue("workers") == (0, "", "no worker holds a job\n")
     assert goqueue("workers", "--json").json["workers"] == []

@@ -390,7 +390,7 @@ def test_a_tilde_is_the_home_folder_in_every_path(tmp_path: Path, monkeypatch: p
     )
 
 
-def test_without_a_working_directory_there_is_no_file_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_working_directory_has_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)
@@ -452,7 +452,7 @@ def test_only_secrets_can_be_read_from_a_file_of_their_own() -> None:
         for number, written in enumerate(bad)
     ],
 )
-def test_a_value_that_breaks_its_rule_is_refused_wherever_it_comes_from(key: str, written: str) -> None:
+def test_a_value_that_breaks_its_rule_is_rejected_from_every_source(key: str, written: str) -> None:
     setting = setting_of(key)
     problem = the_problem({setting.variable: written})
     assert problem.startswith(f"{key}: got ")
@@ -530,7 +530,7 @@ PLACE = "for one in the user's name or the password"
         ("postgresql://u:{}\udcff@h/db", "it has bytes that are not UTF-8"),
     ],
 )
-def test_what_is_wrong_with_a_url_is_said_without_repeating_it(url: str, fault: str) -> None:
+def test_the_fault_of_a_url_is_reported_without_quoting_it(url: str, fault: str) -> None:
     secret = url.format(SECRET)
     problem = the_problem({"GOQUEUE_DATABASE_URL": secret})
     assert problem.startswith("database.url: got a value that is not shown (environment GOQUEUE_DATABASE_URL): ")
@@ -556,7 +556,7 @@ def test_what_is_wrong_with_a_url_is_said_without_repeating_it(url: str, fault: 
         " host = h  password = 'a b;' ", r"password=\'a\ b host=h", "host=h password='${ x'", "postgresql://u:p@/db",
     ],
 )  # fmt: skip
-def test_what_libpq_takes_as_it_was_meant_is_taken(url: str) -> None:
+def test_a_url_that_libpq_reads_as_intended_is_accepted(url: str) -> None:
     assert DatabaseConfig(url=url).url == url
 
 
@@ -571,7 +571,7 @@ def test_a_duration_is_at_least_a_millisecond_and_only_some_can_be_turned_off(se
                 section(**{setting.name: zero})
 
 
-def test_a_number_without_a_unit_is_refused_and_the_unit_named() -> None:
+def test_a_number_without_a_unit_is_rejected() -> None:
     problem = the_problem(text="server:\n  read_timeout: 30\n")
     assert "server.read_timeout: got '30' (goqueue.yaml:2)" in problem
     assert "a duration with its unit, such as 500ms, 30s, 5m or 1h30m" in problem
@@ -596,7 +596,7 @@ def test_a_number_without_a_unit_is_refused_and_the_unit_named() -> None:
         (LoggingConfig, "level", 20),
     ],
 )
-def test_an_argument_of_the_wrong_kind_is_refused(section: type, name: str, value: Any) -> None:
+def test_an_argument_of_the_wrong_type_is_rejected(section: type, name: str, value: Any) -> None:
     with pytest.raises(ConfigError) as caught:
         section(**{name: value})
     assert f".{name}: got " in str(caught.value)
@@ -616,7 +616,7 @@ def test_a_changed_copy_is_checked_too() -> None:
         msgspec.structs.replace(ServerConfig(), port=0)
 
 
-def test_the_pool_holds_at_most_as_many_spare_connections_as_connections() -> None:
+def test_pool_min_size_is_at_most_pool_max_size() -> None:
     assert DatabaseConfig(pool_min_size=10).pool_min_size == 10
     problem = the_problem({"GOQUEUE_DATABASE_POOL_MIN_SIZE": "11"})
     assert problem == (
@@ -627,7 +627,7 @@ def test_the_pool_holds_at_most_as_many_spare_connections_as_connections() -> No
         DatabaseConfig(pool_min_size=4, pool_max_size=3)
 
 
-def test_a_heartbeat_comes_before_the_lease_ends() -> None:
+def test_the_heartbeat_interval_is_shorter_than_the_lease() -> None:
     with pytest.raises(ConfigError, match=r"heartbeat_interval: got 5m \(argument\); .* less than worker.lease, 5m"):
         WorkerConfig(heartbeat_interval=timedelta(minutes=5))
     assert "(goqueue.yaml:2)" in the_problem(text="worker:\n  lease: 30s\n")
@@ -684,7 +684,7 @@ def test_all_problems_are_reported_at_once() -> None:
         ),
     ],
 )
-def test_an_unknown_variable_of_a_section_is_refused_with_a_suggestion(variable: str, meant: str) -> None:
+def test_an_unknown_variable_of_a_section_is_rejected_with_a_suggestion(variable: str, meant: str) -> None:
     problem = the_problem({variable: SECRET})
     assert problem.startswith(variable)
     assert meant in problem
@@ -706,7 +706,7 @@ def links(service: str, host: str = "10.0.0.1", port: str = "5432", address: str
     ["goqueue", "goqueue-database", "goqueue-worker", "goqueue-logging", "goqueue-server", "goqueue-database-ro",
      "goqueue-servers", "goqueue-config"],
 )  # fmt: skip
-def test_what_kubernetes_sets_for_a_service_is_passed_over(service: str) -> None:
+def test_variables_that_kubernetes_sets_for_a_service_are_ignored(service: str) -> None:
     assert load_config(environ=links(service)) == Config()
     assert load_config(environ=links(service, "fd00::1", address="[fd00::1]")) == Config()
 
@@ -774,7 +774,7 @@ def test_other_variables_are_left_alone() -> None:
         ("[" * 3000, "nested too deep"),
     ],
 )
-def test_a_file_that_cannot_be_understood_is_refused_with_the_line(text: str, expected: str) -> None:
+def test_an_invalid_file_is_rejected_with_the_line(text: str, expected: str) -> None:
     assert expected in the_problem(text=text)
 
 
@@ -833,7 +833,7 @@ def test_whole_sections_can_be_merged() -> None:
         ("server: {}\n# " + "x" * 2**18 + "\n", "goqueue.yaml: can't be read: it is longer than 256 KiB"),
     ],
 )
-def test_what_else_yaml_can_say_is_understood_or_refused(text: str, expected: str) -> None:
+def test_other_forms_of_yaml_are_accepted_or_rejected(text: str, expected: str) -> None:
     assert expected in the_problem(text=text)
 
 
@@ -847,7 +847,7 @@ def test_aliases_and_merges_that_multiply_cost_nothing() -> None:
     assert "worker.queues: got " in the_problem(text="\n".join([*lines, "worker: {queues: *l59}"]))
 
 
-def test_a_link_that_leads_nowhere_and_an_endless_file_are_refused() -> None:
+def test_a_broken_link_and_an_endless_file_are_rejected() -> None:
     Path("goqueue.yaml").symlink_to("gone.yaml")
     assert the_problem() == "goqueue.yaml: can't be read: No such file or directory"
     assert "longer than 256 KiB" in the_problem({"GOQUEUE_CONFIG": "/dev/zero"})
@@ -855,7 +855,7 @@ def test_a_link_that_leads_nowhere_and_an_endless_file_are_refused() -> None:
     assert "longer than 256 KiB" in the_problem({"GOQUEUE_DATABASE_URL_FILE": "/dev/zero"})
 
 
-def test_a_file_that_is_not_utf8_or_not_a_file_is_refused() -> None:
+def test_a_file_that_is_not_utf8_or_not_a_file_is_rejected() -> None:
     Path("goqueue.yaml").write_bytes(b"server:\n  host: \xff\n")
     assert the_problem() == "goqueue.yaml: can't be read: line 2 is not UTF-8"
     Path("folder").mkdir()
@@ -961,7 +961,7 @@ def test_a_formatted_duration_reads_back_as_itself(value: timedelta) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "5", "0", "s", "five minutes", "-5m", "1.5h", "5m3", "5x", f"{10**20}d"])
-def test_what_is_no_duration_with_its_unit_is_refused(text: str) -> None:
+def test_a_text_that_is_no_duration_with_its_unit_is_rejected(text: str) -> None:
     with pytest.raises(ValueError, match="is not a duration with its unit"):
         parse_duration(text)
 
@@ -980,7 +980,7 @@ def outcome(environ: Mapping[str, str] = {}, file: Path | None = None) -> Config
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), st.sampled_from(SETTINGS))
-def test_any_text_in_a_variable_is_taken_or_refused_with_a_problem(text: str, setting: Setting) -> None:
+def test_any_text_in_a_variable_is_accepted_or_rejected_with_a_problem(text: str, setting: Setting) -> None:
     result = outcome({setting.variable: text})
     if isinstance(result, ConfigError):
         assert any(setting.key in problem for problem in result.problems)
@@ -989,7 +989,7 @@ def test_any_text_in_a_variable_is_taken_or_refused_with_a_problem(text: str, se
 
 
 @given(st.binary(max_size=200) | st.text(alphabet="serv:\n -[]{}&*!'\"p 1").map(str.encode))
-def test_any_file_is_taken_or_refused_with_a_problem(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+def test_any_file_is_accepted_or_rejected_with_a_problem(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     file = tmp_path_factory.getbasetemp() / "any.yaml"
     file.write_bytes(data)
     result = outcome(file=file)

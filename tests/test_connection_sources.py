@@ -121,7 +121,7 @@ def test_a_listener_and_a_bound_stores_listener_have_the_options_too(service: Se
         ("-c work_mem=12MB", 7, "-c statement_timeout=8s", "7s"),
     ],
 )
-def test_a_limit_is_the_urls_then_the_settings_then_libpqs(
+def test_a_limit_comes_from_the_url_then_the_setting_then_libpq(
     goqueue_database: str,
     monkeypatch: pytest.MonkeyPatch,
     url: str,
@@ -152,7 +152,7 @@ def test_a_limit_is_the_urls_then_the_settings_then_libpqs(
         ("url", "setting", "service", "variable", "url"),
     ],
 )
-def test_the_name_of_the_connections(
+def test_the_application_name_comes_from_the_first_source_that_sets_it(
     service: Service,
     monkeypatch: pytest.MonkeyPatch,
     url: str | None,
@@ -188,7 +188,7 @@ def test_the_name_of_the_connections(
         ("0", None, "", "", 130),
     ],
 )
-def test_the_time_to_connect(
+def test_the_connect_timeout_comes_from_the_first_source_that_sets_it(
     service: Service,
     monkeypatch: pytest.MonkeyPatch,
     url: str,
@@ -208,20 +208,20 @@ def test_the_time_to_connect(
     assert parameters(config)["connect_timeout"] == (url or str(setting or services or variable or expected))
 
 
-def test_keepalives_of_a_service_stay(service: Service) -> None:
+def test_keepalives_of_a_service_are_kept(service: Service) -> None:
     service.write(keepalives_idle="77", tcp_user_timeout="7777")
     found = parameters(DatabaseConfig(url="service=app"))
     assert (found["keepalives_idle"], found["tcp_user_timeout"]) == ("77", "7777")
     assert (found["keepalives_interval"], found["keepalives_count"]) == ("5", "2")
 
 
-def test_the_user_and_the_database_are_libpqs_to_find(service: Service) -> None:
+def test_libpq_finds_the_user_and_the_database(service: Service) -> None:
     service.write()
     found = conninfo_to_dict(conninfo(DatabaseConfig(url="service=app")))
     assert not {"user", "dbname", "host", "port"} & found.keys()
 
 
-def test_a_service_that_is_not_there_is_named(service: Service) -> None:
+def test_a_missing_service_is_named(service: Service) -> None:
     service.write()
     with pytest.raises(StorageError, match='service "nope" not found'):
         PostgresStorage.open("service=nope")
@@ -241,7 +241,7 @@ PINNED = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_what_the_statements_rely_on_is_pinned_whatever_the_environment_says(
+def test_settings_that_the_statements_need_override_the_environment(
     way: str, goqueue_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PGTZ", "Asia/Kathmandu")
@@ -273,7 +273,7 @@ def test_with_empty_options_the_session_is_pinned_by_a_statement(
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("isolation", ["serializable", "repeatable read"])
-def test_claims_do_not_fail_for_each_other_whatever_the_databases_isolation_is(
+def test_concurrent_claims_do_not_fail_with_any_isolation_level_of_the_database(
     way: str, isolation: str, goqueue_database: str, goqueue_connection: psycopg.Connection[Any]
 ) -> None:
     name = goqueue_connection.info.dbname
@@ -321,7 +321,7 @@ def tcp_url(server: EmbeddedServer, host: str = "127.0.0.1") -> str:
     return make_conninfo(server.url(), host=host)
 
 
-def test_the_server_watches_the_client_as_the_client_the_server(by_tcp: EmbeddedServer) -> None:
+def test_the_server_and_the_client_detect_each_others_loss(by_tcp: EmbeddedServer) -> None:
     config = DatabaseConfig(url=tcp_url(by_tcp), statement_timeout=7 * SECOND, connect_timeout=4 * SECOND)
     with PostgresStorage.open(config) as store, store.listen("a") as listener, store._connection() as pooled:
         for connection in (pooled, listener._connection):
@@ -330,13 +330,13 @@ def test_the_server_watches_the_client_as_the_client_the_server(by_tcp: Embedded
             assert shown(connection, "client_connection_check_interval") == [interval]
 
 
-def test_without_a_statements_limit_a_vanished_client_is_noticed_all_the_same(by_tcp: EmbeddedServer) -> None:
+def test_a_vanished_client_is_noticed_without_a_statement_timeout(by_tcp: EmbeddedServer) -> None:
     config = DatabaseConfig(url=tcp_url(by_tcp), statement_timeout=timedelta(0))
     with PostgresStorage.open(config) as store, store._connection() as connection:
         assert shown(connection, *WATCHED) == ["35", "5", "2", "35000"]
 
 
-def test_what_the_url_or_the_database_sets_for_it_stays(by_tcp: EmbeddedServer) -> None:
+def test_a_value_that_the_url_or_the_database_sets_is_kept(by_tcp: EmbeddedServer) -> None:
     options = "-c tcp_keepalives_idle=77 -c client_connection_check_interval=250ms"
     url = make_conninfo(tcp_url(by_tcp), options=options)
     with PostgresStorage.open(url) as store, store._connection() as connection:
@@ -425,7 +425,7 @@ with PostgresStorage.open(config) as store, store.listen("default") as listener:
 @pytest.mark.skipif(
     shutil.which("ip") is None or os.geteuid() != 0, reason="it takes root and iproute2 to cut a network"
 )
-def test_sessions_of_a_client_whose_network_is_cut_end(by_tcp: EmbeddedServer) -> None:
+def test_the_sessions_of_a_client_whose_network_is_cut_end(by_tcp: EmbeddedServer) -> None:
     with psycopg.connect(by_tcp.url(), autocommit=True) as connection:
         rules = Path(connection.execute("SHOW hba_file").fetchall()[0][0])
         rules.write_text(rules.read_text("utf-8") + "host all all 10.213.77.0/30 trust\n", "utf-8")

@@ -48,7 +48,7 @@ def all_pages(store: Storage, job_filter: JobFilter | None = None, limit: int = 
     return [job for page in pages(store, job_filter, limit) for job in page]
 
 
-def test_is_a_storage(store: Storage) -> None:
+def test_the_store_is_a_storage(store: Storage) -> None:
     assert isinstance(store, Storage)
 
 
@@ -67,7 +67,7 @@ def test_every_method_of_the_contract_is_called_in_a_test_of_what_it_does(name: 
 
 
 class TestCreate:
-    def test_gives_back_the_whole_job(self, store: Storage) -> None:
+    def test_it_returns_the_complete_job(self, store: Storage) -> None:
         at = datetime(2030, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
         new = NewJob(
             job_type="send_email",
@@ -96,7 +96,7 @@ class TestCreate:
         job = store.create_job(NewJob(job_type="t", delay=timedelta(minutes=5, microseconds=7)))
         assert job.scheduled_at - job.created_at == timedelta(minutes=5, microseconds=7)
 
-    def test_ids_are_made_by_the_client_and_ascend(self, store: Storage) -> None:
+    def test_ids_are_generated_by_the_client_and_ascend(self, store: Storage) -> None:
         ids = [NewJob(job_type="t").id for _ in range(100)]
         assert ids == sorted(ids)
         assert {job_id.version for job_id in ids} == {7}
@@ -105,7 +105,7 @@ class TestCreate:
         wanted = uuid4()
         assert store.create_job(NewJob(job_type="t", id=wanted)).id == wanted
 
-    def test_a_taken_key_is_refused_with_the_existing_jobs_id(self, store: Storage) -> None:
+    def test_a_taken_key_is_rejected_with_the_existing_jobs_id(self, store: Storage) -> None:
         first = store.create_job(NewJob(job_type="t", idempotency_key="k", payload=1))
         with pytest.raises(DuplicateJobError, match="'k'") as caught:
             store.create_job(NewJob(job_type="t", idempotency_key="k", payload=2))
@@ -114,20 +114,20 @@ class TestCreate:
         assert store.get_job(first.id) == first
         assert store.count_jobs() == 1
 
-    def test_a_taken_id_is_refused(self, store: Storage) -> None:
+    def test_a_taken_id_is_rejected(self, store: Storage) -> None:
         first = store.create_job(NewJob(job_type="t"))
         with pytest.raises(DuplicateJobError) as caught:
             store.create_job(NewJob(job_type="another", id=first.id))
         assert caught.value.job_id == first.id
 
-    def test_of_a_taken_id_and_a_taken_key_the_id_tells_which_job_it_is(self, store: Storage) -> None:
+    def test_a_taken_id_takes_precedence_over_a_taken_key(self, store: Storage) -> None:
         by_id = store.create_job(NewJob(job_type="t"))
         store.create_job(NewJob(job_type="t", idempotency_key="k"))
         new = NewJob(job_type="t", id=by_id.id, idempotency_key="k")
         assert store.get_or_create_job(new) == (by_id, False)
         assert store.create_jobs([new]) == [(by_id.id, False)]
 
-    def test_the_same_new_job_again_gives_the_job_that_was_made(self, store: Storage) -> None:
+    def test_the_same_new_job_again_returns_the_existing_job(self, store: Storage) -> None:
         new = NewJob(job_type="t", idempotency_key="k")
         assert store.create_job(new) == store.create_job(new)
         assert store.count_jobs() == 1
@@ -141,7 +141,7 @@ class TestCreate:
         store.delete_job(first.id)
         assert store.create_job(NewJob(job_type="t", idempotency_key="k")).id != first.id
 
-    def test_get_or_create_says_which(self, store: Storage) -> None:
+    def test_get_or_create_returns_whether_it_created_the_job(self, store: Storage) -> None:
         first, created = store.get_or_create_job(NewJob(job_type="t", idempotency_key="k", payload=[1]))
         assert created
         again, created = store.get_or_create_job(NewJob(job_type="t", idempotency_key="k", payload=[2]))
@@ -149,7 +149,7 @@ class TestCreate:
 
 
 class TestCreateMany:
-    def test_gives_ids_in_the_order_given(self, store: Storage) -> None:
+    def test_it_returns_ids_in_the_given_order(self, store: Storage) -> None:
         jobs = [NewJob(job_type="t", payload=number) for number in range(2500)]
         assert store.create_jobs(jobs) == [(job.id, True) for job in jobs]
         assert [job.payload for job in store.get_jobs(job.id for job in jobs)] == list(range(2500))
@@ -174,7 +174,7 @@ class TestCreateMany:
         assert store.get_job(job_id).payload is None
         assert store.create_job(NewJob(job_type="t", payload=None)).payload is None
 
-    def test_taken_keys_give_the_first_job_in_the_table_and_in_the_batch(self, store: Storage) -> None:
+    def test_taken_keys_return_the_first_job_in_the_table_and_in_the_batch(self, store: Storage) -> None:
         old = store.create_job(NewJob(job_type="t", idempotency_key="old"))
         jobs = [NewJob(job_type="t", idempotency_key=key) for key in ("new", "old", None, "new", "old")]
         assert store.create_jobs(jobs) == [
@@ -186,7 +186,7 @@ class TestCreateMany:
         ]
         assert store.count_jobs() == 3
 
-    def test_a_key_reused_across_batches_gives_the_first_job(self, store: Storage) -> None:
+    def test_a_key_reused_across_batches_returns_the_first_job(self, store: Storage) -> None:
         jobs = [NewJob(job_type="t", idempotency_key=f"k{number % 1500}") for number in range(3000)]
         results = store.create_jobs(jobs)
         assert [created for _, created in results] == [True] * 1500 + [False] * 1500
@@ -204,17 +204,17 @@ class TestCreateMany:
         assert store.create_jobs(jobs) == [(first.id, False), (job_id, True)]
         assert store.get_job(job_id).idempotency_key == "k2"
 
-    def test_nothing_in_nothing_out(self, store: Storage) -> None:
+    def test_no_jobs_return_an_empty_list(self, store: Storage) -> None:
         assert store.create_jobs([]) == []
         assert list(store.create_jobs_in_batches([])) == []
 
-    def test_one_bad_job_and_none_is_created(self, store: Storage) -> None:
+    def test_one_invalid_job_prevents_all(self, store: Storage) -> None:
         jobs = [NewJob(job_type="t", payload=number) for number in range(900)]
         with pytest.raises(InvalidJobError, match="nan"):
             store.create_jobs([*jobs, NewJob(job_type="t", payload=float("nan"))])
         assert store.count_jobs() == 0
 
-    def test_batches_are_read_as_they_are_asked_for(self, store: Storage) -> None:
+    def test_batches_are_read_on_demand(self, store: Storage) -> None:
         taken = 0
 
         def jobs() -> Iterator[NewJob]:
@@ -229,7 +229,7 @@ class TestCreateMany:
         assert store.count_jobs() == 1000
         assert sum(len(batch) for batch in batches) == 4000
 
-    def test_only_new_jobs_are_taken(self, store: Storage) -> None:
+    def test_only_new_job_objects_are_accepted(self, store: Storage) -> None:
         with pytest.raises(InvalidJobError, match="NewJob objects, not dict"):
             store.create_jobs([{"job_type": "t"}])  # type: ignore[list-item]
 
@@ -241,23 +241,23 @@ class TestGet:
             with pytest.raises(JobNotFoundError, match=str(unknown)):
                 call(unknown)
 
-    def test_an_id_may_be_text(self, store: Storage) -> None:
+    def test_an_id_can_be_text(self, store: Storage) -> None:
         job = store.create_job(NewJob(job_type="t"))
         assert store.get_job(str(job.id)) == job
         assert store.get_jobs([str(job.id)]) == [job]
 
     @pytest.mark.parametrize("bad", ["", "nonsense", "0" * 31, 7, None, b"x" * 16])
-    def test_a_malformed_id_is_refused(self, store: Storage, bad: Any) -> None:
+    def test_a_malformed_id_is_rejected(self, store: Storage, bad: Any) -> None:
         for call in (store.get_job, store.delete_job, lambda job_id: store.get_jobs([job_id])):
             with pytest.raises(InvalidJobError, match="must be a UUID"):
                 call(bad)
 
-    def test_many_in_the_order_asked_for_without_the_missing(self, store: Storage) -> None:
+    def test_many_are_returned_in_the_given_order_without_the_missing(self, store: Storage) -> None:
         a, b, c = fill(store, 3)
         assert [job.id for job in store.get_jobs([c, uuid4(), a, b, a])] == [c, a, b, a]
         assert store.get_jobs([]) == []
 
-    def test_by_idempotency_key(self, store: Storage) -> None:
+    def test_a_job_is_found_by_its_idempotency_key(self, store: Storage) -> None:
         job = store.create_job(NewJob(job_type="t", idempotency_key="clé"))
         assert store.get_job_by_idempotency_key("clé") == job
         with pytest.raises(JobNotFoundError, match="'other'"):
@@ -275,7 +275,7 @@ class TestList:
         keys = [(job.created_at, job.id) for job in listed]
         assert keys == sorted(keys, reverse=True)
 
-    def test_no_cursor_on_the_last_page(self, store: Storage) -> None:
+    def test_the_last_page_has_no_cursor(self, store: Storage) -> None:
         assert store.list_jobs().next_cursor is None
         fill(store, 6)
         first = store.list_jobs(limit=3)
@@ -290,7 +290,7 @@ class TestList:
         rest = store.list_jobs(limit=10, cursor=page.next_cursor)
         assert sorted(job.id for job in page.jobs + rest.jobs) == sorted(old)
 
-    def test_filters_take_one_value_or_several(self, store: Storage) -> None:
+    def test_filters_accept_one_value_or_several(self, store: Storage) -> None:
         made = {
             (queue, job_type): store.create_job(NewJob(job_type=job_type, queue=queue)).id
             for queue in ("a", "b", "c")
@@ -363,7 +363,7 @@ class TestList:
                 assert len(found) == -(-len(wanted) // limit)
 
     @pytest.mark.parametrize("limit", [0, -1, 1001, 1_000_000, 1.5, "10", None, True])
-    def test_a_limit_out_of_range_is_refused(self, store: Storage, limit: Any) -> None:
+    def test_a_limit_out_of_range_is_rejected(self, store: Storage, limit: Any) -> None:
         with pytest.raises(InvalidFilterError, match="limit must be a whole number from 1 to 1,000"):
             store.list_jobs(limit=limit)
 
@@ -372,13 +372,13 @@ class TestList:
         [lambda c: "", lambda c: "x", lambda c: c[:-2], lambda c: c + "00", lambda c: "00" + c[2:], lambda c: 5,
          lambda c: c[:8] + ("0" if c[8] != "0" else "1") + c[9:], lambda c: c.encode()],
     )  # fmt: skip
-    def test_a_forged_cursor_is_refused(self, store: Storage, change: Any) -> None:
+    def test_a_forged_cursor_is_rejected(self, store: Storage, change: Any) -> None:
         fill(store, 2)
         cursor = store.list_jobs(limit=1).next_cursor
         with pytest.raises(InvalidCursorError, match="start again without"):
             store.list_jobs(cursor=change(cursor))
 
-    def test_a_cursor_of_another_filter_is_refused(self, store: Storage) -> None:
+    def test_a_cursor_of_another_filter_is_rejected(self, store: Storage) -> None:
         fill(store, 2)
         cursor = store.list_jobs(JobFilter(queue="default"), limit=1).next_cursor
         assert store.list_jobs(JobFilter(queue=["default"]), cursor=cursor).jobs
@@ -387,13 +387,13 @@ class TestList:
 
 
 class TestCount:
-    def test_exact_as_far_as_it_says_so(self, store: Storage) -> None:
+    def test_a_count_is_exact_up_to_its_limit(self, store: Storage) -> None:
         assert store.count_jobs() == 0
         fill(store, 7)
         count = store.count_jobs(JobFilter(status="pending"))
         assert (count, count.exact, str(count)) == (7, True, "7")
 
-    def test_an_estimate_of_what_a_worker_holds(self, store: Storage) -> None:
+    def test_a_count_of_a_workers_jobs_can_be_an_estimate(self, store: Storage) -> None:
         fill(store, 10_001)
         store.create_jobs(NewJob(job_type="t", queue="idle") for _ in range(10_001))
         for _ in range(11):
@@ -403,7 +403,7 @@ class TestCount:
         assert 10_000 < count < 15_000
         assert store.count_jobs(JobFilter(locked_by="another")) == 0
 
-    def test_an_estimate_beyond_ten_thousand(self, store: Storage) -> None:
+    def test_a_count_beyond_ten_thousand_is_an_estimate(self, store: Storage) -> None:
         store.create_jobs(NewJob(job_type="other") for _ in range(2000))
         fill(store, 10_500)
         fill(store, 5, queue="rare")
@@ -421,7 +421,7 @@ class TestCount:
 
 
 class TestJobTypes:
-    def test_none_of_no_job(self, store: Storage) -> None:
+    def test_without_jobs_there_are_no_types(self, store: Storage) -> None:
         assert store.list_job_types() == []
 
     def test_the_types_of_jobs_in_any_status_once_and_in_order(self, store: Storage) -> None:
@@ -451,7 +451,7 @@ class TestUpdate:
         for name in ("queue", "job_type", "status", "attempts", "max_attempts", "idempotency_key", "created_at"):
             assert getattr(after, name) == getattr(before, name), name
 
-    def test_every_field(self, store: Storage) -> None:
+    def test_every_field_can_be_changed(self, store: Storage) -> None:
         job = store.create_job(NewJob(job_type="t"))
         changes: dict[str, Any] = {
             "queue": "q2", "job_type": "t2", "payload": {"b": 2}, "status": JobStatus.RUNNING, "priority": 3,
@@ -461,7 +461,7 @@ class TestUpdate:
         after = store.update_job(job.id, JobUpdate(**changes))
         assert {name: getattr(after, name) for name in changes} == changes
 
-    def test_none_clears(self, store: Storage) -> None:
+    def test_none_clears_a_field(self, store: Storage) -> None:
         job = store.create_job(NewJob(job_type="t", idempotency_key="k", delay=timedelta(days=1)))
         store.update_job(job.id, JobUpdate(last_error="oh"))
         after = store.update_job(
@@ -470,7 +470,7 @@ class TestUpdate:
         assert (after.last_error, after.idempotency_key, after.payload) == (None, None, None)
         assert after.scheduled_at == after.updated_at
 
-    def test_an_empty_update_touches_the_time_alone(self, store: Storage) -> None:
+    def test_an_empty_update_changes_only_the_time(self, store: Storage) -> None:
         before = store.create_job(NewJob(job_type="t"))
         after = store.update_job(before.id, JobUpdate())
         assert after.updated_at > before.updated_at
@@ -503,14 +503,14 @@ class TestUpdate:
         [("completed", "pending"), ("completed", "running"), ("completed", "dead"), ("dead", "running"),
          ("dead", "completed"), ("cancelled", "running"), ("cancelled", "dead")],
     )  # fmt: skip
-    def test_a_move_that_does_not_follow_is_refused(self, store: Storage, start: Any, target: Any) -> None:
+    def test_an_illegal_transition_is_rejected(self, store: Storage, start: Any, target: Any) -> None:
         job = store.create_job(NewJob(job_type="t"))
         before = store.update_job(job.id, JobUpdate(status=start))
         with pytest.raises(JobStateError, match=f"is {start} and can't become {target}"):
             store.update_job(job.id, JobUpdate(status=target, priority=5))
         assert store.get_job(job.id) == before
 
-    def test_a_taken_key_is_refused(self, store: Storage) -> None:
+    def test_a_taken_key_is_rejected(self, store: Storage) -> None:
         first = store.create_job(NewJob(job_type="t", idempotency_key="k"))
         second = store.create_job(NewJob(job_type="t"))
         with pytest.raises(DuplicateJobError) as caught:
@@ -518,14 +518,14 @@ class TestUpdate:
         assert caught.value.job_id == first.id
         assert store.update_job(first.id, JobUpdate(idempotency_key="k")).idempotency_key == "k"
 
-    def test_attempts_above_the_stored_maximum_are_refused(self, store: Storage) -> None:
+    def test_attempts_above_the_stored_maximum_are_rejected(self, store: Storage) -> None:
         job = store.create_job(NewJob(job_type="t", max_attempts=2))
         with pytest.raises(InvalidJobError, match="0 to max_attempts") as caught:
             store.update_job(job.id, JobUpdate(attempts=3))
         assert caught.value.constraint == "jobs_attempts_range"
         assert store.get_job(job.id) == job
 
-    def test_a_holder_without_running_is_refused(self, store: Storage) -> None:
+    def test_a_holder_of_a_job_that_is_not_running_is_rejected(self, store: Storage) -> None:
         job = store.create_job(NewJob(job_type="t"))
         with pytest.raises(InvalidJobError) as caught:
             store.update_job(job.id, JobUpdate(locked_by="w"))
@@ -533,7 +533,7 @@ class TestUpdate:
 
 
 class TestDelete:
-    def test_deletes_for_good(self, store: Storage) -> None:
+    def test_a_deleted_job_is_gone(self, store: Storage) -> None:
         job = store.create_job(NewJob(job_type="t"))
         assert store.delete_job(job.id) is None
         with pytest.raises(JobNotFoundError):

@@ -93,7 +93,7 @@ def back(store: Way) -> None:
 
 class TestStatements:
     @pytest.mark.parametrize("name", CALLS)
-    def test_a_tunnel_that_is_silent(self, store: Way, tunnel: Tunnel, name: str) -> None:
+    def test_a_call_through_a_silent_tunnel_ends_in_time(self, store: Way, tunnel: Tunnel, name: str) -> None:
         store.call("create_job", NEW)
         tunnel.freeze()
         with given_up() as caught:
@@ -103,7 +103,7 @@ class TestStatements:
         back(store)
 
     @pytest.mark.parametrize("name", ["create_job", "create_jobs", "delete_job"])
-    def test_answers_that_are_lost(self, store: Way, tunnel: Tunnel, name: str) -> None:
+    def test_calls_whose_answers_are_lost_end_in_time(self, store: Way, tunnel: Tunnel, name: str) -> None:
         store.call("create_job", NEW)
         tunnel.lose_answers()
         with given_up() as caught:
@@ -111,7 +111,7 @@ class TestStatements:
         assert isinstance(caught.value.__cause__, DeadlineExceededError)
 
     @pytest.mark.parametrize("sent", [b"BEGIN", b"goqueue:create_jobs", b"COMMIT"])
-    def test_each_moment_of_a_transaction(self, store: Way, tunnel: Tunnel, sent: bytes) -> None:
+    def test_a_transaction_ends_in_time_at_each_moment(self, store: Way, tunnel: Tunnel, sent: bytes) -> None:
         tunnel.freeze_at(sent)
         with given_up():
             store.call("create_jobs", [NewJob(job_type="t")])
@@ -119,13 +119,13 @@ class TestStatements:
         back(store)
         assert store.call("count_jobs") == 0
 
-    def test_a_payload_that_the_peer_does_not_read(self, store: Way, tunnel: Tunnel) -> None:
+    def test_a_payload_that_the_peer_does_not_read_ends_in_time(self, store: Way, tunnel: Tunnel) -> None:
         jobs = [NewJob(job_type="t", payload="x" * 1_000_000) for _ in range(20)]
         tunnel.freeze()
         with given_up():
             store.call("create_jobs", jobs)
 
-    def test_an_answer_that_trickles_in(self, store: Way, tunnel: Tunnel) -> None:
+    def test_an_answer_that_trickles_in_ends_in_time(self, store: Way, tunnel: Tunnel) -> None:
         store.call("create_jobs", [NewJob(job_type="t", payload="x" * 100) for _ in range(100)])
         tunnel.trickle(0.02)
         with given_up():
@@ -141,11 +141,11 @@ class TestStatements:
             with in_time():
                 back(store)
 
-    def test_a_statement_that_takes_its_time_is_not_cut_off(self, way: str, goqueue_database: str) -> None:
+    def test_a_slow_statement_within_its_limit_is_not_cut_off(self, way: str, goqueue_database: str) -> None:
         with opened(way, limited(goqueue_database, statement_timeout=3 * SECOND)) as store:
             assert store.select("SELECT 1 FROM pg_sleep(2)") == [(1,)]
 
-    def test_the_limit_in_force_on_the_server_counts(self, way: str, goqueue_database: str) -> None:
+    def test_the_limit_in_force_on_the_server_applies(self, way: str, goqueue_database: str) -> None:
         url = make_conninfo(goqueue_database, options="-c statement_timeout=10s")
         with opened(way, limited(url, statement_timeout=SECOND / 10)) as store:
             assert store.select("SELECT 1 FROM pg_sleep(2.5)") == [(1,)]
@@ -164,13 +164,15 @@ class TestStatements:
 class TestConnecting:
     # Before the answer about TLS, after it, and during the next message.
     @pytest.mark.parametrize("count", [0, 1, 5, 40])
-    def test_a_server_that_stops_half_way(self, way: str, tunnel: Tunnel, count: int) -> None:
+    def test_a_server_that_stops_during_the_connection_fails_in_time(
+        self, way: str, tunnel: Tunnel, count: int
+    ) -> None:
         tunnel.freeze_after(count)
         with given_up(), opened(way, limited(tunnel.url)):
             pass
 
     @pytest.mark.parametrize("sent", [b"goqueue:get_session", b"goqueue:ping"])
-    def test_a_server_that_stops_while_the_store_is_opened(self, way: str, tunnel: Tunnel, sent: bytes) -> None:
+    def test_opening_fails_in_time_if_the_server_stops(self, way: str, tunnel: Tunnel, sent: bytes) -> None:
         tunnel.freeze_at(sent)
         with given_up(), opened(way, limited(tunnel.url)):
             pass
@@ -182,7 +184,7 @@ class TestConnecting:
             pass
 
     @pytest.mark.parametrize("sent", [b"BEGIN READ ONLY", b"j.job_type, 0 AS", b"describe_types"])
-    def test_opening_with_a_folder_at_each_moment_of_its_proof(
+    def test_opening_with_a_folder_fails_in_time_at_each_moment_of_its_proof(
         self, way: str, tunnel: Tunnel, tmp_path: Path, sent: bytes
     ) -> None:
         text = (shipped_folder("sql") / "jobs.sql").read_text("utf-8")
@@ -208,7 +210,7 @@ class TestConnecting:
             with in_time(8), opened(way, limited(url, connect_timeout=3 * SECOND, pool_timeout=5 * SECOND)) as store:
                 store.call("ping")
 
-    def test_a_resolver_that_does_not_answer(self, way: str, monkeypatch: Any) -> None:
+    def test_a_silent_resolver_fails_in_time(self, way: str, monkeypatch: Any) -> None:
         gone = threading.Event()
         monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: gone.wait(20))
         with given_up() as caught, opened(way, limited("postgresql://app@db.example/app")):
@@ -216,14 +218,14 @@ class TestConnecting:
         assert "no address for 'db.example'" in str(caught.value)
         gone.set()
 
-    def test_a_pool_that_can_not_replace_its_connections(self, store: Way, tunnel: Tunnel) -> None:
+    def test_a_pool_that_cannot_replace_its_connections_fails_in_time(self, store: Way, tunnel: Tunnel) -> None:
         tunnel.freeze()
         with given_up():
             store.call("ping")
         with given_up(seconds=1 + 2.5):  # no connection until pool_timeout
             store.call("ping")
 
-    def test_a_pool_whose_only_connection_is_stuck(self, tunnel: Tunnel) -> None:
+    def test_a_pool_whose_only_connection_is_stuck_fails_in_time(self, tunnel: Tunnel) -> None:
         with PostgresStorage.open(limited(tunnel.url, pool_max_size=1, statement_timeout=4 * SECOND)) as store:
             tunnel.freeze()
 
@@ -240,7 +242,7 @@ class TestConnecting:
 
 
 class TestClosing:
-    def test_a_store(self, way: str, tunnel: Tunnel) -> None:
+    def test_closing_a_store_ends_in_time(self, way: str, tunnel: Tunnel) -> None:
         with ExitStack() as stack:
             store = stack.enter_context(opened(way, limited(tunnel.url)))
             tunnel.freeze()
@@ -249,7 +251,7 @@ class TestClosing:
             start = time.monotonic()
         assert time.monotonic() - start < BOUND
 
-    def test_a_listener(self, tunnel: Tunnel) -> None:
+    def test_closing_a_listener_ends_in_time(self, tunnel: Tunnel) -> None:
         with PostgresStorage.open(limited(tunnel.url)) as store:
             listener = store.listen("default").__enter__()
             tunnel.freeze()
@@ -265,7 +267,7 @@ class TestListening:
                 assert listener.wait(SECOND) == frozenset()
 
     @pytest.mark.parametrize("sent", [b"", b"goqueue:get_session", b"LISTEN", b"goqueue:announce_listener"])
-    def test_a_wait_that_opens_its_connection_again_ends(self, tunnel: Tunnel, sent: bytes) -> None:
+    def test_a_wait_that_reconnects_ends(self, tunnel: Tunnel, sent: bytes) -> None:
         config = limited(tunnel.url, connect_timeout=10 * SECOND, statement_timeout=10 * SECOND)
         with PostgresStorage.open(config) as store, store.listen("default") as listener:
             tunnel.thaw()
@@ -276,13 +278,13 @@ class TestListening:
             assert listener.wait(20 * SECOND) == {"default"}
 
     @pytest.mark.parametrize("sent", [b"", b"LISTEN", b"goqueue:announce_listener"])
-    def test_opening_one(self, tunnel: Tunnel, sent: bytes) -> None:
+    def test_opening_a_listener_ends_in_time(self, tunnel: Tunnel, sent: bytes) -> None:
         with PostgresStorage.open(limited(tunnel.url)) as store:
             tunnel.freeze_at(sent)
             with given_up():
                 store.listen("default").__enter__()
 
-    def test_a_cancelled_wait_that_opens_its_connection_again(self, tunnel: Tunnel) -> None:
+    def test_a_cancelled_wait_that_reconnects_ends_in_time(self, tunnel: Tunnel) -> None:
         async def cancelled() -> None:
             config = limited(tunnel.url, connect_timeout=10 * SECOND, statement_timeout=10 * SECOND)
             async with await AsyncPostgresStorage.open(config) as store, store.listen("default") as listener:
@@ -296,7 +298,7 @@ class TestListening:
 
 class TestInterrupted:
     @pytest.mark.parametrize("name", CALLS)
-    def test_a_cancelled_task_is_free(self, tunnel: Tunnel, name: str) -> None:
+    def test_a_cancelled_task_ends_in_time(self, tunnel: Tunnel, name: str) -> None:
         """Even if the store is closed immediately afterwards."""
 
         async def cancelled() -> None:
@@ -317,7 +319,7 @@ class TestInterrupted:
         with in_time(BOUND + FREE), pytest.raises(TimeoutError):
             asyncio.run(started())
 
-    def test_a_cancelled_transaction_is_free_when_the_peer_stops_at_its_rollback(
+    def test_a_cancelled_transaction_ends_in_time_if_the_peer_stops_at_its_rollback(
         self, tunnel: Tunnel, goqueue_database: str
     ) -> None:
         async def cancelled() -> None:
@@ -343,7 +345,9 @@ class TestInterrupted:
         asyncio.run(cancelled())
 
     @pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
-    def test_ctrl_c_and_a_signal_that_exits(self, tunnel: Tunnel, interrupt: type[BaseException]) -> None:
+    def test_ctrl_c_and_an_exiting_signal_end_a_call_in_time(
+        self, tunnel: Tunnel, interrupt: type[BaseException]
+    ) -> None:
         def handle(*_: object) -> None:
             raise interrupt
 
@@ -387,7 +391,7 @@ def server() -> Iterator[EmbeddedServer]:
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="this system does not list a process's children")
 class TestAStoppedServer:
-    def test_calls(self, way: str, server: EmbeddedServer) -> None:
+    def test_calls_on_a_stopped_server_end_in_time(self, way: str, server: EmbeddedServer) -> None:
         with opened(way, limited(server.url())) as store:
             store.call("ping")
             with stopped(server):
@@ -396,11 +400,11 @@ class TestAStoppedServer:
                         store.call("get_job", NEW.id)
             back(store)
 
-    def test_opening(self, way: str, server: EmbeddedServer) -> None:
+    def test_opening_on_a_stopped_server_ends_in_time(self, way: str, server: EmbeddedServer) -> None:
         with stopped(server), given_up(), opened(way, limited(server.url())):
             pass
 
-    def test_cancelling(self, server: EmbeddedServer) -> None:
+    def test_a_cancelled_call_on_a_stopped_server_ends_in_time(self, server: EmbeddedServer) -> None:
         async def cancelled() -> None:
             async with await AsyncPostgresStorage.open(limited(server.url(), statement_timeout=30 * SECOND)) as store:
                 with stopped(server), in_time(1 + FREE), pytest.raises(TimeoutError):

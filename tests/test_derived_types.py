@@ -84,7 +84,7 @@ INTERVALS = [pendulum.duration(hours=1), pendulum.interval(AT, AT + HOUR), OwnIn
 
 
 @pytest.mark.parametrize("make", TIMES)
-def test_a_time_of_a_derived_type_is_one_on_every_path(store: Storage, make: Callable[[], datetime]) -> None:
+def test_a_time_of_a_derived_type_is_accepted_on_every_path(store: Storage, make: Callable[[], datetime]) -> None:
     at = make()
     one = store.create_job(NewJob(job_type="t", scheduled_at=at))
     bulk = NewJob(job_type="t", scheduled_at=at)
@@ -104,7 +104,7 @@ def test_a_time_of_a_derived_type_is_one_on_every_path(store: Storage, make: Cal
     assert store.cancel_jobs(exactly) == 3
 
 
-def test_times_under_a_frozen_clock_are_taken_as_well(store: Storage) -> None:
+def test_times_under_a_frozen_clock_are_accepted(store: Storage) -> None:
     with freeze_time(AT, ignore=["anyio", "asyncio", "psycopg", "psycopg_pool", "goqueue", "selectors"]):
         at = datetime.now(UTC)
         jobs = [NewJob(job_type="t", scheduled_at=at + HOUR) for _ in range(2)]
@@ -114,7 +114,7 @@ def test_times_under_a_frozen_clock_are_taken_as_well(store: Storage) -> None:
 
 
 @pytest.mark.parametrize("hour", INTERVALS, ids=lambda value: type(value).__name__)
-def test_an_interval_of_a_derived_type_is_one_on_every_path(store: Storage, hour: timedelta) -> None:
+def test_an_interval_of_a_derived_type_is_accepted_on_every_path(store: Storage, hour: timedelta) -> None:
     one = store.create_job(NewJob(job_type="t", delay=hour))
     bulk = NewJob(job_type="t", delay=hour)
     store.create_jobs([bulk])
@@ -137,7 +137,7 @@ def test_an_interval_of_a_derived_type_is_one_on_every_path(store: Storage, hour
     assert store.prune_jobs(hour) == 0
 
 
-def test_a_setting_of_a_derived_type_is_taken(goqueue_database: str) -> None:
+def test_a_setting_of_a_derived_type_is_accepted(goqueue_database: str) -> None:
     config = DatabaseConfig(
         url=goqueue_database,
         connect_timeout=pendulum.duration(seconds=3),
@@ -174,7 +174,7 @@ def test_a_text_of_a_derived_type_is_its_plain_text_on_every_path(store: Storage
 
 
 @pytest.mark.parametrize("number", [Priority.HIGH, np.int64(-5)], ids=lambda number: type(number).__name__)
-def test_an_integer_of_a_derived_type_is_one_on_every_path(store: Storage, number: Any) -> None:
+def test_an_integer_of_a_derived_type_is_accepted_on_every_path(store: Storage, number: Any) -> None:
     new = NewJob(job_type="t", priority=number, max_attempts=-number)
     assert (type(new.priority), type(new.max_attempts)) == (int, int)
     assert store.create_job(new).priority == -5
@@ -187,7 +187,7 @@ def test_an_integer_of_a_derived_type_is_one_on_every_path(store: Storage, numbe
 
 
 @pytest.mark.parametrize("number", [True, np.bool_(1), 5.0, Decimal(5), "5"], ids=repr)
-def test_what_is_no_integer_is_refused(goqueue_store: PostgresStorage, number: Any) -> None:
+def test_a_value_that_is_no_integer_is_rejected(goqueue_store: PostgresStorage, number: Any) -> None:
     for refused in (lambda: NewJob(job_type="t", priority=number), lambda: JobUpdate(max_attempts=number)):
         with pytest.raises(InvalidJobError, match="must be a whole number"):
             refused()
@@ -195,7 +195,7 @@ def test_what_is_no_integer_is_refused(goqueue_store: PostgresStorage, number: A
         goqueue_store.list_jobs(limit=number)
 
 
-def test_an_id_of_a_derived_type_is_one_on_every_path(store: Storage) -> None:
+def test_an_id_of_a_derived_type_is_accepted_on_every_path(store: Storage) -> None:
     ids = [OwnUUID(str(uuid4())) for _ in range(2)]
     store.create_job(NewJob(job_type="t", id=ids[0]))
     store.create_jobs([NewJob(job_type="t", id=ids[1])])
@@ -206,7 +206,7 @@ def test_an_id_of_a_derived_type_is_one_on_every_path(store: Storage) -> None:
     store.delete_job(ids[0])
 
 
-def test_a_uuid_of_another_library_is_refused_by_its_full_name() -> None:
+def test_a_uuid_of_another_library_is_rejected_by_its_full_name() -> None:
     with pytest.raises(InvalidJobError, match=r"not UUID\(.*\) \(uuid_utils\..*UUID\); give a uuid.UUID or its text"):
         NewJob(job_type="t", id=uuid_utils.uuid7())  # type: ignore[arg-type]
 
@@ -250,7 +250,9 @@ class TestPayloads:
         ],
         ids=lambda value: type(value).__name__,
     )
-    def test_what_is_no_json_is_refused_on_every_path(self, goqueue_store: PostgresStorage, value: Any) -> None:
+    def test_a_value_that_is_no_json_is_rejected_on_every_path(
+        self, goqueue_store: PostgresStorage, value: Any
+    ) -> None:
         job = goqueue_store.create_job(NewJob(job_type="t"))
         new = NewJob(job_type="t", payload={"a": [value]})
         for refused in (

@@ -40,7 +40,7 @@ def test_the_documents_have_no_fault(copy: Path) -> None:
         ),
         (
             "docs/guarantees.md",
-            lambda text: text.replace("[test_twice_is_once]", "[test_twice]"),
+            lambda text: text.replace("[test_a_second_completion_changes_nothing]", "[test_twice]"),
             "docs/guarantees.md links to test_twice: ../tests/test_leases.py has no such test",
         ),
         ("docs/errors.md", lambda text: text + "[x][y]\n\n[y]: ../none.md\n", "docs/errors.md links to ../none.md"),
@@ -58,7 +58,7 @@ def test_a_fault_is_found(copy: Path, file: str, change: Callable[[str], str], f
     assert any(fault in found for found in faults(copy))
 
 
-def test_an_anchor_is_githubs() -> None:
+def test_anchors_are_made_as_github_makes_them() -> None:
     text = "# The `sql/` folder, and *why*\n\n## Roles\n\n## Roles\n\n```\n# no heading\n```\n"
     assert anchors(text) == {"the-sql-folder-and-why", "roles", "roles-1"}
 

@@ -68,13 +68,13 @@ def test_a_bulk_on_the_pool_is_all_or_nothing(goqueue_store: PostgresStorage) ->
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_errors_cross_processes(error: GoQueueError) -> None:
+def test_errors_can_be_pickled(error: GoQueueError) -> None:
     copy = pickle.loads(pickle.dumps(error))
     assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system can't fork")
-def test_a_store_refuses_to_work_in_a_forked_child(goqueue_store: PostgresStorage) -> None:
+def test_a_store_rejects_calls_in_a_forked_child(goqueue_store: PostgresStorage) -> None:
     child = os.fork()
     if child == 0:
         try:
@@ -96,7 +96,7 @@ def test_a_time_zone_with_seconds_in_its_offset_loses_none(goqueue_store: Postgr
     assert goqueue_store.update_job(one.id, JobUpdate(scheduled_at=later)).scheduled_at == later
 
 
-def test_equal_filters_take_each_others_cursor(goqueue_store: PostgresStorage) -> None:
+def test_equal_filters_accept_each_others_cursor(goqueue_store: PostgresStorage) -> None:
     goqueue_store.create_jobs(NewJob(job_type="t") for _ in range(3))
     start = datetime(2020, 1, 1, 12, tzinfo=UTC)
     page = goqueue_store.list_jobs(JobFilter(created_from=start), limit=2)
@@ -104,7 +104,7 @@ def test_equal_filters_take_each_others_cursor(goqueue_store: PostgresStorage) -
     assert len(goqueue_store.list_jobs(same, cursor=page.next_cursor).jobs) == 1
 
 
-def test_a_delay_is_a_length_of_time_also_over_a_change_of_clocks(goqueue_database: str) -> None:
+def test_a_delay_is_a_length_of_time_even_over_a_clock_change(goqueue_database: str) -> None:
     half_a_year = timedelta(days=180)
     with psycopg.connect(goqueue_database, autocommit=True) as connection:
         connection.execute("SET TimeZone = 'Europe/Berlin'")
@@ -119,13 +119,13 @@ def test_a_delay_is_a_length_of_time_also_over_a_change_of_clocks(goqueue_databa
         assert moved.scheduled_at.astimezone(UTC) - moved.updated_at.astimezone(UTC) == half_a_year
 
 
-def test_the_kind_of_cursor_a_connection_makes_does_not_matter(goqueue_database: str) -> None:
+def test_any_cursor_class_of_a_connection_works(goqueue_database: str) -> None:
     with psycopg.connect(goqueue_database, cursor_factory=psycopg.RawCursor) as connection:
         bound = PostgresStorage.bound_to(connection)
         assert bound.get_job(bound.create_job(NewJob(job_type="t")).id).job_type == "t"
 
 
-def test_the_callers_pipeline_will_do(goqueue_database: str) -> None:
+def test_calls_work_in_the_callers_pipeline(goqueue_database: str) -> None:
     with psycopg.connect(goqueue_database) as connection, connection.pipeline():
         bound = PostgresStorage.bound_to(connection)
         job = bound.create_job(NewJob(job_type="t", idempotency_key="k"))
@@ -172,24 +172,24 @@ def test_an_insert_that_is_suppressed_does_not_spin(goqueue_store: PostgresStora
         (lambda store: PostgresStorage.open(None), "config must be a Config or a DatabaseConfig or a str"),
     ],
 )
-def test_arguments_of_another_kind_are_refused_by_name(goqueue_store: PostgresStorage, call: Any, said: str) -> None:
+def test_arguments_of_another_type_are_rejected_by_name(goqueue_store: PostgresStorage, call: Any, said: str) -> None:
     with pytest.raises(InvalidJobError, match=said):
         call(goqueue_store)
 
 
-def test_an_exception_will_do_as_an_error(goqueue_store: PostgresStorage) -> None:
+def test_an_exception_is_accepted_as_an_error(goqueue_store: PostgresStorage) -> None:
     goqueue_store.create_job(NewJob(job_type="t"))
     [job] = goqueue_store.claim_jobs("default", "w")
     goqueue_store.fail_job(job, ValueError("boom"))  # type: ignore[arg-type]
     assert goqueue_store.get_job(job.id).last_error == "boom"
 
 
-def test_a_whole_configuration_will_do_to_open_with(goqueue_database: str) -> None:
+def test_a_store_opens_with_a_complete_configuration(goqueue_database: str) -> None:
     with PostgresStorage.open(Config(database=DatabaseConfig(url=goqueue_database))) as store:
         store.ping()
 
 
-def test_in_a_transaction_that_has_failed_it_says_what_to_do(goqueue_database: str) -> None:
+def test_an_error_in_a_failed_transaction_says_what_to_do(goqueue_database: str) -> None:
     with psycopg.connect(goqueue_database) as connection:
         store = PostgresStorage.bound_to(connection)
         with pytest.raises(psycopg.errors.UndefinedTable):
@@ -207,7 +207,7 @@ def test_a_store_is_made_by_opening_it(goqueue_database: str) -> None:
         PostgresStorage.open(None)  # type: ignore[arg-type]
 
 
-def test_a_limit_is_checked_before_a_connection_is_waited_for(goqueue_database: str) -> None:
+def test_a_limit_is_checked_before_waiting_for_a_connection(goqueue_database: str) -> None:
     limits = {"pool_min_size": 1, "pool_max_size": 1, "pool_timeout": timedelta(seconds=5)}
     with PostgresStorage.open(DatabaseConfig(url=goqueue_database, **limits)) as store, store._connection():
         start = time.monotonic()

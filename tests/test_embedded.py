@@ -58,7 +58,7 @@ def temporary_folder(server: EmbeddedServer) -> Path:
     return Path(str(ask(server, "SHOW unix_socket_directories")).strip('"')).parent
 
 
-def test_a_throw_away_server_works_and_leaves_nothing() -> None:
+def test_a_temporary_server_works_and_leaves_nothing() -> None:
     with EmbeddedServer(durable=False) as server:
         pid, folder = server_pid(server), temporary_folder(server)
         guards = [child.pid for child in psutil.Process().children() if "goqueue-guard" in child.cmdline()]
@@ -113,14 +113,14 @@ def test_a_data_folder_is_served_once(tmp_path: Path) -> None:
         assert ask(server, "SELECT 1") == 1
 
 
-def test_a_long_data_path_is_no_problem(tmp_path: Path) -> None:
+def test_a_long_data_path_works(tmp_path: Path) -> None:
     folder = tmp_path / ("a" * 120) / ("b c" * 40)
     with EmbeddedServer(folder, durable=False) as server:
         assert ask(server, "SELECT 1") == 1
     assert (folder / "PG_VERSION").exists()
 
 
-def test_a_long_or_closed_temporary_folder_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_or_inaccessible_temporary_folder_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     long = tmp_path / ("t" * 120)
     long.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(long))
@@ -164,7 +164,7 @@ def test_a_failed_start_shows_the_end_of_the_log_and_leaves_nothing(monkeypatch:
     temporary.rmdir()  # fails unless it is empty
 
 
-def test_the_log_s_end_is_of_this_start(tmp_path: Path) -> None:
+def test_the_log_in_the_error_is_from_this_start(tmp_path: Path) -> None:
     with EmbeddedServer(tmp_path / "data", durable=False):
         pass
     with pytest.raises(EmbeddedServerError) as caught:
@@ -173,7 +173,7 @@ def test_the_log_s_end_is_of_this_start(tmp_path: Path) -> None:
     assert "shut down" not in str(caught.value)
 
 
-def test_files_of_others_are_refused_and_left_alone(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_rejected_and_left_alone(tmp_path: Path) -> None:
     folder = tmp_path / "documents"
     folder.mkdir(mode=0o751)
     (folder / "letter").write_text("dear")
@@ -272,7 +272,7 @@ def test_a_signal_to_the_parent_leaves_nothing(how: signal.Signals) -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel's own signal is Linux's")
-def test_without_its_guard_too_the_server_ends_with_its_parent() -> None:
+def test_the_server_ends_with_its_parent_even_without_its_guard() -> None:
     process = child_process("server = EmbeddedServer(durable=False); server.start(); told(server); time.sleep(100)")
     pid, folder = told(process)
     guard = next(child for child in psutil.Process(process.pid).children() if "goqueue-guard" in child.cmdline())
@@ -293,7 +293,7 @@ def test_an_end_without_a_stop_leaves_nothing(end: str) -> None:
     assert eventually(lambda: not folder.exists())
 
 
-def test_a_killed_parent_s_data_is_whole_at_the_next_start(tmp_path: Path) -> None:
+def test_a_killed_parents_data_is_complete_at_the_next_start(tmp_path: Path) -> None:
     process = child_process(f"""
         server = EmbeddedServer({str(tmp_path / "data")!r})
         server.start()

@@ -54,7 +54,7 @@ class TestFastApi:
         shown = (await client.get(f"/jobs/{job.id}")).json()
         assert shown == {"id": str(job.id), "status": "pending", "attempts": 0, "error": None}
 
-    async def test_an_order_that_is_refused_has_no_job(
+    async def test_a_rejected_order_leaves_no_job(
         self, client: httpx.AsyncClient, goqueue_store: PostgresStorage, goqueue_connection: psycopg.Connection[Any]
     ) -> None:
         with pytest.raises(psycopg.errors.CheckViolation):
@@ -62,7 +62,7 @@ class TestFastApi:
         assert goqueue_store.count_jobs() == 0
         assert goqueue_connection.execute("SELECT * FROM orders").fetchall() == []
 
-    async def test_a_job_that_is_refused_has_no_order(
+    async def test_a_rejected_job_leaves_no_order(
         self, client: httpx.AsyncClient, goqueue_store: PostgresStorage, goqueue_connection: psycopg.Connection[Any]
     ) -> None:
         goqueue_store.create_job(NewJob(job_type="other", idempotency_key="order-17"))
@@ -103,7 +103,7 @@ class TestScript:
         assert goqueue_connection.execute("SELECT * FROM orders").fetchall() == [(17,)]
 
     @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
-    def test_works_until_it_is_stopped(
+    def test_it_works_until_it_is_stopped(
         self, command: list[str], goqueue_store: PostgresStorage, stop: signal.Signals
     ) -> None:
         with subprocess.Popen([*command, "work"], stdout=subprocess.PIPE, text=True) as process:
@@ -120,7 +120,7 @@ class TestScript:
         [failure] = goqueue_store.list_failures(bad.id)
         assert failure.error == "ValueError('there is no order -1')"
 
-    def test_gives_back_untried_what_it_had_claimed_when_it_is_stopped(self, goqueue_store: PostgresStorage) -> None:
+    def test_a_stop_releases_claimed_jobs_that_have_not_started(self, goqueue_store: PostgresStorage) -> None:
         stop = threading.Event()
         goqueue_store.create_jobs(NewJob(job_type="ship", payload={"order": number}) for number in range(10))
         work(goqueue_store, lambda job: stop.set(), stop)
@@ -128,7 +128,7 @@ class TestScript:
         waiting = goqueue_store.list_jobs(JobFilter(status=JobStatus.PENDING)).jobs
         assert [job.attempts for job in waiting] == [0] * 9
 
-    def test_a_job_cancelled_meanwhile_is_passed_over(self, goqueue_store: PostgresStorage) -> None:
+    def test_a_job_cancelled_meanwhile_is_skipped(self, goqueue_store: PostgresStorage) -> None:
         stop = threading.Event()
         done: list[int] = []
 

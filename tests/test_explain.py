@@ -39,7 +39,7 @@ def statuses(connection: psycopg.Connection[Any]) -> dict[str, int]:
 
 class TestTheSeed:
     @pytest.mark.parametrize("scenario", SCENARIOS)
-    def test_it_adds_as_many_jobs_as_asked_for(
+    def test_it_adds_the_requested_number_of_jobs(
         self, goqueue_connection: psycopg.Connection[Any], scenario: str
     ) -> None:
         told: list[float] = []
@@ -48,7 +48,7 @@ class TestTheSeed:
         assert told == sorted(told)
         assert told[-1] == 1.0
 
-    def test_scenarios_differ_as_they_say(self, goqueue_connection: psycopg.Connection[Any]) -> None:
+    def test_scenarios_differ_as_described(self, goqueue_connection: psycopg.Connection[Any]) -> None:
         def of(scenario: str, condition: str) -> int:
             goqueue_connection.execute("TRUNCATE goqueue.jobs, goqueue.job_failures")
             seed(goqueue_connection, ROWS, scenario)
@@ -74,7 +74,7 @@ class TestTheSeed:
         assert indexes() == before
         assert len(before) >= 5
 
-    def test_it_refuses_a_table_that_has_jobs(self, goqueue_connection: psycopg.Connection[Any]) -> None:
+    def test_it_rejects_a_table_that_has_jobs(self, goqueue_connection: psycopg.Connection[Any]) -> None:
         goqueue_connection.execute("INSERT INTO goqueue.jobs (job_type) VALUES ('of mine')")
         with pytest.raises(ExplainError, match="has rows"):
             seed(goqueue_connection, ROWS, "mixed")
@@ -118,7 +118,7 @@ class TestPlans:
         listening = {"listen", "listen_cancelled", "announce_listener", "find_listener_blockers"}
         assert left_out == {*listening, "get_session", "get_transaction_status"}
 
-    def test_a_value_of_ones_own_goes_before_the_example(self, seeded: psycopg.Connection[Any]) -> None:
+    def test_a_given_value_overrides_the_example(self, seeded: psycopg.Connection[Any]) -> None:
         examples, explainer = example_values(seeded), Explainer(seeded, NOTES)
         given = {"statuses": "{dead}", "queues": None, "page_limit": "3", "of another query": "1"}
         explained = explain_query(explainer, "list_jobs", given, examples)
@@ -133,7 +133,7 @@ class TestPlans:
         explained = explain_query(Explainer(seeded, NOTES), "get_job", given, {})
         assert [plan.rows_read_per_row for plan in explained.plans] == [None, None]
 
-    def test_a_value_or_a_query_that_the_server_refuses_is_an_error_with_its_words(
+    def test_a_value_or_a_query_that_the_server_rejects_is_an_error_with_its_message(
         self, seeded: psycopg.Connection[Any]
     ) -> None:
         with pytest.raises(ExplainError, match="get_job can't be explained: invalid input syntax for type uuid"):
@@ -150,7 +150,7 @@ class TestPlans:
         [plan] = [plan for plan in explained.plans if plan.mode == mode]
         return {flag.kind: flag.is_failure for flag in plan.flags}
 
-    def test_a_table_read_whole_is_a_failure_if_it_is_no_small_one(self, big: psycopg.Connection[Any]) -> None:
+    def test_a_sequential_scan_of_a_table_that_is_not_small_is_a_failure(self, big: psycopg.Connection[Any]) -> None:
         text = "SELECT id, status FROM goqueue.jobs WHERE id::text = $1::text;"
         kinds = self.kinds(big, note("get_job", statement=text), "get_job", "custom")
         assert kinds == {"seq scan": True}
@@ -158,7 +158,7 @@ class TestPlans:
         assert self.kinds(big, note("get_job", statement=text), "get_job", "custom")["seq scan"] is False
 
     @pytest.mark.parametrize(("wanted", "expected"), [("job_type || queue", True), ("queue", None)])
-    def test_rows_read_in_vain_are_a_failure_if_they_are_many(
+    def test_many_discarded_rows_are_a_failure(
         self, big: psycopg.Connection[Any], wanted: str, expected: bool | None
     ) -> None:
         test = "=" if expected else "<>"
@@ -176,7 +176,7 @@ class TestPlans:
         assert "sort" in self.kinds(big, doctored, "queue_stats")
         assert "spill" not in self.kinds(big, doctored, "queue_stats")
 
-    def test_an_estimate_far_off_is_flagged_where_it_goes_wrong(self, big: psycopg.Connection[Any]) -> None:
+    def test_a_wrong_estimate_is_flagged_at_its_origin(self, big: psycopg.Connection[Any]) -> None:
         # The server can't estimate a comparison with a function's result, and assumes one row in 200.
         text = (
             "SELECT count(*) FROM (SELECT queue FROM goqueue.jobs WHERE md5(queue) || md5(job_type) = "
@@ -184,7 +184,7 @@ class TestPlans:
         )
         assert self.kinds(big, note("queue_stats", statement=text), "queue_stats")["estimate"] is False
 
-    def test_what_a_limit_cuts_short_is_no_wrong_estimate(self, big: psycopg.Connection[Any]) -> None:
+    def test_a_scan_that_a_limit_cuts_short_is_no_wrong_estimate(self, big: psycopg.Connection[Any]) -> None:
         text = "SELECT id FROM (SELECT id FROM goqueue.jobs ORDER BY id OFFSET 0) AS j LIMIT 1;"
         assert "estimate" not in self.kinds(big, note("queue_stats", statement=text, index="jobs_pkey"), "queue_stats")
 
@@ -231,7 +231,7 @@ def databases_of(server: DatabaseServer, role: str) -> list[str]:
 
 
 class TestTheCommand:
-    def test_it_explains_in_a_database_of_its_own_and_drops_it(
+    def test_it_explains_in_a_separate_database_and_drops_it(
         self, run: Callable[..., Result], role: str, goqueue_server: DatabaseServer
     ) -> None:
         result = run("list_jobs", "--rows", str(ROWS), "--param", "statuses={dead}", "--json", url=role)
@@ -296,7 +296,7 @@ class TestTheCommand:
         assert (result.code == 3) is bool(kinds)
         assert ("more expensive than the shipped text: get_job" in result.err) is bool(expected)
 
-    def test_both_texts_stand_side_by_side_also_for_the_configured_folder(
+    def test_both_texts_are_shown_side_by_side_for_the_configured_folder_too(
         self, run: Callable[..., Result], role: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         text = (shipped_folder("sql") / "jobs.sql").read_text("utf-8")
@@ -333,7 +333,7 @@ class TestTheCommand:
         ]
         assert {"rows", "filter"} <= set(other_way_round)
 
-    def test_without_the_right_to_make_databases_an_embedded_server_serves(
+    def test_without_the_right_to_create_databases_an_embedded_server_is_used(
         self, run: Callable[..., Result], role: str, goqueue_server: DatabaseServer
     ) -> None:
         with psycopg.connect(goqueue_server.url, autocommit=True) as connection:
@@ -343,7 +343,7 @@ class TestTheCommand:
         assert "CREATEDB" in result.err
         assert "get_job on 1,000 jobs" in result.out
 
-    def test_where_nothing_can_be_written_an_embedded_server_serves(
+    def test_a_read_only_server_is_replaced_with_an_embedded_one(
         self, run: Callable[..., Result], role: str, goqueue_server: DatabaseServer
     ) -> None:
         result = run(
@@ -367,20 +367,20 @@ class TestTheCommand:
             (["get_job", "--sql-dir", "nowhere"], "nowhere does not exist"),
         ],
     )
-    def test_a_call_that_makes_no_sense_ends_with_2(
+    def test_contradictory_arguments_end_with_2(
         self, run: Callable[..., Result], arguments: list[str], said: str
     ) -> None:
         result = run(*arguments, url="postgresql://nowhere.invalid/")
         assert result.code == 2
         assert said in " ".join(result.err.replace("│", " ").split())
 
-    def test_a_server_that_is_away_ends_with_1(self, run: Callable[..., Result], tmp_path: Path) -> None:
+    def test_an_unreachable_server_ends_with_1(self, run: Callable[..., Result], tmp_path: Path) -> None:
         result = run("get_job", url=f"postgresql:///nowhere?host={tmp_path}")
         assert result.code == 1
         assert "Traceback" not in result.err
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-    def test_interrupted_it_leaves_no_database(
+    def test_an_interruption_leaves_no_database(
         self,
         number: signal.Signals,
         commands: Commands,
@@ -406,7 +406,7 @@ class TestTheCommand:
         assert "Traceback" not in said
         assert databases_of(goqueue_server, role) == []
 
-    def test_killed_it_leaves_a_database_that_the_next_run_drops(
+    def test_the_next_run_drops_the_database_of_a_killed_one(
         self,
         commands: Commands,
         run: Callable[..., Result],
@@ -432,7 +432,7 @@ class TestTheCommand:
             for own in ("goqueue_explain_mine", "goqueue_explain_0123456789ab_2"):
                 connection.execute(f"DROP DATABASE {own}")
 
-    def test_it_leaves_the_database_of_another_run_and_one_that_somebody_looks_at_alone(
+    def test_it_leaves_databases_in_use_alone(
         self,
         commands: Commands,
         run: Callable[..., Result],

@@ -100,7 +100,7 @@ def test_a_missing_synchronous_standby_is_a_failure(
     assert "can't see whether the standbys are connected" in unseen.found
 
 
-def test_a_standby_is_checked_as_far_as_it_goes(servers: Pair) -> None:
+def test_a_standby_is_checked_as_far_as_possible(servers: Pair) -> None:
     with psycopg.connect(servers.standby.url(), autocommit=True) as connection:
         done = {one.name: one for one in run_checks(connection)}
     assert [one.found for one in done["server"].findings] == ["the server is a standby"]
@@ -208,7 +208,9 @@ class Load:
         ),
     ],
 )
-def test_no_acknowledged_job_is_lost_and_all_are_back_after_a_failover(tmp_path: Path, kind: str, pooled: bool) -> None:
+def test_no_acknowledged_job_is_lost_and_all_clients_recover_after_a_failover(
+    tmp_path: Path, kind: str, pooled: bool
+) -> None:
     with ExitStack() as stack:
         servers = stack.enter_context(pair(tmp_path))
         servers.set("synchronous_standby_names", "*")

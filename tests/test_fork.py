@@ -119,7 +119,7 @@ def test_a_child_that_ends_within_the_parents_with_leaves_its_sessions_alone(
         assert listener.wait(20 * SECOND) == {"default"}
 
 
-def test_a_listener_that_the_child_collects_is_still_the_parents(
+def test_a_listener_that_the_child_garbage_collects_still_works_in_the_parent(
     goqueue_store: PostgresStorage, sessions: Callable[[], set[int]]
 ) -> None:
     kept = [goqueue_store.listen("default").__enter__()]
@@ -141,7 +141,7 @@ def test_a_listener_made_before_the_fork_can_be_opened_in_the_child(goqueue_stor
     in_a_fork(work)
 
 
-def test_a_bound_store_is_refused_in_a_child(goqueue_database: str) -> None:
+def test_a_bound_store_rejects_calls_in_a_child(goqueue_database: str) -> None:
     with psycopg.connect(goqueue_database, autocommit=True) as connection:
         store = PostgresStorage.bound_to(connection)
         in_a_fork(lambda: refused(store.ping))
@@ -149,7 +149,7 @@ def test_a_bound_store_is_refused_in_a_child(goqueue_database: str) -> None:
         assert store.count_jobs() == 0
 
 
-def test_a_fork_in_a_thread_is_refused_alike(goqueue_store: PostgresStorage) -> None:
+def test_a_fork_in_a_thread_is_detected_too(goqueue_store: PostgresStorage) -> None:
     with goqueue_store.listen("default") as listener:
         problems: list[BaseException] = []
 
@@ -179,7 +179,7 @@ def _child(store: PostgresStorage, listener: Any, answers: Any) -> None:
     store.close()
 
 
-def test_multiprocessing_by_fork_is_refused_alike(goqueue_store: PostgresStorage) -> None:
+def test_a_fork_by_multiprocessing_is_detected_too(goqueue_store: PostgresStorage) -> None:
     context = multiprocessing.get_context("fork")
     with goqueue_store.listen("default") as listener:
         answers = context.Queue()
@@ -192,7 +192,7 @@ def test_multiprocessing_by_fork_is_refused_alike(goqueue_store: PostgresStorage
         assert listener.wait(20 * SECOND) == {"default"}
 
 
-def test_an_asynchronous_listener_and_store_are_refused_alike(
+def test_an_asynchronous_listener_and_store_reject_calls_in_a_child(
     config: DatabaseConfig, sessions: Callable[[], set[int]]
 ) -> None:
     async def main() -> None:

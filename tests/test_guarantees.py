@@ -116,7 +116,10 @@ def test_each_promise_has_its_test_and_its_mutant() -> None:
     [
         (lambda text: text.replace("`claim_jobs`", "`claim_job`"), "sql/ has no query claim_job"),
         (lambda text: text.replace("`jobs_idempotency_key_idx`", "`jobs_key_idx`"), "create no jobs_key_idx"),
-        (lambda text: text.replace("[test_twice_is_once]", "[test_twice]"), "collects no test_twice in tests/test_le"),
+        (
+            lambda text: text.replace("[test_a_second_completion_changes_nothing]", "[test_twice]"),
+            "collects no test_twice in tests/test_le",
+        ),
         (lambda text: text.replace("tests/test_race.py", "tests/test_races.py"), "in tests/test_races.py"),
         (lambda text: text.replace("`complete_jobs: token`", "`complete_jobs: t`"), "no mutant complete_jobs: t"),
         (

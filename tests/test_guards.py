@@ -80,7 +80,7 @@ class TestRowLocks:
         )
         assert (after.status, after.priority) == (JobStatus.CANCELLED, 7)
 
-    def test_an_update_is_allowed_by_the_status_that_the_job_has_by_then(
+    def test_an_update_is_checked_against_the_jobs_status_after_the_lock(
         self, goqueue_store: PostgresStorage, goqueue_database: str, open_transaction: Any, theirs: PostgresStorage
     ) -> None:
         [job] = dead(goqueue_store)
@@ -270,7 +270,7 @@ class TestTheClock:
         assert done.completed_at is not None
         assert min(done.completed_at, done.updated_at) >= job.created_at
 
-    def test_what_changes_in_a_long_transaction_counts_from_its_statement(
+    def test_times_set_in_a_long_transaction_are_those_of_the_statement(
         self, goqueue_store: PostgresStorage, theirs: PostgresStorage
     ) -> None:
         jobs = claimed(goqueue_store, 7)
@@ -301,7 +301,7 @@ class TestTheClock:
             assert job.scheduled_at >= later.created_at + MINUTE
         assert updated.scheduled_at >= later.created_at
 
-    def test_a_lease_expires_also_for_a_long_transaction(
+    def test_a_lease_expires_even_in_a_long_transaction(
         self, goqueue_store: PostgresStorage, theirs: PostgresStorage
     ) -> None:
         theirs.ping()
@@ -310,7 +310,7 @@ class TestTheClock:
         assert list(theirs.rescue_jobs()) == [job.id]
         assert theirs.get_job(job.id).scheduled_at >= job.created_at
 
-    def test_a_job_is_old_enough_to_prune_also_for_a_long_transaction(
+    def test_a_job_is_old_enough_to_prune_even_in_a_long_transaction(
         self, goqueue_store: PostgresStorage, theirs: PostgresStorage
     ) -> None:
         theirs.ping()
@@ -338,7 +338,7 @@ class TestDelete:
 class TestPrune:
     @pytest.mark.parametrize("queues", [None, ["default"]])
     @pytest.mark.parametrize("status", [JobStatus.PENDING, JobStatus.RUNNING])
-    def test_the_statement_deletes_nothing_unfinished_whatever_it_is_asked_for(
+    def test_the_statement_deletes_nothing_unfinished_with_any_arguments(
         self, goqueue_store: PostgresStorage, status: JobStatus, queues: list[str] | None
     ) -> None:
         [job] = added(goqueue_store)
@@ -352,7 +352,7 @@ class TestPrune:
         assert goqueue_store.get_job(job.id).status == status
 
 
-def test_a_claim_takes_none_that_is_not_due_beside_one_that_is(goqueue_store: PostgresStorage) -> None:
+def test_a_claim_takes_no_job_that_is_not_due(goqueue_store: PostgresStorage) -> None:
     # In separate lanes and in one lane: each has its own condition.
     added(goqueue_store, priority=-1, scheduled_at=datetime.now(UTC) + timedelta(hours=1))
     [due] = added(goqueue_store)
@@ -360,7 +360,7 @@ def test_a_claim_takes_none_that_is_not_due_beside_one_that_is(goqueue_store: Po
     assert [job.id for job in goqueue_store.claim_jobs("default", "w", limit=10)] == [due.id]
 
 
-def test_a_claim_with_a_completion_takes_what_a_claim_takes(goqueue_store: PostgresStorage) -> None:
+def test_a_claim_with_a_completion_takes_the_same_jobs_as_a_claim(goqueue_store: PostgresStorage) -> None:
     held = claimed(goqueue_store)
     added(goqueue_store, priority=-1, scheduled_at=datetime.now(UTC) + timedelta(hours=1))
     [last] = added(goqueue_store, priority=1)

@@ -57,7 +57,7 @@ class TestAJobSetRunningByHand:
         ],
         ids=["released", "cancelled", "failed", "completed"],
     )
-    def test_is_lost_to_its_old_holder(
+    def test_a_job_set_running_manually_is_lost_to_its_old_holder(
         self, end: Callable[[Storage, Job], Any], store: Storage, goqueue_connection: psycopg.Connection[Any]
     ) -> None:
         job = claimed(store)
@@ -68,14 +68,14 @@ class TestAJobSetRunningByHand:
         assert (now.status, now.locked_by, now.lease_token) == (JobStatus.RUNNING, "dba", job.lease_token + 1)
         store.complete_job(now)
 
-    def test_while_it_runs_is_lost_to_its_old_holder(
+    def test_a_running_job_set_running_manually_is_lost_to_its_old_holder(
         self, store: Storage, goqueue_connection: psycopg.Connection[Any]
     ) -> None:
         job = claimed(store)
         goqueue_connection.execute(BY_HAND)
         is_lost(store, job)
 
-    def test_through_pending_is_lost_to_its_old_holder(
+    def test_a_job_set_pending_and_running_manually_is_lost_to_its_old_holder(
         self, store: Storage, goqueue_connection: psycopg.Connection[Any]
     ) -> None:
         job = claimed(store)
@@ -83,7 +83,7 @@ class TestAJobSetRunningByHand:
         goqueue_connection.execute(BY_HAND)
         is_lost(store, job)
 
-    def test_by_update_job_is_lost_to_its_old_holder(self, store: Storage) -> None:
+    def test_a_job_set_running_by_update_job_is_lost_to_its_old_holder(self, store: Storage) -> None:
         job = claimed(store)
         given = store.update_job(job.id, JobUpdate(locked_by="somebody else"))
         assert given.lease_token == job.lease_token + 1
@@ -92,7 +92,7 @@ class TestAJobSetRunningByHand:
         assert same.lease_token == given.lease_token, "the holder is the same"
         store.complete_job(given)
 
-    def test_that_has_its_token_already_gets_no_other(
+    def test_a_job_that_already_has_a_new_token_keeps_it(
         self, store: Storage, goqueue_connection: psycopg.Connection[Any]
     ) -> None:
         job = claimed(store)
@@ -100,7 +100,7 @@ class TestAJobSetRunningByHand:
         goqueue_connection.execute(f"{BY_HAND}, lease_token = lease_token + 1")  # type: ignore[arg-type]
         assert store.get_job(job.id).lease_token == job.lease_token + 1
 
-    def test_changed_otherwise_keeps_its_token(
+    def test_a_job_changed_in_another_way_keeps_its_token(
         self, store: Storage, goqueue_connection: psycopg.Connection[Any]
     ) -> None:
         job = claimed(store)
@@ -110,7 +110,7 @@ class TestAJobSetRunningByHand:
         store.complete_job(job)
 
 
-def test_a_token_set_back_by_hand_lets_no_old_holder_in(
+def test_a_token_decreased_manually_admits_no_old_holder(
     store: Storage, goqueue_connection: psycopg.Connection[Any]
 ) -> None:
     first = claimed(store)
@@ -127,14 +127,14 @@ def test_a_token_set_back_by_hand_lets_no_old_holder_in(
 
 class TestTheLastToken:
     @pytest.mark.parametrize("token", [2**63 - 1, 2**62, -1])
-    def test_nothing_beyond_it_can_be_set(self, token: int, goqueue_connection: psycopg.Connection[Any]) -> None:
+    def test_no_token_beyond_the_last_can_be_set(self, token: int, goqueue_connection: psycopg.Connection[Any]) -> None:
         goqueue_connection.execute("INSERT INTO goqueue.jobs (job_type) VALUES ('t')")
         with pytest.raises(psycopg.errors.CheckViolation, match="jobs_lease_token_range"):
             goqueue_connection.execute("UPDATE goqueue.jobs SET lease_token = %s", [token])
         with pytest.raises(psycopg.errors.CheckViolation, match="jobs_lease_token_range"):
             goqueue_connection.execute("INSERT INTO goqueue.jobs (job_type, lease_token) VALUES ('t', %s)", [token])
 
-    def test_is_followed_by_the_first_and_no_claim_fails(
+    def test_the_last_token_is_followed_by_the_first_and_no_claim_fails(
         self, store: Storage, goqueue_connection: psycopg.Connection[Any]
     ) -> None:
         store.create_jobs(NewJob(job_type="t") for _ in range(3))
@@ -148,7 +148,7 @@ class TestTheLastToken:
             store.complete_job(Lease(jobs[0].id, LAST_TOKEN))
         store.complete_jobs(jobs)
 
-    def test_of_a_job_set_running_is_followed_by_the_first(
+    def test_the_last_token_of_a_job_set_running_is_followed_by_the_first(
         self, store: Storage, goqueue_connection: psycopg.Connection[Any]
     ) -> None:
         for by_hand in (True, False):
@@ -161,7 +161,7 @@ class TestTheLastToken:
             assert store.get_job(job.id).lease_token == 1
 
     @pytest.mark.parametrize("token", [2**63 - 1, -5])
-    def test_one_set_before_the_rule_is_put_right_by_the_migration(
+    def test_the_migration_corrects_a_token_beyond_the_last(
         self, token: int, goqueue_database: str, goqueue_connection: psycopg.Connection[Any]
     ) -> None:
         undo(goqueue_database, to=9)
@@ -181,7 +181,7 @@ class TestTheLastToken:
             )
             store.complete_job(held)
 
-    def test_a_job_update_can_not_reach_it_and_the_error_has_words(
+    def test_an_update_cannot_exceed_the_last_token_and_the_error_explains_it(
         self, goqueue_database: str, goqueue_connection: psycopg.Connection[Any]
     ) -> None:
         with PostgresStorage.open(goqueue_database) as store, psycopg.connect(goqueue_database) as connection:
@@ -197,7 +197,7 @@ class TestTheLastToken:
 
 @pytest.mark.parametrize("time_", ["infinity", "-infinity", "294276-12-31 23:59:59+00", "4713-01-01 00:00:00+00 BC"])
 @pytest.mark.parametrize("column", ["scheduled_at", "created_at", "updated_at", "started_at"])
-def test_a_time_at_the_end_of_the_world_keeps_no_other_job_from_being_worked_on(
+def test_an_infinite_time_keeps_no_other_job_from_being_claimed(
     time_: str, column: str, store: Storage, goqueue_connection: psycopg.Connection[Any]
 ) -> None:
     odd = store.create_job(NewJob(job_type="odd", priority=-5))
@@ -220,7 +220,7 @@ def test_a_time_at_the_end_of_the_world_keeps_no_other_job_from_being_worked_on(
 
 
 @pytest.mark.parametrize(("time_", "rescued"), [("infinity", 0), ("-infinity", 1), ("294276-12-31", 0)])
-def test_a_lease_at_the_end_of_the_world(
+def test_a_lease_until_the_latest_time_is_readable(
     time_: str, rescued: int, store: Storage, goqueue_connection: psycopg.Connection[Any]
 ) -> None:
     job = claimed(store)
@@ -233,7 +233,7 @@ def test_a_lease_at_the_end_of_the_world(
 
 
 class TestManyUnreadableJobs:
-    def test_one_claim_ends_in_time_and_the_next_ones_go_on(
+    def test_one_claim_ends_in_time_and_the_next_ones_continue(
         self, goqueue_store: PostgresStorage, goqueue_connection: psycopg.Connection[Any]
     ) -> None:
         count = 3000

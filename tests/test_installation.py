@@ -52,14 +52,14 @@ except goqueue.GoQueueError as error:
     return done.stdout.strip()
 
 
-def test_a_whole_one_opens(site: Path, goqueue_database: str) -> None:
+def test_a_complete_installation_opens_a_store(site: Path, goqueue_database: str) -> None:
     for program in (OPEN, BOUND, COLUMNS, SCHEMA, MIGRATE):
         assert said(program, site, goqueue_database) == ""
 
 
 @pytest.mark.parametrize("program", [OPEN, BOUND], ids=["open", "bound_to"])
 @pytest.mark.parametrize("missing", ["sql", "sql/stats.sql", "sql/leases.sql"])
-def test_a_wheel_without_its_sql(site: Path, goqueue_database: str, program: str, missing: str) -> None:
+def test_a_wheel_without_its_sql_is_reported(site: Path, goqueue_database: str, program: str, missing: str) -> None:
     gone = site / "goqueue" / missing
     shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
     error = said(program, site, goqueue_database)
@@ -77,7 +77,9 @@ def test_a_wheel_without_its_sql(site: Path, goqueue_database: str, program: str
         (MIGRATE, "migrations.yml", "MigrationError"),
     ],
 )
-def test_a_file_beside_it_is_missing(site: Path, goqueue_database: str, program: str, file: str, name: str) -> None:
+def test_a_missing_file_beside_the_package_is_named(
+    site: Path, goqueue_database: str, program: str, file: str, name: str
+) -> None:
     (site / "goqueue" / file).unlink()
     error = said(program, site, goqueue_database)
     assert error.startswith(name)
@@ -85,7 +87,7 @@ def test_a_file_beside_it_is_missing(site: Path, goqueue_database: str, program:
     assert "install" in error
 
 
-def test_the_migrations_are_missing_or_none_is_there(site: Path, goqueue_database: str) -> None:
+def test_missing_migrations_are_reported(site: Path, goqueue_database: str) -> None:
     for file in (site / "goqueue" / "migrations").glob("V*.sql"):
         file.unlink()
     assert said(MIGRATE, site, goqueue_database).startswith("MigrationError no migrations.yml and migrations/V*.sql in")
@@ -95,7 +97,7 @@ def test_the_migrations_are_missing_or_none_is_there(site: Path, goqueue_databas
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"-- name: get_job\n"], ids=["empty", "no text", "broken"])
-def test_a_file_of_it_cannot_be_read(site: Path, goqueue_database: str, content: bytes) -> None:
+def test_an_unreadable_file_is_named(site: Path, goqueue_database: str, content: bytes) -> None:
     (site / "goqueue" / "sql" / "jobs.sql").write_bytes(content)
     error = said(OPEN, site, goqueue_database)
     assert error.startswith("ConfigError")
@@ -103,7 +105,7 @@ def test_a_file_of_it_cannot_be_read(site: Path, goqueue_database: str, content:
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read every file")
-def test_nor_may_it_be(site: Path, goqueue_database: str) -> None:
+def test_a_file_that_is_read_later_is_required_too(site: Path, goqueue_database: str) -> None:
     for file, program in (("sql/jobs.sql", OPEN), ("sql/columns.json", COLUMNS), ("migrations/schema.json", SCHEMA)):
         (site / "goqueue" / file).chmod(0)
         assert said(program, site, goqueue_database).startswith("ConfigError")

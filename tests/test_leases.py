@@ -88,7 +88,7 @@ def expire(sql: Callable[..., Any], *jobs: Job) -> None:
 
 
 class TestClaim:
-    def test_takes_a_job_and_says_who_holds_it_until_when(self, store: Storage) -> None:
+    def test_a_claim_sets_the_holder_and_the_end_of_the_lease(self, store: Storage) -> None:
         new = store.create_job(NewJob(job_type="t", payload={"a": [1]}, idempotency_key="k"))
         [job] = store.claim_jobs("default", "w1", lease=MINUTE)
         assert job == store.get_job(new.id)
@@ -125,7 +125,7 @@ class TestClaim:
         sql("UPDATE goqueue.jobs SET scheduled_at = now()")
         assert claim(store).priority == -5
 
-    def test_no_more_than_asked_for(self, store: Storage) -> None:
+    def test_no_more_jobs_than_the_limit_are_claimed(self, store: Storage) -> None:
         fill(store, 5)
         assert len(claim(store, 2)) == 2
         assert len(claim(store, 1000)) == 3
@@ -138,7 +138,7 @@ class TestClaim:
         assert {job.status for job in store.get_jobs(ids)} == {PENDING}
 
     @pytest.mark.parametrize("status", [RUNNING, COMPLETED, DEAD, CANCELLED])
-    def test_only_what_waits_is_taken(self, store: Storage, status: JobStatus) -> None:
+    def test_only_pending_jobs_are_claimed(self, store: Storage, status: JobStatus) -> None:
         job = store.create_job(NewJob(job_type="t"))
         store.update_job(job.id, JobUpdate(status=status))
         assert store.claim_jobs("default", "w1", 10) == []
@@ -160,7 +160,7 @@ class TestClaim:
         assert len(taken) == len(set(taken)) == 600
         assert store.claim_jobs("default", "w1") == []
 
-    def test_jobs_that_others_have_locked_are_passed_over(self, store: Storage, other: Any) -> None:
+    def test_jobs_that_others_have_locked_are_skipped(self, store: Storage, other: Any) -> None:
         ids = fill(store, 5)
         other.execute("SELECT FROM goqueue.jobs WHERE id = ANY(%s) FOR UPDATE", [ids[:3]])
         assert [job.id for job in claim(store, 10)] == ids[3:]
@@ -169,14 +169,14 @@ class TestClaim:
         assert [job.id for job in claim(store, 10)] == ids[:3]
 
     @pytest.mark.parametrize("limit", [1, 3])
-    def test_what_lies_behind_a_locked_lane_is_found(self, store: Storage, other: Any, limit: int) -> None:
+    def test_jobs_behind_a_locked_lane_are_claimed(self, store: Storage, other: Any, limit: int) -> None:
         locked = fill(store, 3, priority=-1) + fill(store, 2, queue="b", priority=0)
         free = fill(store, 3, queue="a", priority=5)
         other.execute("SELECT FROM goqueue.jobs WHERE id = ANY(%s) FOR UPDATE", [locked])
         got = [job.id for _ in range(4) for job in store.claim_jobs(["default", "a", "b"], "w1", limit)]
         assert sorted(got) == free
 
-    def test_a_claim_in_a_transaction_that_is_rolled_back_never_was(
+    def test_a_claim_in_a_transaction_that_is_rolled_back_claims_nothing(
         self, store: Storage, other: Any, goqueue_schema: str
     ) -> None:
         job_id = fill(store, 1)[0]
@@ -197,7 +197,7 @@ class TestClaim:
         assert taken == [*older, *newer, *worse]
 
     @pytest.mark.parametrize("limit", [1, 10])
-    def test_a_payload_that_cannot_be_read_is_set_aside(
+    def test_a_job_with_an_unreadable_payload_becomes_dead(
         self, store: Storage, sql: Any, caplog: pytest.LogCaptureFixture, limit: int
     ) -> None:
         bad, *good = fill(store, 3)
@@ -212,7 +212,9 @@ class TestClaim:
         [failure] = store.list_failures(bad)
         assert (failure.error, failure.attempt, failure.worker_id) == (error, 1, "w1")
 
-    def test_nor_does_it_hide_the_others_from_lists_and_changes(self, store: Storage, sql: Any) -> None:
+    def test_an_unreadable_payload_does_not_hide_other_jobs_from_lists_and_changes(
+        self, store: Storage, sql: Any
+    ) -> None:
         bad, *good = fill(store, 5)
         sql("UPDATE goqueue.jobs SET payload = '1e5000' WHERE id = %s", [bad])
         page = store.list_jobs(JobFilter(queue="default"))
@@ -234,7 +236,7 @@ class TestClaim:
         [job] = store.claim_jobs("default", "w1")
         store.complete_jobs([job])
 
-    def test_infinite_times_put_there_by_hand_do_not_stop_it(self, store: Storage, sql: Any) -> None:
+    def test_infinite_times_written_manually_do_not_stop_a_claim(self, store: Storage, sql: Any) -> None:
         never, always, usual = fill(store, 3)
         sql("UPDATE goqueue.jobs SET scheduled_at = 'infinity', created_at = '-infinity' WHERE id = %s", [never])
         sql("UPDATE goqueue.jobs SET scheduled_at = '-infinity', created_at = 'infinity' WHERE id = %s", [always])
@@ -244,7 +246,7 @@ class TestClaim:
         store.complete_jobs(jobs)
 
     @pytest.mark.parametrize("worker", ["", "x" * 256, "a\0b", "a\ud800b", None, 5, b"w"])
-    def test_a_worker_has_a_name(self, store: Storage, worker: Any) -> None:
+    def test_an_invalid_worker_id_is_rejected(self, store: Storage, worker: Any) -> None:
         fill(store, 1)
         with pytest.raises(InvalidJobError, match="worker_id"):
             store.claim_jobs("default", worker)
@@ -253,7 +255,7 @@ class TestClaim:
         assert store.count_jobs(JobFilter(status="pending")) == 1
 
     @pytest.mark.parametrize("queues", [[], (), {}, "", [""], ["x" * 256], ["ok", None], ["a\0"]])
-    def test_queues_have_names(self, store: Storage, queues: Any) -> None:
+    def test_invalid_queue_names_are_rejected(self, store: Storage, queues: Any) -> None:
         for call in (
             lambda: store.claim_jobs(queues, "w1"),
             lambda: store.complete_and_claim([], queues, "w1"),
@@ -274,7 +276,7 @@ class TestClaim:
                 call()
 
     @pytest.mark.parametrize("lease", [-SECOND, timedelta(microseconds=-1), 5, None, "1m", timedelta.max])
-    def test_a_lease_is_a_time_that_can_be(self, store: Storage, lease: Any) -> None:
+    def test_an_invalid_lease_time_is_rejected(self, store: Storage, lease: Any) -> None:
         held = claimed(store)
         fill(store, 1)
         for call in (
@@ -289,7 +291,7 @@ class TestClaim:
 
 
 class TestHeartbeat:
-    def test_holds_on_to_the_job_from_now(self, store: Storage) -> None:
+    def test_a_heartbeat_renews_the_lease_from_now(self, store: Storage) -> None:
         job = claimed(store)
         assert store.heartbeat_jobs([job], 2 * HOUR) is None
         after = store.get_job(job.id)
@@ -298,19 +300,19 @@ class TestHeartbeat:
         for name in ("status", "locked_by", "locked_at", "lease_token", "attempts", "started_at", "scheduled_at"):
             assert getattr(after, name) == getattr(job, name), name
 
-    def test_revives_a_lease_that_has_expired_and_was_not_rescued(self, store: Storage, sql: Any) -> None:
+    def test_a_heartbeat_renews_an_expired_lease_that_was_not_rescued(self, store: Storage, sql: Any) -> None:
         job = claimed(store)
         expire(sql, job)
         store.heartbeat_jobs([Lease(job.id, job.lease_token)])
         assert store.rescue_jobs() == {}
 
-    def test_a_lease_given_twice_is_held(self, store: Storage) -> None:
+    def test_a_repeated_lease_is_renewed(self, store: Storage) -> None:
         job = claimed(store)
         store.heartbeat_jobs([job, Lease(job.id, 1)])
 
 
 class TestComplete:
-    def test_the_job_is_done(self, store: Storage) -> None:
+    def test_the_job_is_completed(self, store: Storage) -> None:
         job = claimed(store)
         assert store.complete_job(job) is None
         done = store.get_job(job.id)
@@ -319,25 +321,25 @@ class TestComplete:
         assert done.completed_at == done.updated_at
         assert done.started_at == job.started_at
 
-    def test_many_and_none(self, store: Storage) -> None:
+    def test_many_jobs_and_no_jobs_can_be_completed(self, store: Storage) -> None:
         fill(store, 1200)
         jobs = claim(store, 1000) + claim(store, 1000)
         assert store.complete_jobs(iter(jobs)) is None
         assert store.complete_jobs([]) is None
         assert store.count_jobs(JobFilter(status="completed")) == 1200
 
-    def test_a_lease_is_enough_also_with_its_id_as_text(self, store: Storage) -> None:
+    def test_a_lease_with_its_id_as_text_completes_the_job(self, store: Storage) -> None:
         first, second = claimed(store), claimed(store)
         store.complete_jobs([Lease(first.id, first.lease_token), Lease(str(second.id), 1)])  # type: ignore[arg-type]
         assert store.count_jobs(JobFilter(status="completed")) == 2
 
-    def test_a_lease_with_no_id_at_all_is_refused(self, store: Storage) -> None:
+    def test_a_lease_without_an_id_is_rejected(self, store: Storage) -> None:
         job = claimed(store)
         with pytest.raises(InvalidJobError, match="must be a UUID"):
             store.complete_jobs([job, Lease("nonsense", 1)])  # type: ignore[arg-type]
         assert store.get_job(job.id) == job
 
-    def test_twice_is_once(self, store: Storage) -> None:
+    def test_a_second_completion_changes_nothing(self, store: Storage) -> None:
         job = claimed(store)
         store.complete_job(job)
         done = store.get_job(job.id)
@@ -352,7 +354,7 @@ class TestComplete:
         [job] = store.complete_and_claim([held], "default", "w1")
         assert (held.id, job.id) == (first, second)
 
-    def test_repeating_it_is_only_for_the_lease_that_completed_the_job(self, store: Storage, sql: Any) -> None:
+    def test_only_the_lease_that_completed_the_job_can_repeat_the_completion(self, store: Storage, sql: Any) -> None:
         stale = claimed(store)
         expire(sql, stale)
         assert store.rescue_jobs() == {stale.id: PENDING}
@@ -385,7 +387,7 @@ class TestComplete:
 
 
 class TestCompleteAndClaim:
-    def test_does_both(self, store: Storage) -> None:
+    def test_it_completes_and_claims(self, store: Storage) -> None:
         first, second = fill(store, 2)
         held = claim(store)
         [job] = store.complete_and_claim([held], "default", "w2", lease=MINUTE)
@@ -406,7 +408,7 @@ class TestCompleteAndClaim:
         assert store.get_job(kept.id).status == COMPLETED
         assert store.get_job(waiting).status == PENDING
 
-    def test_a_bad_argument_completes_none(self, store: Storage) -> None:
+    def test_an_invalid_argument_completes_no_job(self, store: Storage) -> None:
         held = claimed(store)
         for arguments in (([], "w"), ("default", ""), ("default", "w", 0), ("default", "w", 1, -SECOND)):
             with pytest.raises(InvalidJobError):
@@ -430,7 +432,7 @@ class TestFail:
         assert (after.started_at, after.lease_token) == (job.started_at, 1)
         assert store.claim_jobs("default", "w1") == []
 
-    def test_is_dead_without_an_attempt_left(self, store: Storage) -> None:
+    def test_a_job_without_an_attempt_left_is_dead(self, store: Storage) -> None:
         job_id = fill(store, 1, max_attempts=2)[0]
         assert store.fail_job(claim(store), "one", retry_in=ZERO) == PENDING
         assert store.fail_job(claim(store), "two", retry_in=ZERO) == DEAD
@@ -440,7 +442,7 @@ class TestFail:
         assert (job.locked_by, job.locked_at, job.lease_expires_at) == (None, None, None)
         assert store.claim_jobs("default", "w1") == []
 
-    def test_the_history_tells_every_attempt(self, store: Storage) -> None:
+    def test_the_history_has_every_failed_attempt(self, store: Storage) -> None:
         job_id = fill(store, 1, max_attempts=3)[0]
         assert store.list_failures(job_id) == []
         holders = []
@@ -460,7 +462,7 @@ class TestFail:
         assert [failure.attempt for failure in store.list_failures(job_id)] == [1, 2, 3, 1]
         assert store.list_failures(uuid4()) == []
 
-    def test_many_at_once_each_with_its_error(self, store: Storage) -> None:
+    def test_many_jobs_fail_at_once_each_with_its_error(self, store: Storage) -> None:
         last, more = claimed(store, max_attempts=1), claimed(store)
         statuses = store.fail_jobs(iter([(more, "a"), (last, "b")]), retry_in=ZERO)
         assert statuses == {more.id: PENDING, last.id: DEAD}
@@ -508,7 +510,7 @@ class TestFail:
         assert max(pauses) <= 150
         assert len(set(pauses)) > 50
 
-    def test_errors_are_kept_whatever_is_in_them(self, store: Storage) -> None:
+    def test_errors_with_any_characters_are_stored(self, store: Storage) -> None:
         job = claimed(store)
         store.fail_job(job, "a\0b \ud800 ü " + "x" * 20_000)
         error = store.get_job(job.id).last_error
@@ -517,20 +519,20 @@ class TestFail:
         assert (len(error), error[-1]) == (10_000, "…")
         assert store.list_failures(job.id)[0].error == error
 
-    def test_an_empty_error_is_one(self, store: Storage) -> None:
+    def test_an_empty_error_is_stored(self, store: Storage) -> None:
         job = claimed(store)
         store.fail_job(job, "")
         assert (store.get_job(job.id).last_error, store.list_failures(job.id)[0].error) == ("", "")
 
     @pytest.mark.parametrize("retry_in", [-SECOND, 5, "1m", timedelta.max])
-    def test_a_pause_is_a_time_that_can_be(self, store: Storage, retry_in: Any) -> None:
+    def test_an_invalid_retry_delay_is_rejected(self, store: Storage, retry_in: Any) -> None:
         job = claimed(store)
         with pytest.raises(InvalidJobError):
             store.fail_job(job, "e", retry_in=retry_in)
         assert store.get_job(job.id) == job
         assert store.list_failures(job.id) == []
 
-    def test_a_factor_near_one_grows_to_the_maximum_all_the_same(self, store: Storage) -> None:
+    def test_the_delay_reaches_the_maximum_with_a_factor_near_one(self, store: Storage) -> None:
         slow = Backoff(base=SECOND, factor=1.01, maximum=HOUR, jitter=0)
         for attempts, seconds in ((800, 1.01**799), (5000, 3600)):
             [job_id] = fill(store, 1, max_attempts=10_000, queue=f"q{attempts}")
@@ -544,11 +546,11 @@ class TestFail:
         [{"base": -SECOND}, {"base": 1}, {"maximum": -SECOND}, {"factor": 0.5}, {"factor": 101},
          {"factor": float("nan")}, {"jitter": -0.1}, {"jitter": 1.1}, {"jitter": float("nan")}],
     )  # fmt: skip
-    def test_a_backoff_says_what_is_wrong(self, fields: Any) -> None:
+    def test_an_invalid_backoff_is_rejected_with_the_reason(self, fields: Any) -> None:
         with pytest.raises(InvalidJobError, match=next(iter(fields))):
             Backoff(**fields)
 
-    def test_failures_left_by_a_job_deleted_by_hand_are_no_hindrance(self, store: Storage, sql: Any) -> None:
+    def test_failures_left_by_a_manually_deleted_job_do_not_block_a_new_one(self, store: Storage, sql: Any) -> None:
         new = NewJob(job_type="t", max_attempts=1)
         for end in ("fail", "rescue"):
             sql("DELETE FROM goqueue.jobs")
@@ -577,7 +579,7 @@ class TestBury:
         assert store.retry_jobs(one.id) == 1
         assert claim(store).id == one.id
 
-    def test_only_what_is_held(self, store: Storage) -> None:
+    def test_only_held_jobs_are_buried(self, store: Storage) -> None:
         gone, held = claimed(store), claimed(store)
         store.release_jobs([gone])
         with pytest.raises(LeaseLostError) as caught:
@@ -588,7 +590,7 @@ class TestBury:
             store.bury_jobs([(held, "again")])
         assert len(store.list_failures(held.id)) == 1
 
-    def test_none(self, store: Storage) -> None:
+    def test_no_leases_bury_nothing(self, store: Storage) -> None:
         store.bury_jobs([])
 
 
@@ -600,7 +602,7 @@ class TestRelease:
         assert (after.status, after.attempts, after.scheduled_at) == (PENDING, 0, after.updated_at + HOUR)
         assert store.claim_jobs("default", "w") == []
 
-    def test_a_delay_is_a_time_that_can_be(self, store: Storage) -> None:
+    def test_an_invalid_delay_is_rejected(self, store: Storage) -> None:
         job = claimed(store)
         with pytest.raises(InvalidJobError, match="delay"):
             store.release_jobs([job], delay=-SECOND)
@@ -616,10 +618,10 @@ class TestRelease:
         assert (again.id, again.attempts, again.lease_token) == (job.id, 1, 2)
         assert store.list_failures(job.id) == []
 
-    def test_none(self, store: Storage) -> None:
+    def test_no_leases_release_nothing(self, store: Storage) -> None:
         store.release_jobs([])
 
-    def test_one_set_running_by_hand_has_no_attempt_to_give_back(self, store: Storage) -> None:
+    def test_a_job_set_running_manually_has_no_attempt_to_restore(self, store: Storage) -> None:
         job = store.create_job(NewJob(job_type="t"))
         store.release_jobs([store.update_job(job.id, JobUpdate(status=RUNNING))])
         assert store.get_job(job.id).attempts == 0
@@ -681,7 +683,7 @@ class TestLostLeases:
         assert store.get_job(kept.id).updated_at > kept.updated_at
 
     @pytest.mark.parametrize("call", HOLDERS_CALLS.values(), ids=HOLDERS_CALLS)
-    def test_a_job_set_running_by_hand_is_its_new_holders(self, store: Storage, call: Any) -> None:
+    def test_a_job_set_running_manually_belongs_to_its_new_holder(self, store: Storage, call: Any) -> None:
         stale = claimed(store)
         store.release_jobs([stale])
         by_hand = store.update_job(stale.id, JobUpdate(status=RUNNING, locked_by="me"))
@@ -693,7 +695,7 @@ class TestLostLeases:
 
     @pytest.mark.parametrize("call", HOLDERS_CALLS.values(), ids=HOLDERS_CALLS)
     @pytest.mark.parametrize("status", [COMPLETED, DEAD, CANCELLED])
-    def test_a_finished_job_is_nobodys(self, store: Storage, call: Any, status: JobStatus) -> None:
+    def test_a_finished_job_has_no_holder(self, store: Storage, call: Any, status: JobStatus) -> None:
         job = claimed(store)
         after = store.update_job(job.id, JobUpdate(status=status))
         with pytest.raises(LeaseLostError):
@@ -701,7 +703,7 @@ class TestLostLeases:
         assert store.get_job(job.id) == after
 
     @pytest.mark.parametrize("call", HOLDERS_CALLS.values(), ids=HOLDERS_CALLS)
-    def test_deleted_unknown_and_made_up_ones(self, store: Storage, call: Any) -> None:
+    def test_deleted_unknown_and_invented_leases_are_lost(self, store: Storage, call: Any) -> None:
         job = claimed(store)
         store.delete_job(job.id)
         kept = claimed(store)
@@ -737,7 +739,7 @@ class TestLostLeases:
 
 
 class TestRescue:
-    def test_expired_jobs_wait_again_or_are_dead(self, store: Storage, sql: Any) -> None:
+    def test_expired_jobs_become_pending_or_dead(self, store: Storage, sql: Any) -> None:
         more, last, held = claimed(store), claimed(store, max_attempts=1), claimed(store)
         expire(sql, more, last)
         assert store.rescue_jobs() == {more.id: PENDING, last.id: DEAD}
@@ -759,19 +761,21 @@ class TestRescue:
         assert store.get_job(held.id) == held
         assert claim(store).lease_token == 2
 
-    def test_a_lease_of_no_time_expires_at_once(self, store: Storage) -> None:
+    def test_a_lease_of_zero_expires_at_once(self, store: Storage) -> None:
         fill(store, 1)
         job = claim(store, lease=ZERO)
         assert store.rescue_jobs() == {job.id: PENDING}
 
-    def test_a_job_set_running_by_hand_has_no_lease_to_expire(self, store: Storage) -> None:
+    def test_a_job_set_running_manually_has_no_lease_to_expire(self, store: Storage) -> None:
         job = store.create_job(NewJob(job_type="t"))
         by_hand = store.update_job(job.id, JobUpdate(status=RUNNING))
         assert by_hand.lease_expires_at is None
         assert store.rescue_jobs() == {}
         assert store.get_job(job.id) == by_hand
 
-    def test_no_more_than_asked_for_and_none_that_others_hold(self, store: Storage, sql: Any, other: Any) -> None:
+    def test_no_more_jobs_than_the_limit_and_no_locked_jobs_are_rescued(
+        self, store: Storage, sql: Any, other: Any
+    ) -> None:
         fill(store, 5)
         jobs = claim(store, 5)
         expire(sql, *jobs)
@@ -810,7 +814,7 @@ class TestOperators:
         assert store.list_jobs(JobFilter(queue="another")).jobs[0].status == PENDING
         return [job.status for job in store.get_jobs(ids)]
 
-    def test_cancel_withdraws_what_waits_and_runs(self, store: Storage, ids: list[UUID], given_as: Any) -> None:
+    def test_cancel_ends_pending_and_running_jobs(self, store: Storage, ids: list[UUID], given_as: Any) -> None:
         before = store.get_jobs(ids)
         assert store.cancel_jobs(given_as(ids)) == 2
         after = store.get_jobs(ids)
@@ -830,7 +834,7 @@ class TestOperators:
             assert (job.attempts, job.completed_at, job.scheduled_at) == (0, None, job.updated_at)
         assert store.retry_jobs(given_as(ids)) == 0
 
-    def test_reschedule_moves_what_waits(self, store: Storage, ids: list[UUID], given_as: Any) -> None:
+    def test_reschedule_sets_the_time_of_pending_jobs(self, store: Storage, ids: list[UUID], given_as: Any) -> None:
         before = store.get_jobs(ids)
         at = datetime(2040, 1, 1, tzinfo=UTC)
         assert store.reschedule_jobs(given_as(ids), scheduled_at=at) == 1
@@ -841,7 +845,7 @@ class TestOperators:
         assert (job.attempts, job.status) == (3, PENDING)
         assert store.get_jobs(ids[1:]) == before[1:]
 
-    def test_change_sets_the_given_columns_of_what_is_not_completed(
+    def test_change_sets_the_given_columns_of_jobs_that_are_not_completed(
         self, store: Storage, ids: list[UUID], given_as: Any
     ) -> None:
         before = store.get_jobs(ids)
@@ -858,7 +862,7 @@ class TestOperators:
             assert self.statuses(store, ids) == list(JobStatus)
             before = after
 
-    def test_change_leaves_out_jobs_with_more_attempts_than_allowed(
+    def test_change_skips_jobs_with_more_attempts_than_allowed(
         self, store: Storage, ids: list[UUID], given_as: Any
     ) -> None:
         before = store.get_jobs(ids)
@@ -875,7 +879,7 @@ class TestOperators:
 
 
 class TestOperatorsArguments:
-    def test_one_id_alone(self, store: Storage) -> None:
+    def test_a_single_id_is_accepted(self, store: Storage) -> None:
         first, second = fill(store, 2)
         assert store.reschedule_jobs(first, delay=HOUR) == 1
         assert store.cancel_jobs(str(first)) == 1
@@ -884,7 +888,7 @@ class TestOperatorsArguments:
         assert store.delete_jobs(first) == 1
         assert store.get_job(second).updated_at == store.get_job(second).created_at
 
-    def test_none_and_unknown_ones(self, store: Storage) -> None:
+    def test_no_ids_and_unknown_ids_change_nothing(self, store: Storage) -> None:
         fill(store, 1)
         for jobs in ([], [uuid4()], JobFilter(queue="nope")):
             assert store.cancel_jobs(jobs) == 0
@@ -894,7 +898,7 @@ class TestOperatorsArguments:
             assert store.delete_jobs(jobs) == 0
         assert store.count_jobs(JobFilter(status="pending")) == 1
 
-    def test_a_filter_of_a_status_that_cannot_move_matches_none(self, store: Storage) -> None:
+    def test_a_filter_of_a_status_without_this_transition_matches_none(self, store: Storage) -> None:
         fill(store, 1)
         assert store.cancel_jobs(JobFilter(status="completed")) == 0
         assert store.retry_jobs(JobFilter(status=["pending", "running"])) == 0
@@ -905,7 +909,7 @@ class TestOperatorsArguments:
         assert store.change_jobs(JobFilter(status=["cancelled", "completed"]), priority=1) == 1
         assert store.delete_jobs(JobFilter(status=["cancelled", "completed"])) == 1
 
-    def test_more_than_a_page(self, store: Storage) -> None:
+    def test_a_filter_can_match_more_jobs_than_a_page(self, store: Storage) -> None:
         ids = fill(store, 2300)
         assert store.reschedule_jobs(JobFilter(), delay=HOUR) == 2300
         assert store.cancel_jobs(ids) == 2300
@@ -932,7 +936,7 @@ class TestOperatorsArguments:
         assert store.count_jobs() == 200
 
     @pytest.mark.parametrize("bad", ["", "nonsense", ["nonsense"], [None], [5]])
-    def test_malformed_ids_are_refused(self, store: Storage, bad: Any) -> None:
+    def test_malformed_ids_are_rejected(self, store: Storage, bad: Any) -> None:
         for call in (
             store.cancel_jobs,
             store.retry_jobs,
@@ -943,7 +947,7 @@ class TestOperatorsArguments:
             with pytest.raises(InvalidJobError, match="must be a UUID"):
                 call(bad)
 
-    def test_a_change_changes_something(self, store: Storage) -> None:
+    def test_a_change_without_a_new_value_is_rejected(self, store: Storage) -> None:
         [job_id] = fill(store, 1)
         before = store.get_job(job_id)
         with pytest.raises(InvalidJobError, match="give queue, priority or max_attempts"):
@@ -955,7 +959,7 @@ class TestOperatorsArguments:
         [{}, {"delay": ZERO, "scheduled_at": datetime(2030, 1, 1, tzinfo=UTC)}, {"delay": -SECOND}, {"delay": 5},
          {"scheduled_at": datetime(2030, 1, 1)}, {"scheduled_at": "2030-01-01"}],  # noqa: DTZ001
     )  # fmt: skip
-    def test_a_new_time_is_one_time(self, store: Storage, times: Any) -> None:
+    def test_either_a_time_or_a_delay_is_required(self, store: Storage, times: Any) -> None:
         [job_id] = fill(store, 1)
         before = store.get_job(job_id)
         with pytest.raises(InvalidJobError):
@@ -964,12 +968,12 @@ class TestOperatorsArguments:
 
 
 class TestReplacePending:
-    def test_adds_a_job(self, store: Storage) -> None:
+    def test_a_job_with_a_free_key_is_added(self, store: Storage) -> None:
         new = NewJob(job_type="t", idempotency_key="k", payload=1)
         job = store.replace_pending_job(new)
         assert (job.id, job.payload, job) == (new.id, 1, store.get_job(new.id))
 
-    def test_takes_the_place_of_the_pending_one(self, store: Storage) -> None:
+    def test_the_pending_job_is_replaced(self, store: Storage) -> None:
         first = store.create_job(NewJob(job_type="t", idempotency_key="k"))
         store.fail_job(claim(store), "e")
         at = datetime(2035, 1, 1, tzinfo=UTC)
@@ -985,7 +989,7 @@ class TestReplacePending:
         assert store.count_jobs() == 1
 
     @pytest.mark.parametrize("status", [RUNNING, COMPLETED, DEAD, CANCELLED])
-    def test_leaves_one_that_is_not_pending(self, store: Storage, status: JobStatus) -> None:
+    def test_a_job_that_is_not_pending_is_not_replaced(self, store: Storage, status: JobStatus) -> None:
         first = store.create_job(NewJob(job_type="t", idempotency_key="k"))
         before = store.update_job(first.id, JobUpdate(status=status))
         with pytest.raises(DuplicateJobError) as caught:
@@ -993,7 +997,7 @@ class TestReplacePending:
         assert (caught.value.job_id, caught.value.idempotency_key) == (first.id, "k")
         assert store.get_job(first.id) == before
 
-    def test_needs_a_key(self, store: Storage) -> None:
+    def test_a_job_without_a_key_is_rejected(self, store: Storage) -> None:
         with pytest.raises(InvalidJobError, match="idempotency_key"):
             store.replace_pending_job(NewJob(job_type="t"))
 
@@ -1016,7 +1020,7 @@ class TestPrune:
         )
         return ids
 
-    def test_deletes_what_finished_long_enough_ago_and_its_history(self, store: Storage, ids: list[UUID]) -> None:
+    def test_jobs_that_finished_long_ago_are_deleted_with_their_history(self, store: Storage, ids: list[UUID]) -> None:
         assert store.prune_jobs(2 * HOUR) == 0
         assert store.prune_jobs(HOUR / 2) == 3
         left = ids[:2] + ids[5:]
@@ -1025,13 +1029,13 @@ class TestPrune:
         assert store.prune_jobs(ZERO) == 3
         assert {job.status for job in store.get_jobs(ids)} == {PENDING, RUNNING}
 
-    def test_only_the_statuses_asked_for(self, store: Storage, ids: list[UUID]) -> None:
+    def test_only_the_given_statuses_are_pruned(self, store: Storage, ids: list[UUID]) -> None:
         assert store.prune_jobs(ZERO, {"dead"}) == 2  # type: ignore[arg-type]
         assert store.prune_jobs(ZERO, [CANCELLED, CANCELLED]) == 2
         assert store.prune_jobs(ZERO, []) == 0
         assert store.count_jobs(JobFilter(status="completed")) == 2
 
-    def test_the_oldest_first_and_no_more_than_asked_for(self, store: Storage, ids: list[UUID]) -> None:
+    def test_the_oldest_jobs_are_pruned_first_up_to_the_limit(self, store: Storage, ids: list[UUID]) -> None:
         old, new = (job.id for job in store.get_jobs(ids) if job.status == DEAD)
         assert store.prune_jobs(ZERO, [DEAD], limit=1) == 1
         assert [job.id for job in store.get_jobs([old, new])] == [new]
@@ -1039,13 +1043,13 @@ class TestPrune:
         assert store.prune_jobs(ZERO, [COMPLETED, CANCELLED], limit=3) == 3
         assert store.prune_jobs(ZERO, [COMPLETED], limit=1) + store.prune_jobs(ZERO, [CANCELLED], limit=1) == 1
 
-    def test_one_that_finished_late_is_not_old(self, store: Storage, sql: Any) -> None:
+    def test_an_old_job_that_finished_late_is_kept(self, store: Storage, sql: Any) -> None:
         job = claimed(store)
         store.complete_job(job)
         sql("UPDATE goqueue.jobs SET created_at = created_at - interval '1 year'")
         assert store.prune_jobs(HOUR) == 0
 
-    def test_only_the_queues_and_types_asked_for(self, store: Storage) -> None:
+    def test_only_the_given_queues_and_types_are_pruned(self, store: Storage) -> None:
         new = [NewJob(job_type=kind, queue=queue) for queue in ("a", "b", "c") for kind in ("x", "y") for _ in range(2)]
         store.create_jobs(new)
         store.cancel_jobs(JobFilter())
@@ -1065,20 +1069,20 @@ class TestPrune:
         assert store.prune_jobs(ZERO, job_types=("y", "z")) == 2
         assert left() == [("b", "x")]
 
-    def test_by_queue_the_oldest_first_and_no_more_than_asked_for(self, store: Storage) -> None:
+    def test_of_a_queue_the_oldest_jobs_are_pruned_first_up_to_the_limit(self, store: Storage) -> None:
         ids = fill(store, 1) + fill(store, 1) + fill(store, 1)
         store.cancel_jobs(ids)
         assert store.prune_jobs(ZERO, queues="default", limit=2) == 2
         assert [job.id for job in store.get_jobs(ids)] == ids[2:]
 
     @pytest.mark.parametrize("statuses", [[PENDING], [RUNNING, DEAD], ["pending"], ["nonsense"], [None]])
-    def test_refuses_what_is_not_finished(self, store: Storage, ids: list[UUID], statuses: Any) -> None:
+    def test_unfinished_statuses_are_rejected(self, store: Storage, ids: list[UUID], statuses: Any) -> None:
         with pytest.raises(InvalidJobError):
             store.prune_jobs(ZERO, statuses)
         assert store.count_jobs() == len(ids)
 
     @pytest.mark.parametrize("age", [-SECOND, 5, None])
-    def test_an_age_is_a_time(self, store: Storage, age: Any) -> None:
+    def test_an_invalid_age_is_rejected(self, store: Storage, age: Any) -> None:
         with pytest.raises(InvalidJobError, match="older_than"):
             store.prune_jobs(age)
 
@@ -1104,7 +1108,7 @@ def test_deleting_many_deletes_their_histories_and_ends_their_leases(store: Stor
 
 
 class TestNextJobAt:
-    def test_the_earliest_of_all_queues_and_priorities(self, store: Storage) -> None:
+    def test_it_is_the_earliest_of_all_queues_and_priorities(self, store: Storage) -> None:
         assert store.next_job_at("default") is None
         times = {
             (queue, priority): store.create_job(
@@ -1117,7 +1121,7 @@ class TestNextJobAt:
         assert store.next_job_at({"b", "c", "nope"}) == times["c", 0]
         assert store.next_job_at(["nope"]) is None
 
-    def test_past_when_one_is_due_and_none_when_all_are_taken(self, store: Storage) -> None:
+    def test_it_is_past_if_a_job_is_due_and_none_if_all_are_claimed(self, store: Storage) -> None:
         job = store.create_job(NewJob(job_type="t"))
         assert store.next_job_at("default") == job.scheduled_at
         held = claim(store)
@@ -1126,17 +1130,19 @@ class TestNextJobAt:
         assert store.next_job_at("default") is None
 
     @pytest.mark.parametrize(("time", "expected"), [("infinity", LAST), ("-infinity", FIRST)])
-    def test_an_infinite_time_put_there_by_hand(self, store: Storage, sql: Any, time: str, expected: datetime) -> None:
+    def test_an_infinite_time_written_manually_is_read(
+        self, store: Storage, sql: Any, time: str, expected: datetime
+    ) -> None:
         fill(store, 1)
         sql("UPDATE goqueue.jobs SET scheduled_at = %s", [time])
         assert store.next_job_at("default") == expected
 
 
 class TestQueueStats:
-    def test_nothing_of_nothing(self, store: Storage) -> None:
+    def test_without_jobs_there_are_no_statistics(self, store: Storage) -> None:
         assert store.queue_stats() == []
 
-    def test_counts_by_queue_and_status(self, store: Storage) -> None:
+    def test_jobs_are_counted_by_queue_and_status(self, store: Storage) -> None:
         expected = {"a": [3, 1, 2, 0, 1], "b": [0, 0, 0, 2, 0]}
         for queue, counts in expected.items():
             for status, count in zip(JobStatus, counts, strict=True):
@@ -1151,7 +1157,7 @@ class TestQueueStats:
             assert all(count.exact for count in entry.counts.values())
             assert (entry.oldest_ready_age, entry.expired_leases) == (None, 0)
 
-    def test_a_count_beyond_a_thousand_says_that_it_is_an_estimate(self, store: Storage) -> None:
+    def test_a_count_beyond_a_thousand_is_marked_as_an_estimate(self, store: Storage) -> None:
         fill(store, 1000, queue="full")
         fill(store, 3600, queue="over")
         store.create_jobs(NewJob(job_type="another", queue="over") for _ in range(401))
@@ -1163,7 +1169,7 @@ class TestQueueStats:
         assert 3000 < over.counts[PENDING] < 6000
         assert (over.counts[CANCELLED], over.counts[CANCELLED].exact) == (3, True)
 
-    def test_the_age_of_the_oldest_due_job_behind_a_thousand_of_a_better_priority(self, store: Storage) -> None:
+    def test_the_oldest_due_job_is_found_behind_a_thousand_of_a_more_urgent_priority(self, store: Storage) -> None:
         now = datetime.now(UTC)
         fill(store, 1001, queue="full", priority=-1)
         fill(store, 1, queue="full", priority=3, scheduled_at=now - 5 * HOUR)
@@ -1174,7 +1180,7 @@ class TestQueueStats:
         assert 5 * HOUR <= full.oldest_ready_age < 6 * HOUR
         assert later.oldest_ready_age is None
 
-    def test_the_age_of_the_oldest_due_job(self, store: Storage) -> None:
+    def test_the_age_of_the_oldest_due_job_is_returned(self, store: Storage) -> None:
         now = datetime.now(UTC)
         for priority, hours in ((-1, 1), (0, 3), (1, 2), (2, -5)):
             store.create_job(NewJob(job_type="t", priority=priority, scheduled_at=now - HOUR * hours))
@@ -1188,7 +1194,7 @@ class TestQueueStats:
         assert age is not None
         assert 2 * HOUR <= age < 3 * HOUR
 
-    def test_expired_leases(self, store: Storage, sql: Any) -> None:
+    def test_expired_leases_are_counted(self, store: Storage, sql: Any) -> None:
         fill(store, 3)
         jobs = claim(store, 3)
         expire(sql, *jobs[:2])
@@ -1197,7 +1203,7 @@ class TestQueueStats:
         store.rescue_jobs()
         assert store.queue_stats()[0].expired_leases == 0
 
-    def test_infinite_times_put_there_by_hand(self, store: Storage, sql: Any) -> None:
+    def test_infinite_times_written_manually_are_read(self, store: Storage, sql: Any) -> None:
         ids = fill(store, 2)
         sql("UPDATE goqueue.jobs SET scheduled_at = '-infinity' WHERE id = %s", [ids[0]])
         [entry] = store.queue_stats()
@@ -1207,13 +1213,13 @@ class TestQueueStats:
 
 
 class TestWorkers:
-    def test_nobody_works(self, store: Storage) -> None:
+    def test_without_running_jobs_there_are_no_workers(self, store: Storage) -> None:
         fill(store, 1)
         assert store.list_workers() == []
         store.complete_job(claim(store))
         assert store.list_workers() == []
 
-    def test_each_worker_with_its_jobs_and_leases(self, store: Storage, sql: Any) -> None:
+    def test_each_worker_is_listed_with_its_jobs_and_leases(self, store: Storage, sql: Any) -> None:
         for queue in ("a", "b"):
             fill(store, 2, queue=queue)
         first = claim(store, worker="w2", queue="a", lease=2 * HOUR)
@@ -1227,13 +1233,13 @@ class TestWorkers:
             WorkerStats("w2", 2, ["a", "b"], first.locked_at, first.updated_at, second.lease_expires_at, 0),
         ]
 
-    def test_a_job_set_running_by_hand_has_no_lease(self, store: Storage) -> None:
+    def test_a_job_set_running_manually_has_no_lease(self, store: Storage) -> None:
         [job_id] = fill(store, 1)
         job = store.update_job(job_id, JobUpdate(status=RUNNING, locked_by="me"))
         assert job.locked_at is not None
         assert store.list_workers() == [WorkerStats("me", 1, ["default"], job.locked_at, job.updated_at, None, 0)]
 
-    def test_infinite_times_put_there_by_hand(self, store: Storage, sql: Any) -> None:
+    def test_infinite_times_written_manually_are_read(self, store: Storage, sql: Any) -> None:
         claimed(store)
         sql("UPDATE goqueue.jobs SET lease_expires_at = 'infinity', locked_at = '-infinity'")
         [worker] = store.list_workers()
@@ -1269,7 +1275,7 @@ class TestWorkers:
         assert [worker.worker_id for worker in store.list_workers()] == ["w2"]
 
     @pytest.mark.parametrize("bad", ["", 5, [], [None], "\0", "x" * 256])
-    def test_a_malformed_worker_is_refused(self, bad: Any) -> None:
+    def test_an_invalid_worker_id_is_rejected(self, bad: Any) -> None:
         with pytest.raises(InvalidFilterError, match="locked_by"):
             JobFilter(locked_by=bad)
 
@@ -1277,7 +1283,7 @@ class TestWorkers:
 class TestAPendingJobHasAnAttemptLeft:
     """The CHECK jobs_pending_has_attempt: a claim never finds a job without an attempt left."""
 
-    def test_a_change_that_would_leave_none_is_refused(self, store: Storage) -> None:
+    def test_a_change_that_would_leave_no_attempt_is_rejected(self, store: Storage) -> None:
         [job_id] = fill(store, 1, max_attempts=2)
         for change in (JobUpdate(attempts=2), JobUpdate(attempts=1, max_attempts=1)):
             with pytest.raises(InvalidJobError, match="a pending job has an attempt left"):
@@ -1297,7 +1303,7 @@ class TestAPendingJobHasAnAttemptLeft:
         assert store.update_job(early, JobUpdate(status=PENDING)).attempts == 1
         assert sorted(job.id for job in claim(store, 10)) == sorted([last, lowered, early])
 
-    def test_a_job_given_back_at_its_last_attempt_has_it_again(self, store: Storage) -> None:
+    def test_a_job_released_at_its_last_attempt_has_that_attempt_again(self, store: Storage) -> None:
         fill(store, 1, max_attempts=1)
         for _ in range(2):
             job = claim(store)
@@ -1450,7 +1456,7 @@ class TestResuming:
             assert claim(resuming).id == better
         assert not self.resumes(resuming, "default")
 
-    def test_so_do_claims_while_vacuum_is_late(self, resuming: PostgresStorage, sql: Any) -> None:
+    def test_claims_resume_while_vacuum_is_late(self, resuming: PostgresStorage, sql: Any) -> None:
         sql("ALTER TABLE goqueue.jobs SET (autovacuum_enabled = off)")
         ids = fill(resuming, 9000)
         taken = self.until_resuming(resuming, sql, "default")
@@ -1463,7 +1469,7 @@ class TestResuming:
         assert [job.id for job in resuming.claim_jobs("default", "w1", 10)] == ids[len(taken) :][:10]
         assert not self.resumes(resuming, "default")
 
-    def test_turned_off_every_claim_is_exact(
+    def test_with_resuming_turned_off_every_claim_is_exact(
         self, goqueue_database: str, goqueue_schema: str, snapshot: Any, sql: Any
     ) -> None:
         with PostgresStorage.open(
@@ -1558,7 +1564,7 @@ class TestClaimPositions:
         at(101.1)
         assert positions.parameters() == dict.fromkeys(self.LANES)
 
-    def test_scan_after_a_claim_that_came_up_short_unless_a_scan_did_so_too(self, at: Any) -> None:
+    def test_scan_after_a_short_claim_unless_the_last_scan_was_short_too(self, at: Any) -> None:
         positions = self.bloated()
         resumed = positions.parameters()
         positions.claimed([], resumed, is_full=False, start=100)
@@ -1586,6 +1592,6 @@ class TestClaimPositions:
         assert len(known) <= 100
 
 
-def test_filters_are_refused_as_filters(store: Storage) -> None:
+def test_an_invalid_filter_raises_invalid_filter_error(store: Storage) -> None:
     with pytest.raises(InvalidFilterError):
         store.rescue_jobs(0)

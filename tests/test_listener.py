@@ -46,7 +46,9 @@ def test_jobs_of_other_queues_and_of_later_wake_nobody(goqueue_store: PostgresSt
         assert listener.wait(0.5 * SECOND) == frozenset()
 
 
-def test_one_notification_a_statement_and_queue(goqueue_store: PostgresStorage, ear: psycopg.Connection[Any]) -> None:
+def test_one_notification_is_sent_per_statement_and_queue(
+    goqueue_store: PostgresStorage, ear: psycopg.Connection[Any]
+) -> None:
     with goqueue_store.listen("a"):
         goqueue_store.create_jobs(NewJob(job_type="t", queue=queue) for _ in range(300) for queue in ("a", "b"))
         assert sorted(notes(ear)) == ["a", "b"]
@@ -66,7 +68,7 @@ def test_nothing_is_sent_while_nobody_listens(goqueue_store: PostgresStorage, ea
     assert notes(ear) == []
 
 
-def test_a_rolled_back_job_wakes_nobody(goqueue_store: PostgresStorage, goqueue_database: str) -> None:
+def test_a_rolled_back_job_wakes_no_listener(goqueue_store: PostgresStorage, goqueue_database: str) -> None:
     with goqueue_store.listen("default") as listener, psycopg.connect(goqueue_database) as connection:
         goqueue_store.bound_to(connection).create_job(NewJob(job_type="t"))
         connection.rollback()
@@ -74,7 +76,7 @@ def test_a_rolled_back_job_wakes_nobody(goqueue_store: PostgresStorage, goqueue_
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_a_lost_connection_is_opened_again(
+def test_a_lost_connection_is_reopened(
     goqueue_store: PostgresStorage, goqueue_connection: psycopg.Connection[Any], count: int
 ) -> None:
     with goqueue_store.listen("default") as listener:
@@ -85,7 +87,9 @@ def test_a_lost_connection_is_opened_again(
         assert listener.wait(10 * SECOND) == {"default"}
 
 
-def test_nobody_there_is_said_at_once(goqueue_store: PostgresStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_server_is_reported_at_once(
+    goqueue_store: PostgresStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(_seconds: float | None) -> Any:
         raise psycopg.OperationalError("no")
 
@@ -97,7 +101,7 @@ def test_nobody_there_is_said_at_once(goqueue_store: PostgresStorage, monkeypatc
         listener.wait(SECOND)
 
 
-def test_while_nobody_is_there_it_waits_and_tries_again(
+def test_while_the_server_is_unreachable_a_wait_retries(
     goqueue_store: PostgresStorage, goqueue_connection: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with goqueue_store.listen("default") as listener:
@@ -118,7 +122,7 @@ def test_while_nobody_is_there_it_waits_and_tries_again(
         assert len(tries) == 3
 
 
-def test_a_wait_of_no_time_gives_what_has_come(goqueue_store: PostgresStorage) -> None:
+def test_a_wait_of_zero_returns_what_has_arrived(goqueue_store: PostgresStorage) -> None:
     with goqueue_store.listen("default") as listener:
         assert listener.wait(timedelta(0)) == frozenset()
         goqueue_store.create_job(NewJob(job_type="t"))
@@ -126,7 +130,7 @@ def test_a_wait_of_no_time_gives_what_has_come(goqueue_store: PostgresStorage) -
         assert listener.wait(timedelta(0)) == {"default"}
 
 
-def test_a_closed_one_says_so(goqueue_store: PostgresStorage) -> None:
+def test_a_closed_listener_rejects_waits(goqueue_store: PostgresStorage) -> None:
     with goqueue_store.listen("default") as listener:
         pass
     with pytest.raises(StorageError, match="closed"):

@@ -129,7 +129,7 @@ def test_no_call_fails_over_the_applications_logging(
 
 
 @pytest.mark.parametrize("break_logging", BREAKS)
-def test_nor_does_a_listener(
+def test_no_listener_fails_over_the_applications_logging(
     break_logging: Break, goqueue_store: PostgresStorage, goqueue_connection: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with goqueue_store.listen("default") as listener, monkeypatch.context() as patch:
@@ -140,7 +140,7 @@ def test_nor_does_a_listener(
 
 
 @pytest.mark.parametrize("level", [logging.INFO, logging.WARNING])
-def test_nor_over_the_pools_own_records(
+def test_no_call_fails_over_the_pools_own_records(
     level: int, goqueue_database: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with PostgresStorage.open(goqueue_database) as store:
@@ -207,7 +207,7 @@ class TestReport:
         assert said.startswith("goqueue: a log record of goqueue.sql was lost; the call itself is not affected:")
         assert said.count("Traceback") == 1
 
-    def test_it_is_not_where_logging_keeps_its_own_errors_to_itself(
+    def test_a_lost_record_is_not_reported_if_logging_suppresses_its_own_errors(
         self, goqueue_store: PostgresStorage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         with monkeypatch.context() as patch:
@@ -216,7 +216,7 @@ class TestReport:
             goqueue_store.ping()
         assert capsys.readouterr().err == ""
 
-    def test_standard_error_may_be_closed(self, goqueue_database: str) -> None:
+    def test_standard_error_can_be_closed(self, goqueue_database: str) -> None:
         program = """
             import logging, sys
             from goqueue import NewJob, PostgresStorage
@@ -229,7 +229,7 @@ class TestReport:
         command = [sys.executable, "-c", textwrap.dedent(program), goqueue_database]
         assert subprocess.run(command, capture_output=True, text=True, check=False).stdout == "t\n"
 
-    def test_what_ends_the_program_gets_through(
+    def test_exceptions_that_end_the_program_pass(
         self, goqueue_store: PostgresStorage, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         class Exiting(logging.Handler):
@@ -278,7 +278,7 @@ class TestUnreadableJobs:
         return jobs
 
     @pytest.mark.parametrize("way", WAYS)
-    def test_a_claim_gives_its_readable_jobs_also_when_the_others_cannot_be_set_aside(
+    def test_a_claim_returns_its_readable_jobs_even_if_the_others_cannot_be_made_dead(
         self, way: str, unburiable: list[NewJob], goqueue_database: str, caplog: pytest.LogCaptureFixture
     ) -> None:
         with opened(way, DatabaseConfig(url=goqueue_database)) as store:
@@ -311,7 +311,7 @@ class TestUnreadableJobs:
             PostgresStorage.bound_to(connection).create_job(NewJob(job_type="t"))
 
 
-def test_an_error_that_cannot_be_shown_is_recorded_all_the_same(goqueue_store: PostgresStorage) -> None:
+def test_an_error_that_cannot_be_shown_is_still_recorded(goqueue_store: PostgresStorage) -> None:
     goqueue_store.create_job(NewJob(job_type="t"))
     [job] = goqueue_store.claim_jobs("default", "w")
     assert goqueue_store.fail_job(job, BrokenText()) == "pending"  # type: ignore[arg-type]

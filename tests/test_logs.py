@@ -88,7 +88,7 @@ def test_a_json_line_has_time_level_logger_message_and_every_extra_field() -> No
     }
 
 
-def test_a_text_line_has_the_same_as_key_value() -> None:
+def test_a_text_line_has_the_same_fields_as_key_value() -> None:
     stream = configured("text")
     log.warning("job done", extra={"job": 7, "took": timedelta(seconds=90), "queue": "a b", "empty": "", "tags": ["x"]})
     (line,) = stream.getvalue().splitlines()
@@ -135,7 +135,7 @@ def test_no_message_field_or_exception_forges_a_line_in_text(end: str) -> None:
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_no_password_comes_out(form: str) -> None:
+def test_no_password_is_written(form: str) -> None:
     stream = configured(form, "debug")
     log.info(URL)
     log.info("to %s and %r", URL, {"url": URL})

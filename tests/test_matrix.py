@@ -83,7 +83,7 @@ def test_rows_are_sorted_and_replaced() -> None:
         ("-", "`-k claim`", True),
     ],
 )
-def test_what_says_more_stays_on_the_page(old: str, new: str, replaced: bool) -> None:
+def test_a_result_of_more_tests_stays_on_the_page(old: str, new: str, replaced: bool) -> None:
     cell = Cell("3.11", "18")
     page = with_rows(TEXT, [Row(cell, "old", old, "a")])
     row = read_rows(with_rows(page, [Row(cell, "new", new, "b")]))[cell]
@@ -160,7 +160,7 @@ def test_an_installed_interpreter_and_server_are_found(monkeypatch: pytest.Monke
     assert matrix.installation_of("17") == tmp_path / "17"
 
 
-def test_a_commit_with_changed_files_is_marked(tmp_path: Path) -> None:
+def test_a_commit_with_uncommitted_changes_is_marked(tmp_path: Path) -> None:
     def git(*arguments: str) -> None:
         who = ("-c", "user.name=x", "-c", "user.email=x@example.org")
         subprocess.run(["git", "-C", tmp_path, *who, *arguments], check=True, capture_output=True)

@@ -44,11 +44,13 @@ def monitor(goqueue_connection: psycopg.Connection[Any]) -> Iterator[str]:
     goqueue_connection.execute(f"RESET ROLE; DROP OWNED BY {name}; DROP ROLE {name}")
 
 
-def test_no_jobs_no_rows(goqueue_connection: psycopg.Connection[Any]) -> None:
+def test_without_jobs_there_are_no_rows(goqueue_connection: psycopg.Connection[Any]) -> None:
     assert by_status(goqueue_connection) == by_queue(goqueue_connection) == {}
 
 
-def test_jobs_by_queue_and_status(goqueue_store: PostgresStorage, goqueue_connection: psycopg.Connection[Any]) -> None:
+def test_jobs_are_counted_by_queue_and_status(
+    goqueue_store: PostgresStorage, goqueue_connection: psycopg.Connection[Any]
+) -> None:
     expected = {"a": [3, 1, 2, 0, 1], "b": [0, 0, 0, 2, 0]}
     for queue, counts in expected.items():
         for status, count in zip(JobStatus, counts, strict=True):
@@ -92,7 +94,9 @@ def test_a_due_job_is_ready_and_its_age_is_shown(
     assert 3 * 3600 <= age < 4 * 3600
 
 
-def test_expired_leases(goqueue_store: PostgresStorage, goqueue_connection: psycopg.Connection[Any]) -> None:
+def test_expired_leases_are_counted(
+    goqueue_store: PostgresStorage, goqueue_connection: psycopg.Connection[Any]
+) -> None:
     goqueue_store.create_jobs(NewJob(job_type="t") for _ in range(3))
     jobs = goqueue_store.claim_jobs("default", "w1", 3)
     goqueue_connection.execute(
@@ -105,7 +109,7 @@ def test_expired_leases(goqueue_store: PostgresStorage, goqueue_connection: psyc
     assert (ready, expired) == (2, 0)
 
 
-def test_infinite_times_put_there_by_hand(
+def test_infinite_times_written_manually_are_read(
     goqueue_store: PostgresStorage, goqueue_connection: psycopg.Connection[Any]
 ) -> None:
     goqueue_store.create_jobs(NewJob(job_type="t", queue=queue) for queue in ("always", "never"))
@@ -117,7 +121,7 @@ def test_infinite_times_put_there_by_hand(
     assert metrics["always"][2] > 6e10
 
 
-def test_names_of_queues_that_need_quoting(
+def test_names_of_queues_that_need_quoting_are_returned(
     goqueue_store: PostgresStorage, goqueue_connection: psycopg.Connection[Any]
 ) -> None:
     names = ['a,"b"', "{}", "NULL", "\\", " ", "ü'"]
@@ -126,7 +130,7 @@ def test_names_of_queues_that_need_quoting(
     assert sum(jobs for jobs, _ in by_status(goqueue_connection).values()) == len(names)
 
 
-def test_the_program_and_the_views_tell_the_same(
+def test_the_program_and_the_views_return_the_same(
     goqueue_store: PostgresStorage, goqueue_connection: psycopg.Connection[Any]
 ) -> None:
     goqueue_store.create_jobs(NewJob(job_type="t", queue=queue) for queue in "aab")
@@ -138,7 +142,7 @@ def test_the_program_and_the_views_tell_the_same(
     } == by_status(goqueue_connection)
 
 
-def test_a_role_that_may_read_nothing_else_can_read_them(
+def test_a_role_without_other_rights_can_read_the_views(
     goqueue_store: PostgresStorage, goqueue_connection: psycopg.Connection[Any], monitor: str
 ) -> None:
     # Enough jobs that the sample is used.

@@ -75,7 +75,9 @@ def versions(connection: psycopg.Connection) -> list[int]:
         ("GRANT SELECT ON goqueue.schema_version TO stranger", "USAGE ON SCHEMA goqueue"),
     ],
 )
-def test_what_a_login_can_t_see_is_not_called_pending(admin: psycopg.Connection, grants: str, lacks: str) -> None:
+def test_versions_that_a_login_cannot_see_are_not_called_pending(
+    admin: psycopg.Connection, grants: str, lacks: str
+) -> None:
     admin.execute(grants.encode() or b"SELECT")
     url = as_role(admin, "stranger")
     for call in (lambda: list_migrations(url), lambda: migrate(url), lambda: undo(url, to=0)):
@@ -90,7 +92,7 @@ def test_what_a_login_can_t_see_is_not_called_pending(admin: psycopg.Connection,
     assert not any(one.pending for one in list_migrations(url))
 
 
-def test_where_the_roles_are_applied_the_advice_is_one_of_them(with_roles: psycopg.Connection) -> None:
+def test_with_the_roles_the_advice_names_one_of_them(with_roles: psycopg.Connection) -> None:
     url = as_role(with_roles, "stranger")
     with pytest.raises(MigrationError, match="To allow it:  GRANT goqueue_reader TO stranger;"):
         list_migrations(url)
@@ -170,7 +172,7 @@ def test_after_a_migration_by_the_owner_only_the_rights_are_lacking(
         ("CREATE TABLE goqueue.mine (); ALTER TABLE goqueue.mine OWNER TO stranger", ""),
     ],
 )
-def test_it_says_so_only_where_it_is_true(
+def test_roles_are_mentioned_only_if_they_lack_rights(
     with_roles: psycopg.Connection, commands: Commands, fault: str, expected: str
 ) -> None:
     with_roles.execute(fault.encode())
@@ -178,7 +180,7 @@ def test_it_says_so_only_where_it_is_true(
     assert bool(expected) is bool(said(with_roles, commands))
 
 
-def test_without_the_roles_it_says_nothing_of_them(admin: psycopg.Connection, commands: Commands) -> None:
+def test_without_the_roles_they_are_not_mentioned(admin: psycopg.Connection, commands: Commands) -> None:
     undo(admin.info.dsn, to=BEFORE_PAUSES)
     assert said(admin, commands) == ""
 
@@ -187,9 +189,7 @@ def test_without_the_roles_it_says_nothing_of_them(admin: psycopg.Connection, co
 
 
 @pytest.mark.parametrize("to", range(LATEST))
-def test_every_version_can_be_gone_back_to_or_the_roles_are_named_and_nothing_happens(
-    with_roles: psycopg.Connection, to: int
-) -> None:
+def test_every_version_can_be_undone_unless_the_roles_need_it(with_roles: psycopg.Connection, to: int) -> None:
     with_roles.execute("INSERT INTO goqueue.jobs (job_type) VALUES ('t')")
     url = as_role(with_roles, "deploy")
     if to < 8:  # the policies need this version
@@ -255,7 +255,7 @@ def test_the_roles_keep_their_rights_on_what_a_version_replaces(with_roles: psyc
         ("CREATE FUNCTION public.mine(goqueue.job_status) RETURNS int LANGUAGE sql AS 'SELECT 1'", "function mine("),
     ],
 )
-def test_what_others_have_made_of_it_is_named_and_nothing_is_taken_back(
+def test_dependent_objects_of_others_are_named_and_nothing_is_undone(
     admin: psycopg.Connection, made: str, named: str
 ) -> None:
     admin.execute(made.encode())
@@ -268,7 +268,7 @@ def test_what_others_have_made_of_it_is_named_and_nothing_is_taken_back(
     assert versions(admin) == list(range(1, LATEST + 1))
 
 
-def test_a_table_in_use_ends_in_an_error_and_nothing_is_taken_back(admin: psycopg.Connection) -> None:
+def test_an_undo_of_a_table_in_use_fails_and_undoes_nothing(admin: psycopg.Connection) -> None:
     with psycopg.connect(admin.info.dsn) as program:
         program.execute("INSERT INTO goqueue.jobs (job_type) VALUES ('t')")
         with pytest.raises(MigrationError, match=r"lock timeout[\s\S]*No version was undone"):
@@ -279,9 +279,7 @@ def test_a_table_in_use_ends_in_an_error_and_nothing_is_taken_back(admin: psycop
 # --- unusual environments
 
 
-def test_the_command_needs_no_home_no_temporary_folder_no_working_folder_and_no_silence(
-    admin: psycopg.Connection, tmp_path: Path
-) -> None:
+def test_the_command_needs_no_home_temporary_or_working_folder(admin: psycopg.Connection, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import sys; print('hello'); print('hello', file=sys.stderr)\n")
     gone = tmp_path / "gone"
     gone.mkdir()
@@ -306,7 +304,7 @@ def test_the_command_needs_no_home_no_temporary_folder_no_working_folder_and_no_
     assert versions(admin) == list(range(1, LATEST + 1))
 
 
-def test_files_that_can_t_be_read_are_named(admin: psycopg.Connection, tmp_path: Path) -> None:
+def test_files_that_cannot_be_read_are_named(admin: psycopg.Connection, tmp_path: Path) -> None:
     with pytest.raises(MigrationError, match=r"migrations\.yml can't be read"):
         migrate(admin.info.dsn, base_dir=tmp_path)
     (tmp_path / "migrations.yml").write_text("schema: [")

@@ -107,7 +107,7 @@ def test_without_a_conninfo_the_environment_names_the_database(
         migrate(base_dir=base)
 
 
-def test_a_service_and_options_beside_it_are_taken_as_libpq_takes_them(
+def test_a_service_with_options_is_read_as_libpq_reads_it(
     database: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     services = tmp_path / "services"
@@ -124,7 +124,7 @@ def test_a_service_and_options_beside_it_are_taken_as_libpq_takes_them(
         migrate("service=there", base_dir=base)
 
 
-def test_an_option_without_an_environment_variable_is_taken(database: str, base: Path) -> None:
+def test_an_option_without_an_environment_variable_is_used(database: str, base: Path) -> None:
     migrate(psycopg.conninfo.make_conninfo(database, sslpassword="x", keepalives_idle=9), base_dir=base)
     assert versions(database) == [1, 2, 3]
 
@@ -166,7 +166,7 @@ def test_a_malformed_conninfo_is_not_repeated(base: Path) -> None:
     assert caught.value.__context__ is None
 
 
-def test_an_error_shows_the_server_s_words_and_the_file_only(database: str, base: Path) -> None:
+def test_an_error_shows_only_the_servers_message_and_the_file(database: str, base: Path) -> None:
     file = base / "migrations" / "V0004__bad.sql"
     file.write_text("SELECT 1;\nCREATE TABLE goqueue.t1 (a int);\n")
     with pytest.raises(MigrationError) as caught:
@@ -191,7 +191,7 @@ def test_other_errors_are_one_readable_sentence(database: str, base: Path, text:
     assert "Traceback" not in str(caught.value)
 
 
-def test_a_server_that_is_not_there_is_named(base: Path) -> None:
+def test_an_unreachable_server_is_named(base: Path) -> None:
     with pytest.raises(MigrationError, match="port 1 failed: Connection refused") as caught:
         migrate("postgresql://ann:hunter2@127.0.0.1:1/x", base_dir=base)
     assert "hunter2" not in str(caught.value)

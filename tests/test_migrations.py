@@ -74,7 +74,7 @@ def bare_pgmigrate(url: str, *arguments: str) -> subprocess.CompletedProcess[str
     )  # fmt: skip
 
 
-def test_files_are_numbered_without_gaps_and_each_has_its_way_back() -> None:
+def test_files_are_numbered_without_gaps_and_each_has_an_undo_file() -> None:
     names = [file.name for file in FILES]
     for number, name in enumerate(names, 1):
         assert re.fullmatch(rf"V{number:04}__(?:NONTRANSACTIONAL_)?[a-z0-9_]+\.sql", name), (
@@ -135,9 +135,7 @@ def test_indexes_of_a_table_in_use_are_built_while_programs_write(in_use: str, g
     "index",
     ["jobs_list_idx", "jobs_running_idx", "jobs_pending_idx", "jobs_finished_queue_idx", "jobs_unique_key_idx"],
 )
-def test_what_an_interrupted_index_build_left_behind_is_built_again(
-    in_use: str, index: str, goqueue_database: str
-) -> None:
+def test_an_index_that_an_interrupted_build_left_is_rebuilt(in_use: str, index: str, goqueue_database: str) -> None:
     with psycopg.connect(in_use) as connection:
         connection.execute(f"CREATE INDEX {index} ON goqueue.jobs (status)")
         connection.execute(f"UPDATE pg_index SET indisvalid = FALSE WHERE indexrelid = 'goqueue.{index}'::regclass")
@@ -175,13 +173,13 @@ def test_bare_pgmigrate_works_on_a_table_in_use_with_and_without_the_online_file
         assert {"jobs_status_idx", "jobs_queue_idx"} <= {name for name, _, _ in indexes(in_use)}
 
 
-def test_what_is_not_transactional_is_followed_by_what_is() -> None:
+def test_a_transactional_file_can_follow_a_nontransactional_one() -> None:
     """pgmigrate runs its callbacks, which record the checksums, only with transactional files."""
     apart = [number for number, file in enumerate(FILES) if "NONTRANSACTIONAL" in file.name]
     assert not [FILES[number].name for number in apart if number + 1 in (*apart, LATEST)]
 
 
-def test_files_are_ascii_as_pgmigrate_wants_them() -> None:
+def test_files_are_ascii_as_pgmigrate_requires() -> None:
     for file in (BASE / "migrations").rglob("*.sql"):
         assert file.read_bytes().isascii(), f"{file.name}: write ASCII only"
 
@@ -192,7 +190,7 @@ def test_bare_pgmigrate_works_from_the_checkout(empty: str) -> None:
     assert versions(empty) == list(range(1, LATEST + 1))
 
 
-def test_goqueue_and_pgmigrate_make_the_same_and_record_the_same(empty: str, goqueue_database: str) -> None:
+def test_goqueue_and_pgmigrate_create_and_record_the_same(empty: str, goqueue_database: str) -> None:
     assert bare_pgmigrate(empty).returncode == 0  # the other database is from the template, migrated by goqueue
     assert catalog(empty) == catalog(goqueue_database)
     for query in (
@@ -219,7 +217,7 @@ def test_either_continues_what_the_other_has_begun(empty: str, first: str) -> No
         assert versions(empty)[-1] == target
 
 
-def test_again_changes_nothing(empty: str) -> None:
+def test_a_second_run_changes_nothing(empty: str) -> None:
     migrate(empty)
     before = catalog(empty)
     with psycopg.connect(empty) as connection:
@@ -231,7 +229,7 @@ def test_again_changes_nothing(empty: str) -> None:
     assert catalog(empty) == before
 
 
-def test_two_runs_at_once_both_end_well(empty: str) -> None:
+def test_two_concurrent_runs_both_succeed(empty: str) -> None:
     with ThreadPoolExecutor(3) as threads:
         done = list(threads.map(lambda _: bare_pgmigrate(empty), range(3)))
     assert [run.returncode for run in done] == [0, 0, 0], done
@@ -275,7 +273,7 @@ def test_checksums_are_recorded_as_applied(empty: str) -> None:
     ]
 
 
-def test_everything_is_explained_in_the_catalog(goqueue_connection: psycopg.Connection[Any]) -> None:
+def test_every_object_has_a_comment_in_the_catalog(goqueue_connection: psycopg.Connection[Any]) -> None:
     silent = goqueue_connection.execute(
         """
         SELECT c.relname, a.attname FROM pg_class AS c LEFT JOIN pg_attribute AS a
@@ -289,7 +287,7 @@ def test_everything_is_explained_in_the_catalog(goqueue_connection: psycopg.Conn
     assert silent == [], "write a COMMENT ON each of these in the migration"
 
 
-def test_a_row_inserted_by_hand_gets_a_time_ordered_id(goqueue_connection: psycopg.Connection[Any]) -> None:
+def test_a_manually_inserted_row_gets_a_time_ordered_id(goqueue_connection: psycopg.Connection[Any]) -> None:
     ids = []
     for _ in range(3):
         row = goqueue_connection.execute(
@@ -326,7 +324,7 @@ def test_a_row_inserted_by_hand_gets_a_time_ordered_id(goqueue_connection: psyco
         ("completed_at = now()", "jobs_finished_has_time"),
     ],
 )
-def test_the_table_holds_its_rules_against_hands(
+def test_constraints_reject_contradictory_manual_changes(
     goqueue_connection: psycopg.Connection[Any], columns: str, constraint: str
 ) -> None:
     goqueue_connection.execute("INSERT INTO goqueue.jobs (job_type) VALUES ('t')")

@@ -35,7 +35,7 @@ BAD_NAMES = ["", "x" * 256, "x" * 10_000, "a\0b", "a\ud800b", 5, None, b"x"]
 
 @pytest.mark.parametrize("bad", BAD_NAMES, ids=repr)
 @pytest.mark.parametrize("field", ["queue", "job_type", "idempotency_key", "unique_key"])
-def test_names_that_cannot_be_stored(field: str, bad: Any) -> None:
+def test_names_that_cannot_be_stored_are_rejected(field: str, bad: Any) -> None:
     if not (field.endswith("_key") and bad is None):
         with pytest.raises(InvalidJobError, match=field):
             NewJob(**{"job_type": "t", field: bad})
@@ -65,7 +65,7 @@ def test_names_that_cannot_be_stored(field: str, bad: Any) -> None:
         ({"id": None}, "a job id must be a UUID"),
     ],
 )
-def test_a_new_job_says_what_is_wrong(fields: dict[str, Any], said: str) -> None:
+def test_an_invalid_new_job_is_rejected_with_the_reason(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(InvalidJobError, match=said):
         NewJob(job_type="t", **fields)
 
@@ -84,7 +84,7 @@ def test_a_new_job_says_what_is_wrong(fields: dict[str, Any], said: str) -> None
         ({"scheduled_at": NAIVE}, "time zone"),
     ],
 )
-def test_an_update_says_what_is_wrong(fields: dict[str, Any], said: str) -> None:
+def test_an_invalid_update_is_rejected_with_the_reason(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(InvalidJobError, match=said):
         JobUpdate(**fields)
 
@@ -100,12 +100,12 @@ def test_an_update_says_what_is_wrong(fields: dict[str, Any], said: str) -> None
         ({"created_before": "tomorrow"}, "created_before must be a datetime"),
     ],
 )
-def test_a_filter_says_what_is_wrong(fields: dict[str, Any], said: str) -> None:
+def test_an_invalid_filter_is_rejected_with_the_reason(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(InvalidFilterError, match=said):
         JobFilter(**fields)
 
 
-def test_unknown_fields_are_refused_by_python_itself() -> None:
+def test_unknown_fields_are_rejected_by_python_itself() -> None:
     with pytest.raises(TypeError):
         NewJob(job_type="t", priorty=1)  # type: ignore[call-arg]
 
@@ -169,7 +169,7 @@ BAD_PAYLOADS: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("payload", "said"), BAD_PAYLOADS, ids=[said for _, said in BAD_PAYLOADS])
-def test_a_payload_that_is_not_json_is_refused_and_named(
+def test_a_payload_that_is_not_json_is_rejected_with_its_place(
     goqueue_store: PostgresStorage, payload: Any, said: str
 ) -> None:
     job = goqueue_store.create_job(NewJob(job_type="t", payload="kept"))
@@ -190,7 +190,7 @@ for _ in range(200):
     SHALLOW = [SHALLOW]
 
 
-def test_a_bulk_takes_the_payloads_that_create_job_takes(goqueue_store: PostgresStorage) -> None:
+def test_a_bulk_accepts_the_payloads_that_create_job_accepts(goqueue_store: PostgresStorage) -> None:
     payloads = [
         *({}, [], None, "", 0, False, -0.0, 1e300, 2**63, {"": None}, {"a": {"b": [{"c": []}] * 300}}, SHALLOW),
         *("é\u2028", 'a "b"\n\tc', r"\u0000 in words", "[[[}", ["{", {"]": "["}], (1, (2,)), Colour.RED),
@@ -241,7 +241,7 @@ def test_a_generator_can_change_one_payload_for_each_job(goqueue_store: Postgres
     assert [job.payload["number"] for job in goqueue_store.get_jobs(ids)] == list(range(250))
 
 
-def test_a_bulk_gives_the_same_defaults_as_create_job(goqueue_store: PostgresStorage) -> None:
+def test_a_bulk_applies_the_same_defaults_as_create_job(goqueue_store: PostgresStorage) -> None:
     one, other = NewJob(job_type="t"), NewJob(job_type="t")
     created = goqueue_store.create_job(one)
     goqueue_store.create_jobs([other])
@@ -266,7 +266,7 @@ def test_payloads_have_a_configured_size(goqueue_database: str) -> None:
         assert store.update_job(job.id, JobUpdate(payload=fits.payload)).payload == fits.payload
 
 
-def test_plain_values_of_derived_types_are_taken(goqueue_store: PostgresStorage) -> None:
+def test_plain_values_of_derived_types_are_accepted(goqueue_store: PostgresStorage) -> None:
     class Text(str):
         __slots__ = ()
 
@@ -307,7 +307,7 @@ def as_jsonb(value: Any) -> Any:
 
 class TestRoundTrip:
     @given(payload=JSON)
-    def test_payloads(self, goqueue_store: PostgresStorage, payload: Any) -> None:
+    def test_payloads_are_read_as_written(self, goqueue_store: PostgresStorage, payload: Any) -> None:
         new = NewJob(job_type="t", payload=payload)
         job = goqueue_store.create_job(new)
         assert as_jsonb(job.payload) == as_jsonb(payload)
@@ -318,7 +318,9 @@ class TestRoundTrip:
         assert goqueue_store.update_job(job.id, JobUpdate(payload=[payload])).payload == [job.payload]
 
     @given(queue=NAME, job_type=NAME, key=NAME, error=TEXT)
-    def test_texts(self, goqueue_store: PostgresStorage, queue: str, job_type: str, key: str, error: str) -> None:
+    def test_texts_are_read_as_written(
+        self, goqueue_store: PostgresStorage, queue: str, job_type: str, key: str, error: str
+    ) -> None:
         new = NewJob(job_type=job_type, queue=queue, idempotency_key=key)
         job, _ = goqueue_store.get_or_create_job(new)
         assert job == goqueue_store.get_job(job.id)
@@ -337,7 +339,7 @@ class TestRoundTrip:
             timezones=st.just(timezone(timedelta(hours=-9, minutes=-30))),
         )
     )
-    def test_times(self, goqueue_store: PostgresStorage, at: datetime) -> None:
+    def test_times_are_read_as_written(self, goqueue_store: PostgresStorage, at: datetime) -> None:
         one = goqueue_store.create_job(NewJob(job_type="t", scheduled_at=at))
         assert one.scheduled_at == at
         many = NewJob(job_type="t", scheduled_at=at)
@@ -359,7 +361,7 @@ def test_a_row_that_cannot_be_read_is_named(goqueue_store: PostgresStorage, goqu
     assert goqueue_store.update_job(bad.id, JobUpdate(payload=None)).payload is None
 
 
-def test_a_time_outside_python_is_read_as_its_last_or_first(
+def test_a_time_beyond_pythons_range_is_read_as_its_earliest_or_latest(
     goqueue_store: PostgresStorage, goqueue_connection: Any
 ) -> None:
     job = goqueue_store.create_job(NewJob(job_type="t"))

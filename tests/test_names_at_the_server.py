@@ -220,7 +220,7 @@ def test_a_folder_that_declares_parameters_in_another_order_keeps_the_interface(
     assert any(said in problem for problem in problems)
 
 
-def test_swapped_in_the_declaration_and_in_the_text_is_another_statement(turned_round: Path) -> None:
+def test_parameters_swapped_in_declaration_and_text_make_another_statement(turned_round: Path) -> None:
     ours, shipped = (load_statements(one) for one in (turned_round, None))
     text = ours["heartbeat_jobs"]._replace(
         sql=Rendered(shipped["heartbeat_jobs"].text, ours["heartbeat_jobs"].parameters)

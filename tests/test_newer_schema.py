@@ -47,14 +47,14 @@ class TestAStatusThatWasAdded:
         goqueue_connection.execute("UPDATE goqueue.jobs SET status = 'paused' WHERE id = %s", [jobs[1].id])
         return jobs[1]
 
-    def test_hides_no_other_job_of_a_page(self, store: Storage, paused: NewJob) -> None:
+    def test_an_unknown_status_hides_no_other_job_of_a_page(self, store: Storage, paused: NewJob) -> None:
         page = store.list_jobs()
         assert len(page.jobs) == 2
         assert list(page.unreadable) == [paused.id]
         assert "its status 'paused' is not known to this version of goqueue" in page.unreadable[paused.id]
         assert len(store.list_jobs(JobFilter(status="pending")).jobs) == 2
 
-    def test_is_named_where_the_job_itself_is_asked_for(self, store: Storage, paused: NewJob) -> None:
+    def test_an_unknown_status_is_named_when_the_job_is_read(self, store: Storage, paused: NewJob) -> None:
         for call in (
             lambda: store.get_job(paused.id),
             lambda: store.get_jobs([paused.id]),
@@ -66,14 +66,14 @@ class TestAStatusThatWasAdded:
                 call()
             assert error.value.job_id == paused.id
 
-    def test_changes_no_claim(self, store: Storage, paused: NewJob) -> None:
+    def test_an_unknown_status_does_not_affect_claims(self, store: Storage, paused: NewJob) -> None:
         held = store.claim_jobs("default", "w", limit=5)
         assert len(held) == 2
         store.complete_job(held[0])
         store.fail_job(held[1], "e", retry_in=timedelta(0))
         assert len(store.claim_jobs("default", "w", limit=5)) == 1
 
-    def test_leaves_its_jobs_as_they_are(
+    def test_jobs_of_an_unknown_status_stay_as_they_are(
         self, store: Storage, paused: NewJob, goqueue_connection: psycopg.Connection[Any]
     ) -> None:
         assert store.cancel_jobs(JobFilter(queue="default")) == 2
@@ -94,7 +94,7 @@ class TestAStatusThatWasAdded:
         with pytest.raises(InvalidFilterError, match="status must be one of pending, running"):
             JobFilter(status="paused")
 
-    def test_a_change_that_does_not_follow_from_it_is_refused(self, store: Storage, paused: NewJob) -> None:
+    def test_an_illegal_change_of_an_unknown_status_is_rejected(self, store: Storage, paused: NewJob) -> None:
         with pytest.raises((CorruptJobError, JobStateError), match="paused"):
             store.update_job(paused.id, JobUpdate(status=JobStatus.COMPLETED))
 
@@ -121,7 +121,7 @@ class TestAStatusThatWasAdded:
     ],
     ids=["column", "not null", "generated", "failures", "views", "table", "index"],
 )
-def test_what_was_added_changes_nothing(
+def test_added_columns_tables_and_types_change_nothing(
     change: str, store: Storage, goqueue_connection: psycopg.Connection[Any], goqueue_database: str
 ) -> None:
     goqueue_connection.execute(change.encode())

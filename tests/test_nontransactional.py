@@ -141,7 +141,7 @@ def test_an_empty_database_gets_everything_in_one_run(kind: str, empty: str, bas
 
 
 @kinds
-def test_an_upgrade_may_begin_with_one_that_is_not_transactional(kind: str, empty: str, base: Path) -> None:
+def test_an_upgrade_can_begin_with_a_nontransactional_file(kind: str, empty: str, base: Path) -> None:
     migrate(empty)
     for _ in range(2):
         done = run(kind, empty, base)
@@ -151,7 +151,7 @@ def test_an_upgrade_may_begin_with_one_that_is_not_transactional(kind: str, empt
 
 
 @kinds
-def test_one_that_is_not_transactional_may_be_all_there_is_to_do(kind: str, empty: str, base: Path) -> None:
+def test_a_nontransactional_file_can_be_the_only_pending_one(kind: str, empty: str, base: Path) -> None:
     migrate(empty)
     (base / "migrations" / f"V{AFTER:04}__comment_on_index_apart.sql").unlink()
     done = run(kind, empty, base)
@@ -161,7 +161,7 @@ def test_one_that_is_not_transactional_may_be_all_there_is_to_do(kind: str, empt
 
 
 @kinds
-def test_what_failed_halfway_is_repeated_by_the_next_run(kind: str, empty: str, base: Path) -> None:
+def test_a_file_that_failed_halfway_is_repeated_by_the_next_run(kind: str, empty: str, base: Path) -> None:
     add_index(base, UNIQUE)
     migrate(empty)
     with psycopg.connect(empty) as connection:
@@ -178,7 +178,7 @@ def test_what_failed_halfway_is_repeated_by_the_next_run(kind: str, empty: str, 
     assert indexes(empty) == BUILT
 
 
-def test_the_error_says_what_stays_and_that_a_run_repeats_it(empty: str, base: Path) -> None:
+def test_the_error_says_what_remains_and_that_the_next_run_repeats_it(empty: str, base: Path) -> None:
     add_index(base, UNIQUE)
     migrate(empty)
     with psycopg.connect(empty) as connection:
@@ -256,7 +256,7 @@ def test_a_second_pgmigrate_gives_up_and_the_build_ends_well(first: str, empty: 
     assert run("pgmigrate", empty, base).returncode == 0
 
 
-def test_a_run_that_waits_in_vain_names_who_holds_the_lock(
+def test_a_run_that_times_out_names_the_holder_of_the_lock(
     empty: str, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runner, "WAIT_SECONDS", 0.2)
@@ -268,7 +268,7 @@ def test_a_run_that_waits_in_vain_names_who_holds_the_lock(
         assert len(list_migrations(empty, base_dir=base)) == AFTER  # listing waits for no lock
 
 
-def test_it_is_taken_back_with_the_others_in_one_transaction(empty: str, base: Path) -> None:
+def test_it_is_undone_with_the_others_in_one_transaction(empty: str, base: Path) -> None:
     migrate(empty, base_dir=base)
     assert undo(empty, to=LATEST, base_dir=base) == [AFTER, APART]
     assert indexes(empty) == []
@@ -276,7 +276,7 @@ def test_it_is_taken_back_with_the_others_in_one_transaction(empty: str, base: P
 
 
 @pytest.mark.skipif(pgbouncer.PROGRAM is None, reason=pgbouncer.MISSING)
-def test_the_lock_is_given_back_to_a_session_that_goes_on(
+def test_the_lock_is_released_in_a_session_that_stays_open(
     empty: str, base: Path, through_pgbouncer: Callable[[str], str]
 ) -> None:
     migrate(empty, base_dir=base)
@@ -289,7 +289,7 @@ def test_the_lock_is_given_back_to_a_session_that_goes_on(
     assert ask(empty, held) == [(0,)]
 
 
-def test_everyone_takes_the_same_lock() -> None:
+def test_all_runners_take_the_same_lock() -> None:
     for name in ("migrations.yml", "migrations/roles/roles.sql", "migrations/roles/drop_roles.sql"):
         assert str(runner.LOCK) in (BASE / name).read_text(), name
 
@@ -310,7 +310,7 @@ def watched(empty: str) -> str:
     return empty
 
 
-def test_without_its_flags_pgmigrate_refuses_both_and_changes_nothing(watched: str, base: Path) -> None:
+def test_without_its_flags_pgmigrate_rejects_both_and_changes_nothing(watched: str, base: Path) -> None:
     """pgmigrate accepts them only on the command line. If migrations.yml ever does, the documents can be shorter."""
     for folder, message in ((BASE, "Unexpected relations used in migrations"), (base, "Schema check is not available")):
         bare = [Path(sys.executable).with_name("pgmigrate"), "migrate", "-d", folder]

@@ -92,7 +92,7 @@ DUE_AGAIN: dict[str, Callable[[Storage, Job], Any]] = {
 
 
 @pytest.mark.parametrize("how", DUE_AGAIN)
-def test_a_job_that_is_due_again_wakes_whoever_listens(
+def test_a_job_that_is_due_again_wakes_the_listeners(
     how: str, store: Storage, goqueue_store: PostgresStorage, ear: psycopg.Connection[Any], listened: None
 ) -> None:
     job = claimed(store)
@@ -101,7 +101,7 @@ def test_a_job_that_is_due_again_wakes_whoever_listens(
     assert ("goqueue", "default") in notes(ear)
 
 
-def test_a_job_set_back_by_hand_wakes_too(
+def test_a_job_set_pending_manually_wakes_a_listener(
     goqueue_store: PostgresStorage, ear: psycopg.Connection[Any], listened: None
 ) -> None:
     claimed(goqueue_store, queue="mail")
@@ -113,7 +113,7 @@ def test_a_job_set_back_by_hand_wakes_too(
 
 
 @pytest.mark.parametrize("search_path", ["''", "pg_temp", "app, pg_catalog"])
-def test_an_insert_wakes_whatever_the_search_path_of_its_session(
+def test_an_insert_wakes_listeners_with_any_search_path(
     search_path: str, goqueue_connection: psycopg.Connection[Any], goqueue_store: PostgresStorage
 ) -> None:
     with goqueue_store.listen("default") as listener:
@@ -135,7 +135,7 @@ def test_an_insert_wakes_whatever_the_search_path_of_its_session(
     "method",
     ["fail_jobs", "bury_jobs", "release_jobs", "reschedule_jobs", "change_jobs", "complete_jobs", "heartbeat_jobs"],
 )
-def test_what_is_not_due_wakes_nobody(
+def test_a_job_that_is_not_due_wakes_no_listener(
     method: str, goqueue_store: PostgresStorage, ear: psycopg.Connection[Any], listened: None
 ) -> None:
     job = claimed(goqueue_store)
@@ -217,7 +217,7 @@ def test_cancelled_jobs_of_other_queues_and_without_holders_are_not_reported(goq
         assert listener.cancelled == frozenset()
 
 
-def test_what_somebody_else_sends_on_the_channel_is_passed_over(
+def test_messages_of_others_on_the_channel_are_ignored(
     goqueue_store: PostgresStorage, goqueue_connection: psycopg.Connection[Any]
 ) -> None:
     with goqueue_store.listen("default") as listener:
@@ -241,7 +241,7 @@ def test_nothing_is_sent_of_changes_while_nobody_listens(
 
 class TestTheSettingThatSendsNothing:
     @pytest.mark.parametrize("value", ["off", "OFF", "false", "no", "0"])
-    def test_silences_one_transaction(
+    def test_it_silences_one_transaction(
         self,
         value: str,
         goqueue_store: PostgresStorage,
@@ -266,7 +266,7 @@ class TestTheSettingThatSendsNothing:
             assert notes(ear) == [("goqueue", "default")], "the setting ended with its transaction"
 
     @pytest.mark.parametrize("value", ["on", "", "true", "loud"])
-    def test_sends_with_any_other_value(
+    def test_any_other_value_sends_notifications(
         self, value: str, goqueue_database: str, ear: psycopg.Connection[Any], listened: None
     ) -> None:
         with psycopg.connect(goqueue_database, autocommit=True) as connection:
@@ -274,7 +274,7 @@ class TestTheSettingThatSendsNothing:
             PostgresStorage.bound_to(connection).create_job(NewJob(job_type="t"))
         assert notes(ear) == [("goqueue", "default")]
 
-    def test_lets_a_two_phase_commit_prepare_while_somebody_listens(
+    def test_a_two_phase_commit_can_prepare_while_somebody_listens(
         self, goqueue_store: PostgresStorage, goqueue_database: str, ear: psycopg.Connection[Any], listened: None
     ) -> None:
         if ear.execute("SHOW max_prepared_transactions").fetchone() == ("0",):

@@ -68,7 +68,7 @@ def works(store: PostgresStorage) -> None:
 
 @pytest.mark.parametrize("threshold", [0, None])
 @pytest.mark.parametrize("autocommit", [True, False])
-def test_in_a_pipeline_of_the_callers(connect: Connect, autocommit: bool, threshold: int | None) -> None:
+def test_calls_work_in_a_pipeline_of_the_callers(connect: Connect, autocommit: bool, threshold: int | None) -> None:
     connection = connect(autocommit=autocommit, prepare_threshold=threshold)
     with connection.pipeline():
         before = connection.execute("SELECT 1")
@@ -99,7 +99,9 @@ def test_an_error_in_a_pipeline_has_its_name(connect: Connect) -> None:
         ({}, {str: StrDumper}),
     ],
 )
-def test_with_adapters_of_the_callers(connect: Connect, loaders: dict[str, Any], dumpers: dict[Any, Any]) -> None:
+def test_calls_work_with_adapters_of_the_callers(
+    connect: Connect, loaders: dict[str, Any], dumpers: dict[Any, Any]
+) -> None:
     connection = connect(autocommit=True)
     for name, loader in loaders.items():
         connection.adapters.register_loader(name, loader)
@@ -120,7 +122,7 @@ def test_adapters_for_the_whole_program_are_not_those_of_the_store(
         works(store)
 
 
-def test_nor_are_those_that_were_there_before_it(goqueue_database: str) -> None:
+def test_existing_attributes_and_adapters_are_left_alone(goqueue_database: str) -> None:
     program = """
 import sys
 import psycopg
@@ -178,7 +180,7 @@ def test_nothing_of_a_call_is_kept_by_a_connection(goqueue_database: str) -> Non
         assert sizes == []
 
 
-def test_answers_that_could_not_be_read_are_not_asked_for(connect: Connect) -> None:
+def test_a_statement_is_not_sent_if_its_answer_could_not_be_read(connect: Connect) -> None:
     connection = connect(autocommit=True)
     connection.execute("SET client_encoding TO SQL_ASCII")
     store = PostgresStorage.bound_to(connection)
@@ -207,13 +209,13 @@ def test_answers_that_could_not_be_read_are_not_asked_for(connect: Connect) -> N
         ("search_path", ""),
     ],
 )
-def test_settings_of_the_callers_do_not_matter(connect: Connect, setting: str, value: str) -> None:
+def test_any_settings_of_the_callers_connection_work(connect: Connect, setting: str, value: str) -> None:
     connection = connect(autocommit=True)
     connection.execute("SELECT set_config(%s, %s, false)", [setting, value])
     works(PostgresStorage.bound_to(connection))
 
 
-def test_the_servers_own_styles_do_not_matter_to_the_pool(goqueue_database: str, connect: Connect) -> None:
+def test_any_styles_of_the_server_work_with_the_pool(goqueue_database: str, connect: Connect) -> None:
     connection = connect(autocommit=True)
     for setting in ("DateStyle = 'SQL, DMY'", "IntervalStyle = 'iso_8601'"):
         connection.execute(f"ALTER DATABASE {connection.info.dbname} SET {setting}")
@@ -221,7 +223,7 @@ def test_the_servers_own_styles_do_not_matter_to_the_pool(goqueue_database: str,
         works(store)
 
 
-def test_text_that_the_connections_encoding_does_not_have_is_refused_by_name(connect: Connect) -> None:
+def test_text_outside_the_connections_encoding_is_rejected_by_name(connect: Connect) -> None:
     connection = connect(autocommit=True, client_encoding="LATIN1")
     store = PostgresStorage.bound_to(connection)
     with pytest.raises(InvalidJobError, match="client_encoding"):
@@ -229,7 +231,7 @@ def test_text_that_the_connections_encoding_does_not_have_is_refused_by_name(con
     assert store.create_job(NewJob(job_type="ä")).job_type == "ä"
 
 
-def test_a_closed_connection_is_refused_by_name(connect: Connect) -> None:
+def test_a_closed_connection_is_rejected_by_name(connect: Connect) -> None:
     connection = connect()
     connection.close()
     with pytest.raises(StorageUnavailableError, match="the connection is closed"):

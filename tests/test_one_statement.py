@@ -86,7 +86,7 @@ def refused(url: str, given: Path) -> str:
 
 
 @pytest.mark.parametrize("more", MORE.values(), ids=MORE)
-def test_what_follows_a_query_is_run_by_no_command(
+def test_no_command_runs_a_statement_that_follows_a_query(
     goqueue: Commands, folder: Folder, jobs: Callable[[], int], goqueue_database: str, more: str
 ) -> None:
     given = folder(FOUND_BY_ID, FOUND_BY_ID.replace(";", more))
@@ -206,7 +206,7 @@ def test_comments_and_white_space_are_no_difference_outside_of_quotes() -> None:
         "VACUUM goqueue.jobs",
     ],
 )
-def test_a_command_in_place_of_a_query_is_refused_and_not_run(
+def test_a_command_in_place_of_a_query_is_rejected_and_not_run(
     goqueue_database: str, goqueue_connection: Connection, folder: Folder, jobs: Callable[[], int], command: str
 ) -> None:
     goqueue_connection.execute(
@@ -283,7 +283,7 @@ def test_a_file_replaced_after_it_was_loaded_is_not_what_is_checked(
     assert any("column 3 is 'foo text'" in problem for problem in check_overrides(goqueue_connection, given))
 
 
-def test_what_is_checked_is_the_text_that_runs(folder: Folder) -> None:
+def test_the_checked_text_is_the_text_that_runs(folder: Folder) -> None:
     """aiosql drops comments, including some inside quotes that it doesn't know."""
     given = folder(FOUND_BY_ID, FOUND_BY_ID.replace(";", " AND $$/* ' */$$ <> 'x' /* y */;"))
     sent = load_queries(given).get_job.sql.replace("%(id)s", "$1")

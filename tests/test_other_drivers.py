@@ -226,7 +226,7 @@ def check_fields(store: PostgresStorage, jobs: list[NewJob]) -> None:
         assert abs(found.scheduled_at - wanted) < timedelta(minutes=1)
 
 
-def test_a_listener_hears_of_such_a_job(plain: Any, goqueue_store: PostgresStorage) -> None:
+def test_such_a_job_wakes_a_listener(plain: Any, goqueue_store: PostgresStorage) -> None:
     with goqueue_store.listen("default") as listener:
         added(plain, NewJob(job_type="t"))
         plain.commit()

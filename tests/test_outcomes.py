@@ -167,7 +167,9 @@ def test_a_session_ended_while_its_commit_waits_for_a_standby_says_that_it_is_co
         assert local.get_transaction_status(str(caught.value.transaction_id)) == TransactionStatus.COMMITTED
 
 
-def test_a_callers_own_transaction_is_the_callers_to_watch(standby: Waiting, local: PostgresStorage) -> None:
+def test_in_the_callers_transaction_only_the_caller_watches_the_commit(
+    standby: Waiting, local: PostgresStorage
+) -> None:
     url = make_conninfo(standby.url, options="-c synchronous_commit=on")
     new = NewJob(job_type="t")
     with psycopg.connect(url) as connection:
@@ -240,7 +242,7 @@ def lost(wire: proxy.Proxy, query: str, call: Callable[[], Any]) -> Exception:
 
 
 @pytest.mark.parametrize("way", ["pool", "async pool"])
-def test_a_lost_reply_names_the_query_and_its_jobs_and_the_pool_goes_on(
+def test_a_lost_reply_names_the_query_and_its_jobs_and_the_pool_continues(
     wire: proxy.Proxy, goqueue_store: PostgresStorage, way: str
 ) -> None:
     new = NewJob(job_type="t")
@@ -300,7 +302,7 @@ def test_a_commit_that_never_arrived_differs_from_one_whose_reply_was_lost(wire:
 
 
 @pytest.mark.parametrize("way", ["pool", "async pool"])
-def test_what_was_certainly_not_committed_is_no_unknown_outcome(
+def test_a_statement_that_was_certainly_not_committed_has_a_known_outcome(
     wire: proxy.Proxy, goqueue_store: PostgresStorage, way: str
 ) -> None:
     new = NewJob(job_type="t")
@@ -355,7 +357,7 @@ def test_a_connection_lost_while_idle_sends_nothing(
 
 @pytest.mark.skipif(pgbouncer.PROGRAM is None, reason=pgbouncer.MISSING)
 @pytest.mark.parametrize("way", ["pool", "async bound"])
-def test_a_pooler_that_has_lost_the_server_answers_with_an_error_and_knows_no_more(
+def test_an_error_of_a_pooler_that_has_lost_the_server_is_an_unknown_outcome(
     wire: proxy.Proxy, goqueue_store: PostgresStorage, way: str
 ) -> None:
     new = NewJob(job_type="t")
@@ -403,7 +405,7 @@ def test_a_server_that_ends_a_statement_says_that_it_is_rolled_back(
         assert store.count_jobs() == 0
 
 
-def test_what_became_of_a_transaction(goqueue_store: PostgresStorage, goqueue_database: str) -> None:
+def test_the_outcome_of_a_transaction_can_be_looked_up(goqueue_store: PostgresStorage, goqueue_database: str) -> None:
     with psycopg.connect(goqueue_database) as connection:
 
         def begun() -> str:

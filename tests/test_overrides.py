@@ -80,12 +80,12 @@ def test_an_exported_folder_is_the_shipped_one(goqueue_connection: psycopg.Conne
     assert proof == ([], [], [], [])
 
 
-def test_statements_may_be_laid_out_otherwise(goqueue_connection: psycopg.Connection[Any], folder: Folder) -> None:
+def test_statements_can_have_another_layout(goqueue_connection: psycopg.Connection[Any], folder: Folder) -> None:
     given = folder("WHERE j.id = :id::uuid;", "WHERE\n    -- By the primary key.\n    j.id = :id::uuid;")
     assert prove_overrides(goqueue_connection, given) == ([], [], [], [])
 
 
-def test_a_file_of_windows_is_read(goqueue_connection: psycopg.Connection[Any], tmp_path: Path) -> None:
+def test_a_file_with_windows_line_ends_is_read(goqueue_connection: psycopg.Connection[Any], tmp_path: Path) -> None:
     text = (SHIPPED / "jobs.sql").read_text("utf-8")
     (tmp_path / "jobs.sql").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
     assert check_overrides(goqueue_connection, tmp_path) == []
@@ -184,7 +184,7 @@ def test_a_fault_in_the_first_statements_is_reported_as_the_folders(
     assert "nonsense" in problem
 
 
-def test_a_file_of_an_older_release_says_so(folder: Folder) -> None:
+def test_a_file_of_an_older_release_is_reported_as_such(folder: Folder) -> None:
     given = folder(GET_JOB, "-- name: get_job(id)")
     old = f"-- From goqueue 0.0.9, sha256 {'0' * 64}. Keep this line.\n"
     (given / "jobs.sql").write_text(old + (given / "jobs.sql").read_text("utf-8"))
@@ -225,7 +225,7 @@ AS_TEXT = "WHERE j.id::text = :id::text;"
          ":2 is read as a parameter; write an array slice in another way"),
     ],
 )  # fmt: skip
-def test_other_columns_are_refused(goqueue_database: str, folder: Folder, new: str, problem: str) -> None:
+def test_other_columns_are_rejected(goqueue_database: str, folder: Folder, new: str, problem: str) -> None:
     text = GET_JOB_TEXT.replace(NAMED, new)
     assert text != GET_JOB_TEXT
     problems = problems_of(goqueue_database, folder(GET_JOB_TEXT, text))
@@ -243,13 +243,15 @@ def test_other_columns_are_refused(goqueue_database: str, folder: Folder, new: s
          "the server rejects it: argument of AND must be type boolean, not type uuid (in the line `WHERE"),
     ],
 )  # fmt: skip
-def test_what_the_server_makes_of_it_is_refused(goqueue_database: str, folder: Folder, new: str, problem: str) -> None:
+def test_a_statement_that_the_server_describes_differently_is_rejected(
+    goqueue_database: str, folder: Folder, new: str, problem: str
+) -> None:
     given = folder(FOUND_BY_ID, FOUND_BY_ID.replace("WHERE j.id = :id::uuid;", new))
     [said] = problems_of(goqueue_database, given)
     assert said.startswith(f"jobs.sql, query get_job: {problem}")
 
 
-def test_a_command_is_refused_and_not_run(goqueue_database: str, folder: Folder) -> None:
+def test_a_command_is_rejected_and_not_run(goqueue_database: str, folder: Folder) -> None:
     given = folder("LISTEN goqueue;", "DROP TABLE goqueue.jobs;", "server.sql")
     problem = "server.sql, query listen: it returns no rows, so it must be the shipped statement (LISTEN goqueue)"
     assert problems_of(goqueue_database, given) == (problem,)
@@ -427,7 +429,7 @@ def reader(goqueue_connection: psycopg.Connection[Any]) -> Iterator[psycopg.Conn
     goqueue_connection.execute(sql.SQL("DROP ROLE {}").format(role))
 
 
-def test_what_a_role_has_no_right_to_find_out_is_not_proved(reader: psycopg.Connection[Any], folder: Folder) -> None:
+def test_facts_that_a_role_has_no_right_to_read_are_not_proved(reader: psycopg.Connection[Any], folder: Folder) -> None:
     given = folder("DELETE FROM goqueue.jobs AS j\nWHERE j.id", "DELETE FROM goqueue.jobs AS j\nWHERE TRUE AND j.id")
     assert check_overrides(reader, given) == []
     problems, unproved = proved(reader, given)

@@ -39,7 +39,7 @@ def stats(store: Storage) -> dict[str, QueueStats]:
 # --- claims -----------------------------------------------------------------------------------------------------------
 
 
-def test_claims_leave_out_paused_queues_until_they_are_resumed(store: Storage) -> None:
+def test_claims_skip_paused_queues_until_they_are_resumed(store: Storage) -> None:
     add(store, "a", "b", "c")
     store.pause_queue("a")
     store.pause_queue("b")
@@ -90,14 +90,14 @@ def test_a_pause_keeps_no_job_from_being_added_changed_or_finished(store: Storag
     assert claimed(store, "a") == ["a", "a"]
 
 
-def test_resuming_what_is_not_paused_changes_nothing(store: Storage) -> None:
+def test_resuming_a_queue_that_is_not_paused_changes_nothing(store: Storage) -> None:
     assert store.resume_queue("a") is False
     store.pause_queue("a")
     assert store.resume_queue("a") is True
     assert store.resume_queue("a") is False
 
 
-def test_a_claim_that_resumes_after_the_last_one_leaves_them_out_too(
+def test_a_claim_that_resumes_after_the_last_one_skips_them_too(
     goqueue_database: str, goqueue_connection: psycopg.Connection[Any]
 ) -> None:
     goqueue_connection.execute("ALTER TABLE goqueue.jobs SET (autovacuum_enabled = off)")
@@ -257,7 +257,7 @@ def test_who_paused_a_queue_and_when_is_stored(
 
 
 @pytest.mark.parametrize("name", ["", "x" * 256])
-def test_the_table_takes_no_name_that_a_queue_cannot_have(
+def test_the_table_rejects_a_name_that_a_queue_cannot_have(
     goqueue_connection: psycopg.Connection[Any], name: str
 ) -> None:
     with pytest.raises(psycopg.errors.CheckViolation):
@@ -267,7 +267,7 @@ def test_the_table_takes_no_name_that_a_queue_cannot_have(
 # --- roles and releases -----------------------------------------------------------------------------------------------
 
 
-def test_claims_of_a_role_go_on_between_the_migration_and_the_roles_script(
+def test_claims_of_a_role_continue_between_the_migration_and_the_roles_script(
     goqueue_server: DatabaseServer, goqueue_database: str, goqueue_connection: psycopg.Connection[Any]
 ) -> None:
     """Default privileges of roles.sql give a worker nothing on the new table."""
@@ -316,7 +316,7 @@ def test_the_command_pauses_and_resumes(goqueue: Commands, goqueue_store: Postgr
     assert claimed(goqueue_store, "mail") == ["mail"]
 
 
-def test_the_command_takes_an_end_or_a_length(goqueue: Commands, goqueue_store: PostgresStorage) -> None:
+def test_the_command_accepts_an_end_or_a_length(goqueue: Commands, goqueue_store: PostgresStorage) -> None:
     assert goqueue("queues", "pause", "mail", "--until", "2200-01-31T08:00Z").out == (
         "mail is paused until 2200-01-31T08:00:00Z\n"
     )
@@ -333,7 +333,7 @@ def test_the_command_takes_an_end_or_a_length(goqueue: Commands, goqueue_store: 
     assert goqueue("queues", "resume", "mail", "--json").json == {"queue": "mail", "was_paused": True}
 
 
-def test_the_figures_for_programs_have_the_pause(goqueue: Commands, goqueue_store: PostgresStorage) -> None:
+def test_the_figures_for_programs_include_the_pause(goqueue: Commands, goqueue_store: PostgresStorage) -> None:
     add(goqueue_store, "a")
     goqueue_store.pause_queue("b")
     queues = {each["queue"]: each for each in goqueue("stats", "--json").json["queues"]}

@@ -61,7 +61,7 @@ def test_each_transaction_runs_in_another_session(url: str) -> None:
     assert pids == pids[:2] * 3
 
 
-def test_refused_settings_say_what_to_do(through_strict: Through, goqueue_database: str) -> None:
+def test_the_error_of_rejected_settings_says_what_to_do(through_strict: Through, goqueue_database: str) -> None:
     with pytest.raises(ConnectionRejectedError, match="unsupported startup parameter") as caught:
         PostgresStorage.open(through_strict(goqueue_database))
     assert "`ignore_startup_parameters = options` into pgbouncer.ini" in str(caught.value)
@@ -122,7 +122,7 @@ def test_times_are_right_in_whatever_time_zone_the_server_is(
         assert offset in (timedelta(hours=-5), timedelta(hours=-4))
 
 
-def test_a_callers_transaction_is_one(url: str) -> None:
+def test_a_callers_transaction_stays_in_one_session(url: str) -> None:
     with psycopg.connect(url, prepare_threshold=None) as connection, PostgresStorage.open(url) as store:
         bound = store.bound_to(connection)
         kept = bound.create_job(NewJob(job_type="t"))
@@ -203,7 +203,7 @@ class TestPreparedStatements:
         statuses = [goqueue_store.get_job(job.id).status for job in jobs]
         assert statuses == [JobStatus.COMPLETED, JobStatus.PENDING, JobStatus.COMPLETED]
 
-    def test_one_that_is_missing_says_what_to_set(self, url: str) -> None:
+    def test_the_error_of_a_missing_statement_says_what_to_set(self, url: str) -> None:
         with psycopg.connect(url, autocommit=True, prepare_threshold=0) as connection:
             store = PostgresStorage.bound_to(connection)
             # Prepared in one session, executed in the other.

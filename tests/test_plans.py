@@ -397,7 +397,7 @@ CASES = [
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_it_reads_what_it_needs(case: Case, mode: str, explainer: Explainer, known: Known) -> None:
+def test_each_query_reads_only_what_it_needs(case: Case, mode: str, explainer: Explainer, known: Known) -> None:
     plan = explainer.explain(case.query, case.values(known), mode, case.pages)
     check(plan, case.query, indexes=case.indexes, rows=case.rows, pages=case.pages)
 
@@ -434,7 +434,9 @@ class TestListsAndCounts:
     @pytest.mark.parametrize("mode", MODES)
     @pytest.mark.parametrize("of_statuses", STATUSES, ids=lambda value: "+".join(value or ["any status"]))
     @pytest.mark.parametrize("of_queues", QUEUES, ids=lambda value: "+".join(value or ["any queue"]))
-    def test_a_page(self, of_statuses: Any, of_queues: Any, mode: str, explainer: Explainer, known: Known) -> None:
+    def test_a_page_reads_little_more_than_its_rows(
+        self, of_statuses: Any, of_queues: Any, mode: str, explainer: Explainer, known: Known
+    ) -> None:
         created_at, job_id = known.deep
         for types, created, deep in product(self.TYPES, *[(False, True)] * 2):
             values = {
@@ -468,7 +470,9 @@ class TestListsAndCounts:
     @pytest.mark.parametrize("mode", MODES)
     @pytest.mark.parametrize("of_statuses", STATUSES, ids=lambda value: "+".join(value or ["any status"]))
     @pytest.mark.parametrize("of_queues", QUEUES, ids=lambda value: "+".join(value or ["any queue"]))
-    def test_a_count(self, of_statuses: Any, of_queues: Any, mode: str, explainer: Explainer, known: Known) -> None:
+    def test_a_count_reads_its_index_entries_only(
+        self, of_statuses: Any, of_queues: Any, mode: str, explainer: Explainer, known: Known
+    ) -> None:
         for types, created in product(self.TYPES, (False, True)):
             values = {
                 **NO_FILTER,
@@ -564,7 +568,7 @@ def test_an_exporter_reads_a_thousand_entries_a_queue_and_status(view: str, expl
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_an_estimate_is_near_the_truth(mode: str, explainer: Explainer, known: Known) -> None:
+def test_an_estimate_is_close_to_the_real_count(mode: str, explainer: Explainer, known: Known) -> None:
     [(largest, jobs)] = known.jobs_by_queue.most_common(1)
     for queues, truth in (None, known.jobs_by_queue.total()), ([largest], jobs):
         [(count, exact)] = explainer.run("count_jobs", {**NO_FILTER, "queues": queues}, mode)
@@ -603,7 +607,7 @@ class TestClaims:
     @pytest.mark.parametrize("count", [1, 10, 100])
     @pytest.mark.parametrize("mode", MODES)
     @pytest.mark.parametrize("situation", SITUATIONS)
-    def test_a_claim_reads_what_it_takes(
+    def test_a_claim_reads_little_more_than_it_takes(
         self, situation: str, mode: str, count: int, explainer: Explainer, database: str
     ) -> None:
         where, queues, lanes = self.SITUATIONS[situation]
@@ -621,7 +625,7 @@ class TestClaims:
 
     @pytest.mark.parametrize("count", [1, 10, 100])
     @pytest.mark.parametrize("mode", MODES)
-    def test_a_claim_goes_on_where_another_ended(
+    def test_a_claim_resumes_where_another_ended(
         self, mode: str, count: int, explainer: Explainer, known: Known
     ) -> None:
         position = (known.deep[0], UUID(int=0))
@@ -631,7 +635,7 @@ class TestClaims:
         check(plan, "claim_jobs", indexes={CLAIM, PKEY}, rows=5 * count + 3, pages=pages)
 
 
-def test_claims_next_to_dead_entries(database: str, explainer: Explainer) -> None:
+def test_claims_beside_dead_entries_stay_cheap(database: str, explainer: Explainer) -> None:
     if "history" not in database:
         pytest.skip("of the other database")
     with ExitStack() as stack:
@@ -670,7 +674,7 @@ def test_claims_next_to_dead_entries(database: str, explainer: Explainer) -> Non
 # By such a table's statistics any row matches any condition, and the next page has one. (rescue_jobs and queue_stats
 # always read all running jobs.)
 @pytest.mark.parametrize("status", ["pending", "completed", "dead", "cancelled"])
-def test_no_statement_reads_a_table_whole_that_holds_jobs_of_one_kind_only(
+def test_no_statement_scans_a_whole_table_that_has_jobs_of_only_one_kind(
     goqueue_connection: psycopg.Connection[Any], status: str
 ) -> None:
     goqueue_connection.execute(

@@ -84,14 +84,18 @@ class TestBoundToTheCallersTransaction:
         with psycopg.connect(goqueue_database, row_factory=dict_row) as connection:
             yield connection
 
-    def test_commits_with_it(self, goqueue_store: PostgresStorage, connection: psycopg.Connection[Any]) -> None:
+    def test_its_jobs_are_committed_with_it(
+        self, goqueue_store: PostgresStorage, connection: psycopg.Connection[Any]
+    ) -> None:
         job = goqueue_store.bound_to(connection).create_job(NewJob(job_type="t"))
         with pytest.raises(JobNotFoundError):
             goqueue_store.get_job(job.id)
         connection.commit()
         assert goqueue_store.get_job(job.id) == job
 
-    def test_rolls_back_with_it(self, goqueue_store: PostgresStorage, connection: psycopg.Connection[Any]) -> None:
+    def test_its_jobs_are_rolled_back_with_it(
+        self, goqueue_store: PostgresStorage, connection: psycopg.Connection[Any]
+    ) -> None:
         kept = goqueue_store.create_job(NewJob(job_type="t"))
         bound = PostgresStorage.bound_to(connection)
         bound.create_jobs(NewJob(job_type="t") for _ in range(2500))
@@ -102,12 +106,12 @@ class TestBoundToTheCallersTransaction:
         connection.rollback()
         assert goqueue_store.list_jobs().jobs == [kept]
 
-    def test_never_commits_and_leaves_the_connection_open(self, connection: psycopg.Connection[Any]) -> None:
+    def test_it_never_commits_and_leaves_the_connection_open(self, connection: psycopg.Connection[Any]) -> None:
         with PostgresStorage.bound_to(connection) as bound:
             bound.create_jobs([NewJob(job_type="t")])
         assert connection.info.transaction_status == psycopg.pq.TransactionStatus.INTRANS
 
-    def test_refusals_leave_the_transaction_usable(self, connection: psycopg.Connection[Any]) -> None:
+    def test_rejections_leave_the_transaction_usable(self, connection: psycopg.Connection[Any]) -> None:
         bound = PostgresStorage.bound_to(connection)
         job = bound.create_job(NewJob(job_type="t", idempotency_key="k"))
         bound.update_job(job.id, JobUpdate(status=JobStatus.COMPLETED))
@@ -129,7 +133,7 @@ class TestBoundToTheCallersTransaction:
             with pytest.raises(InvalidJobError, match="allows 10"):
                 store.bound_to(connection).create_job(NewJob(job_type="t", payload="x" * 10))
 
-    def test_a_transaction_that_must_be_run_again_says_so(
+    def test_a_serialization_failure_raises_transaction_conflict_error(
         self, goqueue_store: PostgresStorage, connection: psycopg.Connection[Any]
     ) -> None:
         job = goqueue_store.create_job(NewJob(job_type="t"))
@@ -142,12 +146,12 @@ class TestBoundToTheCallersTransaction:
 
 
 class TestOpening:
-    def test_by_url_or_by_configuration(self, goqueue_database: str) -> None:
+    def test_a_store_opens_by_url_or_by_configuration(self, goqueue_database: str) -> None:
         for given in (goqueue_database, config(goqueue_database)):
             with PostgresStorage.open(given) as store:
                 store.ping()
 
-    def test_nobody_there(self) -> None:
+    def test_an_unreachable_server_is_reported(self) -> None:
         start = time.monotonic()
         with pytest.raises(StorageUnavailableError, match="can't be reached") as caught:
             PostgresStorage.open(config("postgresql://app:secret@127.0.0.1:9/app", connect_timeout=SECOND))
@@ -155,7 +159,7 @@ class TestOpening:
         assert "secret" not in str(caught.value)
         assert isinstance(caught.value.__cause__, psycopg.OperationalError)
 
-    def test_a_server_that_accepts_and_says_nothing(self) -> None:
+    def test_a_server_that_accepts_and_is_silent_fails_in_time(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as silent:
             url = f"postgresql://app@127.0.0.1:{silent.getsockname()[1]}/app"
             start = time.monotonic()
@@ -163,11 +167,11 @@ class TestOpening:
                 PostgresStorage.open(config(url, connect_timeout=2 * SECOND))
             assert time.monotonic() - start < 10
 
-    def test_an_unknown_database(self, goqueue_database: str) -> None:
+    def test_an_unknown_database_is_rejected(self, goqueue_database: str) -> None:
         with pytest.raises(ConnectionRejectedError, match='database "nope" does not exist'):
             PostgresStorage.open(make_conninfo(goqueue_database, dbname="nope"))
 
-    def test_a_database_without_the_schema(self, goqueue_server: Any) -> None:
+    def test_a_database_without_the_schema_is_rejected(self, goqueue_server: Any) -> None:
         with pytest.raises(SchemaError, match="run `goqueue migrate` \\(or `pgmigrate migrate`\\)"):
             PostgresStorage.open(str(goqueue_server.url))
 
@@ -200,7 +204,7 @@ class TestOpening:
             given = connection.info.get_parameters()
             assert given == {**given, **watch, "keepalives_count": "2"}
 
-    def test_the_urls_own_options_win(self, goqueue_database: str) -> None:
+    def test_the_options_of_the_url_take_precedence(self, goqueue_database: str) -> None:
         url = make_conninfo(goqueue_database, options="-c statement_timeout=1234", application_name="mine")
         with PostgresStorage.open(url) as store, store._connection() as connection:
             assert connection.execute("SHOW statement_timeout").fetchone() == ("1234ms",)
@@ -270,7 +274,7 @@ class TestLimits:
             other.rollback()
             store.delete_job(job.id)
 
-    def test_a_lock_is_waited_for_in_time(self, goqueue_database: str) -> None:
+    def test_a_wait_for_a_lock_ends_in_time(self, goqueue_database: str) -> None:
         with (
             PostgresStorage.open(config(goqueue_database, lock_timeout=0.2 * SECOND)) as store,
             psycopg.connect(goqueue_database) as other,
@@ -281,7 +285,7 @@ class TestLimits:
                 store.update_job(job.id, JobUpdate(priority=1))
             assert store.get_job(job.id) == job
 
-    def test_a_closed_store_says_so(self, goqueue_database: str) -> None:
+    def test_a_closed_store_rejects_calls(self, goqueue_database: str) -> None:
         store = PostgresStorage.open(goqueue_database)
         store.close()
         store.close()
@@ -308,7 +312,7 @@ class TestErrorsByName:
             ),
         ],
     )
-    def test_what_the_server_refuses(
+    def test_a_statement_that_the_server_rejects_has_a_named_error(
         self, goqueue_store: PostgresStorage, goqueue_connection: Any, change: str, error: Any, said: str
     ) -> None:
         if error is DuplicateJobError:
@@ -322,7 +326,7 @@ class TestErrorsByName:
                 goqueue_store.create_job(NewJob(job_type="t", queue="q"))
         assert isinstance(caught.value.__cause__, psycopg.Error)
 
-    def test_a_database_that_is_read_only(self, goqueue_database: str) -> None:
+    def test_a_read_only_database_is_named(self, goqueue_database: str) -> None:
         url = make_conninfo(goqueue_database, options="-c default_transaction_read_only=on")
         with PostgresStorage.open(url) as store:
             assert store.list_jobs().jobs == []
@@ -331,7 +335,7 @@ class TestErrorsByName:
             ):
                 store.create_job(NewJob(job_type="t"))
 
-    def test_a_role_without_grants(self, goqueue_database: str, goqueue_connection: Any) -> None:
+    def test_a_role_without_grants_is_named(self, goqueue_database: str, goqueue_connection: Any) -> None:
         role = f"goqueue_test_{uuid4().hex[:8]}"
         goqueue_connection.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'p'")
         try:
@@ -340,9 +344,7 @@ class TestErrorsByName:
         finally:
             goqueue_connection.execute(f"DROP ROLE {role}")
 
-    def test_a_plan_that_changed_its_columns_under_a_running_program(
-        self, goqueue_database: str, goqueue_connection: Any
-    ) -> None:
+    def test_a_cached_plan_that_no_longer_fits_fails_once(self, goqueue_database: str, goqueue_connection: Any) -> None:
         with PostgresStorage.open(config(goqueue_database, prepare_threshold=0, pool_max_size=1)) as store:
             job = store.create_job(NewJob(job_type="t"))
             for _ in range(12):
@@ -390,7 +392,9 @@ class TestOutage:
         settings = {"listen_addresses": "127.0.0.1", "port": port}
         return EmbeddedServer(tmp_path / "data", settings=settings, durable=False)
 
-    def test_recovers_by_itself(self, server: EmbeddedServer, caplog: pytest.LogCaptureFixture) -> None:
+    def test_the_store_recovers_by_itself_after_an_outage(
+        self, server: EmbeddedServer, caplog: pytest.LogCaptureFixture
+    ) -> None:
         caplog.set_level(logging.CRITICAL, "psycopg.pool")
         server.start()
         migrate(server.url())
@@ -435,7 +439,7 @@ class TestLostConnections:
             )
         )
 
-    def test_idle_ones_are_replaced_unnoticed(self, goqueue_database: str, goqueue_connection: Any) -> None:
+    def test_idle_ones_are_replaced_without_an_error(self, goqueue_database: str, goqueue_connection: Any) -> None:
         with PostgresStorage.open(config(goqueue_database, pool_min_size=4)) as store:
             for _ in range(3):
                 self.lose(goqueue_connection)
@@ -479,7 +483,7 @@ class TestLostConnections:
             assert store.count_jobs() == 0
             assert len(store.create_jobs(jobs)) == 2500
 
-    def test_an_error_of_the_jobs_own_source_is_not_taken_for_the_stores(self, goqueue_store: PostgresStorage) -> None:
+    def test_an_error_of_the_jobs_source_is_raised_unchanged(self, goqueue_store: PostgresStorage) -> None:
         def jobs() -> Iterator[NewJob]:
             yield NewJob(job_type="t")
             raise psycopg.OperationalError("of the caller's other database")
@@ -542,7 +546,7 @@ class TestRaces:
                 assert sum(created for _, created in of_key) == 1
             assert store.count_jobs() == 600
 
-    def test_bulks_in_opposite_orders_wait_for_each_other_and_not_in_a_circle(self, goqueue_database: str) -> None:
+    def test_bulks_in_opposite_orders_wait_for_each_other_without_a_deadlock(self, goqueue_database: str) -> None:
         with (
             PostgresStorage.open(config(goqueue_database, pool_min_size=2, batch_size=100)) as store,
             ThreadPoolExecutor(2) as threads,
@@ -626,7 +630,7 @@ class TestRaces:
             with suppress(LeaseLostError):
                 both.result(10)
 
-    def test_a_key_deleted_over_and_over_is_always_had_in_the_end(self, goqueue_database: str) -> None:
+    def test_a_key_that_is_deleted_repeatedly_is_always_obtained(self, goqueue_database: str) -> None:
         with (
             PostgresStorage.open(config(goqueue_database, pool_min_size=4)) as store,
             ThreadPoolExecutor(4) as threads,
@@ -642,7 +646,7 @@ class TestRaces:
             list(threads.map(create_and_delete, range(200)))
             assert store.count_jobs() <= 4
 
-    def test_updates_at_once_are_all_kept(self, goqueue_database: str) -> None:
+    def test_concurrent_updates_are_all_kept(self, goqueue_database: str) -> None:
         with (
             PostgresStorage.open(config(goqueue_database, pool_min_size=4)) as store,
             ThreadPoolExecutor(4) as threads,
@@ -673,7 +677,7 @@ class TestRaces:
                 ends = [JobStatus.COMPLETED, JobStatus.DEAD, JobStatus.CANCELLED]
                 assert sum(threads.map(finish, ends)) == 1
 
-    def test_keys_taken_at_once_by_updates_are_refused_by_name(self, goqueue_database: str) -> None:
+    def test_keys_taken_concurrently_by_updates_are_rejected_by_name(self, goqueue_database: str) -> None:
         with (
             PostgresStorage.open(config(goqueue_database, pool_min_size=4)) as store,
             ThreadPoolExecutor(4) as threads,

@@ -61,7 +61,7 @@ def test_a_job_that_is_referred_to_is_kept_and_the_others_are_pruned(
 
 
 @pytest.mark.parametrize("rule", ["ON DELETE CASCADE", "ON DELETE SET NULL"])
-def test_a_foreign_key_that_follows_keeps_nothing(
+def test_a_cascading_foreign_key_keeps_nothing(
     rule: str, goqueue_store: PostgresStorage, goqueue_connection: psycopg.Connection[Any]
 ) -> None:
     goqueue_connection.execute(f"CREATE TABLE orders (job_id uuid REFERENCES goqueue.jobs {rule})")  # type: ignore[arg-type]
@@ -70,7 +70,7 @@ def test_a_foreign_key_that_follows_keeps_nothing(
     assert (pruned, pruned.kept) == (3, {})
 
 
-def test_a_loop_of_calls_comes_to_its_end_past_more_kept_jobs_than_a_batch(
+def test_a_loop_of_calls_ends_with_more_kept_jobs_than_a_batch(
     goqueue_store: PostgresStorage, orders: psycopg.Connection[Any]
 ) -> None:
     ids = finished(goqueue_store, 300)
@@ -84,7 +84,7 @@ def test_a_loop_of_calls_comes_to_its_end_past_more_kept_jobs_than_a_batch(
     assert goqueue_store.prune_jobs(ZERO, limit=50) == 0
 
 
-def test_the_calls_after_the_first_look_at_a_kept_job_no_more(
+def test_later_calls_skip_a_kept_job(
     goqueue_store: PostgresStorage, orders: psycopg.Connection[Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     refer(orders, finished(goqueue_store, 100)[:40])
@@ -117,7 +117,7 @@ def test_the_failures_of_a_kept_job_are_kept_with_it(
 
 
 @pytest.mark.parametrize("orders", RULES, indirect=True)
-def test_the_callers_transaction_goes_on(
+def test_the_callers_transaction_continues(
     goqueue_store: PostgresStorage, goqueue_database: str, orders: psycopg.Connection[Any]
 ) -> None:
     ids = finished(goqueue_store, 5)

@@ -167,7 +167,7 @@ def test_the_database_of_a_run_that_was_killed_is_dropped_by_the_next_run(
 
 
 @pytest.mark.parametrize("workers", [[], ["-n", "2"]])
-def test_an_embedded_server_is_used_and_thrown_away(
+def test_an_embedded_server_is_used_and_deleted(
     run: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, workers: list[str]
 ) -> None:
     monkeypatch.setenv("GOQUEUE_TEST_SERVER", "embedded")
@@ -230,7 +230,7 @@ def test_a_password_is_not_shown(
             drop(goqueue_server, line.strip())
 
 
-def test_a_wrong_choice_of_server_is_refused(run: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_choice_of_server_is_rejected(run: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GOQUEUE_TEST_SERVER", "oracle")
     result = run.runpytest_inprocess()
     assert result.ret == pytest.ExitCode.USAGE_ERROR
@@ -238,7 +238,7 @@ def test_a_wrong_choice_of_server_is_refused(run: pytest.Pytester, monkeypatch: 
 
 
 @pytest.mark.parametrize("workers", [[], ["-n", "2"]])
-def test_a_docker_without_the_image_gives_way_to_the_embedded_server(
+def test_without_the_docker_image_the_embedded_server_is_used(
     run: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, workers: list[str]
 ) -> None:
     # A Docker engine that responds, but has no image.
@@ -262,14 +262,16 @@ def test_a_docker_without_the_image_gives_way_to_the_embedded_server(
     result.stdout.fnmatch_lines(["*GOQUEUE_TEST_SERVER=docker forbids another server*"])
 
 
-def test_the_template_is_whole_closed_and_made_once(goqueue_server: DatabaseServer, goqueue_template: str) -> None:
+def test_the_template_is_complete_closed_and_created_once(
+    goqueue_server: DatabaseServer, goqueue_template: str
+) -> None:
     assert goqueue_template == TEMPLATE
     with psycopg.connect(goqueue_server.url) as connection:
         query = "SELECT datistemplate, datallowconn FROM pg_database WHERE datname = %s"
         assert connection.execute(query, [TEMPLATE]).fetchone() == (True, False)
 
 
-def test_a_half_made_template_is_made_anew(run: pytest.Pytester, other_server: DatabaseServer) -> None:
+def test_an_incomplete_template_is_recreated(run: pytest.Pytester, other_server: DatabaseServer) -> None:
     with psycopg.connect(other_server.url, autocommit=True) as connection:
         connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(TEMPLATE)))
         connection.execute("CREATE DATABASE goqueue_test_1_of_another_run")
@@ -289,7 +291,7 @@ def test_workers_and_runs_at_the_same_time_share_one_template(
     assert databases(other_server, "goqueue_t%") == [TEMPLATE]
 
 
-def test_a_user_who_can_not_create_databases_gets_an_error(
+def test_a_user_who_cannot_create_databases_gets_an_error(
     run: pytest.Pytester, other_server: DatabaseServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with psycopg.connect(other_server.url, autocommit=True) as connection:

@@ -158,7 +158,7 @@ class Crew:
 
 
 @pytest.mark.parametrize("old_snapshot", [False, True])
-def test_each_job_is_in_one_hand_at_a_time_and_none_is_lost(
+def test_each_job_has_one_holder_at_a_time_and_none_is_lost(
     goqueue_database: str, goqueue_connection: psycopg.Connection[Any], tmp_path: Path, old_snapshot: bool
 ) -> None:
     count, batch = (1300, 10) if old_snapshot else (400, 5)

@@ -122,7 +122,7 @@ def opening(url: str, kind: str = "sync") -> GoQueueError:
         ({"host": "localhost", "password": "x"}, "authentication failed", "correct the user or the password"),
     ],
 )
-def test_what_no_second_attempt_mends_is_a_rejection(
+def test_an_error_that_no_retry_corrects_is_a_rejection(
     guarded: Guarded, kind: str, change: dict[str, Any], said: str, do: str
 ) -> None:
     error = opening(make_conninfo(guarded.url, **change), kind)
@@ -145,7 +145,9 @@ def test_what_no_second_attempt_mends_is_a_rejection(
         ({"host": "127.0.0.1,127.0.0.1", "port": "1,{port}", "password": "wrong"}, "authentication failed"),
     ],
 )
-def test_what_may_pass_is_not_a_rejection(guarded: Guarded, kind: str, change: dict[str, Any], said: str) -> None:
+def test_an_error_that_can_pass_is_not_a_rejection(
+    guarded: Guarded, kind: str, change: dict[str, Any], said: str
+) -> None:
     port = str(guarded.url).rpartition(":")[2].partition("/")[0]
     change = {name: value.replace("{port}", port) for name, value in change.items()}
     error = opening(make_conninfo(guarded.url, **change), kind)
@@ -212,7 +214,7 @@ def answering(answer: Callable[[socket.socket], None]) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("sslmode", ["disable", "prefer"])
-def test_what_is_no_postgresql_server_is_a_rejection(sslmode: str) -> None:
+def test_a_server_other_than_postgresql_is_a_rejection(sslmode: str) -> None:
     with answering(lambda client: client.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")) as port:
         error = opening(f"postgresql://ann@127.0.0.1:{port}/app?sslmode={sslmode}&gssencmode=disable")
     assert isinstance(error, ConnectionRejectedError)
@@ -246,7 +248,7 @@ def test_a_certificate_that_does_not_prove_the_server_is_a_rejection(tmp_path: P
 
 
 @pytest.mark.skipif(pgbouncer.PROGRAM is None, reason=pgbouncer.MISSING)
-def test_what_a_pooler_rejects_is_a_rejection(goqueue_database: str, goqueue_server: Any) -> None:
+def test_a_connection_that_a_pooler_rejects_is_a_rejection(goqueue_database: str, goqueue_server: Any) -> None:
     with pgbouncer.running(goqueue_server.url, ignore_startup_parameters="options") as through:
         error = opening(make_conninfo(through(goqueue_database), dbname="nope"))
         assert isinstance(error, ConnectionRejectedError), error
@@ -283,7 +285,7 @@ def test_a_pool_that_cannot_connect_says_why(guarded: Guarded, limits: DatabaseC
                 assert time.monotonic() < deadline
 
 
-def test_a_pool_whose_connections_are_all_in_use_says_so(guarded: Guarded, limits: DatabaseConfig) -> None:
+def test_a_pool_whose_connections_are_all_in_use_is_reported_as_such(guarded: Guarded, limits: DatabaseConfig) -> None:
     with (
         PostgresStorage.open(limits) as store,
         store._connection(),
@@ -359,7 +361,7 @@ def test_watching_ends_when_the_connection_is_rejected(
         ("28000", ConnectionRejectedError, "correct user"),
     ],
 )
-def test_errors_of_the_server_have_words_of_their_own(
+def test_errors_of_the_server_have_their_own_messages(
     goqueue_store: PostgresStorage, goqueue_connection: Any, sqlstate: str, kind: type, said: str
 ) -> None:
     goqueue_connection.execute(
@@ -376,7 +378,7 @@ def test_errors_of_the_server_have_words_of_their_own(
     assert "as told" in str(caught.value)
 
 
-def test_every_error_answers_whether_to_try_again() -> None:
+def test_every_error_shows_whether_a_retry_can_succeed() -> None:
     def kinds(kind: type[GoQueueError]) -> Iterator[type[GoQueueError]]:
         yield kind
         for child in kind.__subclasses__():

@@ -270,7 +270,7 @@ def test_repeating_a_call_does_what_its_docstring_says(
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_the_docstring_says_it(name: str) -> None:
+def test_each_docstring_describes_the_effect_of_repeating(name: str) -> None:
     for kind in (Storage, PostgresStorage):
         said = re.search(r"^Repeating: (.+)\Z", inspect.getdoc(getattr(kind, name)) or "", re.MULTILINE | re.DOTALL)
         where = f"{kind.__name__}.{name}"

@@ -377,7 +377,7 @@ def test_a_role_has_no_grant_that_nothing_needs(
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_the_check_takes_what_a_role_may_not_for_meant(role: str, place: Place) -> None:
+def test_the_check_accepts_the_limits_of_a_role(role: str, place: Place) -> None:
     with place.connect(role) as connection:
         done = {one.name: one for one in run_checks(connection)}
     assert {name: done[name].findings for name in ("schema", "grants", "plans", "claim index")} == {
@@ -569,7 +569,7 @@ def test_a_right_that_is_not_the_scripts_is_reported_and_the_advice_repairs_it(
         "CREATE TABLE goqueue.mine (); GRANT ALL ON goqueue.mine TO PUBLIC; ALTER TABLE goqueue.mine OWNER TO {}",
     ],
 )
-def test_what_a_dba_gives_to_roles_of_her_own_is_no_fault(applied: Connection, place: Place, statement: str) -> None:
+def test_grants_to_a_dbas_own_roles_are_no_fault(applied: Connection, place: Place, statement: str) -> None:
     login = place.logins["nobody"]
     applied.execute(re.sub(r"\{0?\}", login, statement).encode())
     try:
@@ -603,7 +603,7 @@ def test_a_default_of_a_members_login_is_reported_to_every_role(applied: Connect
     assert f"{whose['reader']} RESET default_transaction_read_only" not in found
 
 
-def test_where_the_script_was_not_run_the_check_says_so_in_one_line(
+def test_without_the_script_the_check_has_one_line(
     goqueue_connection: Connection, goqueue_database: str, place: Place
 ) -> None:
     done = checked(goqueue_connection)
@@ -686,7 +686,7 @@ def test_only_an_operator_is_advised_to_see_other_sessions(
         ("USAGE ON SCHEMA goqueue", "USAGE ON SCHEMA goqueue"),
     ],
 )
-def test_what_public_has_is_not_lacking_and_the_advice_keeps_it_for_the_roles(
+def test_rights_through_public_are_not_lacking_and_the_advice_keeps_them_for_the_roles(
     applied: Connection, grant: str, revoke: str
 ) -> None:
     applied.execute(f"GRANT {grant} TO PUBLIC; REVOKE {revoke} FROM goqueue_producer, goqueue_worker".encode())
@@ -716,7 +716,7 @@ def test_the_check_names_the_grant_of_the_schema_that_a_role_lacks(
     assert done["grants"].findings[0].do == RUN_ROLES
 
 
-def test_what_a_missing_view_takes_with_it_is_no_fault_of_the_rights(applied: Connection) -> None:
+def test_the_rights_lost_with_a_missing_view_are_no_fault(applied: Connection) -> None:
     applied.execute("DROP VIEW goqueue.queue_metrics; ALTER TABLE goqueue.job_failures DROP COLUMN worker_id")
     assert checked(applied).findings == ()
     assert checked(applied, "schema").level == Level.FAILED
@@ -761,7 +761,7 @@ def test_a_producer_follows_its_own_job_to_the_end_and_no_other_sees_it(stores: 
         theirs.queue_stats()
 
 
-def test_a_key_of_another_producers_job_adds_nothing_and_says_so_soon(stores: dict[str, PostgresStorage]) -> None:
+def test_a_key_of_another_producers_job_adds_nothing_and_fails_at_once(stores: dict[str, PostgresStorage]) -> None:
     key = secrets.token_hex(4)
     job = stores["other"].create_job(NewJob(job_type="t", idempotency_key=key, unique_key=key))
     start = time.monotonic()
@@ -890,7 +890,7 @@ def test_a_job_belongs_to_the_role_whose_rights_were_checked(place: Place, admin
         assert admin.execute("SELECT goqueue.add()").fetchone() == (place.logins["owner"],)
 
 
-def test_a_listening_worker_hears_of_a_producers_job(stores: dict[str, PostgresStorage]) -> None:
+def test_a_producers_job_wakes_a_listening_worker(stores: dict[str, PostgresStorage]) -> None:
     queue = secrets.token_hex(4)
     with stores["worker"].listen(queue) as listener:
         stores["producer"].create_jobs([NewJob(job_type="t", queue=queue)])
@@ -946,7 +946,7 @@ NEVER = {"id", "creator", "creation", "truncate", "version", "checksum"}
         ("operator", NEVER),
     ],
 )
-def test_a_role_changes_what_is_its_business_and_nothing_else(
+def test_a_role_changes_only_what_it_needs_to_change(
     role: str, refused: set[str], place: Place, jobs: dict[str, UUID]
 ) -> None:
     seen = set()
@@ -1048,7 +1048,7 @@ def test_the_owner_alone_migrates(goqueue_database: str, place: Place, later: Pa
                 connection.execute("SELECT goqueue.later()")
 
 
-def test_what_a_member_of_the_owner_made_as_itself_is_handed_over(goqueue_database: str, place: Place) -> None:
+def test_objects_created_by_a_member_of_the_owner_are_transferred(goqueue_database: str, place: Place) -> None:
     run_script(goqueue_database)
     with place.connect("owner", goqueue_database) as connection:
         connection.execute("CREATE TABLE goqueue.mine (); CREATE TYPE goqueue.my_kind AS ENUM ('one')")
@@ -1104,7 +1104,7 @@ def state(url: str) -> dict[str, list[Any]]:
         return {name: connection.execute(query).fetchall() for name, query in STATE.items()}
 
 
-def test_again_the_script_brings_everything_back(goqueue_database: str, place: Place) -> None:
+def test_a_second_run_of_the_script_restores_everything(goqueue_database: str, place: Place) -> None:
     assert run_script(goqueue_database) == []
     first = state(goqueue_database)
     with psycopg.connect(goqueue_database, autocommit=True) as connection:
@@ -1138,7 +1138,7 @@ def test_a_login_that_loses_sight_of_the_jobs_is_named(goqueue_database: str, pl
             connection.execute("INSERT INTO goqueue.jobs (id, job_type) VALUES (gen_random_uuid(), 't')")
 
 
-def test_a_database_that_is_not_migrated_is_refused(goqueue_database: str, place: Place) -> None:
+def test_a_database_that_is_not_migrated_is_rejected(goqueue_database: str, place: Place) -> None:
     undo(goqueue_database, to=7)
     with pytest.raises(psycopg.errors.UndefinedColumn, match=r"no column created_by[\s\S]*Run pgmigrate migrate"):
         run_script(goqueue_database)
@@ -1246,7 +1246,7 @@ def test_the_undo_of_the_column_waits_for_the_roles_to_go(databases: list[str]) 
     assert undo(databases[0], to=7)[-1] == 8
 
 
-def test_a_dba_who_is_no_superuser_sets_all_up(own_server: EmbeddedServer, databases: list[str]) -> None:
+def test_a_dba_who_is_no_superuser_can_set_up_the_roles(own_server: EmbeddedServer, databases: list[str]) -> None:
     with psycopg.connect(own_server.url(), autocommit=True) as connection:
         connection.execute("CREATE ROLE dba LOGIN CREATEROLE")
         connection.execute("CREATE DATABASE hers OWNER dba")

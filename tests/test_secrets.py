@@ -152,7 +152,7 @@ def test_a_server_that_cannot_be_reached_shows_no_password(
 
 @pytest.mark.parametrize("call", [PostgresStorage.open, open_async, migrate, take_back], ids=lambda call: call.__name__)
 @pytest.mark.parametrize("form", REFUSED)
-def test_nor_does_a_url_that_is_refused(call: Call, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rejected_url_shows_no_password(call: Call, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     shows_nothing(call, REFUSED[form], monkeypatch)
 
 
@@ -162,11 +162,13 @@ def test_nor_does_a_url_that_is_refused(call: Call, form: str, monkeypatch: pyte
     [configure, configure_listening, misspell, give_by_position, load, load_shown],
     ids=lambda call: call.__name__,
 )
-def test_nor_does_a_setting_beside_it_that_is_refused(call: Call, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rejected_setting_beside_a_url_shows_no_password(
+    call: Call, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shows_nothing(call, (DEAD | REFUSED)[form], monkeypatch)
 
 
-def test_nor_does_one_that_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_abandoned_connection_shows_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as silent:

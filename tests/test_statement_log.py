@@ -71,13 +71,15 @@ class TestBulks:
             results = store.call("create_jobs", jobs)
             return results, [record.query for record in statements(caplog) if "jobs" in record.query]
 
-    def test_new_jobs(self, way: str, goqueue_database: str, caplog: pytest.LogCaptureFixture) -> None:
+    def test_bulks_of_new_jobs_are_logged(
+        self, way: str, goqueue_database: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
         jobs = [NewJob(job_type="t") for _ in range(3)]
         results, queries = self.queries(way, goqueue_database, caplog, jobs)
         assert queries == ["create_jobs"]
         assert results == [(job.id, True) for job in jobs]
 
-    def test_new_jobs_and_an_existing_one(
+    def test_bulks_of_new_jobs_and_an_existing_one_are_logged(
         self, way: str, goqueue_database: str, goqueue_store: PostgresStorage, caplog: pytest.LogCaptureFixture
     ) -> None:
         jobs = [NewJob(job_type="t") for _ in range(3)]
@@ -87,7 +89,7 @@ class TestBulks:
         assert results == [(job.id, job is not jobs[1]) for job in jobs]
         assert goqueue_store.count_jobs() == 3
 
-    def test_jobs_that_can_exist_already(
+    def test_bulks_of_jobs_that_can_exist_already_are_logged(
         self, way: str, goqueue_database: str, caplog: pytest.LogCaptureFixture
     ) -> None:
         """No statement fails at the server for them."""
@@ -161,7 +163,7 @@ class TestLevels:
         assert record.getMessage() == f"create_jobs was slow, {fields(record)['duration_ms']} ms"
 
     @pytest.mark.parametrize("slow", [timedelta(0), timedelta(hours=1)])
-    def test_it_is_not_below_the_threshold_nor_with_none(
+    def test_a_statement_below_the_threshold_or_without_one_is_no_warning(
         self, goqueue_database: str, caplog: pytest.LogCaptureFixture, slow: timedelta
     ) -> None:
         with opened("pool", DatabaseConfig(url=goqueue_database, slow_query_time=slow)) as store:
@@ -192,7 +194,7 @@ class TestLevels:
         assert found == {"query": "update_job", "rows": 0, "job_id": locked.id, "error": "55P03"}
         assert record.getMessage() == f"update_job failed (55P03), {took} ms"
 
-    def test_a_statement_that_its_caller_gave_up_is_one_that_failed(
+    def test_a_cancelled_statement_is_logged_as_failed(
         self, locked: Job, goqueue_database: str, caplog: pytest.LogCaptureFixture
     ) -> None:
         async def give_up() -> None:
@@ -207,14 +209,14 @@ class TestLevels:
         assert record.levelno == logging.WARNING
         assert fields(record)["error"] == "CancelledError"
 
-    def test_what_is_not_logged_is_not_made(self, goqueue_store: Storage, caplog: pytest.LogCaptureFixture) -> None:
+    def test_a_suppressed_record_is_not_created(self, goqueue_store: Storage, caplog: pytest.LogCaptureFixture) -> None:
         caplog.clear()
         logging.getLogger("goqueue").setLevel(logging.INFO)
         goqueue_store.create_job(NewJob(job_type="t"))
         assert statements(caplog) == []
 
 
-def test_what_a_job_holds_is_never_logged(
+def test_the_contents_of_a_job_are_never_logged(
     goqueue_store: PostgresStorage, goqueue_connection: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     new = NewJob(job_type="t", payload={"password": SECRET}, idempotency_key=SECRET)

@@ -110,7 +110,7 @@ def test_the_same_new_job_again_returns_it_in_every_status(store: Storage) -> No
     assert store.create_jobs([one, new()]) == [(first.id, False), (another.id, False)]
 
 
-def test_of_both_keys_the_idempotency_key_tells_which_job_it_is(store: Storage) -> None:
+def test_of_both_keys_the_idempotency_key_takes_precedence(store: Storage) -> None:
     by_key = store.create_job(NewJob(job_type="t", idempotency_key="k"))
     by_unique_key = add(store, RUNNING)
     both = new(idempotency_key="k")
@@ -507,7 +507,7 @@ OLD_CLIENT = {
 }
 
 
-def test_an_older_client_works_on_with_its_prepared_statements(empty: str) -> None:
+def test_an_older_client_continues_with_its_prepared_statements(empty: str) -> None:
     migrate(empty, target=24)
     with psycopg.connect(empty, autocommit=True) as connection:
         for name, statement in OLD_CLIENT.items():
@@ -573,7 +573,7 @@ def test_a_periods_key_is_by_default_that_of_now() -> None:
         (("k", HOUR, datetime(2030, 1, 1)), "time is 2030-01-01T00:00:00 without a time zone"),  # noqa: DTZ001
     ],
 )
-def test_what_gives_no_periods_key_is_refused(arguments: Any, said: str) -> None:
+def test_invalid_arguments_of_a_periods_key_are_rejected(arguments: Any, said: str) -> None:
     with pytest.raises(InvalidJobError, match=said):
         key_for_period(*arguments)
 

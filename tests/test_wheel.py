@@ -66,7 +66,7 @@ def test_the_source_archive_has_the_documents_the_examples_and_what_builds_them(
 
 
 @pytest.mark.timeout(300)
-def test_an_installed_wheel_is_whole(goqueue_database: str, wheel: Path, tmp_path: Path) -> None:
+def test_an_installed_wheel_is_complete(goqueue_database: str, wheel: Path, tmp_path: Path) -> None:
     uv = Path(sys.executable).with_name("uv")
     site = tmp_path / "site"
     install = [uv, "pip", "install", "--quiet", "--no-deps", "--python", sys.executable, "--target", site, wheel]
