@@ -549,8 +549,9 @@ def test_a_worker_keeps_a_job_that_it_claims_again_after_losing_it(
 
     with workers.running({"t": handle}, heartbeat_interval=SECOND, shutdown_timeout=SECOND / 4):
         until(lambda: begun)
-        goqueue_connection.execute("UPDATE goqueue.jobs SET lease_expires_at = now() WHERE id = %s", [job_id])
-        assert store.rescue_jobs() == {job_id: PENDING}
+        with goqueue_connection.transaction():  # between the two, the worker could rescue the job or renew its lease
+            goqueue_connection.execute("UPDATE goqueue.jobs SET lease_expires_at = now() WHERE id = %s", [job_id])
+            assert store.bound_to(goqueue_connection).rescue_jobs() == {job_id: PENDING}
         until(lambda: len(begun) == 2)
         until(lambda: told)
         renewed = store.get_job(job_id)
