@@ -7,8 +7,8 @@ from functools import cache
 DEFAULT_SCHEMA = "goqueue"
 #: What a name may be, for messages. With the longest prefix, goqueue_cancelled_, it is within the server's 63 bytes.
 ALLOWED_SCHEMA = (
-    "an identifier of 1 to 45 lower-case ASCII letters, digits and underscores that starts with no digit and not with "
-    "pg_, and is no keyword of SQL; not public or information_schema, because the schema holds only goqueue's tables"
+    "an identifier of 1 to 45 lower-case ASCII letters, digits and underscores that does not start with a digit or "
+    "pg_, and is not a keyword of SQL; not public or information_schema, because the schema holds only goqueue's tables"
 )
 
 # All words of pg_get_keywords() that are not unreserved, in PostgreSQL 14 to 19: they would have to be quoted.

@@ -325,7 +325,7 @@ class TestTransactions:
                 bound.create_job(NewJob(job_type="t", payload="x" * 2000))
 
 
-def test_a_session_is_asked_for_the_connection_of_each_transaction(
+def test_each_transaction_uses_the_sessions_present_connection(
     goqueue_database: str, goqueue_store: PostgresStorage
 ) -> None:
     """After a commit, its old connection serves somebody else."""

@@ -97,7 +97,7 @@ def test_a_statement_without_its_guard_breaks_a_promise(
     assert promise in {one.promise for one in found(goqueue_database, tmp_path)}
 
 
-def test_a_change_by_hand_without_the_trigger_breaks_a_promise(goqueue_database: str, tmp_path: Path) -> None:
+def test_a_manual_change_without_the_trigger_breaks_a_promise(goqueue_database: str, tmp_path: Path) -> None:
     by_hand = psycopg.connect(goqueue_database, autocommit=True, application_name=HAND)
     ends = time.monotonic() + SECONDS
     with by_hand, clients(goqueue_database, tmp_path):

@@ -65,7 +65,7 @@ def test_a_fresh_database_has_no_findings(goqueue_connection: Connection) -> Non
     assert goqueue_connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
 
 
-def test_nothing_is_changed(goqueue_connection: Connection, goqueue_store: PostgresStorage) -> None:
+def test_the_check_changes_nothing(goqueue_connection: Connection, goqueue_store: PostgresStorage) -> None:
     job = goqueue_store.create_job(NewJob(job_type="t"))
     before = goqueue_connection.execute("SELECT xmin, * FROM goqueue.jobs").fetchall()
     schema = read_schema(goqueue_connection)
@@ -423,7 +423,7 @@ def test_another_applications_migrations_in_a_schema_of_this_name_are_one_findin
     assert done[-1].findings[0].do.startswith("goqueue migrate")
 
 
-def test_tables_without_the_record_of_their_migrations_are_not_said_to_be_missing(
+def test_tables_without_recorded_migrations_are_not_reported_as_missing(
     goqueue_connection: Connection,
 ) -> None:
     goqueue_connection.execute("DROP TABLE goqueue.schema_version")
@@ -781,7 +781,7 @@ def test_an_unlogged_table_is_a_warning_and_the_advice_repairs_it(goqueue_connec
     assert "unlogged" not in str(check(goqueue_connection, "durability").findings)
 
 
-def test_a_durable_server_says_what_its_jobs_survive() -> None:
+def test_the_check_of_a_durable_server_names_what_its_jobs_survive() -> None:
     with EmbeddedServer() as server:
         migrate(server.url())
         with connect(DatabaseConfig(url=server.url())) as connection:

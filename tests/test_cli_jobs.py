@@ -404,7 +404,7 @@ def test_ids_are_changed_and_those_that_could_not_be_are_named(
     assert goqueue_store.get_jobs([one, two]) == []
 
 
-def test_a_change_of_nothing_says_why(goqueue: Commands, goqueue_store: PostgresStorage) -> None:
+def test_a_change_of_no_job_prints_the_reason(goqueue: Commands, goqueue_store: PostgresStorage) -> None:
     one, two, done = add(goqueue_store, 3)
     finish(goqueue_store, [done], JobStatus.COMPLETED)
     missing = uuid4()
@@ -522,7 +522,7 @@ def test_a_filter_changes_the_jobs_it_matches_and_no_others(goqueue: Commands, g
     assert goqueue_store.count_jobs() == 3
 
 
-def test_on_a_terminal_the_number_of_jobs_is_shown_and_yes_means_yes(
+def test_on_a_terminal_the_confirmation_shows_the_number_of_jobs(
     goqueue: Commands, goqueue_store: PostgresStorage
 ) -> None:
     finish(goqueue_store, add(goqueue_store, 3)[:1], JobStatus.COMPLETED)
@@ -616,7 +616,7 @@ def test_contradictory_arguments_fail_before_connecting(goqueue: Commands, monke
         assert goqueue("jobs", *arguments).code == 2
 
 
-def test_a_database_without_the_tables_says_what_to_run(
+def test_the_error_of_a_database_without_tables_names_the_command_to_run(
     goqueue: Commands, goqueue_server: DatabaseServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("GOQUEUE_DATABASE_URL")

@@ -175,7 +175,7 @@ class TestForPsql:
                 )
         assert found > 10
 
-    def test_block_comments_of_a_folder_are_left_out(self, run: Callable[..., Result]) -> None:
+    def test_block_comments_of_a_folder_are_omitted(self, run: Callable[..., Result]) -> None:
         text = (shipped_folder("sql") / "jobs.sql").read_text("utf-8")
         Path("jobs.sql").write_text(
             text.replace("WHERE j.id = :id::uuid;", "/* one\n*/ -- two\nWHERE j.id = :id::uuid;")

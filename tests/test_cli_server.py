@@ -238,7 +238,7 @@ def test_files_that_a_killed_keeper_left_are_ignored(folder: Path) -> None:
     assert server.stop() is False
 
 
-def test_starts_at_the_same_time_give_one_server(folder: Path) -> None:
+def test_concurrent_starts_share_one_server(folder: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         results = list(pool.map(lambda _: DevServer(folder).start(), range(2)))
     assert len({running for running, _ in results}) == 1

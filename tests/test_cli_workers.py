@@ -42,7 +42,7 @@ def test_json_has_every_field(goqueue: Commands, goqueue_store: PostgresStorage)
 
 
 @pytest.mark.parametrize("columns", [30, 120])
-def test_on_a_terminal_it_is_a_table(goqueue: Commands, columns: int) -> None:
+def test_on_a_terminal_the_workers_are_a_table(goqueue: Commands, columns: int) -> None:
     with goqueue.terminal("workers", columns=columns) as terminal:
         code, seen = terminal.end()
     assert code == 0

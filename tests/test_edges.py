@@ -135,7 +135,7 @@ def test_calls_work_in_the_callers_pipeline(goqueue_database: str) -> None:
         assert bound.count_jobs() == 1501
 
 
-def test_a_listener_of_a_class_bound_store_goes_to_the_same_database(goqueue_database: str) -> None:
+def test_a_listener_of_a_class_bound_store_uses_the_same_database(goqueue_database: str) -> None:
     with psycopg.connect(goqueue_database, autocommit=True) as connection:
         bound = PostgresStorage.bound_to(connection)
         with bound.listen("default") as listener:

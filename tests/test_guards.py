@@ -253,7 +253,7 @@ class TestTheClock:
         assert min(mine.locked_at, mine.started_at, mine.updated_at) >= job.created_at
         assert mine.lease_expires_at >= job.created_at + MINUTE
 
-    def test_a_claim_with_a_completion_in_a_long_transaction_finds_it_too(
+    def test_a_claim_with_a_completion_in_a_long_transaction_finds_such_a_job_too(
         self, goqueue_store: PostgresStorage, theirs: PostgresStorage
     ) -> None:
         [held] = claimed(goqueue_store)

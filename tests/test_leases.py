@@ -398,7 +398,7 @@ class TestCompleteAndClaim:
         assert store.complete_and_claim([job], ["default", "x"], "w2", 10) == []
         assert store.complete_and_claim([], "default", "w2") == []
 
-    def test_with_a_lost_lease_completes_the_others_and_claims_none(self, store: Storage) -> None:
+    def test_a_lost_lease_completes_the_others_and_claims_none(self, store: Storage) -> None:
         kept, lost = claimed(store), claimed(store)
         waiting = fill(store, 1)[0]
         store.cancel_jobs(lost.id)
@@ -824,7 +824,7 @@ class TestOperators:
             assert (job.completed_at, job.locked_by, job.lease_expires_at) == (job.updated_at, None, None)
         assert store.cancel_jobs(given_as(ids)) == 0
 
-    def test_retry_gives_all_attempts_again(self, store: Storage, ids: list[UUID], given_as: Any) -> None:
+    def test_retry_resets_the_attempts(self, store: Storage, ids: list[UUID], given_as: Any) -> None:
         before = store.get_jobs(ids)
         assert store.retry_jobs(given_as(ids)) == 2
         after = store.get_jobs(ids)
@@ -929,7 +929,7 @@ class TestOperatorsArguments:
         assert store.delete_jobs(ids, progress=seen.append) == 1200
         assert seen == [1000, 1200, 1000, 1200, 3, 1000, 1200]
 
-    def test_an_error_in_progress_stops_after_a_whole_batch(self, store: Storage) -> None:
+    def test_an_error_in_progress_stops_after_a_complete_batch(self, store: Storage) -> None:
         ids = fill(store, 1200)
         with pytest.raises(ZeroDivisionError):
             store.delete_jobs(ids, progress=lambda count: 1 // (count - 1000))
@@ -1484,7 +1484,7 @@ class TestResuming:
             [better] = fill(store, 1, priority=-1)
             assert claim(store).id == better
 
-    def test_nothing_is_left_behind_by_claims_at_once(self, resuming: PostgresStorage, snapshot: Any) -> None:
+    def test_concurrent_claims_leave_no_job_behind(self, resuming: PostgresStorage, snapshot: Any) -> None:
         ids = fill(resuming, 4500) + fill(resuming, 4500, priority=1)
         snapshot()
 

@@ -29,7 +29,7 @@ def ear(goqueue_connection: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
     return goqueue_connection
 
 
-def test_a_due_job_wakes_whoever_listens_to_its_queue(goqueue_store: PostgresStorage) -> None:
+def test_a_due_job_wakes_the_listeners_of_its_queue(goqueue_store: PostgresStorage) -> None:
     with goqueue_store.listen(["mail", "report"]) as listener:
         timer = threading.Timer(0.2, lambda: goqueue_store.create_job(NewJob(job_type="t", queue="mail")))
         timer.start()
@@ -39,7 +39,7 @@ def test_a_due_job_wakes_whoever_listens_to_its_queue(goqueue_store: PostgresSto
         timer.join()
 
 
-def test_jobs_of_other_queues_and_of_later_wake_nobody(goqueue_store: PostgresStorage) -> None:
+def test_jobs_of_other_queues_and_later_jobs_wake_no_listener(goqueue_store: PostgresStorage) -> None:
     with goqueue_store.listen("mail") as listener:
         goqueue_store.create_job(NewJob(job_type="t", queue="report"))
         goqueue_store.create_job(NewJob(job_type="t", queue="mail", delay=timedelta(hours=1)))

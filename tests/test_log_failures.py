@@ -164,7 +164,7 @@ def test_no_call_fails_over_the_pools_own_records(
 
 
 class TestFields:
-    def test_the_applications_own_attributes_win_and_ours_get_a_prefix(
+    def test_the_applications_attributes_win_and_ours_get_a_prefix(
         self, goqueue_store: PostgresStorage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         with monkeypatch.context() as patch:
@@ -187,7 +187,7 @@ class TestFields:
             job = goqueue_store.create_job(NewJob(job_type="t"))
         assert [record.goqueue_job_id for record in caplog.records if isinstance(record, Record)] == [job.id]
 
-    def test_a_record_says_where_it_was_made(
+    def test_a_record_has_the_place_of_its_log_call(
         self, goqueue_store: PostgresStorage, caplog: pytest.LogCaptureFixture
     ) -> None:
         goqueue_store.ping()

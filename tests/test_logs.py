@@ -262,7 +262,7 @@ ANY = st.recursive(
 
 
 @given(st.text(st.characters(exclude_categories=[])), ANY)
-def test_whatever_is_logged_is_one_line_that_can_be_encoded(message: str, value: object) -> None:
+def test_any_record_is_one_line_that_can_be_encoded(message: str, value: object) -> None:
     record = logging.LogRecord("goqueue", logging.INFO, __file__, 1, message, (), None)
     record.value = value
     text = TextFormatter().format(record)

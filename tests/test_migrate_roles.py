@@ -129,7 +129,7 @@ def said(connection: psycopg.Connection, commands: Commands, *options: str) -> s
 BEFORE_PAUSES = 23
 
 
-def test_after_a_migration_it_says_that_the_roles_lack_rights(
+def test_after_a_migration_the_roles_that_lack_rights_are_named(
     with_roles: psycopg.Connection, commands: Commands
 ) -> None:
     undo(with_roles.info.dsn, to=BEFORE_PAUSES)

@@ -241,7 +241,7 @@ def test_a_second_goqueue_waits_for_a_build_and_then_finds_nothing_to_do(first: 
 
 
 @pytest.mark.parametrize("first", ["pgmigrate", "goqueue"])
-def test_a_second_pgmigrate_gives_up_and_the_build_ends_well(first: str, empty: str, base: Path) -> None:
+def test_a_second_pgmigrate_gives_up_and_the_build_succeeds(first: str, empty: str, base: Path) -> None:
     config = (base / "migrations.yml").read_text()
     (base / "migrations.yml").write_text(config.replace("1..100", "1..20"))
     migrate(empty)
@@ -328,7 +328,7 @@ def test_a_database_that_logs_ddl_is_migrated(kind: str, watched: str, base: Pat
     assert ask(watched, "SELECT count(*) > 10 FROM public.ddl_log") == [(True,)]
 
 
-def test_a_dry_run_and_undo_work_there_too(watched: str, base: Path) -> None:
+def test_a_dry_run_and_an_undo_work_with_a_ddl_log(watched: str, base: Path) -> None:
     assert run("pgmigrate", watched, BASE, "--dryrun").returncode == 0
     migrate(watched, dry_run=True)
     assert ask(watched, "SELECT to_regnamespace('goqueue')") == [(None,)]

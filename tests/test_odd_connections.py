@@ -147,7 +147,7 @@ def test_an_attribute_of_the_callers_connection_is_left_alone(goqueue_database: 
         assert connection.cursors == ()
 
 
-def test_pages_end_whatever_the_time_zone_and_the_times(goqueue_database: str, connect: Connect) -> None:
+def test_lists_end_with_any_time_zone_and_times(goqueue_database: str, connect: Connect) -> None:
     connection = connect(autocommit=True)
     connection.execute("SET TimeZone TO 'America/New_York'")
     store = PostgresStorage.bound_to(connection)

@@ -105,7 +105,7 @@ def local(standby: Waiting) -> Iterator[PostgresStorage]:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_every_kind_of_change_whose_wait_for_a_standby_is_cancelled_says_that_it_may_be_lost(
+def test_every_kind_of_change_whose_wait_for_a_standby_is_cancelled_reports_that_a_failover_can_lose_it(
     standby: Waiting, local: PostgresStorage, way: str
 ) -> None:
     new = NewJob(job_type="t")
@@ -151,7 +151,7 @@ def test_every_kind_of_change_whose_wait_for_a_standby_is_cancelled_says_that_it
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_session_ended_while_its_commit_waits_for_a_standby_says_that_it_is_committed(
+def test_a_session_ended_while_its_commit_waits_for_a_standby_is_known_to_be_committed(
     standby: Waiting, local: PostgresStorage, way: str
 ) -> None:
     new = NewJob(job_type="t")
@@ -387,7 +387,7 @@ def test_a_pooler_without_a_server_has_forwarded_nothing(goqueue_database: str, 
 
 
 @pytest.mark.parametrize("how", ["pg_terminate_backend", "pg_cancel_backend"])
-def test_a_server_that_ends_a_statement_says_that_it_is_rolled_back(
+def test_a_statement_that_the_server_ends_is_known_to_be_rolled_back(
     goqueue_database: str, goqueue_connection: Any, how: str
 ) -> None:
     with PostgresStorage.open(goqueue_database) as store, psycopg.connect(goqueue_database) as blocker:

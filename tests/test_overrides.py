@@ -148,7 +148,7 @@ def test_other_parameters_are_reported(folder: Folder, old: str, new: str, probl
         ({"server.sql": "-- name: ping()$\nCOMMIT;"}, "{}/server.sql can't be loaded: "),
     ],
 )
-def test_a_folder_that_cannot_be_loaded_says_why(
+def test_a_folder_that_cannot_be_loaded_is_rejected_with_the_reason(
     tmp_path: Path, files: dict[str, str | bytes] | None, problem: str
 ) -> None:
     given = tmp_path / "sql"
@@ -320,7 +320,7 @@ def test_a_statement_that_leaves_the_schema_is_reported(
 
 
 @pytest.mark.parametrize("condition", ["pg_backend_pid() > 0", "j.status = 'pending'", "goqueue.uuid_v7() IS NOT NULL"])
-def test_the_schema_and_the_servers_own_functions_are_fine(
+def test_the_schema_and_the_servers_own_functions_are_allowed(
     goqueue_connection: psycopg.Connection[Any], folder: Folder, condition: str
 ) -> None:
     given = folder(FOUND_BY_ID, FOUND_BY_ID.replace(";", f" AND {condition};"))

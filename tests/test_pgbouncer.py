@@ -106,7 +106,7 @@ def test_limits_that_it_drops_are_reported_until_the_server_sets_them(
     assert caplog.records == []
 
 
-def test_times_are_right_in_whatever_time_zone_the_server_is(
+def test_times_are_right_with_any_time_zone_of_the_server(
     through_pgbouncer: Through, goqueue_connection: Any, goqueue_database: str
 ) -> None:
     url = through_pgbouncer(goqueue_database)

@@ -250,7 +250,7 @@ class TestOpening:
 
 
 class TestLimits:
-    def test_no_more_connections_than_the_pool_may_have(self, goqueue_database: str) -> None:
+    def test_no_more_connections_than_pool_max_size_are_opened(self, goqueue_database: str) -> None:
         limits = {"pool_min_size": 0, "pool_max_size": 2, "pool_timeout": 0.3 * SECOND}
         with PostgresStorage.open(config(goqueue_database, **limits)) as store:
             with store._connection(), store._connection():
@@ -354,7 +354,7 @@ class TestErrorsByName:
                 store.get_job(job.id)
             assert store.get_job(job.id) == job
 
-    def test_it_is_said_once_for_all_connections_of_the_pool(
+    def test_a_stale_plan_is_reported_once_for_all_connections_of_the_pool(
         self, goqueue_database: str, goqueue_connection: Any
     ) -> None:
         with PostgresStorage.open(config(goqueue_database, prepare_threshold=0, pool_min_size=2)) as store:
@@ -371,7 +371,9 @@ class TestErrorsByName:
                     errors += 1
             assert errors == 1
 
-    def test_on_a_callers_connection_it_says_what_to_do(self, goqueue_database: str, goqueue_connection: Any) -> None:
+    def test_a_stale_plan_on_a_callers_connection_has_advice(
+        self, goqueue_database: str, goqueue_connection: Any
+    ) -> None:
         with psycopg.connect(goqueue_database, autocommit=True, prepare_threshold=0) as connection:
             store = PostgresStorage.bound_to(connection)
             job = store.create_job(NewJob(job_type="t"))
@@ -445,7 +447,7 @@ class TestLostConnections:
                 self.lose(goqueue_connection)
                 store.ping()
 
-    def test_one_lost_in_the_middle_of_create_makes_no_second_job(
+    def test_one_lost_in_the_middle_of_create_adds_no_second_job(
         self, goqueue_database: str, goqueue_connection: Any
     ) -> None:
         with PostgresStorage.open(goqueue_database) as store, psycopg.connect(goqueue_database) as blocker:

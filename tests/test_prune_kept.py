@@ -170,7 +170,7 @@ def test_deleting_a_job_that_is_referred_to_names_the_table(
 
 
 @pytest.mark.parametrize("orders", RULES[:3], indirect=True)
-def test_of_many_jobs_with_one_that_is_referred_to_none_of_its_batch_is_deleted(
+def test_one_job_that_is_referred_to_prevents_the_deletion_of_its_batch(
     store: Storage, orders: psycopg.Connection[Any]
 ) -> None:
     ids = sorted(finished(store, 1002))
@@ -208,7 +208,7 @@ def test_the_command_names_the_kept_jobs(
     assert "orders" in result.err
 
 
-def test_what_was_pruned_is_a_number() -> None:
+def test_the_result_of_prune_is_a_number() -> None:
     import pickle
 
     job_id = uuid4()

@@ -314,7 +314,7 @@ def test_a_user_who_cannot_create_databases_gets_an_error(
         ("postgresql:///x", "postgresql:///new"),
     ],
 )
-def test_any_form_of_server_address_gives_a_url(given_as: str, url: str) -> None:
+def test_any_form_of_server_address_becomes_a_url(given_as: str, url: str) -> None:
     made = _database_url(given_as, "new")
     assert psycopg.conninfo.conninfo_to_dict(made) == psycopg.conninfo.conninfo_to_dict(url)
     assert "p%40" not in _shown(made)
@@ -333,7 +333,7 @@ FLAKY = """
 
 
 @pytest.mark.parametrize(("workers", "passes_at", "kept_runs"), [("0", 2, [0, 1]), ("1", 9, [0, 1, 2])])
-def test_of_a_test_that_is_run_again_each_failing_run_s_database_is_kept_and_shown(
+def test_the_database_of_each_failing_run_of_a_repeated_test_is_kept_and_shown(
     run: pytest.Pytester, goqueue_server: DatabaseServer, workers: str, passes_at: int, kept_runs: list[int]
 ) -> None:
     run.makepyfile(FLAKY.replace("RUN", str(passes_at)))

@@ -256,7 +256,7 @@ def test_no_sql_text_in_the_package() -> None:
     assert found == set(exempt)
 
 
-def test_what_is_made_from_files_is_fresh() -> None:
+def test_generated_files_are_fresh() -> None:
     for path, text in made_files().items():
         assert path.read_text("utf-8") == text, f"{path.name} is stale: make catalogue"
 
@@ -294,7 +294,7 @@ def test_each_other_query_has_a_type_for_each_of_its_columns() -> None:
 
 
 @pytest.mark.parametrize("name", ["store_async", "new_jobs", "leases", "selection", "claim_positions"])
-def test_nothing_behind_the_queries_is_untyped(name: str) -> None:
+def test_everything_behind_the_queries_is_typed(name: str) -> None:
     tree = ast.parse((Path(goqueue.__file__).parent / "postgres" / f"{name}.py").read_bytes())
     of_connections = {
         node.slice

@@ -65,7 +65,7 @@ def test_the_examples_of_the_page_on_workers_run(goqueue_store: PostgresStorage,
     assert goqueue_store.count_jobs(JobFilter(status="completed")) == 27
 
 
-def test_the_example_that_gives_orphaned_claims_back_runs(goqueue_store: PostgresStorage) -> None:
+def test_the_example_that_releases_orphaned_claims_runs(goqueue_store: PostgresStorage) -> None:
     goqueue_store.create_jobs(NewJob(job_type="t") for _ in range(4))
     known, orphan = goqueue_store.claim_jobs("default", "w1", 2)
     [other] = goqueue_store.claim_jobs("default", "w2")

@@ -265,7 +265,7 @@ def limits(guarded: Guarded) -> Iterator[DatabaseConfig]:
 
 
 @pytest.mark.parametrize("way", ["pool", "async pool"])
-def test_a_pool_that_cannot_connect_says_why(guarded: Guarded, limits: DatabaseConfig, way: str) -> None:
+def test_a_pool_that_cannot_connect_reports_the_reason(guarded: Guarded, limits: DatabaseConfig, way: str) -> None:
     with opened(way, limits) as store:
         store.call("ping")
         guarded.set_password("another")
@@ -294,7 +294,7 @@ def test_a_pool_whose_connections_are_all_in_use_is_reported_as_such(guarded: Gu
         store.ping()
 
 
-def test_a_listener_that_cannot_come_back_says_why(guarded: Guarded, limits: DatabaseConfig) -> None:
+def test_a_listener_that_cannot_reconnect_reports_the_reason(guarded: Guarded, limits: DatabaseConfig) -> None:
     with PostgresStorage.open(limits) as store, store.listen("default") as listener:
         guarded.set_password("another")
         guarded.end_sessions()

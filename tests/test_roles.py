@@ -640,7 +640,7 @@ def test_a_login_whose_role_lost_a_grant_fails_the_check_of_its_rights(
         assert {checked(connection, name).level for name in ("roles", "grants")} == {Level.OK}
 
 
-def test_no_login_is_advised_more_than_its_role_is_for(
+def test_no_advice_grants_more_than_the_role_of_a_login_needs(
     applied: Connection, goqueue_database: str, place: Place
 ) -> None:
     for fault in (
@@ -697,7 +697,7 @@ def test_rights_through_public_are_not_lacking_and_the_advice_keeps_them_for_the
     assert checked(applied).findings == ()
 
 
-def test_a_privilege_on_the_whole_table_holds_for_its_columns(applied: Connection) -> None:
+def test_a_privilege_on_the_table_applies_to_its_columns(applied: Connection) -> None:
     applied.execute("REVOKE UPDATE ON goqueue.jobs FROM goqueue_worker; GRANT UPDATE ON goqueue.jobs TO goqueue_worker")
     [finding] = checked(applied).findings
     assert finding.found == "goqueue_worker has UPDATE on goqueue.jobs; expected less"
@@ -1378,7 +1378,7 @@ def test_a_login_that_does_not_inherit_its_roles_rights_gets_advice(
             admin.execute("DROP OWNED BY shop; DROP ROLE shop")
 
 
-def test_roles_that_another_database_has_are_none_of_this_one(databases: list[str]) -> None:
+def test_the_roles_of_another_database_are_not_those_of_this_one(databases: list[str]) -> None:
     run_script(databases[0])
     with psycopg.connect(databases[1], autocommit=True) as connection:
         done = list(run_checks(connection))

@@ -76,7 +76,7 @@ def test_every_place_of_the_name_in_a_file_is_of_a_known_kind(file: Path) -> Non
     assert is_rendered(render(text, "other"))
 
 
-def test_the_other_files_are_rendered_whole_too() -> None:
+def test_the_other_files_are_rendered_completely_too() -> None:
     session = yaml.safe_load((migrations_dir() / "migrations.yml").read_text("utf-8"))["session"]
     texts = [code_of(statement) for statement in session]
     texts += [(shipped_folder("migrations") / name).read_text("utf-8") for name in ("schema.json", "roles/rights.json")]
@@ -95,7 +95,7 @@ def test_the_text_for_the_schema_goqueue_is_that_of_the_file() -> None:
     assert "/* goqueue:get_job */" in load_statements()["get_job"].text
 
 
-def test_what_belongs_to_a_schema_is_replaced_and_nothing_else() -> None:
+def test_only_names_that_belong_to_a_schema_are_replaced() -> None:
     for written, expected in {
         "SELECT * FROM goqueue.jobs AS goqueue": "SELECT * FROM t.jobs AS goqueue",
         "'goqueue.jobs'::regclass": "'t.jobs'::regclass",
@@ -155,7 +155,7 @@ def test_no_name_needs_quotes(goqueue_connection: Connection) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "Jobs", "public", "pg_temp", "a; DROP SCHEMA goqueue", "x" * 46, "select"])
-def test_a_bad_name_is_refused_before_anything_is_sent(empty: str, name: str) -> None:
+def test_an_invalid_name_is_rejected_before_anything_is_sent(empty: str, name: str) -> None:
     expected = "expected an identifier of 1 to 45 lower-case ASCII letters"
     with pytest.raises(ConfigError, match=r"database\.schema: got .*; " + expected):
         DatabaseConfig(schema=name)
@@ -166,7 +166,7 @@ def test_a_bad_name_is_refused_before_anything_is_sent(empty: str, name: str) ->
         PostgresStorage.bound_to(connection, schema=name)
 
 
-def test_a_schema_that_is_not_there_is_named(goqueue_database: str) -> None:
+def test_a_missing_schema_is_named(goqueue_database: str) -> None:
     missing = r'relation "jobs_9\.jobs" does not exist; run `goqueue migrate --schema jobs_9` on this database'
     with pytest.raises(SchemaError, match=missing):
         PostgresStorage.open(DatabaseConfig(url=goqueue_database, schema="jobs_9"))
@@ -342,7 +342,7 @@ def test_a_folder_s_files_name_goqueue_and_run_on_the_schema(two: str, tmp_path:
 
 
 @pytest.mark.parametrize("name", ['"goqueue".jobs', "GOQUEUE.jobs", "goqueue . jobs", 'goqueue ."jobs"'])
-def test_a_name_that_can_t_be_replaced_is_refused(two: str, tmp_path: Path, name: str) -> None:
+def test_a_name_that_cannot_be_replaced_is_rejected(two: str, tmp_path: Path, name: str) -> None:
     folder = folder_with(tmp_path, GET_JOB, GET_JOB.replace("goqueue.jobs", name))
     with pytest.raises(ConfigError, match=r"query get_job: it names the schema goqueue in a form that is not replaced"):
         PostgresStorage.open(DatabaseConfig(url=two, schema="jobs_2", sql_dir=folder))

@@ -190,7 +190,7 @@ def test_reading_on_a_primary_is_a_note(config: DatabaseConfig) -> None:
     assert checked(config.url).level == Level.NOTE
 
 
-def test_the_check_says_that_a_standby_is_away_and_what_to_do(
+def test_the_check_reports_an_unavailable_standby_with_advice(
     commands: Commands, config: DatabaseConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GOQUEUE_DATABASE_URL", config.url)

@@ -285,7 +285,7 @@ def test_a_program_that_sets_up_no_logging_stays_silent_and_one_that_does_sees_w
     assert logged.startswith("WARNING:goqueue.sql:create_jobs was slow, ")
 
 
-def test_a_bulk_is_cut_by_its_bytes_too(
+def test_a_bulk_is_split_by_its_bytes_too(
     goqueue_store: PostgresStorage, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("goqueue.postgres.new_jobs._MAX_BATCH_BYTES", 10_000)
@@ -297,7 +297,7 @@ def test_a_bulk_is_cut_by_its_bytes_too(
     assert [job.payload for job in goqueue_store.get_jobs(job.id for job in jobs)] == [job.payload for job in jobs]
 
 
-def test_ids_go_out_in_one_order_however_they_are_given(
+def test_ids_are_sent_in_one_order_however_they_are_given(
     goqueue_store: PostgresStorage, caplog: pytest.LogCaptureFixture
 ) -> None:
     ids = [job_id for job_id, _ in goqueue_store.create_jobs([*MANY, NewJob(job_type="t")])]

@@ -104,7 +104,7 @@ class TestAListenerThatHasToWait:
             yield connection
 
     @pytest.mark.parametrize("limits", [{}, {"lock_timeout": timedelta(0), "statement_timeout": SECOND / 2}])
-    def test_names_the_session_it_waits_for(
+    def test_a_listener_names_the_session_it_waits_for(
         self, keeper: psycopg.Connection[Any], goqueue_database: str, limits: dict[str, timedelta]
     ) -> None:
         config = DatabaseConfig(url=goqueue_database, **({"lock_timeout": SECOND / 5} | limits))
@@ -121,13 +121,15 @@ class TestAListenerThatHasToWait:
                 assert listener.wait(10 * SECOND) == {"default"}
 
     @pytest.mark.anyio
-    async def test_names_it_for_asyncio_too(self, keeper: psycopg.Connection[Any], goqueue_database: str) -> None:
+    async def test_an_asynchronous_listener_names_the_session_it_waits_for(
+        self, keeper: psycopg.Connection[Any], goqueue_database: str
+    ) -> None:
         config = DatabaseConfig(url=goqueue_database, lock_timeout=SECOND / 5)
         async with await AsyncPostgresStorage.open(config) as store:
             with pytest.raises(StorageUnavailableError, match=f"pid {keeper.info.backend_pid}"):
                 await store.listen("q").__aenter__()
 
-    def test_that_was_open_goes_on_waiting_and_says_so_in_the_log(
+    def test_an_open_listener_continues_to_wait_and_logs_the_reason(
         self, goqueue_database: str, goqueue_connection: psycopg.Connection[Any], caplog: pytest.LogCaptureFixture
     ) -> None:
         config = DatabaseConfig(url=goqueue_database, lock_timeout=SECOND / 5)

@@ -47,7 +47,7 @@ def add(store: Storage, status: JobStatus, key: str | None = "k", **fields: Any)
 
 
 @pytest.mark.parametrize("status", UNFINISHED)
-def test_an_unfinished_jobs_key_is_refused_with_its_id(store: Storage, status: JobStatus) -> None:
+def test_an_unfinished_jobs_key_is_rejected_with_its_id(store: Storage, status: JobStatus) -> None:
     first = add(store, status)
     with pytest.raises(DuplicateJobError, match=f"job {first.id} already has the unique key 'k' and has not") as caught:
         store.create_job(new())
@@ -214,7 +214,7 @@ def test_an_update_to_pending_does_not_take_an_unfinished_jobs_key(
     assert store.update_job(job.id, JobUpdate(status=PENDING, unique_key="free")).status == PENDING
 
 
-def test_an_update_that_no_status_allows_says_so_whoever_has_the_key(store: Storage) -> None:
+def test_an_update_that_no_status_allows_is_rejected_whoever_has_the_key(store: Storage) -> None:
     completed, dead = add(store, COMPLETED), add(store, DEAD)
     add(store, PENDING)
     for job, status in ((completed, PENDING), (completed, RUNNING), (dead, RUNNING)):
@@ -397,7 +397,7 @@ def test_a_key_that_is_freed_between_conflict_and_search_is_taken(
     assert CREATE[query](goqueue_store, second) == second.id
 
 
-def test_an_update_that_loses_a_race_for_a_key_is_refused_by_name(
+def test_an_update_that_loses_a_race_for_a_key_is_rejected_by_name(
     goqueue_store: PostgresStorage, goqueue_database: str, other: psycopg.Connection[Any]
 ) -> None:
     jobs = [add(goqueue_store, PENDING, None), add(goqueue_store, DEAD)]
@@ -416,7 +416,7 @@ def test_an_update_that_loses_a_race_for_a_key_is_refused_by_name(
         goqueue_store.cancel_jobs(added.id)
 
 
-def test_a_replacement_that_loses_a_race_for_a_key_is_refused_by_name(
+def test_a_replacement_that_loses_a_race_for_a_key_is_rejected_by_name(
     goqueue_store: PostgresStorage, goqueue_database: str, other: psycopg.Connection[Any]
 ) -> None:
     pending = add(goqueue_store, PENDING, None, idempotency_key="i")
@@ -432,7 +432,7 @@ def test_a_replacement_that_loses_a_race_for_a_key_is_refused_by_name(
 
 
 @pytest.mark.parametrize("commits", [True, False])
-def test_a_retry_that_loses_a_race_for_a_key_is_refused_by_name(
+def test_a_retry_that_loses_a_race_for_a_key_is_rejected_by_name(
     commits: bool, goqueue_store: PostgresStorage, goqueue_database: str, other: psycopg.Connection[Any]
 ) -> None:
     job = add(goqueue_store, DEAD)

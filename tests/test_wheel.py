@@ -80,7 +80,7 @@ def test_an_installed_wheel_is_complete(goqueue_database: str, wheel: Path, tmp_
 
 
 @pytest.mark.timeout(300)
-def test_pip_installs_every_extra_without_compiling_anything(wheel: Path, tmp_path: Path) -> None:
+def test_pip_installs_every_extra_without_compiling(wheel: Path, tmp_path: Path) -> None:
     """pip resolves all extras at once from built wheels only: nothing needs a compiler."""
     extras = [name for name in metadata.metadata("goqueue").get_all("Provides-Extra", []) if name]
     assert {"embedded", "migrate", "otel", "testing"} <= set(extras)

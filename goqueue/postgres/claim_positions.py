@@ -3,8 +3,8 @@
 A claim scans each lane of the claim index from its first job. That is exact, and cheap while vacuum removes dead index
 entries. If vacuum is late, or an old snapshot keeps dead rows alive, each such scan reads all of them. So when the
 table has many dead rows, claims resume after the last job taken in each lane. Full scans remain frequent enough that a
-job which becomes due out of order waits at most ``claim_resume_time``. Full scans take at most a tenth of the worker's
-claim time.
+job which becomes due out of order waits at most ``claim_resume_time``. Full scans use at most a
+tenth of the time.
 """
 
 from collections.abc import Mapping, Sequence

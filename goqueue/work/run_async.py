@@ -338,8 +338,8 @@ class AsyncRun:
                 await self._take_lost(unknown)
 
     async def _take_lost(self, sent: float) -> None:
-        """Take the jobs of a claim sent at this time, whose reply was lost: those that this worker holds according to
-        the database, and does not know."""
+        """Take the jobs of the claim that was sent at this time and whose reply was lost. In the database, this worker
+        holds them, but the worker does not know them."""
         held = self._held.copy() | self._overdue.copy() | self._unreported.copy()
         known = {(one.job.id, one.job.lease_token) for one in held}
         mine = JobFilter(locked_by=self._worker_id)
