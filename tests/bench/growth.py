@@ -18,8 +18,8 @@ from tests.bench.work import results_of
 _LEASE = timedelta(minutes=5)
 _MILLISECONDS = 1000
 
-# A hundred queues, four job types, a month.
-_FINISHED = """
+# A hundred queues, four job types, a month. As in a real history, the rows lie in the table in the order of time.
+FINISHED = """
 INSERT INTO goqueue.jobs (
     queue, job_type, payload, status, attempts, lease_token,
     scheduled_at, created_at, updated_at, started_at, completed_at
@@ -30,7 +30,10 @@ SELECT
     '{"to": "a@example.com", "n": 1}',
     (ARRAY['completed', 'completed', 'completed', 'dead', 'cancelled'])[1 + d.n %% 5]::goqueue.job_status,
     1, 1, d.t, d.t, d.t, d.t, d.t
-FROM (SELECT n, now() - interval '30 days' * random() AS t FROM generate_series(1, %s) AS n) AS d
+FROM (
+    SELECT n, now() - interval '30 days' * (1 - n / %s::double precision) AS t
+    FROM generate_series(%s::integer, %s) AS n
+) AS d
 """
 _PENDING = """
 INSERT INTO goqueue.jobs (queue, job_type, priority, payload)
@@ -53,7 +56,7 @@ def measure_finished(bench: Bench) -> list[Line]:
         have = 0
         for size in sizes:
             bench.tell(f"growth: {size:,} finished jobs")
-            admin.execute(_FINISHED, [size - have])
+            admin.execute(FINISHED, [sizes[-1], have + 1, size])
             have = size
             admin.execute("VACUUM ANALYZE goqueue.jobs")
             admin.execute("CHECKPOINT")

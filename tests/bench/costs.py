@@ -1,0 +1,142 @@
+"""What a job costs in a table with more and more finished jobs: a model from three sizes, checked against a fourth.
+
+Imports goqueue, psycopg and the other modules of this folder. A line's value was measured at the largest size. Its
+baseline is what the model predicts from the smaller ones: ``a + b * log2(rows)``, by least squares.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from math import log2
+from pathlib import Path
+from statistics import linear_regression, median
+from typing import Any
+
+import psycopg
+
+from goqueue import DatabaseConfig, NewJob, PostgresStorage
+from tests.bench.growth import FINISHED
+from tests.bench.harness import Bench, Line, seconds
+
+_LEASE = timedelta(minutes=5)
+_PAYLOAD = {"to": "a@example.com", "n": 1}
+_OLD = timedelta(days=1)
+
+
+def measure_costs(bench: Bench) -> list[Line]:
+    """Measure what a job costs at four sizes of the table, and compare the last with the model of the others."""
+    sizes = [4_000, 8_000, 16_000, 32_000] if bench.quick else [1_000_000, 2_500_000, 5_000_000, 10_000_000]
+    curves: dict[tuple[str, str], list[float]] = {}
+    with bench.database("bench_costs") as url, psycopg.connect(url, autocommit=True) as admin:
+        have = 0
+        for size in sizes:
+            bench.tell(f"costs: {size:,} finished jobs")
+            admin.execute(FINISHED, [sizes[-1], have + 1, size])
+            have = size
+            admin.execute("VACUUM ANALYZE goqueue.jobs")
+            for cost, value in _costs(bench, url, admin):
+                curves.setdefault(cost, []).append(value)
+    return [_line(bench, name, unit, sizes, values) for (name, unit), values in curves.items()]
+
+
+def _line(bench: Bench, name: str, unit: str, sizes: list[int], values: list[float]) -> Line:
+    slope, base = linear_regression([log2(size) for size in sizes[:-1]], values[:-1])
+    line = bench.line(f"{name}, {sizes[-1]:,} finished", unit, values[-1:], [base + slope * log2(sizes[-1])])
+    line.curve = {f"{size:,}": value for size, value in zip(sizes, values, strict=True)}
+    return line
+
+
+def _costs(bench: Bench, url: str, admin: psycopg.Connection[Any]) -> Iterator[tuple[tuple[str, str], float]]:
+    """Yield each cost with its name and unit."""
+    for what in ("table", "indexes"):
+        sizes = f"SELECT pg_{what}_size('goqueue.jobs') / count(*)::float8 FROM goqueue.jobs"
+        yield (f"{what}, each finished job", "bytes"), _value(admin, sizes)
+    count, batch = bench.size(50_000, 2_000), 500
+    with PostgresStorage.open(DatabaseConfig(url=url, pool_max_size=1)) as store:
+        with store._connection() as connection:
+            process = connection.info.backend_pid
+
+        def run() -> None:
+            for _ in range(count // batch):
+                store.create_jobs([NewJob(job_type="t", queue="hot", payload=_PAYLOAD) for _ in range(batch)])
+            held = store.claim_jobs("hot", "w", batch, _LEASE)
+            while held:
+                held = store.complete_and_claim(held, "hot", "w", batch, _LEASE)
+
+        admin.execute("CHECKPOINT")
+        yield from _measured(admin, process, run, "a job", count)
+        pruned = bench.size(20, 1) * 1000
+        admin.execute("CHECKPOINT")
+        yield from _measured(admin, process, lambda: _prune(store, pruned), "a pruned job", pruned)
+    yield ("vacuum of a pruned job", "µs"), seconds(lambda: admin.execute("VACUUM goqueue.jobs")) / pruned * 1e6
+    with PostgresStorage.open(url) as store:
+        yield ("claim of 100", "ms"), _claim(bench, store)
+        with _pruning(store):
+            yield ("claim of 100 beside prunes", "ms"), _claim(bench, store)
+
+
+def _measured(
+    admin: psycopg.Connection[Any], process: int, run: Callable[[], None], name: str, count: int
+) -> Iterator[tuple[tuple[str, str], float]]:
+    """Yield what each of ``count`` jobs has cost in a run."""
+    written = "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::float8"
+    images = "SELECT wal_fpi::float8 FROM pg_stat_wal"
+    before = (_value(admin, written), _value(admin, images), _cpu(process), time.process_time())
+    duration = seconds(run)
+    client = time.process_time() - before[3]
+    server = _cpu(process) - before[2]
+    time.sleep(1.5)  # the server's statistics follow within a second
+    yield (f"WAL of {name}", "bytes"), (_value(admin, written) - before[0]) / count
+    yield (f"page images in the WAL of {name}", ""), (_value(admin, images) - before[1]) / count
+    yield (f"server CPU of {name}", "µs"), server / count * 1e6
+    yield (f"client CPU of {name}", "µs"), client / count * 1e6
+    yield (f"rate of {name}", "jobs/s"), count / duration
+
+
+def _prune(store: PostgresStorage, count: int) -> None:
+    while count > 0:
+        count -= store.prune_jobs(_OLD, limit=1000) or count
+
+
+def _claim(bench: Bench, store: PostgresStorage) -> float:
+    """Return the median milliseconds of a claim."""
+
+    def claim() -> float:
+        store.create_jobs([NewJob(job_type="t", queue="hot", payload=_PAYLOAD) for _ in range(100)])
+        start = time.perf_counter()
+        held = store.claim_jobs("hot", "w", 100, _LEASE)
+        duration = time.perf_counter() - start
+        store.complete_jobs(held)
+        return duration * 1000
+
+    return median(claim() for _ in range(bench.size(100, 3)))
+
+
+@contextmanager
+def _pruning(store: PostgresStorage) -> Iterator[None]:
+    """Prune in another thread, batch by batch."""
+    stop = threading.Event()
+
+    def prune() -> None:
+        while not stop.is_set():
+            store.prune_jobs(_OLD, limit=1000)
+
+    thread = threading.Thread(target=prune)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _cpu(process: int) -> float:
+    """Return the CPU seconds of a process (Linux)."""
+    return int(Path(f"/proc/{process}/schedstat").read_text("ascii").split()[0]) / 1e9
+
+
+def _value(admin: psycopg.Connection[Any], statement: str) -> float:
+    [(value,)] = admin.execute(statement).fetchall()
+    return float(value)
