@@ -1403,7 +1403,7 @@ class TestResuming:
 
         def entries_read(connection: psycopg.Connection[Any]) -> int:
             index = f"{goqueue_schema}.jobs_claim_idx"
-            row = connection.execute("SELECT pg_stat_get_xact_tuples_returned(%s::regclass)", [index]).fetchone()
+            row = connection.execute("SELECT pg_stat_get_xact_tuples_returned($1::regclass)", [index]).fetchone()
             assert row is not None
             return int(row[0])
 
