@@ -182,9 +182,11 @@ def change(place: float, query: str, before: tuple[Any, ...], after: tuple[Any, 
     )
 
 
-def call(number: int, method: str, args: dict[str, Any], *, took: float = 1.0, **answer: Any) -> Call:
+def call(number: float, method: str, args: dict[str, Any], *, took: float = 1.0, **answer: Any) -> Call:
     """Return a call that lasts from half a second before second ``number`` to half a second after it."""
-    return Call(number, number - 0.5, method, args, ended=number + 0.5, took=took, is_ours=True, client="c", **answer)
+    return Call(
+        int(10 * number), number - 0.5, method, args, ended=number + 0.5, took=took, is_ours=True, client="c", **answer
+    )
 
 
 CREATED = change(1, "create_job", NOBODY, PENDING)
@@ -203,6 +205,8 @@ CLAIM = call(
 )
 COMPLETED = change(3, "complete_jobs", RUNNING, ("completed", 1, 1, None, None))
 LEASES = {"leases": [[JOB, 1]]}
+WAITING = ("pending", 1, 0, None, None)
+RELEASE, RELEASED = call(2.3, "release_jobs", LEASES), change(2.3, "release_jobs", RUNNING, WAITING)
 COMPLETE = call(3, "complete_jobs", LEASES)
 LATE = call(4, "complete_jobs", LEASES, error="LeaseLostError", lost=[(JOB, 1)])
 HEARTBEAT = call(3, "heartbeat_jobs", LEASES)
@@ -315,6 +319,11 @@ def test_the_oracle_finds(case: str) -> None:
             {JOB: FENCED},
         ),
         (SOUND[0], [CREATED, CLAIMED, change(3, HAND, RUNNING, ENDED)], {JOB: ENDED}),
+        (
+            [CREATE, CLAIM, RELEASE, COMPLETE],
+            [CREATED, CLAIMED, RELEASED, change(3, HAND, WAITING, ENDED)],
+            {JOB: ENDED},
+        ),
         (
             [*SOUND[0], LATE],
             [*SOUND[1], change(3.7, HAND, ENDED, PENDING[:1] + ENDED[1:])],

@@ -274,3 +274,19 @@ class TestManyUnreadableJobs:
                 assert listener.wait(20 * SECOND) == {"default"}
             assert goqueue_store.claim_jobs("default", "w") == []
             assert listener.wait(SECOND / 5) == frozenset()
+
+
+@pytest.mark.parametrize("is_released", [False, True], ids=["running", "released"])
+def test_a_job_that_is_set_completed_by_hand_is_completed_for_its_last_holder_alone(
+    is_released: bool, store: Storage, goqueue_connection: psycopg.Connection[Any]
+) -> None:
+    first = claimed(store)
+    store.release_jobs([first])
+    [last] = store.claim_jobs("default", "w")
+    if is_released:
+        store.release_jobs([last])
+    goqueue_connection.execute(PENDING.replace("'pending'", "'completed', completed_at = now()"))  # type: ignore[arg-type]
+    before = store.get_job(last.id)
+    store.complete_job(last)
+    assert store.get_job(last.id) == before
+    is_lost(store, first)

@@ -331,8 +331,9 @@ def _until(seconds: float) -> Callable[[], bool]:
     start: list[float] = []
 
     def goes_on() -> bool:
-        start.append(time.monotonic())
-        return start[-1] - start[0] < seconds
+        if not start:
+            start.append(time.monotonic())
+        return time.monotonic() - start[0] < seconds
 
     return goes_on
 

@@ -297,8 +297,8 @@ class _Judgement:
             elif query == "heartbeat_jobs":
                 if not any(self.is_within(call, renewal) for renewal in self.renewals[lease]):
                     self.violated("lost", f"a renewal was acknowledged and did not happen: {lease} by {call.client}")
-            elif query == "complete_jobs" and ended and _is_completed_by_hand(end):
-                pass  # under its token, so the holder's completion counts as a repetition
+            elif query == "complete_jobs" and self.was_completed_by_hand(call, *lease):
+                pass  # under its token, so the completion counts as a repetition
             elif end is None or not ended or end.query != query:
                 promise = "completed" if query == "complete_jobs" else "returned"
                 self.violated(promise, f"{call.method} of {lease} was acknowledged, but the lease ended thus: {end}")
@@ -310,6 +310,13 @@ class _Judgement:
                 # fail_job returns a status, and raises for a lost lease. In a partly lost call no value is returned.
                 if not call.error and end.status != expected:
                     self.violated("returned", f"{call.method} returned {expected} for {lease}: {end}")
+
+    def was_completed_by_hand(self, call: Call, job_id: str, token: int) -> bool:
+        return any(
+            (change.query, change.status, change.token, change.old_token) == (HAND, "completed", token, token)
+            and change.changed_at <= (call.ended or 0.0) + _SLACK
+            for change in self.of_job.get(job_id, [])
+        )
 
     def check_lost(self, call: Call, lease: tuple[str, int], end: Change | None) -> None:
         changes = self.of_job.get(lease[0], [])
@@ -513,10 +520,6 @@ def _is_taken_by_hand(change: Change) -> bool:
     """Return True if a change by hand gave the job to another holder, under its last token."""
     is_taken = change.status == "running" and (change.old_status != "running" or change.holder != change.old_holder)
     return change.query == HAND and is_taken and change.old_token is not None and change.token == change.old_token
-
-
-def _is_completed_by_hand(change: Change | None) -> bool:
-    return change is not None and (change.query, change.status, change.token) == (HAND, "completed", change.old_token)
 
 
 def _is_fenced(change: Change, after: Change | None) -> bool:
