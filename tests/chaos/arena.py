@@ -212,6 +212,7 @@ class Arena:
                 self.found.append(Violation("recovered", f"{client.name} ended with {client.process.exitcode}"))
                 client.process.kill()
         self._stack.close()
+        self._wait_for_server()
         others = "pid <> pg_backend_pid() AND datname = current_database() AND backend_type = 'client backend'"
         with self.connection() as connection:
             end = time.monotonic() + 5
@@ -219,6 +220,17 @@ class Arena:
                 if time.monotonic() > end:
                     connection.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}")
                 time.sleep(0.05)
+
+    def _wait_for_server(self) -> None:
+        """Wait until the server accepts connections: the last harm may have begun after the last calls."""
+        end = time.monotonic() + RECOVERY_SECONDS
+        while True:
+            try:
+                return self.connection().close()
+            except psycopg.OperationalError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.1)
 
     def judge(self, errors: tuple[str, ...] = ()) -> tuple[Evidence, list[Violation]]:
         """Return what the oracle read and found."""
