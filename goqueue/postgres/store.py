@@ -1104,6 +1104,7 @@ class PostgresStorage:
     @contextmanager
     def _reading(self, *, fresh: bool) -> Iterator[Connection[Any]]:
         """Yield a connection to the standby. Without a ``read_url``, for a bound store and if ``fresh``: our own."""
+        check_kind("fresh", fresh, bool)
         url = self.config.read_url
         if fresh or not url or self._pool is None:
             with self._connection() as connection:

@@ -1112,6 +1112,7 @@ class AsyncPostgresStorage:
     @asynccontextmanager
     async def _reading(self, *, fresh: bool) -> AsyncIterator[AsyncConnection[Any]]:
         """Yield a connection to the standby. Without a ``read_url``, for a bound store and if ``fresh``: our own."""
+        check_kind("fresh", fresh, bool)
         url = self.config.read_url
         if fresh or not url or self._pool is None:
             async with self._connection() as connection:
