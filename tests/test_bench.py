@@ -79,9 +79,11 @@ LINES = {
     **{f"{operation}, 1,000 finished": "ms" for operation in OPERATIONS},
     **{f"{operation}, 10 queues": "ms" for operation in QUEUE_OPERATIONS},
     "drain by 10, 2 connections": "jobs/s",
-    "a flow with pruning": "jobs/s",
-    "a flow with pruning, table": "MB",
-    "a flow with pruning, indexes": "MB",
+    **{
+        f"a flow with pruning{naptime}{size}": "MB" if size else "jobs/s"
+        for naptime in ("", ", autovacuum_naptime 10s")
+        for size in ("", ", table", ", indexes")
+    },
 }
 # Lines without anything to compare with.
 WITHOUT_FLOOR = {
