@@ -55,8 +55,6 @@ def _costs(bench: Bench, url: str, admin: psycopg.Connection[Any]) -> Iterator[t
         yield (f"{what}, each finished job", "bytes"), _value(admin, sizes)
     count, batch = bench.size(50_000, 2_000), 500
     with PostgresStorage.open(DatabaseConfig(url=url, pool_max_size=1)) as store:
-        with store._connection() as connection:
-            process = connection.info.backend_pid
 
         def run() -> None:
             for _ in range(count // batch):
@@ -66,10 +64,10 @@ def _costs(bench: Bench, url: str, admin: psycopg.Connection[Any]) -> Iterator[t
                 held = store.complete_and_claim(held, "hot", "w", batch, _LEASE)
 
         admin.execute("CHECKPOINT")
-        yield from _measured(admin, process, run, "a job", count)
+        yield from _measured(admin, store, run, "a job", count)
         pruned = bench.size(20, 1) * 1000
         admin.execute("CHECKPOINT")
-        yield from _measured(admin, process, lambda: _prune(store, pruned), "a pruned job", pruned)
+        yield from _measured(admin, store, lambda: _prune(store, pruned), "a pruned job", pruned)
     yield ("vacuum of a pruned job", "µs"), seconds(lambda: admin.execute("VACUUM goqueue.jobs")) / pruned * 1e6
     with PostgresStorage.open(url) as store:
         yield ("claim of 100", "ms"), _claim(bench, store)
@@ -78,16 +76,19 @@ def _costs(bench: Bench, url: str, admin: psycopg.Connection[Any]) -> Iterator[t
 
 
 def _measured(
-    admin: psycopg.Connection[Any], process: int, run: Callable[[], None], name: str, count: int
+    admin: psycopg.Connection[Any], store: PostgresStorage, run: Callable[[], None], name: str, count: int
 ) -> Iterator[tuple[tuple[str, str], float]]:
     """Yield what each of ``count`` jobs has cost in a run."""
     written = "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::float8"
     images = "SELECT wal_fpi::float8 FROM pg_stat_wal"
+    with store._connection() as connection:  # the only one
+        process = connection.info.backend_pid
     before = (_value(admin, written), _value(admin, images), _cpu(process), time.process_time())
     duration = seconds(run)
     client = time.process_time() - before[3]
     server = _cpu(process) - before[2]
-    time.sleep(1.5)  # the server's statistics follow within a second
+    with store._connection() as connection:  # a session adds to the statistics only now and then
+        connection.execute("SELECT pg_stat_force_next_flush()")
     yield (f"WAL of {name}", "bytes"), (_value(admin, written) - before[0]) / count
     yield (f"page images in the WAL of {name}", ""), (_value(admin, images) - before[1]) / count
     yield (f"server CPU of {name}", "µs"), server / count * 1e6

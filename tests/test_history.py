@@ -1,0 +1,41 @@
+"""Finished jobs that leave the queue's server: kept on another one by logical replication, which sends no deletions."""
+
+from datetime import timedelta
+
+import psycopg
+
+from goqueue import JobFilter, NewJob, PostgresStorage
+from goqueue.migrate import migrate
+from goqueue.testing.embedded import EmbeddedServer
+from tests.standby import _free_port, until
+
+
+def test_pruned_jobs_stay_on_a_server_that_subscribes_to_additions_and_changes() -> None:
+    sender = {"wal_level": "logical", "listen_addresses": "127.0.0.1", "port": _free_port()}
+    with EmbeddedServer(settings=sender, durable=False) as queue, EmbeddedServer(durable=False) as history:
+        for server in (queue, history):
+            migrate(server.url())
+        with psycopg.connect(queue.url(), autocommit=True) as admin:
+            admin.execute(
+                "CREATE PUBLICATION goqueue_history FOR TABLE goqueue.jobs, goqueue.job_failures "
+                "WITH (publish = 'insert, update')"
+            )
+        with psycopg.connect(history.url(), autocommit=True) as admin:
+            admin.execute(
+                "CREATE SUBSCRIPTION goqueue_history CONNECTION "
+                f"'host=127.0.0.1 port={sender['port']} user=postgres dbname=postgres' PUBLICATION goqueue_history"
+            )
+        with PostgresStorage.open(queue.url()) as store, PostgresStorage.open(history.url()) as kept:
+            store.create_jobs(NewJob(job_type="t", payload=number) for number in range(100))
+            done, dead, waiting = (store.claim_jobs("default", "w", count) for count in (60, 10, 5))
+            store.complete_jobs(done)
+            store.bury_jobs([(job, "no such address") for job in dead])
+            store.release_jobs(waiting)
+            finished = {job.id: job for job in store.list_jobs(JobFilter(status=["completed", "dead"]), 1000).jobs}
+            assert store.prune_jobs(timedelta(0)) == len(finished) == 70
+            until(lambda: kept.count_jobs(JobFilter(status=["completed", "dead"])) == 70)
+            assert {job.id: job for job in kept.get_jobs(finished)} == finished
+            assert kept.list_failures(dead[0].id)[0].error == "no such address"
+            assert kept.count_jobs() == 100
+        with psycopg.connect(history.url(), autocommit=True) as admin:
+            admin.execute("DROP SUBSCRIPTION goqueue_history")
