@@ -1,17 +1,17 @@
-"""The schema's name: its rules, and its place in SQL. The SQL files name the schema goqueue; `render` replaces it."""
+"""The rules for the schema's name. SQL files are written for the schema goqueue; `render` replaces the name."""
 
 import hashlib
 import re
 from functools import cache
 
 DEFAULT_SCHEMA = "goqueue"
-#: What a name may be, for messages. With the longest prefix, goqueue_cancelled_, it is within the server's 63 bytes.
+#: The allowed names, for messages. After the longest prefix, goqueue_cancelled_, a name still fits in 63 bytes.
 ALLOWED_SCHEMA = (
-    "an identifier of 1 to 45 lower-case ASCII letters, digits and underscores that does not start with a digit or "
-    "pg_, and is not a keyword of SQL; not public or information_schema, because the schema holds only goqueue's tables"
+    "an identifier of 1 to 45 lower-case ASCII letters, digits and underscores, without a digit or pg_ at the start; "
+    "not an SQL keyword that needs quotes; not public or information_schema, because goqueue needs its own schema"
 )
 
-# All words of pg_get_keywords() that are not unreserved, in PostgreSQL 14 to 19: they would have to be quoted.
+# The words that pg_get_keywords() lists in PostgreSQL 14 to 19, except unreserved ones. As names, they need quotes.
 _KEYWORDS = frozenset(
     """
     all analyse analyze and any array as asc asymmetric authorization between bigint binary bit boolean both case cast
@@ -28,10 +28,10 @@ _KEYWORDS = frozenset(
     xmlnamespaces xmlparse xmlpi xmlroot xmlserialize xmltable
 """.split()  # noqa: SIM905 - a list would take a line for each word
 )
-# roles.sql takes over all that is in the schema.
+# Not allowed, because roles.sql changes the owner of everything in the schema.
 _OTHERS = frozenset({"public", "information_schema"})
 
-# The places of the name in SQL. Others are not the schema's: the tag of a statement, the setting goqueue.notify, prose.
+# The places where SQL names the schema. Elsewhere goqueue stays: in a statement's tag, in goqueue.notify, in prose.
 _PLACES = re.compile(
     r"""
     (?<![\w$])(?:
@@ -51,12 +51,12 @@ _PLACES = re.compile(
     """,
     re.VERBOSE,
 )
-# The name in forms that `render` does not replace: quoted, in capitals, with blanks before the dot.
+# Forms of the name that `render` does not replace: quoted, in capitals, with blanks before the dot.
 _LEFT_OVER = re.compile(r'(?<![\w$])"?goqueue"?\s*\.(?!\s*notify\b)', re.IGNORECASE)
 
 
 def is_schema(name: str) -> bool:
-    """Return True if the name can be that of a schema of goqueue."""
+    """Return True if the name is allowed for a schema of goqueue."""
     return (
         re.fullmatch(r"[a-z_][a-z0-9_]{0,44}", name) is not None
         and not name.startswith("pg_")
@@ -65,10 +65,10 @@ def is_schema(name: str) -> bool:
 
 
 def render(text: str, schema: str) -> str:
-    """Return SQL that is written for the schema goqueue, for another one. For goqueue itself, it is the same text.
+    """Adapt SQL that is written for the schema goqueue to another schema. For goqueue, return it unchanged.
 
-    Roles and channels of other schemas have names of their own, such as goqueue_worker_SCHEMA, and so have their
-    advisory locks: schemas of one database share nothing.
+    Another schema has its own roles and channels, such as goqueue_worker_SCHEMA, and its own advisory locks. So schemas
+    of one database share none of them.
     """
     if schema == DEFAULT_SCHEMA:
         return text
@@ -90,17 +90,17 @@ def render(text: str, schema: str) -> str:
 
 
 def lock_key(key: int, schema: str) -> int:
-    """Return a schema's key for one of the advisory locks."""
+    """Return the key of an advisory lock in a schema. ``key`` is that of the schema goqueue."""
     return int(render(str(key), schema))
 
 
 def is_rendered(text: str) -> bool:
-    """Return False if rendered SQL still names the schema goqueue, in a form that `render` does not know."""
+    """Return False if the SQL names the schema goqueue in a form that `render` does not replace."""
     return _LEFT_OVER.search(text) is None
 
 
 @cache
 def _key(key: str, schema: str) -> int:
     digest = hashlib.blake2b(f"{schema} {key}".encode(), digest_size=8).digest()
-    # From 2^62 up: a bigint in SQL, and positive.
+    # Between 2^62 and 2^63: a positive bigint.
     return int.from_bytes(digest) >> 2 | 1 << 62

@@ -96,7 +96,7 @@ class AsyncStorage(Protocol):
         """
 
     async def get_job(self, job_id: JobId, *, fresh: bool = True) -> Job:
-        """Return the job with this id. With ``fresh`` False, a backend may return an older state, from a replica.
+        """Return the job with this id. If ``fresh`` is False, the state can be older, from a replica.
 
         Raises: `JobNotFoundError` if there is none; `CorruptJobError` if it can't be read.
         Repeating: changes nothing.
@@ -124,10 +124,10 @@ class AsyncStorage(Protocol):
         *,
         fresh: bool = False,
     ) -> Page:
-        """Return a page of ``limit`` (1 to 1000) jobs, newest first. Only the last page can be shorter. Unless
-        ``fresh``, a backend may return an older state, from a replica.
+        """Return a page of ``limit`` (1 to 1000) jobs, newest first. Only the last page can be shorter.
 
-        ``cursor`` is the ``next_cursor`` of the previous page, with the same filter.
+        ``cursor`` is the ``next_cursor`` of the previous page, with the same filter. If ``fresh`` is False, the page
+        can be older, from a replica.
 
         Raises: `InvalidCursorError` for a cursor of another filter.
         Repeating: changes nothing.

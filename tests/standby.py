@@ -1,7 +1,7 @@
 """A primary with a streaming standby, on embedded servers. Imports goqueue.testing and psycopg.
 
-``python -m tests.standby ARGUMENTS`` runs pytest on such a pair. The standby applies each commit late. The stores that
-the contract's tests open directly read their lists, counts and statistics there.
+``python -m tests.standby ARGUMENTS`` runs pytest on such a pair. The standby applies each commit late. The contract
+tests with the store `pool` read lists, counts and statistics there.
 """
 
 import os
@@ -27,12 +27,12 @@ from goqueue.testing.embedded import EmbeddedServer, _server_identity
 SECONDS = 60.0
 """The longest wait for a condition, reached only if the test fails."""
 PORT = os.environ.get("GOQUEUE_TEST_STANDBY_PORT", "")
-"""The port of the standby on which the contract's stores read; empty: there is none."""
+"""The port of the standby for the contract tests; empty if there is none."""
 LAG = "100ms"
 
 
 def until(holds: Callable[[], Any]) -> Any:
-    """Wait until the condition is true, and return its value."""
+    """Wait until the function returns a true value, and return that value."""
     deadline = time.monotonic() + SECONDS
     while not (value := holds()):
         assert time.monotonic() < deadline, "the condition did not become true"
@@ -61,30 +61,30 @@ class Pair:
         until(is_set)
 
     def until_standby_is(self, *states: str) -> None:
-        """Wait until the primary counts the standby as sync, quorum, async or potential."""
+        """Wait until the standby has one of the given states: sync, quorum, async or potential."""
         with psycopg.connect(self.primary.url(), autocommit=True) as admin:
             state = "SELECT sync_state FROM pg_stat_replication WHERE state = 'streaming'"
             until(lambda: [row for row in admin.execute(state).fetchall() if row[0] in states])
 
     def until_caught_up(self) -> None:
-        """Wait until the standby has all that the primary has written."""
+        """Wait until the standby has flushed all WAL of the primary."""
         with psycopg.connect(self.primary.url(), autocommit=True) as admin:
             behind = "SELECT pg_wal_lsn_diff(pg_current_wal_flush_lsn(), flush_lsn) <= 0 FROM pg_stat_replication"
             until(lambda: admin.execute(behind).fetchone() == (True,))
 
     def until_replayed(self) -> None:
-        """Wait until the standby shows all that the primary has committed."""
+        """Wait until the standby shows all commits of the primary."""
         replayed(self.primary.url(), self.standby.url())
 
     def stop_sending(self) -> int:
-        """Stop the process that sends to the standby, and return its id."""
+        """Stop the WAL sender (SIGSTOP), and return its process id."""
         with psycopg.connect(self.primary.url(), autocommit=True) as admin:
             [(pid,)] = admin.execute("SELECT pid FROM pg_stat_replication").fetchall()
         os.kill(pid, signal.SIGSTOP)
         return int(pid)
 
     def crash(self, sender: int | None = None) -> None:
-        """Stop the primary as a crash does: nothing more is written or sent. ``sender`` is a stopped process."""
+        """Crash the primary: it writes and sends nothing more. ``sender`` is the process id of a stopped WAL sender."""
         process = self.primary._process
         assert process is not None
         process.send_signal(signal.SIGQUIT)
@@ -93,14 +93,14 @@ class Pair:
         process.wait(SECONDS)
 
     def promote(self) -> None:
-        """Make the standby a primary, and wait until it is one."""
+        """Promote the standby, and wait until it is a primary."""
         with psycopg.connect(self.standby.url(), autocommit=True) as admin:
             assert admin.execute("SELECT pg_promote(TRUE, 60)").fetchone() == (True,)
 
 
 @contextmanager
 def pair(folder: Path, standby_settings: dict[str, str] | None = None) -> Iterator[Pair]:
-    """Start the servers; the standby's files are in the folder. Commits do not wait for the standby yet."""
+    """Start both servers, with the standby's files in the folder. Commits do not wait for the standby yet."""
     safe = dict.fromkeys(("fsync", "full_page_writes", "synchronous_commit"), "on")
     settings = {**safe, "wal_level": "replica", "listen_addresses": "127.0.0.1"}
     with ExitStack() as stack:
@@ -128,7 +128,7 @@ def url_of(primary: str) -> str:
 
 
 class CaughtUpStorage(PostgresStorage):
-    """Waits before each reading on the standby until this shows all changes made before."""
+    """A store that waits before each read on the standby until the standby shows all earlier changes."""
 
     @contextmanager
     def _reading(self, *, fresh: bool) -> Iterator[psycopg.Connection[Any]]:
@@ -139,8 +139,8 @@ class CaughtUpStorage(PostgresStorage):
 
 
 def replayed(primary_url: str, standby_url: str) -> None:
-    """Wait until the standby shows all that the primary has committed."""
-    # Autocommit, because the replay waits for the end of transactions that could see what it removes.
+    """Wait until the standby shows all commits of the primary."""
+    # Autocommit, because an open snapshot on the standby can delay the replay.
     with (
         psycopg.connect(primary_url, autocommit=True) as primary,
         psycopg.connect(standby_url, autocommit=True) as standby,

@@ -1,4 +1,4 @@
-"""A queue moves to another server or a newer PostgreSQL, by dump and by pg_upgrade, with jobs in flight.
+"""Moves of a queue with jobs in flight: to another server by dump, to a newer PostgreSQL by dump and by pg_upgrade.
 
 GOQUEUE_TEST_OLD_POSTGRES_DIRS names installations of older servers: folders with bin, lib and share, separated by
 colons.
@@ -24,7 +24,7 @@ from goqueue.workbench.health import run_checks
 
 HOUR = timedelta(hours=1)
 COUNT = 300
-"""Jobs for the worker that runs during the dump."""
+"""The number of jobs for the worker that runs during the dump."""
 OLD = [Path(place) for place in os.environ.get("GOQUEUE_TEST_OLD_POSTGRES_DIRS", "").split(":") if place]
 needs_old = pytest.mark.skipif(not OLD, reason="GOQUEUE_TEST_OLD_POSTGRES_DIRS names no older PostgreSQL")
 
@@ -38,7 +38,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 
 class Before:
-    """A queue with jobs in every state: what a move must keep."""
+    """A queue before the move: pending, delayed, running, completed and dead jobs, and a pause."""
 
     def __init__(self, store: PostgresStorage) -> None:
         for queue, count in (("held", 2), ("done", 1), ("dead", 1), ("waiting", 2)):
@@ -53,7 +53,7 @@ class Before:
         self.dead, self.failures = dead.id, store.list_failures(dead.id)
 
     def check(self, store: PostgresStorage) -> None:
-        """Check that the moved queue goes on where this one stopped."""
+        """Check that the moved queue continues where this one stopped."""
         assert everything(store) == self.jobs
         assert store.list_failures(self.dead) == self.failures
         first, second = self.held
@@ -77,14 +77,14 @@ def everything(store: PostgresStorage) -> list[Job]:
 
 
 def check_whole(url: str) -> None:
-    """Check that `goqueue check` finds the server, the migrations, the schema, the rights and the plans in order."""
+    """Check that `goqueue check` finds no fault and gives no warning."""
     with psycopg.connect(url, autocommit=True) as connection:
         failed = [check for check in run_checks(connection) if check.level in (Level.FAILED, Level.WARNING)]
     assert failed == []
 
 
 def copy(source: EmbeddedServer, target: EmbeddedServer, programs: EmbeddedServer) -> None:
-    """Copy a database with the programs of the newer server, as its documentation says."""
+    """Copy a database with the newer server's pg_dump and pg_restore, as PostgreSQL's documentation recommends."""
     with subprocess.Popen([programs.bin("pg_dump"), "-Fc", source.url()], stdout=subprocess.PIPE) as dump:
         restore = [programs.bin("pg_restore"), "--exit-on-error", "-d", target.url()]
         subprocess.run(restore, stdin=dump.stdout, check=True)
@@ -121,7 +121,7 @@ def test_a_dump_of_a_running_queue_continues_elsewhere() -> None:
             assert given <= moved.keys()
             done = {job.id for job in moved.values() if job.status == JobStatus.COMPLETED}
             assert done <= completed
-            # The jobs that were running belong to workers of the old server: the new one gives them out again.
+            # Workers of the old server hold the running jobs. After the leases expire, the new server rescues them.
             with psycopg.connect(target.url(), autocommit=True) as admin:
                 admin.execute(
                     "UPDATE goqueue.jobs SET lease_expires_at = now() WHERE locked_by = 'w' AND queue = 'default'"
@@ -180,7 +180,7 @@ def test_pg_upgrade_keeps_jobs_in_flight(installation: Path, folder: Path) -> No
     folders = ("-b", old_bin, "-B", new_bin, "-d", folder / "old", "-D", folder / "new")
     run(new_bin / "pg_upgrade", *folders, "-U", "postgres")
     with new:
-        # pg_upgrade before 18 takes no statistics along, and says so.
+        # pg_upgrade before 18 does not keep statistics.
         with psycopg.connect(new.url(), autocommit=True) as admin:
             admin.execute("ANALYZE")
         check_whole(new.url())

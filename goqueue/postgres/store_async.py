@@ -406,7 +406,7 @@ class AsyncPostgresStorage:
     # --- read -------------------------------------------------------------------------------------------------------
 
     async def get_job(self, job_id: JobId, *, fresh: bool = True) -> Job:
-        """Return the job with this id. With ``fresh`` False, read it on the standby (``read_url``).
+        """Return the job with this id. If ``fresh`` is False, read it on the standby (``read_url``).
 
         Raises: `JobNotFoundError` if there is none; `CorruptJobError` if it can't be read.
         Query: get_job.
@@ -451,8 +451,8 @@ class AsyncPostgresStorage:
         """Return a page of ``limit`` (1 to 1000) jobs, newest first. Only the last page can be shorter.
 
         ``cursor`` is the ``next_cursor`` of the previous page, with the same filter. The page's ``unreadable`` has the
-        jobs whose payload Python can't represent, or whose status a later release added. If ``read_url`` is set, the
-        page is read there; with ``fresh``, always on the primary.
+        jobs whose payload Python can't represent, or whose status a later release added. The page is read
+        on the standby (``read_url``) if there is one; if ``fresh`` is True, on the primary.
 
         Raises: `InvalidCursorError` for a cursor of another filter.
         Query: list_jobs.
@@ -1111,14 +1111,14 @@ class AsyncPostgresStorage:
 
     @asynccontextmanager
     async def _reading(self, *, fresh: bool) -> AsyncIterator[AsyncConnection[Any]]:
-        """Yield a connection to the standby. Without a ``read_url``, for a bound store and if ``fresh``: our own."""
+        """Yield a connection to the standby; if ``fresh``, without a ``read_url`` and in a bound store, our own."""
         check_kind("fresh", fresh, bool)
         url = self.config.read_url
         if fresh or not url or self._pool is None:
             async with self._connection() as connection:
                 yield connection
             return
-        if url not in self._reader:  # opened now, because a program that reads nothing needs no standby
+        if url not in self._reader:  # not earlier: a program without such reads needs no standby
             config = replace(self.config, url=url, read_url="")
             opened = type(self)(config, pool=await open_pool(config, _queries(config, "")))
             if self._reader.setdefault(url, opened) is not opened:  # another call was faster

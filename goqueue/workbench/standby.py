@@ -1,4 +1,4 @@
-"""The check `reads`: how old the lists and counts are that ``read_url`` returns.
+"""The check `reads`: how far the standby of ``read_url`` is behind its primary.
 
 Statement: standby_state in sql/checks.sql.
 """
@@ -28,7 +28,7 @@ def check_reads(connection: Connection[Any]) -> Check:
 
 
 _PRIMARY = Finding(
-    Level.NOTE, "the server of read_url is no standby", "lists and counts take time from a server that also writes"
+    Level.NOTE, "the server of read_url is not a standby", "lists and counts slow down a server that also writes"
 )
 
 
@@ -37,14 +37,14 @@ def _findings(behind: timedelta | None, *, is_receiving: bool) -> Iterator[Findi
         yield Finding(
             Level.WARNING,
             "the standby is not connected to a primary",
-            "its lists and counts no longer change, unless it restores the primary's archive",
+            "its lists and counts no longer change, unless it restores WAL from an archive",
             "see the standby's log and its primary_conninfo",
         )
     if behind is not None and behind > _OLD:
         yield Finding(
             Level.WARNING,
             f"the standby is more than {format_duration(_OLD)} behind",
-            "lists, counts and statistics are as old",
+            "lists, counts and statistics are equally old",
             "see pg_stat_replication on the primary, and recovery_min_apply_delay and pg_is_wal_replay_paused() on the "
             "standby",
         )

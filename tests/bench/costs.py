@@ -1,7 +1,7 @@
-"""What a job costs in a table with more and more finished jobs: a model from three sizes, checked against a fourth.
+"""The cost of a job in a growing table of finished jobs: a model from three sizes, checked against a fourth.
 
-Imports goqueue, psycopg and the other modules of this folder. A line's value was measured at the largest size. Its
-baseline is what the model predicts from the smaller ones: ``a + b * log2(rows)``, by least squares.
+Imports goqueue, psycopg and the other modules of this folder. A line's value is measured at the largest size. Its
+baseline is the model's prediction from the smaller sizes. The model is ``a + b * log2(rows)``, by least squares.
 """
 
 import threading
@@ -26,7 +26,7 @@ _OLD = timedelta(days=1)
 
 
 def measure_costs(bench: Bench) -> list[Line]:
-    """Measure what a job costs at four sizes of the table, and compare the last with the model of the others."""
+    """Measure a job's costs at four sizes of the table. Compare the last size with the model of the others."""
     sizes = [4_000, 8_000, 16_000, 32_000] if bench.quick else [1_000_000, 2_500_000, 5_000_000, 10_000_000]
     curves: dict[tuple[str, str], list[float]] = {}
     with bench.database("bench_costs") as url, psycopg.connect(url, autocommit=True) as admin:
@@ -78,7 +78,7 @@ def _costs(bench: Bench, url: str, admin: psycopg.Connection[Any]) -> Iterator[t
 def _measured(
     admin: psycopg.Connection[Any], store: PostgresStorage, run: Callable[[], None], name: str, count: int
 ) -> Iterator[tuple[tuple[str, str], float]]:
-    """Yield what each of ``count`` jobs has cost in a run."""
+    """Run once, and yield each cost per job. The run handles ``count`` jobs."""
     written = "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::float8"
     images = "SELECT wal_fpi::float8 FROM pg_stat_wal"
     with store._connection() as connection:  # the only one
@@ -87,7 +87,7 @@ def _measured(
     duration = seconds(run)
     client = time.process_time() - before[3]
     server = _cpu(process) - before[2]
-    with store._connection() as connection:  # a session adds to the statistics only now and then
+    with store._connection() as connection:  # sessions flush their statistics only now and then
         connection.execute("SELECT pg_stat_force_next_flush()")
     yield (f"WAL of {name}", "bytes"), (_value(admin, written) - before[0]) / count
     yield (f"page images in the WAL of {name}", ""), (_value(admin, images) - before[1]) / count
