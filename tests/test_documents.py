@@ -43,6 +43,11 @@ def test_the_documents_have_no_fault(copy: Path) -> None:
             lambda text: text.replace("[test_a_second_completion_changes_nothing]", "[test_twice]"),
             "docs/guarantees.md links to test_twice: ../tests/test_leases.py has no such test",
         ),
+        (
+            "README.md",
+            lambda text: text.replace("with Postgres", "when Postgres"),
+            "no Python: when Postgres",
+        ),
         ("docs/errors.md", lambda text: text + "[x][y]\n\n[y]: ../none.md\n", "docs/errors.md links to ../none.md"),
         ("migrations/README.md", lambda text: text.replace("(#roles)", "(#role)"), "that file has no heading #role"),
         (

@@ -1,9 +1,11 @@
-"""Checks the documents: lengths, links, names of tests, and that migrations/README.md names every migration.
+"""Checks the documents: lengths, links, names of tests, Python examples, and that migrations/README.md names every
+migration.
 
 ``python -m tools.documents`` prints each fault and exits with 1 if there is one. Imports markdown_it, and nothing of
 goqueue.
 """
 
+import ast
 import re
 import sys
 from collections.abc import Iterator
@@ -23,6 +25,8 @@ _ADDRESS = re.compile(
     r"https://(?:github\.com/goqueue/goqueue/blob|raw\.githubusercontent\.com/goqueue/goqueue)/main/(.+)"
 )
 
+# Generated: its blocks are signatures.
+_SIGNATURES = "docs/api.md"
 # A link to a test: [test_name](../tests/test_file.py).
 _TEST = re.compile(r"\[(test_\w+)\]\(([^)]+\.py)\)")
 
@@ -44,6 +48,12 @@ def faults(root: Path = ROOT) -> Iterator[str]:
         for target in _targets(text):
             if fault := _fault(root, file, target):
                 yield f"{name} links to {target}: {fault}"
+        for token in _markdown.parse(text):
+            if token.type == "fence" and token.info == "python" and name != _SIGNATURES:
+                try:  # that it runs is for the tests of the page
+                    compile(token.content, "<example>", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+                except SyntaxError as error:
+                    yield f"{name} has an example that is no Python: {error.text} ({error.msg})"
         for test, target in _TEST.findall(text):
             code = file.parent / target
             if code.exists() and not re.search(rf"^ *(?:async )?def {test}\(", code.read_text("utf-8"), re.MULTILINE):
