@@ -32,6 +32,7 @@ from goqueue import (
     WorkerError,
     job_context,
 )
+from goqueue.work.run import Run
 from tests import pgbouncer, proxy
 from tests.workers import KINDS, Handler, StopError, Workers, pause, settings, until
 
@@ -50,6 +51,12 @@ def workers(request: pytest.FixtureRequest, goqueue_database: str) -> Workers:
 @pytest.fixture
 def store(goqueue_store: PostgresStorage) -> PostgresStorage:
     return goqueue_store
+
+
+@pytest.fixture(autouse=True)
+def warnings_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """Undo what a test of the configuration of logging has left in this process."""
+    caplog.set_level(logging.WARNING, "goqueue.worker")
 
 
 def add(store: PostgresStorage, count: int = 1, **fields: Any) -> list[Any]:
@@ -884,6 +891,18 @@ def test_a_worker_behind_pgbouncer_runs_the_jobs_of_a_lost_claim(
         assert workers.work({"t": succeed}, url=between.url) == 5
         assert between.lost.is_set()
     assert {(job.status, job.attempts) for job in store.get_jobs(ids)} == {(COMPLETED, 1)}
+
+
+def test_a_lookup_of_a_lost_claim_leaves_the_jobs_that_were_received_before(store: PostgresStorage) -> None:
+    add(store, 2)
+    run = Run(store, settings(), {}, Backoff(), "me", until_empty=False, has_own_name=True)
+    received = store.claim_jobs("default", "me", 1)
+    run._take(received, 0.0)
+    run._held.clear()  # as after a lease that ended by the worker's clock, while the storage was away
+    run._buffer.clear()
+    [lost] = store.claim_jobs("default", "me", 1)
+    run._take_lost(time.monotonic())
+    assert [attempt.job.id for attempt in run._buffer] == [lost.id]
 
 
 def test_jobs_of_a_lost_claim_under_a_given_name_return_when_their_leases_expire(

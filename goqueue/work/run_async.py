@@ -89,8 +89,8 @@ class AsyncRun:
         self._held: set[Attempt] = set()
         #: Attempts that were stopped and whose handlers have not returned.
         self._overdue: set[Attempt] = set()
-        #: Attempts that the storage does not let the worker report. Their leases expire.
-        self._unreported: set[Attempt] = set()
+        #: When the newest of the jobs that the worker has received was claimed, by the server's clock.
+        self._claimed_at = datetime.min.replace(tzinfo=UTC)
         #: The signals of the runners that wait for a job.
         self._idle: deque[Signal] = deque()
         self._runners, self._claimer, self._reporter, self._others = Crew(), Crew(), Crew(), Crew()
@@ -339,9 +339,7 @@ class AsyncRun:
 
     async def _take_lost(self, sent: float) -> None:
         """Take the jobs of the claim that was sent at this time and whose reply was lost. In the database, this worker
-        holds them, but the worker does not know them."""
-        held = self._held.copy() | self._overdue.copy() | self._unreported.copy()
-        known = {(one.job.id, one.job.lease_token) for one in held}
+        holds them since a later time than all jobs that it has received."""
         mine = JobFilter(locked_by=self._worker_id)
         page = await self._store.list_jobs(mine, _BATCH, fresh=True)
         jobs = page.jobs
@@ -349,8 +347,8 @@ class AsyncRun:
             page = await self._store.list_jobs(mine, _BATCH, page.next_cursor, fresh=True)
             jobs += page.jobs
         self._recovered("claims")
-        unknown = [job for job in jobs if (job.id, job.lease_token) not in known]
-        self._take(unknown, sent + self._config.lease.total_seconds())
+        lost = [job for job in jobs if job.locked_at is not None and job.locked_at > self._claimed_at]
+        self._take(lost, sent + self._config.lease.total_seconds())
 
     def _wanted(self) -> int:
         """Return the number of jobs to claim; 0 while the buffer has enough."""
@@ -359,6 +357,7 @@ class AsyncRun:
 
     def _take(self, jobs: Collection[Job], expires: float) -> None:
         attempts = [Attempt(job=job, expires=expires) for job in jobs]
+        self._claimed_at = max([self._claimed_at, *(job.locked_at for job in jobs if job.locked_at is not None)])
         self._held.update(attempts)
         self._buffer.extend(attempts)
         self._wake_runner()
@@ -491,7 +490,6 @@ class AsyncRun:
             await self._settle_group(kind, delay, attempts[:half])
             await self._settle_group(kind, delay, attempts[half:])
             return
-        self._unreported.update(attempts)
         self._held.difference_update(attempts)
         names = ", ".join(str(attempt.job.id) for attempt in attempts[:10])
         _say(logging.ERROR, "%s jobs can't be reported as %s: %s; %s", len(attempts), kind, names, error)
