@@ -194,6 +194,7 @@ def _show(migrations: list[Migration]) -> None:
 def start(
     data: Data = None,
     no_migrate: Annotated[bool, typer.Option("--no-migrate", help="Don't migrate the schema.")] = False,
+    file: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Start the server if it is not running, and migrate its schema.
@@ -201,13 +202,14 @@ def start(
     It keeps running after the command ends, until `goqueue db stop`. Its data
     is kept. In a shell:  eval "$(goqueue db start)"
     """
+    schema = DEFAULT_SCHEMA if no_migrate else read_config(file).database.schema
     server = DevServer(_folder(data))
     with working("starting PostgreSQL (the first start takes a few seconds) ...") as say:
         running, started = server.start()
         note(f"PostgreSQL {running.version} {'is running' if started else 'was already running'}: {server.folder}")
         if not no_migrate:
             say("applying the migrations ...")
-            migrate(running.url)
+            migrate(running.url, schema=schema)
     if as_json:
         print_json({**running._asdict(), "started": started, "data": server.folder})
     else:

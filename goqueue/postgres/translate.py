@@ -86,11 +86,14 @@ _UNKNOWN_HOST = {getattr(socket, name) for name in ("EAI_NONAME", "EAI_NODATA") 
 
 
 def _migration(said: str) -> str:
-    """Return the command that migrates the schema of the table that an error names."""
-    found = re.search(r"\b(\w+)\.(?:jobs|job_failures|paused_queues)\b", said)
-    if found is None or found[1] == DEFAULT_SCHEMA or not is_schema(found[1]):
+    """Return the command that migrates the schema that an error names: its own name, or before one of its objects."""
+    found = re.search(
+        r'\b(\w+)\.(?:jobs|job_failures|paused_queues)\b|(?:function |type ")(\w+)\.|schema "(\w+)"', said
+    )
+    name = found and (found[1] or found[2] or found[3])
+    if not name or name == DEFAULT_SCHEMA or not is_schema(name):
         return "`goqueue migrate` (or `pgmigrate migrate`)"
-    return f"`goqueue migrate --schema {found[1]}`"
+    return f"`goqueue migrate --schema {name}`"
 
 
 def translate(  # noqa: C901, PLR0911, PLR0912 - a table, in order

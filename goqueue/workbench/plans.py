@@ -76,11 +76,10 @@ class GenericPlan(NamedTuple):
             [node] = node["Plans"]
         return [re.sub(r"\b\w+\.", "", key) for key in node.get("Sort Key", ())]
 
-    @property
-    def functions(self) -> set[str]:
-        """The names of the functions that it calls, except those in the schema goqueue."""
+    def functions(self, own: str) -> set[str]:
+        """Return the names of the functions that it calls, except those in our ``own`` schema."""
         texts = [text for node in self._nodes() for value in node.values() for text in _texts(value)]
-        return {name for text in texts for schema, name in _CALL.findall(text) if schema != "goqueue."}
+        return {name for text in texts for schema, name in _CALL.findall(text) if schema != f"{own}."}
 
     def _nodes(self) -> Iterator[dict[str, Any]]:
         waiting = [self.document]

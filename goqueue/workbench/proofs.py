@@ -89,7 +89,8 @@ def examine(connection: Connection[Any], folder: Path | str, schema: str = DEFAU
             refused = got if isinstance(got, psycopg.Error) else expected
             unproved.append(f"{where}: its plan can't be made: {refused}")
             continue
-        volatile = ask(Libpq(connection), "list_volatile_functions", got.functions - expected.functions, schema)
+        new = got.functions(schema) - expected.functions(schema)
+        volatile = ask(Libpq(connection), "list_volatile_functions", new, schema)
         if not volatile:
             run[statement.name] = statement
         problems += [
