@@ -418,8 +418,10 @@ def test_django_rejects_its_connection_in_an_event_loop(goqueue_database: str) -
 
 def test_a_listener_needs_a_url(goqueue_database: str, engine: sqlalchemy.Engine) -> None:
     with Session(engine) as session, PostgresStorage.open(goqueue_database) as store:
-        with pytest.raises(StorageError, match="no URL for a listener"):
-            PostgresStorage.bound_to(session).listen("default")
+        for bound in (PostgresStorage.bound_to(session), PostgresStorage.bound_to(session, schema="tenant_1")):
+            for given in (bound, bound.bound_to(session, schema="tenant_2")):
+                with pytest.raises(StorageError, match="no URL for a listener"):
+                    given.listen("default")
         with store.bound_to(session).listen("default") as listener:
             listener.wait(timedelta(seconds=0.01))
 

@@ -333,6 +333,33 @@ class TestInterrupted:
             PostgresStorage.bound_to(other).create_job(NewJob(job_type="t", idempotency_key="k"))
             asyncio.run(cancelled())
 
+    @pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
+    def test_an_interrupted_transaction_whose_rollback_gets_no_answer_ends_as_interrupted(
+        self, tunnel: Tunnel, interrupt: type[BaseException]
+    ) -> None:
+        def interrupted(store: PostgresStorage) -> None:
+            with store._connection() as connection, store._transaction(connection, "create_jobs", ()):
+                store._queries.ping(connection)
+                tunnel.freeze()
+                raise interrupt
+
+        with PostgresStorage.open(limited(tunnel.url)) as store, in_time(), pytest.raises(interrupt):
+            interrupted(store)
+
+    def test_a_cancelled_transaction_whose_rollback_gets_no_answer_ends_as_cancelled(self, tunnel: Tunnel) -> None:
+        async def cancelled(store: AsyncPostgresStorage) -> None:
+            async with store._connection() as connection, store._transaction(connection, "create_jobs", ()):
+                await store._queries.ping(connection)
+                tunnel.freeze()
+                raise asyncio.CancelledError
+
+        async def run() -> None:
+            async with await AsyncPostgresStorage.open(limited(tunnel.url)) as store:
+                with in_time(), pytest.raises(asyncio.CancelledError):
+                    await cancelled(store)
+
+        asyncio.run(run())
+
     def test_opening_can_be_cancelled(self, tunnel: Tunnel) -> None:
         async def cancelled() -> None:
             for sent in (b"", b"goqueue:get_session", b"goqueue:ping"):

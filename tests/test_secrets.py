@@ -168,6 +168,29 @@ def test_a_rejected_setting_beside_a_url_shows_no_password(
     shows_nothing(call, (DEAD | REFUSED)[form], monkeypatch)
 
 
+@pytest.mark.parametrize("fresh", [True, False])
+def test_an_error_of_a_store_with_a_standby_shows_no_password(
+    goqueue_database: str, fresh: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(url: Any) -> None:
+        with PostgresStorage.open(DatabaseConfig(url=goqueue_database, read_url=url)) as store:
+            with psycopg.connect(goqueue_database, autocommit=True) as admin:
+                admin.execute("ALTER TABLE goqueue.jobs RENAME TO gone")
+            store.count_jobs(fresh=fresh)
+
+    shows_nothing(read, DEAD["url"], monkeypatch)
+
+
+def test_a_bad_schema_beside_a_connection_shows_no_password(
+    goqueue_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bind(url: Any) -> None:
+        with psycopg.connect(url) as connection:
+            PostgresStorage.bound_to(connection, schema="Tenant-1")
+
+    shows_nothing(bind, psycopg.conninfo.make_conninfo(goqueue_database, password=SECRET), monkeypatch)
+
+
 def test_an_abandoned_connection_shows_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
     import socket
 

@@ -1,8 +1,10 @@
 """Lists, counts and statistics read on a standby: what can be old, what never is, and a standby that is away."""
 
+import asyncio
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -10,6 +12,7 @@ import psycopg
 import pytest
 
 from goqueue import (
+    AsyncPostgresStorage,
     DatabaseConfig,
     Job,
     JobFilter,
@@ -17,8 +20,10 @@ from goqueue import (
     JobStatus,
     NewJob,
     PostgresStorage,
+    StorageError,
     StorageUnavailableError,
 )
+from goqueue.postgres.pool import open_pool
 from goqueue.workbench import standby as standby_check
 from goqueue.workbench.findings import Check, Level
 from goqueue.workbench.standby import check_reads
@@ -136,13 +141,89 @@ def count_of(store: PostgresStorage) -> int | None:
         return None
 
 
-def test_many_threads_that_read_first_open_one_pool(servers: Pair, config: DatabaseConfig) -> None:
+def test_the_first_reads_of_many_threads_open_one_pool(
+    servers: Pair, config: DatabaseConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened_for = []
+
+    def counting(given: DatabaseConfig, queries: Any) -> Any:
+        opened_for.append(given.read_url)
+        return open_pool(given, queries)
+
+    monkeypatch.setattr("goqueue.postgres.store.open_pool", counting)
     with PostgresStorage.open(config) as store, ThreadPoolExecutor(8) as threads:
         assert set(threads.map(lambda _: int(store.count_jobs()), range(64))) == {0}
-        assert len(store._reader) == 1
+        assert len(opened_for) == 2
     with psycopg.connect(servers.standby.url(), autocommit=True) as standby:
         ours = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'goqueue'"
         until(lambda: standby.execute(ours).fetchone() == (0,))
+
+
+def test_calls_that_wait_for_a_standby_that_is_away_share_one_attempt(
+    config: DatabaseConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts = []
+
+    def failing(given: DatabaseConfig, queries: Any) -> Any:
+        if given.read_url:
+            return open_pool(given, queries)
+        attempts.append(time.sleep(0.5))
+        return open_pool(given, queries)
+
+    monkeypatch.setattr("goqueue.postgres.store.open_pool", failing)
+    away = DatabaseConfig(url=config.url, read_url="postgresql://postgres@127.0.0.1:1/postgres")
+
+    def error_of(store: PostgresStorage) -> StorageUnavailableError:
+        with pytest.raises(StorageUnavailableError) as caught:
+            store.count_jobs()
+        return caught.value
+
+    with PostgresStorage.open(away) as store, ThreadPoolExecutor(8) as threads:
+        errors = list(threads.map(error_of, [store] * 8))
+        assert len(attempts) < 8
+        assert all("the standby (GOQUEUE_DATABASE_READ_URL)" in str(error) for error in errors)
+        with pytest.raises(StorageUnavailableError):
+            store.count_jobs()
+
+
+@pytest.mark.parametrize("reads_before", [True, False])
+def test_a_closed_store_reads_nowhere(config: DatabaseConfig, reads_before: bool) -> None:
+    with PostgresStorage.open(config) as store:
+        if reads_before:
+            store.count_jobs()
+    with pytest.raises(StorageError, match="the store is closed"):
+        store.count_jobs()
+
+
+@pytest.mark.parametrize("reads_before", [True, False])
+def test_a_store_of_another_event_loop_reads_nowhere(config: DatabaseConfig, reads_before: bool) -> None:
+    async def opened_here() -> AsyncPostgresStorage:
+        store = await AsyncPostgresStorage.open(config)
+        if reads_before:
+            await store.count_jobs()
+        return store
+
+    with asyncio.Runner() as first, asyncio.Runner() as second:
+        store = first.run(opened_here())
+        with pytest.raises(StorageError, match="another event loop"):
+            second.run(store.count_jobs())
+        assert first.run(store.count_jobs()) == 0
+        first.run(store.close())
+
+
+def test_a_store_whose_close_is_cancelled_closes_the_standby_s_pool(config: DatabaseConfig) -> None:
+    async def close_and_give_up() -> Any:
+        store = await AsyncPostgresStorage.open(config)
+        await store.count_jobs()
+        closing = asyncio.create_task(store.close())
+        await asyncio.sleep(0)
+        closing.cancel()
+        with suppress(asyncio.CancelledError):
+            await closing
+        assert store._reader is not None
+        return store._reader._pool
+
+    assert asyncio.run(close_and_give_up()).closed
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -200,4 +281,15 @@ def test_the_check_reports_an_unavailable_standby_with_advice(
         between.refuse()
         failed = commands("check")
     assert failed.code == 3
-    assert "do:  start the standby, or empty read_url" in failed.out
+    assert "do:  correct read_url, or start the standby" in failed.out
+
+
+def test_the_check_fails_for_a_database_without_the_schema(
+    commands: Commands, config: DatabaseConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOQUEUE_DATABASE_URL", config.url)
+    elsewhere = psycopg.conninfo.make_conninfo(config.read_url, dbname="template1")
+    monkeypatch.setenv("GOQUEUE_DATABASE_READ_URL", elsewhere)
+    failed = commands("check")
+    assert failed.code == 3
+    assert "do:  correct read_url" in failed.out

@@ -31,6 +31,7 @@ _RULES = [
         (r"await psycopg\.AsyncConnection\.connect\(", "psycopg.connect("),
         (r"Awaitable\[((?:[^\[\]]|\[[^\[\]]*\])*)\]", r"\1"),
         (r"\basync (def|for|with)\b", r"\1"),
+        (r"from asyncio import Lock\b", "from threading import Lock"),
         (r"await asyncio\.to_thread\((\w+), ", r"\1("),
         (r"await to_the_end\((.*)\)", r"\1"),
         (r"\b((?:goqueue|waiting)(?:\.\w+)*\.\w+)_async\b", r"\1"),

@@ -155,10 +155,11 @@ def _checks(config: DatabaseConfig, folder: str, scratch: Scratch) -> Iterator[C
 def _reads(config: DatabaseConfig) -> Check:
     try:
         with connect(replace(config, url=config.read_url)) as connection:
+            load_queries(schema=config.schema).ping(connection)  # else an empty database passes
             return check_reads(connection)
     except psycopg.Error as error:
         why = "lists, counts and statistics fail; all else works"
-        do = "start the standby, or empty read_url: they then come from the primary"
+        do = "correct read_url, or start the standby; with an empty read_url, they come from the primary"
         return Check("reads", Level.FAILED, "", (Finding(Level.FAILED, str(translate(error)), why, do),))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import datetime, timedelta
 from functools import partial
+from threading import Lock
 from time import monotonic
 from typing import Any, Protocol, Self, TypeVar, cast
 from uuid import UUID
@@ -21,11 +22,14 @@ from goqueue.conninfo import Secret
 from goqueue.counts import JobCount, Pruned
 from goqueue.cursors import make_cursor, read_cursor
 from goqueue.errors import (
+    ConnectionRejectedError,
+    GoQueueError,
     InvalidJobError,
     JobNotFoundError,
     JobStateError,
     OutcomeUnknownError,
     StorageError,
+    StorageUnavailableError,
     TransactionConflictError,
 )
 from goqueue.models import (
@@ -124,9 +128,6 @@ _MOST_KEPT = 10_000
 # Attempts at an insert that adds nothing although no conflicting job is found.
 _TRIES = 10
 
-# The settings of a store from `PostgresStorage.bound_to(session)`: it does not connect, so it knows no URL.
-_WITHOUT_URL = DatabaseConfig()
-
 
 def _queries(config: DatabaseConfig, sql_dir: str) -> Queries:
     slow = config.slow_query_time.total_seconds()
@@ -140,6 +141,10 @@ class Bind(Protocol):
     def __call__(
         self, connection: Connection[Any] | Transactional, *, schema: str | None = None
     ) -> "PostgresStorage": ...
+
+
+def _url_of(connection: Connection[Any]) -> str:
+    return make_conninfo(connection.info.dsn, password=connection.info.password or None)
 
 
 class _BoundTo:
@@ -170,18 +175,18 @@ class _BoundTo:
             given = connection if isinstance(connection, Connection) else Lender(connection)
             if store is not None and schema in (None, store.config.schema):
                 config, positions, kept = store.config, store._positions, store._kept  # noqa: SLF001
-                return owner(config, connection=given, positions=positions, kept=kept)
-            if store is not None:
-                return owner(replace(store.config, schema=schema), connection=given)
-            if isinstance(given, Lender):
-                return owner(_WITHOUT_URL if schema is None else DatabaseConfig(schema=schema), connection=given)
-            try:  # `listen` opens its own connection to the same database.
-                info = given.info
-                url = make_conninfo(info.dsn, password=info.password or None)
+                bound = owner(config, connection=given, positions=positions, kept=kept)
+            elif store is not None:
+                bound = owner(replace(store.config, schema=schema), connection=given)
+            else:
+                try:  # `listen` opens its own connection to the same database.
+                    url = Secret("" if isinstance(given, Lender) else _url_of(given))
+                except psycopg.OperationalError as exc:  # the connection is closed
+                    raise translate(exc) from exc
                 config = DatabaseConfig(url=url, schema=DEFAULT_SCHEMA if schema is None else schema)
-            except psycopg.OperationalError as exc:  # the connection is closed
-                raise translate(exc) from exc
-            return owner(config, connection=given)
+                bound = owner(config, connection=given)
+            bound._knows_url = not isinstance(given, Lender) if store is None else store._knows_url  # noqa: SLF001
+            return bound
 
         return bound_to
 
@@ -219,8 +224,12 @@ class PostgresStorage:
         self._process = os.getpid()
         self._positions = {} if positions is None else positions
         self._kept: dict[UUID, str] = {} if kept is None else kept
-        #: The store of ``read_url``, once something was read there.
-        self._reader: dict[str, PostgresStorage] = {}
+        #: False if the class has bound the store to a session, which shows no URL.
+        self._knows_url = True
+        #: The store of ``read_url``, once something was read there; and when and why it could not be opened.
+        self._reader: PostgresStorage | None = None
+        self._reader_failure: tuple[float, GoQueueError] | None = None
+        self._opening = Lock()
         self._queries = _queries(config, config.sql_dir)
 
     @classmethod
@@ -259,9 +268,11 @@ class PostgresStorage:
     def close(self) -> None:
         """Close the pool. A connection passed to `bound_to` stays open. A second call does nothing."""
         if self._pool is not None and self._process == os.getpid():  # in a fork, the pool belongs to the parent
-            self._pool.close()
-            for reader in self._reader.values():
-                reader.close()
+            try:
+                self._pool.close()
+            finally:
+                if self._reader is not None:
+                    self._reader.close()
 
     def __enter__(self) -> Self:
         return self
@@ -982,7 +993,7 @@ class PostgresStorage:
 
         Queries: get_session, listen, listen_cancelled, announce_listener; find_listener_blockers if that fails.
         """
-        if self.config is _WITHOUT_URL:
+        if not self._knows_url:
             raise StorageError(
                 "this store has no URL for a listener: use the `bound_to` of an open store, or `listen` on that store"
             )
@@ -1105,27 +1116,48 @@ class PostgresStorage:
     def _reading(self, *, fresh: bool) -> Iterator[Connection[Any]]:
         """Yield a connection to the standby; if ``fresh``, without a ``read_url`` and in a bound store, our own."""
         check_kind("fresh", fresh, bool)
-        url = self.config.read_url
-        if fresh or not url or self._pool is None:
+        if fresh or not self.config.read_url or self._pool is None or self._pool.closed:
             with self._connection() as connection:
                 yield connection
             return
-        if url not in self._reader:  # not earlier: a program without such reads needs no standby
-            config = replace(self.config, url=url, read_url="")
-            opened = type(self)(config, pool=open_pool(config, _queries(config, "")))
-            if self._reader.setdefault(url, opened) is not opened:  # another call was faster
-                opened.close()
-        with self._reader[url]._connection() as connection:  # noqa: SLF001
+        self._check_process()
+        with (self._opened_reader())._connection() as connection:  # noqa: SLF001
             yield connection
 
-    @contextmanager
-    def _connection(self) -> Iterator[Connection[Any]]:
+    def _opened_reader(self) -> "PostgresStorage":
+        """Return the store of ``read_url``. The first reader opens it: a program that reads nothing needs no standby.
+
+        Calls that waited for an attempt share its error; else each of them would wait for the connect timeout in turn.
+        """
+        asked = monotonic()
+        with self._opening:
+            if self._reader is None:
+                if self._reader_failure is not None and self._reader_failure[0] >= asked:
+                    error = self._reader_failure[1]
+                    raise type(error)(str(error)) from error
+                config = replace(self.config, url=self.config.read_url, read_url="")
+                try:
+                    pool = open_pool(config, _queries(config, ""))
+                except (ConnectionRejectedError, StorageUnavailableError) as exc:
+                    error = type(exc)(f"the standby (GOQUEUE_DATABASE_READ_URL): {exc}")
+                    self._reader_failure = (monotonic(), error)
+                    raise error from exc
+                self._reader = type(self)(config, pool=pool)
+                if self._pool is not None and self._pool.closed:  # meanwhile
+                    self._reader.close()
+            return self._reader
+
+    def _check_process(self) -> None:
         if self._process != os.getpid():
             # Two processes on one socket would read each other's answers.
             raise StorageError(
                 "this store was opened in the parent process; open another one after the fork"
                 + ("" if self._pool is not None else ", on a connection of this process")
             )
+
+    @contextmanager
+    def _connection(self) -> Iterator[Connection[Any]]:
+        self._check_process()
         try:
             if self._pool is None:
                 given = self._given
@@ -1171,11 +1203,18 @@ class PostgresStorage:
         commits = connection.info.transaction_status == pq.TransactionStatus.IDLE
         known: dict[str, str | None] = {"worker_id": worker_id, "transaction_id": None}
         is_done = False
+        interrupt: BaseException | None = None
         try:
             with connection.transaction():
-                yield known
+                try:
+                    yield known
+                except BaseException as exc:
+                    interrupt = None if isinstance(exc, Exception) else exc
+                    raise
                 is_done = True
         except psycopg.Error as exc:
+            if interrupt is not None:  # its rollback has failed: a cancelled task must end as cancelled
+                raise interrupt from exc
             if is_done and commits and is_unanswered(exc, at_commit=True):
                 lost = unconfirmed if watch.unconfirmed != before else unanswered
                 raise lost(operation, job_ids, cause=exc, **known) from exc
