@@ -16,7 +16,16 @@ from typing import Any
 import psycopg
 import pytest
 
-from goqueue import Job, JobFilter, JobStatus, LeaseLostError, NewJob, PostgresStorage
+from goqueue import (
+    DatabaseConfig,
+    Job,
+    JobFilter,
+    JobStatus,
+    LeaseLostError,
+    NewJob,
+    PostgresStorage,
+    SchemaError,
+)
 from goqueue.migrate import migrate
 from goqueue.testing.embedded import EmbeddedServer, _make_base, _make_private, _runnable_binaries, _server_identity
 from goqueue.workbench.findings import Level
@@ -83,9 +92,9 @@ def check_whole(url: str) -> None:
     assert failed == []
 
 
-def copy(source: EmbeddedServer, target: EmbeddedServer, programs: EmbeddedServer) -> None:
+def copy(source: EmbeddedServer, target: EmbeddedServer, programs: EmbeddedServer, *options: str) -> None:
     """Copy a database with the newer server's pg_dump and pg_restore, as PostgreSQL's documentation recommends."""
-    with subprocess.Popen([programs.bin("pg_dump"), "-Fc", source.url()], stdout=subprocess.PIPE) as dump:
+    with subprocess.Popen([programs.bin("pg_dump"), "-Fc", *options, source.url()], stdout=subprocess.PIPE) as dump:
         restore = [programs.bin("pg_restore"), "--exit-on-error", "-d", target.url()]
         subprocess.run(restore, stdin=dump.stdout, check=True)
     assert dump.returncode == 0
@@ -133,6 +142,22 @@ def test_a_dump_of_a_running_queue_continues_elsewhere() -> None:
             before.jobs = [job for job in before.jobs if job.queue != "default"]
             store.delete_jobs(JobFilter(queue="default"))
             before.check(store)
+
+
+def test_one_schema_of_several_moves_to_another_server() -> None:
+    with EmbeddedServer() as source, EmbeddedServer() as target:
+        stores = []
+        for schema in ("tenant_1", "tenant_2"):
+            migrate(source.url(), schema=schema)
+            stores.append(DatabaseConfig(url=source.url(), schema=schema))
+        with PostgresStorage.open(stores[0]) as store, PostgresStorage.open(stores[1]) as other:
+            before = Before(store)
+            Before(other)
+        copy(source, target, target, "-n", "tenant_1")
+        with PostgresStorage.open(DatabaseConfig(url=target.url(), schema="tenant_1")) as store:
+            before.check(store)
+        with pytest.raises(SchemaError):
+            PostgresStorage.open(DatabaseConfig(url=target.url(), schema="tenant_2"))
 
 
 @needs_old
