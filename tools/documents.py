@@ -17,7 +17,7 @@ from markdown_it.token import Token
 
 ROOT = Path(__file__).parent.parent
 #: The most lines for each document with one reader and one purpose. Rows of tables don't count: recipes add them.
-LENGTHS = {"README.md": 145, "sql/README.md": 60, "migrations/README.md": 181, "CONTRIBUTING.md": 210}
+LENGTHS = {"README.md": 150, "sql/README.md": 150, "migrations/README.md": 250, "CONTRIBUTING.md": 250}
 _FOLDERS = (".", "docs", "migrations", "sql", "tests/bench")
 # The published README is read outside the repository, so its links must be absolute.
 _PUBLISHED = "README.md"
@@ -42,9 +42,9 @@ def faults(root: Path = ROOT) -> Iterator[str]:
     """Yield each fault as one sentence."""
     for file in documents(root):
         name, text = file.relative_to(root).as_posix(), file.read_text("utf-8")
-        lines = sum(not line.startswith("|") for line in text.splitlines())
+        lines = len(text.splitlines())
         if lines > (most := LENGTHS.get(name, lines)):
-            yield f"{name} has {lines} lines outside of tables, at most {most} are allowed: shorten it, or move a part"
+            yield f"{name} has {lines} lines, at most {most} are allowed: shorten it, or move a part to its subject"
         for target in _targets(text):
             if fault := _fault(root, file, target):
                 yield f"{name} links to {target}: {fault}"
