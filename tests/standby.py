@@ -11,8 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,21 +22,11 @@ from psycopg.conninfo import make_conninfo
 from goqueue import PostgresStorage
 from goqueue.migrate import migrate
 from goqueue.testing.embedded import EmbeddedServer, _server_identity
+from tests.workers import SECONDS, until
 
-SECONDS = 60.0
-"""The longest wait for a condition, reached only if the test fails."""
 PORT = os.environ.get("GOQUEUE_TEST_STANDBY_PORT", "")
 """The port of the standby for the contract tests; empty if there is none."""
 LAG = "100ms"
-
-
-def until(holds: Callable[[], Any]) -> Any:
-    """Wait until the function returns a true value, and return that value."""
-    deadline = time.monotonic() + SECONDS
-    while not (value := holds()):
-        assert time.monotonic() < deadline, "the condition did not become true"
-        time.sleep(0.02)
-    return value
 
 
 class Pair:

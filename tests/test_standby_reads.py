@@ -134,6 +134,19 @@ def test_a_store_works_without_its_standby_and_reads_there_once_it_is_back(
             until(lambda: count_of(store) == 1)
 
 
+def test_the_standby_answers_while_the_primary_is_away(servers: Pair, config: DatabaseConfig) -> None:
+    with PostgresStorage.open(config.url) as store:
+        store.create_job(NewJob(job_type="t"))
+    servers.until_replayed()
+    with proxy.running(config.url) as between:
+        away = DatabaseConfig(url=between.url, read_url=config.read_url, pool_timeout=timedelta(seconds=1))
+        with PostgresStorage.open(away) as store:
+            between.refuse()
+            assert store.count_jobs() == len(store.list_jobs().jobs) == 1
+            with pytest.raises(StorageUnavailableError):
+                store.count_jobs(fresh=True)
+
+
 def count_of(store: PostgresStorage) -> int | None:
     try:
         return int(store.count_jobs())
