@@ -88,22 +88,23 @@ def check(  # noqa: PLR0917 - typer takes options so
     server rejects the connection).
     """
     configs = in_schemas(read_config(file).database, schemas)
+    are_several = len(configs) > 1
     documents, failed = [], []
     rejected: ConnectionRejectedError | None = None
     for config in configs:
-        if len(configs) > 1 and not as_json:
+        if are_several and not as_json:
             console().print(Text(f"schema {config.schema}", style="bold underline"))
         folder = config.sql_dir if sql_dir is None else sql_dir
         checks, rejected = _run(config, folder, scratch, quiet=as_json)
         bad = {Level.FAILED, Level.WARNING} if strict else {Level.FAILED}
         names = [done.name for done in checks if done.level in bad]
-        failed += [f"{name} ({config.schema})" if len(configs) > 1 else name for name in names]
-        about = {"schema": config.schema} if len(configs) > 1 else {}
+        failed += [f"{name} ({config.schema})" if are_several else name for name in names]
+        about = {"schema": config.schema} if are_several else {}
         documents.append({**about, "ok": not names, "checks": checks})
         if rejected:
             break
     if as_json:
-        print_json(documents if len(configs) > 1 else documents[0])
+        print_json(documents if are_several else documents[0])
     if rejected:
         raise rejected
     if failed:

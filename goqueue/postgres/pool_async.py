@@ -82,7 +82,7 @@ async def open_pool(config: DatabaseConfig, queries: AsyncQueries) -> AsyncPool:
     try:
         # Without waiting, the first call finds the pool empty, and opens a second connection.
         await pool.open(wait=True, timeout=config.pool_timeout.total_seconds())
-    except BaseException as exc:  # also if the caller stopped waiting
+    except BaseException as exc:  # even if the caller stopped waiting
         await pool.close()
         if not isinstance(exc, psycopg.Error):
             raise

@@ -317,11 +317,13 @@ class Run:
         """Take the jobs of the claim that was sent at this time and whose reply was lost. In the database, this worker
         holds them since a later time than all jobs that it has received."""
         mine = JobFilter(locked_by=self._worker_id)
-        page = self._store.list_jobs(mine, _BATCH, fresh=True)
-        jobs = page.jobs
-        while page.next_cursor is not None:
-            page = self._store.list_jobs(mine, _BATCH, page.next_cursor, fresh=True)
+        jobs: list[Job] = []
+        cursor: str | None = None
+        while True:
+            page = self._store.list_jobs(mine, _BATCH, cursor, fresh=True)
             jobs += page.jobs
+            if (cursor := page.next_cursor) is None:
+                break
         self._recovered("claims")
         lost = [job for job in jobs if job.locked_at is not None and job.locked_at > self._claimed_at]
         self._take(lost, sent + self._config.lease.total_seconds())
