@@ -224,10 +224,11 @@ def role(goqueue_server: DatabaseServer, goqueue_database: str) -> Iterator[str]
 
 
 def databases_of(server: DatabaseServer, role: str) -> list[str]:
+    """Return the names of the role's databases, sorted."""
     with psycopg.connect(server.url, autocommit=True) as connection:
         user = psycopg.conninfo.conninfo_to_dict(role)["user"]
         found = connection.execute("SELECT datname FROM pg_database WHERE datdba = %s::regrole", [user]).fetchall()
-    return [name for (name,) in found]
+    return sorted(name for (name,) in found)
 
 
 class TestTheCommand:
@@ -427,7 +428,7 @@ class TestTheCommand:
             for own in ("goqueue_explain_mine", "goqueue_explain_0123456789ab_2"):
                 connection.execute(f"CREATE DATABASE {own}")
         assert run("get_job", "--rows", "1000", url=role).code == 0
-        assert databases_of(goqueue_server, role) == ["goqueue_explain_mine", "goqueue_explain_0123456789ab_2"]
+        assert databases_of(goqueue_server, role) == ["goqueue_explain_0123456789ab_2", "goqueue_explain_mine"]
         with psycopg.connect(role, autocommit=True) as connection:
             for own in ("goqueue_explain_mine", "goqueue_explain_0123456789ab_2"):
                 connection.execute(f"DROP DATABASE {own}")
