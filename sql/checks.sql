@@ -810,6 +810,30 @@ SELECT
     (SELECT count(*) > 0 FROM pg_stat_wal_receiver) AS is_receiving;
 
 
+-- name: database_identity()^
+-- Return what identifies this session's database, to compare it with that of another session.
+-- Returns: one row: the cluster's system identifier, which its physical standbys share; the database's oid and name; when
+-- the server started; true if the server is a standby; true if a subscription of this database fills the table jobs.
+-- Index: none; the server's catalogs and its control file are read.
+-- Locks: none.
+SELECT
+    s.system_identifier,
+    d.oid::bigint AS database_oid,
+    d.datname::text AS database,
+    pg_postmaster_start_time() AS started_at,
+    pg_is_in_recovery() AS is_standby,
+    (
+        SELECT count(*) > 0
+        FROM pg_subscription_rel AS r
+        INNER JOIN pg_class AS c ON r.srrelid = c.oid
+        INNER JOIN pg_namespace AS n ON c.relnamespace = n.oid
+        WHERE n.nspname = 'goqueue' AND c.relname = 'jobs'
+    ) AS is_subscriber
+FROM pg_control_system() AS s
+CROSS JOIN pg_database AS d
+WHERE d.datname = current_database();
+
+
 -- name: measure_claim_index()$
 -- Measure how full the claim index's pages are, with the extension pgstattuple, whose schema must be in the search
 -- path.

@@ -7,6 +7,8 @@ import psycopg
 from goqueue import JobFilter, NewJob, PostgresStorage
 from goqueue.migrate import migrate
 from goqueue.testing.embedded import EmbeddedServer
+from goqueue.workbench.findings import Level
+from goqueue.workbench.standby import check_reads
 from tests.standby import _free_port, until
 
 
@@ -43,5 +45,10 @@ def test_pruned_jobs_stay_on_a_server_that_subscribes_to_additions_and_changes()
                 store.complete_jobs(store.claim_jobs("daily", "w"))
                 store.prune_jobs(timedelta(0))
                 until(lambda count=count: kept.count_jobs(JobFilter(queue="daily", status="completed")) == count)
-        with psycopg.connect(history.url(), autocommit=True) as admin:
+        with (
+            psycopg.connect(queue.url(), autocommit=True) as primary,
+            psycopg.connect(history.url(), autocommit=True) as admin,
+        ):
+            [found] = check_reads(admin, primary).findings
+            assert (found.level, found.found) == (Level.WARNING, "read_url names a logical replica")
             admin.execute("DROP SUBSCRIPTION goqueue_history")

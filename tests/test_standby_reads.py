@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -260,13 +261,13 @@ def test_a_worker_finds_the_jobs_of_a_lost_claim_while_the_standby_is_behind(
 # --- `goqueue check` ------------------------------------------------------------------------------------------------
 
 
-def checked(url: str) -> Check:
-    with psycopg.connect(url, autocommit=True) as connection:
-        return check_reads(connection)
+def checked(url: str, read_url: str) -> Check:
+    with psycopg.connect(url, autocommit=True) as primary, psycopg.connect(read_url, autocommit=True) as connection:
+        return check_reads(connection, primary)
 
 
 def test_a_standby_that_shows_all_it_has_received_is_no_finding(servers: Pair, config: DatabaseConfig) -> None:
-    assert checked(config.read_url) == Check("reads", Level.OK, "the standby of read_url is 0s behind")
+    assert checked(config.url, config.read_url) == Check("reads", Level.OK, "the standby of read_url is 0s behind")
 
 
 def test_a_standby_that_is_far_behind_is_a_warning(
@@ -275,13 +276,68 @@ def test_a_standby_that_is_far_behind_is_a_warning(
     monkeypatch.setattr(standby_check, "_OLD", timedelta(milliseconds=1))
     with stale(servers), PostgresStorage.open(config.url) as store:
         store.create_job(NewJob(job_type="t"))
-        until(lambda: checked(config.read_url).level == Level.WARNING)
-        [found] = checked(config.read_url).findings
+        until(lambda: checked(config.url, config.read_url).level == Level.WARNING)
+        [found] = checked(config.url, config.read_url).findings
     assert "1ms behind" in found.found
 
 
 def test_reading_on_a_primary_is_a_note(config: DatabaseConfig) -> None:
-    assert checked(config.url).level == Level.NOTE
+    assert checked(config.url, config.url).level == Level.NOTE
+
+
+def test_another_cluster_is_a_failure(config: DatabaseConfig, goqueue_database: str) -> None:
+    for url, read_url in ((config.url, goqueue_database), (goqueue_database, config.read_url)):
+        [found] = checked(url, read_url).findings
+        assert (found.level, found.found) == (Level.FAILED, "read_url names another cluster than url")
+
+
+def test_another_database_of_the_standby_is_a_failure(servers: Pair, config: DatabaseConfig) -> None:
+    with psycopg.connect(config.url, autocommit=True) as admin:
+        admin.execute("CREATE DATABASE other")
+    try:
+        servers.until_replayed()
+        other = psycopg.conninfo.make_conninfo(config.read_url, dbname="other")
+        [found] = checked(config.url, other).findings
+        assert (found.level, found.found) == (
+            Level.FAILED,
+            "read_url names the database other, but url names postgres",
+        )
+    finally:
+        with psycopg.connect(config.url, autocommit=True) as admin:
+            admin.execute("DROP DATABASE other")
+
+
+def test_a_promoted_standby_is_a_failure_while_both_servers_accept_writes(tmp_path: Path) -> None:
+    with pair(tmp_path) as servers:
+        servers.promote()
+        for url, read_url in (
+            (servers.primary.url(), servers.standby.url()),
+            (servers.standby.url(), servers.primary.url()),
+        ):
+            [found] = checked(url, read_url).findings
+            assert (found.level, "both accept writes" in found.found) == (Level.FAILED, True)
+            assert checked(url, url).level == Level.NOTE
+
+
+def test_a_standby_that_cannot_be_identified_does_not_fail_the_check(servers: Pair, config: DatabaseConfig) -> None:
+    with psycopg.connect(config.url, autocommit=True) as admin:
+        admin.execute("CREATE ROLE plain LOGIN")
+        admin.execute("REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC")
+        try:
+            servers.until_replayed()
+            plain, read_url = (
+                psycopg.conninfo.make_conninfo(url, user="plain") for url in (config.url, config.read_url)
+            )
+            check = checked(plain, read_url)
+            assert (check.level, check.summary) == (Level.NOTE, "the standby of read_url is 0s behind")
+            [found] = check.findings
+            assert found.found.endswith("can't be compared: permission denied for function pg_control_system")
+            admin.execute(found.do.partition(";")[0].encode())
+            servers.until_replayed()
+            assert checked(plain, read_url).level == Level.OK
+        finally:
+            admin.execute("GRANT EXECUTE ON FUNCTION pg_control_system() TO PUBLIC")
+            admin.execute("DROP ROLE plain")
 
 
 def test_the_check_reports_an_unavailable_standby_with_advice(
@@ -306,3 +362,14 @@ def test_the_check_fails_for_a_database_without_the_schema(
     failed = commands("check")
     assert failed.code == 3
     assert "do:  correct read_url" in failed.out
+
+
+def test_the_check_fails_for_another_server_s_jobs(
+    commands: Commands, config: DatabaseConfig, goqueue_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOQUEUE_DATABASE_URL", config.url)
+    monkeypatch.setenv("GOQUEUE_DATABASE_READ_URL", goqueue_database)
+    failed = commands("check")
+    assert failed.code == 3
+    assert "failed: reads" in failed.err
+    assert "do:  in read_url, name a streaming standby of url's server" in failed.out

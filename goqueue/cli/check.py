@@ -140,6 +140,8 @@ def _checks(config: DatabaseConfig, folder: str, scratch: Scratch) -> Iterator[C
         with open_connection(config, load_queries()) as connection:
             compare = partial(_behaviour, config, folder, scratch)
             yield from run_checks(connection, sql_dir=folder, settings=settings, compare=compare, schema=config.schema)
+            if config.read_url:
+                yield _reads(config, connection)
     except psycopg.Error as error:
         lost = translate(error)
         do = "see the server's address in `goqueue config`, and the server's log" * isinstance(
@@ -148,16 +150,13 @@ def _checks(config: DatabaseConfig, folder: str, scratch: Scratch) -> Iterator[C
         yield Check("server", Level.FAILED, "", (Finding(Level.FAILED, str(lost), "nothing more can be checked", do),))
         if isinstance(lost, ConnectionRejectedError):
             raise lost from error
-        return
-    if config.read_url:
-        yield _reads(config)
 
 
-def _reads(config: DatabaseConfig) -> Check:
+def _reads(config: DatabaseConfig, primary: psycopg.Connection[Any]) -> Check:
     try:
         with connect(replace(config, url=config.read_url)) as connection:
             load_queries(schema=config.schema).ping(connection)  # else an empty database passes
-            return check_reads(connection)
+            return check_reads(connection, primary, config.schema)
     except psycopg.Error as error:
         why = "lists, counts and statistics fail; all else works"
         do = "correct read_url, or start the standby; with an empty read_url, they come from the primary"

@@ -16,6 +16,7 @@ class AdminQueries(Protocol):
     claim_index_state: One[tuple[int, int, int | None, str | None] | None]
     count_applied_migrations: One[int]
     count_pending_jobs: One[int]
+    database_identity: One[tuple[int, int, str, datetime, bool, bool]]
     describe_columns: Many[tuple[int, int, str, bool]]
     describe_types: Many[tuple[int, str]]
     durability_state: One[tuple[str, str, str, str, int, list[str], list[str], list[str]]]
