@@ -223,7 +223,7 @@ def values_of(jobs: dict[str, UUID]) -> dict[str, dict[str, Any]]:
     held = {"ids": [jobs["running"]], "tokens": [1]}
     return {
         "create_job": NEW,
-        "find_duplicate_job": {"id": uuid4(), "idempotency_key": "pending", "unique_key": None},
+        "find_duplicate_job": {"id": uuid4(), "idempotency_key": "pending", "unique_key": "unused"},
         "create_jobs": {"jobs": json.dumps([{**NEW, "id": str(NEW["id"])}])},
         "create_missing_jobs": {"jobs": json.dumps([{**NEW, "id": str(NEW["id"])}])},
         "find_duplicate_jobs": {"ids": [], "idempotency_keys": ["pending"], "unique_keys": []},

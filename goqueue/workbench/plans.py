@@ -195,7 +195,8 @@ class Plan:
 
     @property
     def cost(self) -> float:
-        return float(self.document["Plan"]["Total Cost"])
+        """The planner's estimate, without penalties."""
+        return float(self.document["Plan"]["Total Cost"]) % _PENALTY
 
     @property
     def is_compiled(self) -> bool:
