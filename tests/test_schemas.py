@@ -482,6 +482,28 @@ def test_the_other_commands_use_the_schema(goqueue_of_two: Commands, stores: lis
     assert "CREATE TABLE jobs_2.jobs" in goqueue_of_two("sql", "print", "V0001__create_jobs.sql").out
 
 
+def test_queries_and_plans_are_shown_with_the_schema(goqueue_of_two: Commands, tmp_path: Path) -> None:
+    for arguments in (
+        ["queries"],
+        ["queries", "--json"],
+        ["queries", "claim_jobs"],
+        ["queries", "claim_jobs", "--json"],
+    ):
+        shown = goqueue_of_two(*arguments).out
+        assert "jobs_2." in shown
+        assert re.findall(r"goqueue\.(?!notify\b)\w+", shown) == []
+    explained = goqueue_of_two("explain", "--all", "--rows", "2000", "--json")
+    assert explained.code == 0, explained.err
+    assert "::jobs_2.job_status" in explained.out
+    assert re.findall(r"goqueue\.(?!notify\b)\w+", explained.out) == []
+    unread = [one["name"] for one in explained.json["queries"] if one["plans"][0]["rows_read"] == 0]
+    assert "claim_jobs" not in unread
+    (tmp_path / "sql").mkdir()
+    folder = folder_with(tmp_path / "sql", GET_JOB, GET_JOB.replace("j.id", "'tuned' = 'tuned' AND j.id"))
+    changed = goqueue_of_two("explain", "get_job", "--rows", "2000", "--sql-dir", folder)
+    assert "not more expensive than the shipped text" in changed.out
+
+
 def test_a_worker_runs_the_jobs_of_its_schema(stores: list[PostgresStorage]) -> None:
     done = []
     worker = Worker({"t": lambda job: done.append(job.queue)})

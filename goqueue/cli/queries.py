@@ -38,7 +38,7 @@ from goqueue.postgres.admin_queries import admin_queries
 from goqueue.postgres.options import identity
 from goqueue.postgres.pool import connect
 from goqueue.postgres.translate import translate
-from goqueue.schemas import DEFAULT_SCHEMA, render
+from goqueue.schemas import render
 from goqueue.testing.scratch import REFUSALS, SCENARIOS, scratch_database, seed
 from goqueue.workbench.explain import Explainer, Explanation, ModeResult, example_values, explain_query, explainable
 from goqueue.workbench.notes import Columns, QueryNote, psql_text, read_columns, read_notes
@@ -71,7 +71,7 @@ def show_queries(
         _show_times(read_config(file).database, as_json)
         return
     schema = read_config(file).database.schema
-    notes, columns = _notes(sql_dir, file, schema), read_columns()
+    notes, columns = _notes(sql_dir, file, schema), read_columns(schema)
     if name is not None:
         note = notes[_known(name, notes)]
         if as_json:
@@ -206,21 +206,25 @@ def show_plans(  # noqa: PLR0917 - typer takes options so
     """
     if every == (name is not None):
         raise typer.BadParameter("give either NAME or --all", param_hint="NAME")
-    notes = _notes(sql_dir, file)
-    names = explainable(notes) if name is None else [_known(name, {key: notes[key] for key in explainable(notes)})]
+    config = read_config(file).database
+    schema = config.schema
+    notes = _notes(sql_dir, file, schema)
+    names = explainable(notes, schema)
+    if name is not None:
+        names = [_known(name, {key: notes[key] for key in names})]
     if scenario not in SCENARIOS:
         raise typer.BadParameter(f"{scenario!r} is not one of {', '.join(SCENARIOS)}", param_hint="--scenario")
     given = _given(parameters or [], {parameter for each in names for parameter in notes[each].parameters})
     try:
-        with _scratch(None if embedded else _configured(read_config(file).database), rows, scenario) as connection:
+        with _scratch(None if embedded else _configured(config), rows, scenario, schema) as connection:
             header = {
                 "server_version": connection.info.parameter_status("server_version"),
                 "rows": rows,
                 "scenario": scenario,
             }
-            examples = example_values(connection)
+            examples = example_values(connection, schema)
             explainer = Explainer(connection, notes)
-            shipped = Explainer(connection, {note.name: note for note in read_notes()}, prefix="shipped_")
+            shipped = Explainer(connection, {note.name: note for note in read_notes(schema=schema)}, prefix="shipped_")
             explained = [explain_query(explainer, each, given, examples, shipped) for each in names]
     except psycopg.Error as error:
         raise translate(error) from error
@@ -229,7 +233,7 @@ def show_plans(  # noqa: PLR0917 - typer takes options so
     else:
         about = f"{rows:,} jobs ({scenario}), PostgreSQL {header['server_version']}"
         screen = console()
-        is_own = sql_dir is not None or bool(read_config(file).database.sql_dir)
+        is_own = sql_dir is not None or bool(config.sql_dir)
         shown = (
             _summary(explained, about, screen.width) if every else _details(explained[0], about, screen.width, is_own)
         )
@@ -255,7 +259,7 @@ def _configured(config: DatabaseConfig) -> str | None:
 
 
 @contextmanager
-def _scratch(conninfo: str | None, rows: int, scenario: str) -> Iterator[psycopg.Connection[Any]]:
+def _scratch(conninfo: str | None, rows: int, scenario: str, schema: str) -> Iterator[psycopg.Connection[Any]]:
     """Yield the filled scratch database, with a progress bar on standard error."""
     screen = error_console()
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
@@ -263,12 +267,18 @@ def _scratch(conninfo: str | None, rows: int, scenario: str) -> Iterator[psycopg
         with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
             task = progress.add_task("making a scratch database", total=1.0)
             try:
-                connection = stack.enter_context(scratch_database(conninfo, rows))
+                connection = stack.enter_context(scratch_database(conninfo, rows, schema))
             except REFUSALS as error:
                 said = f"A database can't be created there (the role needs CREATEDB): {error.diag.message_primary}."
                 progress.console.print(f"{said} Using an embedded server.", soft_wrap=True)
-                connection = stack.enter_context(scratch_database(None, rows))
-            seed(connection, rows, scenario, lambda text, done: progress.update(task, description=text, completed=done))
+                connection = stack.enter_context(scratch_database(None, rows, schema))
+            seed(
+                connection,
+                rows,
+                scenario,
+                lambda text, done: progress.update(task, description=text, completed=done),
+                schema,
+            )
         yield connection
 
 
@@ -402,7 +412,7 @@ def _grow(tree: Tree, plan: Plan, node: dict[str, Any]) -> None:
 # --- both -----------------------------------------------------------------------------------------------------------
 
 
-def _notes(sql_dir: Path | None, file: Path | None, schema: str = DEFAULT_SCHEMA) -> dict[str, QueryNote]:
+def _notes(sql_dir: Path | None, file: Path | None, schema: str) -> dict[str, QueryNote]:
     if sql_dir is None and (configured := read_config(file).database.sql_dir):
         sql_dir = Path(configured)
     try:

@@ -15,7 +15,7 @@ from goqueue.postgres.cursor import Adapter
 from goqueue.postgres.cursor_async import AsyncAdapter
 from goqueue.postgres.lexemes import bare
 from goqueue.postgres.wire import Rendered
-from goqueue.schemas import DEFAULT_SCHEMA, is_rendered
+from goqueue.schemas import DEFAULT_SCHEMA, is_rendered, render
 
 #: The kinds of result, by aiosql's names: a description, and aiosql's mark.
 RESULTS = {
@@ -98,7 +98,12 @@ def read_statements(file: Path, schema: str = DEFAULT_SCHEMA) -> list[Statement]
         sources = [""] * len(queries)
     return [
         Statement(
-            query.query_name, file, cast("Rendered", query.sql), query.operation_type.name, query.doc_comments, source
+            query.query_name,
+            file,
+            cast("Rendered", query.sql),
+            query.operation_type.name,
+            render(query.doc_comments, schema),
+            source,
         )
         for query, source in zip(queries, sources, strict=True)
     ]

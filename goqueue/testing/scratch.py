@@ -19,6 +19,7 @@ from goqueue.migrate import migrate
 from goqueue.postgres.admin_queries import admin_queries
 from goqueue.postgres.store import PostgresStorage
 from goqueue.safelog import log
+from goqueue.schemas import DEFAULT_SCHEMA
 from goqueue.testing.embedded import EmbeddedServer
 
 _log = logging.getLogger("goqueue")
@@ -55,7 +56,9 @@ class ExplainError(GoQueueError):
 
 
 @contextmanager
-def scratch_database(conninfo: str | None, rows: int) -> Iterator[psycopg.Connection[Any]]:
+def scratch_database(
+    conninfo: str | None, rows: int, schema: str = DEFAULT_SCHEMA
+) -> Iterator[psycopg.Connection[Any]]:
     """Yield a connection to a migrated, empty scratch database. Drop it at the end, even after Ctrl-C or a SIGTERM.
 
     ``conninfo`` names a server on which the role can create databases (otherwise one of REFUSALS is raised). None means
@@ -67,7 +70,7 @@ def scratch_database(conninfo: str | None, rows: int) -> Iterator[psycopg.Connec
             conninfo = stack.enter_context(EmbeddedServer(durable=rows > _IN_MEMORY)).url()
         conninfo = Secret(conninfo)
         scratch = stack.enter_context(_made_database(conninfo))
-        migrate(scratch)
+        migrate(scratch, schema=schema)
         connection = stack.enter_context(connect(scratch))
         # Override the role's settings: building an index can take long.
         connection.execute("SET statement_timeout = 0")
@@ -159,27 +162,35 @@ def _on_signals(handler: Any) -> Iterator[None]:
             signal.signal(number, was)
 
 
-def seed(connection: psycopg.Connection[Any], rows: int, scenario: str, report: Report = _silent) -> None:
+def seed(
+    connection: psycopg.Connection[Any],
+    rows: int,
+    scenario: str,
+    report: Report = _silent,
+    schema: str = DEFAULT_SCHEMA,
+) -> None:
     """Fill the empty tables of a scratch database with ``rows`` jobs, as ``scenario`` (of SCENARIOS) defines them."""
     parts = [(round(rows * share), options) for share, options in SCENARIOS[scenario]]
-    with filling(connection, report):
+    with filling(connection, report, schema):
         added = 0
         for part, options in parts:
             rest = {name: value for name, value in options.items() if name != "running"}
             if "running" in options:
                 rest["running_every"] = max(rows // 500, 20)
-            for chunk in add_jobs(connection, part, chunk=_CHUNK, **rest):
+            for chunk in add_jobs(connection, part, chunk=_CHUNK, schema=schema, **rest):
                 added += chunk
                 report("adding jobs", 0.6 * added / rows)
 
 
 @contextmanager
-def filling(connection: psycopg.Connection[Any], report: Report = _silent) -> Iterator[None]:
+def filling(
+    connection: psycopg.Connection[Any], report: Report = _silent, schema: str = DEFAULT_SCHEMA
+) -> Iterator[None]:
     """Drop the indexes before `add_jobs` and rebuild them after it. Raises `ExplainError` if there are jobs."""
-    queries = admin_queries()
+    queries = admin_queries(schema)
     is_empty, *_ = queries.seed_session(connection)
     if not is_empty:
-        raise ExplainError("goqueue.jobs has rows, expected an empty scratch database")
+        raise ExplainError(f"{schema}.jobs has rows, expected an empty scratch database")
     queries.seed_jobs_table(connection)
     queries.seed_failures_table(connection)
     indexes = list(queries.index_statements(connection))
@@ -192,7 +203,9 @@ def filling(connection: psycopg.Connection[Any], report: Report = _silent) -> It
     report("recording failures", 0.9)
     queries.seed_failures(connection)
     # resume_queue's example: no example value finds a row without it.
-    PostgresStorage.bound_to(connection).pause_queue("paused", until=datetime.now(UTC) + timedelta(days=1))
+    PostgresStorage.bound_to(connection, schema=schema).pause_queue(
+        "paused", until=datetime.now(UTC) + timedelta(days=1)
+    )
     report("vacuum and analyze", 0.92)
     queries.vacuum_jobs(connection)
     queries.vacuum_failures(connection)
@@ -211,13 +224,14 @@ def add_jobs(
     priorities: int = 1,
     running_every: int = 2**31 - 1,
     chunk: int = 2**31 - 1,
+    schema: str = DEFAULT_SCHEMA,
 ) -> Iterator[int]:
     """Add ``rows`` jobs. Yield the number that each statement added, at most ``chunk``. Query: seed_jobs.
 
     The share ``finished`` of them is finished. Of the others, the share ``later`` is not due yet.
     """
     for first in range(1, rows + 1, chunk):
-        yield admin_queries().seed_jobs(
+        yield admin_queries(schema).seed_jobs(
             connection,
             first_number=first,
             last_number=min(first + chunk - 1, rows),

@@ -13,6 +13,7 @@ from goqueue.postgres.admin_queries import admin_queries
 from goqueue.postgres.lexemes import bare
 from goqueue.postgres.options import PLANNING
 from goqueue.postgres.overrides import alone
+from goqueue.schemas import DEFAULT_SCHEMA
 from goqueue.testing.scratch import ExplainError
 from goqueue.workbench.notes import QueryNote
 from goqueue.workbench.plans import Flag, Plan
@@ -143,12 +144,12 @@ def regressions(given: ModeResult, shipped: ModeResult) -> Iterator[Regression]:
             yield Regression(given.mode, flag.kind, f"{flag.text}; the shipped text has no such flag")
 
 
-def explainable(notes: Mapping[str, QueryNote]) -> list[str]:
+def explainable(notes: Mapping[str, QueryNote], schema: str = DEFAULT_SCHEMA) -> list[str]:
     """Return the names of the store's queries that read its tables, in the files' order."""
     return [
         name
         for name, note in notes.items()
-        if note.can_be_prepared and "goqueue." in note.statement and note.file not in APART
+        if note.can_be_prepared and f"{schema}." in note.statement and note.file not in APART
     ]
 
 
@@ -209,6 +210,6 @@ def _explain_mode(explainer: Explainer, note: QueryNote, values: Mapping[str, An
     )
 
 
-def example_values(connection: psycopg.Connection[Any]) -> dict[str, str]:
+def example_values(connection: psycopg.Connection[Any], schema: str = DEFAULT_SCHEMA) -> dict[str, str]:
     """Return values from a seeded database, by "parameter" or "query.parameter". Query: example_values."""
-    return dict(admin_queries().example_values(connection))
+    return dict(admin_queries(schema).example_values(connection))

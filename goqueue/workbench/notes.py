@@ -11,7 +11,7 @@ import msgspec
 from goqueue.files import read_shipped, shipped_folder, sql_files
 from goqueue.postgres.lexemes import is_single
 from goqueue.postgres.queries import RESULTS, Statement, load_queries, read_statements
-from goqueue.schemas import DEFAULT_SCHEMA
+from goqueue.schemas import DEFAULT_SCHEMA, render
 
 _TYPE = r"(?:double precision|[a-z_]\w*(?:\.\w+)?)(?:\[\])?"
 # Example values for parameters: by "query.parameter", else by name, else by type. NULL otherwise, for parameters that
@@ -191,7 +191,7 @@ def psql_text(note: QueryNote, columns: Columns) -> str:
     )
 
 
-def read_columns() -> Columns:
+def read_columns(schema: str = DEFAULT_SCHEMA) -> Columns:
     """Return the result columns of the shipped queries, as recorded from a server."""
-    columns: Columns = json.loads(read_shipped("sql", COLUMNS_FILE))
+    columns: Columns = json.loads(render(read_shipped("sql", COLUMNS_FILE), schema))
     return columns
