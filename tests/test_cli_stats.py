@@ -9,9 +9,10 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from goqueue import NewJob, PostgresStorage
+from goqueue import DatabaseConfig, NewJob, PostgresStorage
 from goqueue.cli.stats import _label, _metrics
 from goqueue.counts import JobCount
+from goqueue.migrate import migrate
 from goqueue.models import JobStatus, QueueStats
 from goqueue.pytest_plugin import DatabaseServer
 from tests.commands import Commands
@@ -82,6 +83,27 @@ def test_metrics_are_in_prometheus_s_text_format(goqueue: Commands) -> None:
             assert found is not None, line
             assert found[1] == family, line
     assert len(lines) == 5 * 2 + 2 * (5 + 5 + 1 + 1 + 1)
+
+
+def test_metrics_of_two_schemas_are_different_series(
+    goqueue: Commands, goqueue_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    migrate(goqueue_database, schema="tenant_1")
+    with PostgresStorage.open(DatabaseConfig(url=goqueue_database, schema="tenant_1")) as store:
+        store.create_job(NewJob(job_type="t", queue="mail"))
+    alone = goqueue("stats", "--prometheus").out
+    monkeypatch.setenv("GOQUEUE_DATABASE_SCHEMA", "tenant_1")
+    other = goqueue("stats", "--prometheus").out
+    assert "schema=" not in alone
+    assert 'goqueue_jobs{schema="tenant_1",queue="mail",status="pending"} 1\n' in other
+    assert 'goqueue_paused{schema="tenant_1",queue="mail"} 0\n' in other
+    series, others = (re.findall(r"^(\w+\{.*\}) \S+$", text, re.MULTILINE) for text in (alone, other))
+    assert all("schema=" in name for name in others)
+    assert {name.replace('schema="tenant_1",', "") for name in others} <= set(series)
+    # node_exporter compares the texts of one name in all files.
+    assert [line for line in alone.splitlines() if line[0] == "#"] == [
+        line for line in other.splitlines() if line[0] == "#"
+    ]
 
 
 def test_metrics_are_those_of_the_documented_collector_except_one(goqueue: Commands) -> None:

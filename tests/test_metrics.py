@@ -11,12 +11,12 @@ import pytest
 import yaml
 from psycopg import sql
 
-from goqueue import JobFilter, JobStatus, JobUpdate, NewJob, PostgresStorage
-from goqueue.migrate import migrations_dir
+from goqueue import DatabaseConfig, JobFilter, JobStatus, JobUpdate, NewJob, PostgresStorage
+from goqueue.migrate import migrate, migrations_dir
 
 PAGE = (migrations_dir() / "docs" / "metrics.md").read_text("utf-8")
 SQL_EXPORTER, POSTGRES_EXPORTER = map(yaml.safe_load, re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL))
-[GRANTS] = re.findall(r"```sql\n(.*?)```", PAGE, re.DOTALL)
+SEVERAL, GRANTS = re.findall(r"```sql\n(.*?)```", PAGE, re.DOTALL)
 HOUR = timedelta(hours=1)
 
 
@@ -193,6 +193,23 @@ def test_the_collector_for_sql_exporter_fits_the_views(
             assert {type(row[label]) for label in labels} == {str}
             assert type(row[value]) in (int, float)
         assert len({tuple(row[label] for label in labels) for row in rows}) == len(rows)
+
+
+def test_the_query_of_several_schemas_keeps_them_apart(empty: str) -> None:
+    for schema in ("tenant_1", "tenant_2"):
+        migrate(empty, schema=schema)
+        with PostgresStorage.open(DatabaseConfig(url=empty, schema=schema)) as store:
+            store.create_job(NewJob(job_type="t", queue="mail"))
+    with psycopg.connect(empty) as connection:
+        rows = rows_of(connection, SEVERAL)
+    assert [(row["schema"], row["queue"], row["ready_jobs"]) for row in rows] == [
+        ("tenant_1", "mail", 1),
+        ("tenant_2", "mail", 1),
+    ]
+    [metric] = [each for each in SQL_EXPORTER["queries"] if each["query_name"] == "goqueue_queue"]
+    with psycopg.connect(empty) as connection:
+        documented = rows_of(connection, metric["query"].replace("goqueue.", "tenant_1."))
+    assert [set(row) | {"schema"} for row in documented] == [set(rows[0])]
 
 
 def test_the_queries_for_postgres_exporter_fit_the_views(

@@ -36,6 +36,7 @@ from goqueue.counts import JobCount, counted
 from goqueue.errors import StorageUnavailableError, TransactionConflictError
 from goqueue.models import JobStatus, QueueStats
 from goqueue.postgres.store import PostgresStorage
+from goqueue.schemas import DEFAULT_SCHEMA
 
 #: Jobs per second by queue, without the queues whose counts are estimates.
 Rates = dict[str, float]
@@ -79,7 +80,7 @@ def show_stats(
         else:
             stats = _read(store, queue)
             if prometheus:
-                write(_metrics(stats))
+                write(_metrics(stats, store.config.schema))
             elif as_json:
                 print_json({"at": datetime.now(UTC), "queues": [_plain(each) for each in stats]})
             else:
@@ -150,8 +151,10 @@ def _plain(stats: QueueStats) -> dict[str, Any]:
     }
 
 
-def _metrics(stats: list[QueueStats]) -> str:
+def _metrics(stats: list[QueueStats], schema: str = DEFAULT_SCHEMA) -> str:
     """Return metrics in Prometheus's text exposition format; docs/metrics.md describes their names and labels."""
+    # To Prometheus, a missing label is an empty one. So goqueue's series don't change when other schemas are added.
+    in_schema = [] if schema == DEFAULT_SCHEMA else [("schema", schema)]
     counts = [((each.queue, status), count) for each in stats for status, count in each.counts.items()]
     jobs = [(labels, int(count)) for labels, count in counts]
     exact = [(labels, int(count.exact)) for labels, count in counts]
@@ -169,7 +172,7 @@ def _metrics(stats: list[QueueStats]) -> str:
     for name, help_text, samples in metrics:
         lines += [f"# HELP {name} {help_text}", f"# TYPE {name} gauge"]
         for values, sample in samples:
-            labels = zip(("queue", "status"), values, strict=False)
+            labels = [*in_schema, *zip(("queue", "status"), values, strict=False)]
             lines.append(f"{name}{{{','.join(f'{label}={_label(value)}' for label, value in labels)}}} {sample}")
     return "\n".join(lines) + "\n"
 
