@@ -148,7 +148,7 @@ class NewJob(Struct, metaclass=HelpfulMeta, frozen=True, kw_only=True, omit_defa
     job.
 
     ``priority`` is from -32,767 to 32,767; lower numbers run first. The job is due at ``scheduled_at`` (aware), or
-    ``delay`` after the server's current time, or at once. ``payload`` is any JSON value; it is checked when it is sent.
+    ``delay`` after `created_at`, or at once. ``payload`` is any JSON value; it is checked when it is sent.
     Raises `InvalidJobError`.
 
     At most one job has a given ``idempotency_key``, until it is deleted or pruned. At most one pending or running job

@@ -134,7 +134,7 @@ ORDER BY set_by, name;
 
 
 -- name: list_lock_holders()
--- Return the sessions that hold the advisory lock with which the insert trigger detects listeners. The trigger holds it
+-- Return the sessions that hold the advisory lock with which the triggers detect listeners. They hold it
 -- for microseconds within a statement. A session that keeps it blocks every new listener.
 -- Returns: process id, role, application and state of each (null if the role has no right to see them), and the
 -- number of sessions that wait for the lock.
@@ -689,7 +689,7 @@ ORDER BY transactions DESC NULLS LAST;
 
 -- name: list_table_states()
 -- Return the state of vacuum for the tables.
--- Returns: one row per goqueue table that programs write to: live and dead tuples, pages, the times of the
+-- Returns: one row for jobs and one for job_failures: live and dead tuples, pages, the times of the
 -- last vacuum and analyze (manual or automatic), the age of its oldest transaction id, the age at which the server
 -- forces a vacuum, and whether autovacuum is on for it.
 -- Index: none; the server's catalogs are read.
@@ -801,9 +801,12 @@ SELECT
 -- Index: none; the server's shared memory is read.
 -- Locks: none.
 -- Notes: A standby that lost its primary receives nothing, so it counts as up to date. is_receiving is then false.
+--
 SELECT
     pg_is_in_recovery() AS is_standby,
     CASE
+        -- After a promotion, both positions remain.
+        WHEN NOT pg_is_in_recovery() THEN NULL
         WHEN pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn() THEN interval '0'
         ELSE statement_timestamp() - pg_last_xact_replay_timestamp()
     END AS behind,

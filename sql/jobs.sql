@@ -118,7 +118,8 @@ WHERE j.id = (
 -- Locks: the new rows; waits for a transaction that is adding one of the ids or keys.
 -- Notes: The store runs it for jobs that are probably new, and create_missing_jobs for others and after a
 -- unique_violation. ON CONFLICT adds a fifth to the server's time. One jsonb parameter is used because arrays of text
--- are slow to send. The store sorts the array by keys and id, so that concurrent calls don't deadlock.
+-- are slow to send. The store sorts the array by keys and id, so that concurrent calls with the same keys wait for each
+-- other. They can still deadlock if pairs of jobs share the one key in this order and the other key in the opposite one.
 --
 INSERT INTO goqueue.jobs (
     id,
@@ -366,6 +367,7 @@ found_job AS (
     FROM goqueue.finished_lanes(:statuses::text[]::goqueue.job_status[], :queues::text[], :job_types::text[]) AS l
     CROSS JOIN page_start AS p
     CROSS JOIN LATERAL (
+        -- One of these two reads: a lane has a queue only if queues are given, and ARRAY[NULL] contains none.
         (
             SELECT
                 j.created_at,
@@ -414,8 +416,7 @@ found_job AS (
         WHERE
             j.completed_at IS NULL
             AND j.status <> 'running'
-            -- Conditions without a column: if one is false, the scan is skipped. The third one excludes statuses of a
-            -- later release.
+            -- Conditions without a column: if one is false, the scan is skipped.
             AND :worker_ids::text[] IS NULL
             AND (:statuses::text[] IS NULL OR 'pending' = ANY(:statuses::text[]))
             AND (:statuses::text[] IS NULL OR j.status = 'pending')
@@ -586,7 +587,8 @@ CROSS JOIN sampled AS s;
 -- Change the given fields of one job. A new status also sets the times and the holder. The changes are a JSON object
 -- with the columns' names. A missing field is unchanged. Null clears last_error and the keys, sets scheduled_at to now,
 -- and leaves status, max_attempts and the holder as they are. For the payload, null means JSON null; for other columns,
--- it is an error.
+-- it is an error. A job that is set to running gets no lease, so rescue_jobs does not return it, and the attempt does not
+-- count unless the changes set attempts.
 -- Returns: the job after the change. Nothing if there is no such job or the change is rejected. A finished job can't
 -- start or finish again: dead and cancelled can become pending, completed is final. A job can't take another job's
 -- idempotency key. If it becomes or stays unfinished, it can't take the unique key of another unfinished job.
@@ -661,6 +663,7 @@ SET
 FROM locked_job AS c
 WHERE
     j.id = c.id
+    -- The transition is legal, the idempotency key is free, and so is the unique key of a job that stays unfinished.
     AND (
         c.status_after = c.status_before
         OR c.status_before IN ('pending', 'running')
@@ -809,11 +812,13 @@ RETURNING j.id;
 
 -- name: retry_jobs(ids)
 -- Make dead and cancelled jobs pending again, due at once, with all their attempts. A job stays as it is if an
--- unfinished job has its unique key. Of several jobs with the same unique key, the newest becomes pending.
+-- unfinished job has its unique key. Of several jobs with the same unique key, the one with the highest id becomes
+-- pending: the newest, as ids are UUIDv7.
 -- Returns: the ids of the jobs that are pending again; others are omitted.
 -- Index: jobs_pkey, two probes per job; jobs_unique_key_idx, one per job with a unique key.
 -- Locks: the jobs' rows, in the order of their ids; waits for a transaction that is adding one of the unique keys, and
--- fails with a unique_violation if that transaction commits.
+-- fails with a unique_violation if that transaction commits. Two calls with different jobs of the same unique keys can
+-- deadlock: the order of their new index entries is not fixed.
 --
 WITH locked_job AS MATERIALIZED (
     SELECT

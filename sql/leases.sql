@@ -150,7 +150,8 @@ ORDER BY c.priority, c.scheduled_at, c.id;
 -- name: heartbeat_jobs(ids, tokens, lease)
 -- Renew the leases of running jobs.
 -- Returns: the ids of the jobs that the caller still holds; their leases are renewed.
--- Index: jobs_pkey, two probes per job. No indexed column changes, so no index entry is added (HOT).
+-- Index: jobs_pkey, two probes per job. No indexed column changes, so no index entry is added if the row's page
+-- has room (HOT, fillfactor).
 -- Locks: the jobs, in the order of their ids.
 WITH locked_job AS MATERIALIZED (
     SELECT
@@ -440,8 +441,10 @@ ORDER BY f.lease_token;
 -- Index: jobs_claim_idx, one probe per lane and one per queue; paused_queues_pkey, one probe per queue.
 -- Locks: none.
 -- Notes: It scans each lane from the start, including the dead index entries that claims have left.
+--
 SELECT min(greatest(l.scheduled_at, p.paused_until))
 FROM goqueue.pending_lanes(:queues::text[]) AS l
+-- The second condition follows from the first, but makes this an index scan.
 LEFT JOIN goqueue.paused_queues AS p ON l.queue = p.queue AND p.queue = ANY(:queues::text[])
 WHERE p.paused_until IS DISTINCT FROM 'infinity';
 

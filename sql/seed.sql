@@ -94,7 +94,7 @@ ORDER BY i.indexrelid;
 -- Index: none; the indexes are dropped while it runs.
 -- Locks: the new rows.
 -- Notes: If queue is null, a job's queue is one of queue_count: of a hundred queues, queue_00 has two fifths of the
--- jobs, queue_98 has 0.2 percent, queue_99 (with the type type_rare) one in 50,000. A queue has about four of 40 job
+-- jobs, queue_98 has 0.4 percent, queue_99 (with the type type_rare) one in 50,000. A queue has about four of 40 job
 -- types. Ages are spread evenly over 28 days. One job in 50 finished ten days after its creation. A tenth of the leases
 -- have expired. A tenth of the jobs have an idempotency key, another tenth a unique key. Ids are UUIDv7 in the order of
 -- creation.

@@ -62,7 +62,7 @@ SELECT pg_xact_status(:transaction_id::xid8);
 
 
 -- name: listen()!
--- Subscribe to the channel on which goqueue.notify_ready_jobs sends the queues of new due jobs.
+-- Subscribe to the channel on which the triggers and wake_listeners send the queues that have due jobs.
 -- Returns: nothing.
 -- Index: none; no row is read.
 -- Locks: none.

@@ -143,6 +143,20 @@ def test_an_index_that_an_interrupted_build_left_is_rebuilt(in_use: str, index: 
     assert indexes(in_use) == indexes(goqueue_database)
 
 
+@pytest.mark.parametrize("index", ["jobs_running_idx", "jobs_pending_idx", "jobs_finished_type_idx"])
+def test_bare_pgmigrate_stops_at_an_index_that_an_interrupted_build_left(in_use: str, index: str) -> None:
+    with psycopg.connect(in_use) as connection:
+        connection.execute(f"CREATE INDEX {index} ON goqueue.jobs (id) WHERE status = 'running'")
+        connection.execute(f"UPDATE pg_index SET indisvalid = FALSE WHERE indexrelid = 'goqueue.{index}'::regclass")
+    done = bare_pgmigrate(in_use)
+    assert done.returncode != 0
+    assert f"invalid: goqueue.{index}" in done.stderr
+    assert "REINDEX INDEX CONCURRENTLY" in done.stderr
+    with psycopg.connect(in_use, autocommit=True) as connection:
+        connection.execute(f"REINDEX INDEX CONCURRENTLY goqueue.{index}".encode())
+    assert bare_pgmigrate(in_use).returncode == 0
+
+
 def test_a_dry_run_on_a_table_in_use_leaves_no_index(in_use: str) -> None:
     before = indexes(in_use)
     migrate(in_use, dry_run=True)

@@ -1,10 +1,10 @@
 """Resume points for claims, used while dead index entries make a full scan expensive.
 
 A claim scans each lane of the claim index from its first job. That is exact, and cheap while vacuum removes dead index
-entries. If vacuum is late, or an old snapshot keeps dead rows alive, each such scan reads all of them. So when the
-table has many dead rows, claims resume after the last job taken in each lane. Full scans remain frequent enough that a
-job which becomes due out of order waits at most ``claim_resume_time``. Full scans use at most a
-tenth of the time.
+entries. If vacuum is late, leaves the indexes of a large table alone, or must keep dead rows for an old snapshot, each
+such scan reads all of them. So when the table has many dead rows, claims resume after the last job taken in each lane.
+Full scans remain frequent enough that a job which becomes due out of order waits at most ``claim_resume_time``. Full
+scans use at most a tenth of the time.
 """
 
 from collections.abc import Mapping, Sequence
