@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from goqueue.errors import ConfigError
-from goqueue.schemas import DEFAULT_SCHEMA
+from goqueue.schemas import DEFAULT_SCHEMA, schema_option
 
 #: The files behind the DBA's commands. The store doesn't run their queries, and a folder can't replace them.
 APART = frozenset({"behaviour.sql", "checks.sql", "seed.sql", "statements.sql"})
@@ -118,8 +118,7 @@ def shipped_folder(name: str) -> Path:
 
 def run_command(name: str, schema: str = DEFAULT_SCHEMA) -> str:
     """Return the command that runs a shipped SQL file in psql. The file can be inside an installed package."""
-    option = "" if schema == DEFAULT_SCHEMA else f" --schema {schema}"
-    return f"goqueue sql print {name}{option} | psql -v ON_ERROR_STOP=1"
+    return f"goqueue sql print {name}{schema_option(schema)} | psql -v ON_ERROR_STOP=1"
 
 
 def read_shipped(folder: str, name: str) -> str:

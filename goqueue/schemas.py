@@ -89,6 +89,11 @@ def render(text: str, schema: str) -> str:
     return _PLACES.sub(name, text)
 
 
+def schema_option(schema: str) -> str:
+    """Return the option that names the schema to a command, after a space. For goqueue, return nothing."""
+    return "" if schema == DEFAULT_SCHEMA else f" --schema {schema}"
+
+
 def lock_key(key: int, schema: str) -> int:
     """Return the key of an advisory lock in a schema. ``key`` is that of the schema goqueue."""
     return int(render(str(key), schema))

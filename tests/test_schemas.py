@@ -377,6 +377,8 @@ def test_migrate_takes_one_schema_or_several(commands: Commands, empty: str, mon
     ran = commands("migrate", "--schema", "a", "--schema", "b", "--json")
     documents = ran.json
     assert [(one["schema"], len(one["applied"])) for one in documents] == [("a", LATEST), ("b", LATEST)]
+    back = commands("migrate", "--schema", "a", "--target", "1").err
+    assert "to go back to version 1: goqueue migrate --schema a --undo-to 1" in back
     listed = commands("migrate", "--list", "--json").json["migrations"]
     assert {one["state"] for one in listed} == {"pending"}
     monkeypatch.setenv("GOQUEUE_DATABASE_SCHEMA", "b")

@@ -33,7 +33,7 @@ from goqueue.cli.common import (
 from goqueue.config import DatabaseConfig, settings_of
 from goqueue.conninfo import connect
 from goqueue.migrate import Migration, list_migrations, migrate, undo
-from goqueue.schemas import DEFAULT_SCHEMA
+from goqueue.schemas import DEFAULT_SCHEMA, schema_option
 from goqueue.testing.devserver import DevServer, Running
 from goqueue.testing.embedded import EmbeddedServer, EmbeddedServerError
 from goqueue.workbench.rights import needed_restore
@@ -125,7 +125,8 @@ def _apply(config: DatabaseConfig, before: list[Migration], target: int | None, 
         newest = max((one.version for one in before if not one.pending), default=0)
         note(f"nothing to do: the database is at version {newest}")
         if target is not None and target < newest:
-            note(f"to go back to version {target}: goqueue migrate --undo-to {target}")
+            option = schema_option(config.schema)
+            note(f"to go back to version {target}: goqueue migrate{option} --undo-to {target}")
         return []
     note(f"pending: {_listed(list(pending))}")
     applied: list[int] = []
