@@ -12,25 +12,15 @@ import psycopg
 import pytest
 from anyio.from_thread import start_blocking_portal
 from hypothesis import HealthCheck, settings
-from msgspec.structs import replace
 from psycopg import sql
 
 from goqueue import AsyncPostgresStorage, DatabaseConfig, PostgresStorage, Storage
-from goqueue.schemas import DEFAULT_SCHEMA, render
-from tests import pgbouncer, standby
+from goqueue.schemas import DEFAULT_SCHEMA
+from tests import elsewhere, pgbouncer, standby
 from tests.blocking import blocking
 from tests.commands import Commands
 
 pytest_plugins = ["goqueue.pytest_plugin", "pytester"]
-
-
-class _InSchema(psycopg.Cursor[Any]):
-    """The tests' own statements name the schema goqueue, as the SQL files do. goqueue has cursors of its own."""
-
-    schema = DEFAULT_SCHEMA
-
-    def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
-        return super().execute(render(query, self.schema) if isinstance(query, str) else query, *args, **kwargs)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -54,8 +44,9 @@ def pytest_configure(config: pytest.Config) -> None:
         sys.dont_write_bytecode, sys.pycache_prefix = False, str(cache.mkdir("bytecode"))
         os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
     if (schema := config.getoption("schema")) != DEFAULT_SCHEMA:
-        _InSchema.schema = schema
-        psycopg.connection.Cursor = _InSchema  # type: ignore[misc,assignment]  # a connection's default
+        elsewhere.take_schema(schema)
+    if standby.PORT:
+        elsewhere.read_on_standby()
 
 
 # A deadline would measure the machine, not the code. All examples of a test share one database on purpose.
@@ -72,14 +63,16 @@ def through_pgbouncer(goqueue_server: Any) -> Iterator[Callable[[str], str]]:
         yield through
 
 
-# Without pgbouncer, test_pgbouncer.py reports what is not tested.
-@pytest.fixture(params=["pool", "bound", "async pool", "async bound", *(["pgbouncer"] if pgbouncer.PROGRAM else [])])
+# Without pgbouncer, test_pgbouncer.py reports what is not tested. Bound stores never read on a standby.
+_OTHERS = ["bound", "async bound", *(["pgbouncer"] if pgbouncer.PROGRAM else [])]
+
+
+@pytest.fixture(params=["pool", "async pool", *([] if standby.PORT else _OTHERS)])
 def store(request: pytest.FixtureRequest, goqueue_database: str, goqueue_schema: str) -> Iterator[Storage]:
     """Every kind of storage, each on the test's database. Tests with this fixture check the contract."""
     config = DatabaseConfig(url=goqueue_database, schema=goqueue_schema)
     if request.param == "pool":
-        kind = standby.CaughtUpStorage if standby.PORT else PostgresStorage
-        with kind.open(replace(config, read_url=standby.url_of(goqueue_database))) as opened:
+        with PostgresStorage.open(config) as opened:
             yield opened
     elif request.param == "pgbouncer":
         url = request.getfixturevalue("through_pgbouncer")(goqueue_database)
@@ -112,9 +105,13 @@ def commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: py
 
 
 @pytest.fixture
-def goqueue(commands: Commands, goqueue_database: str, monkeypatch: pytest.MonkeyPatch) -> Commands:
+def goqueue(
+    commands: Commands, goqueue_database: str, goqueue_schema: str, monkeypatch: pytest.MonkeyPatch
+) -> Commands:
     """The `goqueue` command on this test's database."""
     monkeypatch.setenv("GOQUEUE_DATABASE_URL", goqueue_database)
+    if goqueue_schema != DEFAULT_SCHEMA:
+        monkeypatch.setenv("GOQUEUE_DATABASE_SCHEMA", goqueue_schema)
     return commands
 
 

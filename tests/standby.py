@@ -1,7 +1,7 @@
 """A primary with a streaming standby, on embedded servers. Imports goqueue.testing and psycopg.
 
-``python -m tests.standby ARGUMENTS`` runs pytest on such a pair. The standby applies each commit late. The contract
-tests with the store `pool` read lists, counts and statistics there.
+``python -m tests.standby ARGUMENTS`` runs pytest on such a pair. The standby applies each commit late, and the
+tests' stores read lists, counts and statistics there (tests.elsewhere).
 """
 
 import os
@@ -14,12 +14,10 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import psycopg
 from psycopg.conninfo import make_conninfo
 
-from goqueue import PostgresStorage
 from goqueue.migrate import migrate
 from goqueue.testing.embedded import EmbeddedServer, _server_identity
 from tests.workers import SECONDS, until
@@ -114,17 +112,6 @@ def pair(folder: Path, standby_settings: dict[str, str] | None = None) -> Iterat
 def url_of(primary: str) -> str:
     """Return the URL of the same database on the standby; empty if there is none."""
     return make_conninfo(primary, host="127.0.0.1", port=PORT) if PORT else ""
-
-
-class CaughtUpStorage(PostgresStorage):
-    """A store that waits before each read on the standby until the standby shows all earlier changes."""
-
-    @contextmanager
-    def _reading(self, *, fresh: bool) -> Iterator[psycopg.Connection[Any]]:
-        if not fresh:
-            replayed(*(make_conninfo(url, dbname="postgres") for url in (self.config.url, self.config.read_url)))
-        with super()._reading(fresh=fresh) as connection:
-            yield connection
 
 
 def replayed(primary_url: str, standby_url: str) -> None:

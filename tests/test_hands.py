@@ -162,14 +162,18 @@ class TestTheLastToken:
 
     @pytest.mark.parametrize("token", [2**63 - 1, -5])
     def test_the_migration_corrects_a_token_beyond_the_last(
-        self, token: int, goqueue_database: str, goqueue_connection: psycopg.Connection[Any]
+        self,
+        token: int,
+        goqueue_database: str,
+        goqueue_schema: str,
+        goqueue_connection: psycopg.Connection[Any],
     ) -> None:
-        undo(goqueue_database, to=9)
+        undo(goqueue_database, to=9, schema=goqueue_schema)
         goqueue_connection.execute("INSERT INTO goqueue.jobs (job_type) VALUES ('t'), ('t')")
         goqueue_connection.execute("UPDATE goqueue.jobs SET lease_token = %s", [token])
         goqueue_connection.execute(BY_HAND + " WHERE ctid = (SELECT min(ctid) FROM goqueue.jobs)")  # type: ignore[arg-type]
-        migrate(goqueue_database, target=10)
-        migrate(goqueue_database)
+        migrate(goqueue_database, target=10, schema=goqueue_schema)
+        migrate(goqueue_database, schema=goqueue_schema)
         assert goqueue_connection.execute(
             "SELECT convalidated FROM pg_constraint WHERE conname = 'jobs_lease_token_range'"
         ).fetchone() == (True,)

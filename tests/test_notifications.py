@@ -36,7 +36,10 @@ def listened(goqueue_store: PostgresStorage) -> Iterator[None]:
 
 
 def notes(connection: psycopg.Connection[Any]) -> list[tuple[str, str]]:
-    return sorted((note.channel, note.payload) for note in connection.notifies(timeout=0.3))
+    """Return the channel and the payload of each notification, with the channel's name in the schema goqueue."""
+    heard = list(connection.notifies(timeout=0.3))
+    names = ("goqueue_cancelled" if note.channel.startswith("goqueue_cancelled") else "goqueue" for note in heard)
+    return sorted(zip(names, (note.payload for note in heard), strict=True))
 
 
 def claimed(store: Storage, **fields: Any) -> Job:

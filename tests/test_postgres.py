@@ -71,7 +71,7 @@ def until_waiting(url: str, query: str) -> None:
                 admin.execute(
                     "SELECT FROM pg_stat_activity "
                     "WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE %s",
-                    [f"%/* goqueue:{query} */%"],
+                    [f"%/* goqueue:{query} %"],  # a schema name can follow
                 ).fetchone()
                 is not None
             )
@@ -435,7 +435,7 @@ class TestLostConnections:
                 admin.execute(
                     "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
                     "WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE %s",
-                    [f"%/* goqueue:{query} */%"],
+                    [f"%/* goqueue:{query} %"],  # a schema name can follow
                 ).fetchone()
                 == (True,)
             )

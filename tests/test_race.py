@@ -49,11 +49,11 @@ WORKER = """
     from goqueue.postgres import claim_positions
 
     claim_positions._MANY_DEAD_ROWS = 100
-    url, name, batch, milliseconds = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    url, name, batch, milliseconds, schema = *sys.argv[1:3], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
     lease = timedelta(seconds=0.5)
     chance = random.Random(name)
     config = DatabaseConfig(
-        url=url, pool_max_size=1, lock_timeout=timedelta(seconds=30),
+        url=url, schema=schema, pool_max_size=1, lock_timeout=timedelta(seconds=30),
         claim_resume_time=timedelta(milliseconds=milliseconds),
     )
 
@@ -159,7 +159,11 @@ class Crew:
 
 @pytest.mark.parametrize("old_snapshot", [False, True])
 def test_each_job_has_one_holder_at_a_time_and_none_is_lost(
-    goqueue_database: str, goqueue_connection: psycopg.Connection[Any], tmp_path: Path, old_snapshot: bool
+    goqueue_database: str,
+    goqueue_schema: str,
+    goqueue_connection: psycopg.Connection[Any],
+    tmp_path: Path,
+    old_snapshot: bool,
 ) -> None:
     count, batch = (1300, 10) if old_snapshot else (400, 5)
     config = DatabaseConfig(url=goqueue_database, lock_timeout=timedelta(seconds=30))
@@ -181,7 +185,7 @@ def test_each_job_has_one_holder_at_a_time_and_none_is_lost(
             other = at_end.enter_context(psycopg.connect(goqueue_database))
             other.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
             other.execute("SELECT count(*) FROM goqueue.jobs")
-        crew = Crew(tmp_path, at_end, goqueue_database, str(batch), "200")
+        crew = Crew(tmp_path, at_end, goqueue_database, str(batch), "200", goqueue_schema)
         for _ in range(WORKERS):
             crew.hire()
         chance = random.Random(count)

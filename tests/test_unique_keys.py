@@ -507,8 +507,8 @@ OLD_CLIENT = {
 }
 
 
-def test_an_older_client_continues_with_its_prepared_statements(empty: str) -> None:
-    migrate(empty, target=24)
+def test_an_older_client_continues_with_its_prepared_statements(empty: str, goqueue_schema: str) -> None:
+    migrate(empty, target=24, schema=goqueue_schema)
     with psycopg.connect(empty, autocommit=True) as connection:
         for name, statement in OLD_CLIENT.items():
             connection.execute(f"PREPARE {name} (uuid, text) AS {statement}".encode())
@@ -522,7 +522,7 @@ def test_an_older_client_continues_with_its_prepared_statements(empty: str) -> N
 
         for _ in range(7):  # the server also makes generic plans
             run()
-        migrate(empty)
+        migrate(empty, schema=goqueue_schema)
         for _ in range(7):
             run()
 
