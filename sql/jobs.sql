@@ -995,14 +995,26 @@ RETURNING f.lease_token;
 -- Returns: for each job of the batch, its id and the reason why it was not deleted (null if it was). A batch smaller
 -- than job_limit is the last one.
 -- Index: jobs_finished_type_idx, and jobs_finished_queue_idx if queues are given, by created_at, which is never later
--- than completed_at; jobs_pkey, job_failures_pkey.
+-- than completed_at; jobs_pkey, job_failures_pkey; pg_trigger_tgrelid_tgname_index, or pg_trigger, which is small.
 -- Locks: the batch's rows and their failures. A job that another session has locked is skipped.
--- Notes: goqueue.delete_unreferenced_jobs deletes the batch in a savepoint. If a trigger or another table's foreign key
--- keeps a job, it deletes the others. Each call starts at the oldest job of each lane. It reads and skips the jobs in
--- kept_ids, jobs that are old enough by created_at but not by completed_at, and dead index entries until vacuum. An
--- index on completed_at would avoid the second, but would add a cost to every completion.
+-- Notes: If a trigger or another table's foreign key can keep a job, goqueue.delete_unreferenced_jobs deletes the batch
+-- in a savepoint, and leaves out the kept jobs. Otherwise the statement itself deletes it. A row that is locked outside
+-- a savepoint and deleted inside has a multixact as its xmax. Scans do not mark its index entries as dead, so later
+-- batches read them again until vacuum. Each call starts at the oldest job of each lane. It reads and skips the jobs in
+-- kept_ids, and jobs that are old enough by created_at but not by completed_at. An index on completed_at would avoid
+-- the second, but would add a cost to every completion.
 --
-WITH due_job AS MATERIALIZED (
+WITH guard AS MATERIALIZED (
+    -- A foreign key is a trigger, too. 8 is the bit of triggers on DELETE.
+    SELECT count(*) > 0 AS is_present
+    FROM pg_catalog.pg_trigger AS t
+    WHERE
+        t.tgrelid IN ('goqueue.jobs'::regclass, 'goqueue.job_failures'::regclass)
+        AND t.tgtype & 8 = 8
+        AND t.tgname <> 'jobs_follow_delete'
+),
+
+due_job AS MATERIALIZED (
     SELECT lane_job.id
     FROM goqueue.finished_lanes(:statuses::text[]::goqueue.job_status[], :queues::text[], :job_types::text[]) AS l
     CROSS JOIN (
@@ -1046,10 +1058,35 @@ WITH due_job AS MATERIALIZED (
         ) AS of_queue
     ) AS lane_job
     LIMIT :job_limit::bigint
+),
+
+deleted_job AS (
+    DELETE FROM goqueue.jobs AS j
+    WHERE
+        j.id = ANY(
+            ARRAY(
+                SELECT b.id
+                FROM due_job AS b
+                CROSS JOIN guard AS g
+                WHERE NOT g.is_present
+            )
+        )
+    RETURNING j.id
+),
+
+deleted_failure AS (
+    DELETE FROM goqueue.job_failures AS f
+    WHERE f.job_id = ANY(ARRAY(SELECT d.id FROM deleted_job AS d))
 )
 
+SELECT
+    d.id,
+    NULL::text AS refusal
+FROM deleted_job AS d
+UNION ALL
 SELECT
     b.id,
     CASE WHEN d.id IS NULL THEN 'a trigger has suppressed the deletion' ELSE d.refusal END AS refusal
 FROM due_job AS b
-LEFT JOIN goqueue.delete_unreferenced_jobs(ARRAY(SELECT a.id FROM due_job AS a)) AS d ON b.id = d.id;
+LEFT JOIN goqueue.delete_unreferenced_jobs(ARRAY(SELECT a.id FROM due_job AS a)) AS d ON b.id = d.id
+WHERE (SELECT g.is_present FROM guard AS g);

@@ -23,6 +23,7 @@ SECONDS = 300
 
 _LEASES = "tests/test_leases.py"
 _GUARDS = "tests/test_guards.py"
+_KEPT = "tests/test_prune_kept.py"
 _CONTRACT = "tests/test_contract.py"
 _REPEATING = "tests/test_repeating.py"
 _UNIQUE = "tests/test_unique_keys.py"
@@ -167,6 +168,10 @@ MUTANTS = [
         ),
         # In a transaction, where the clocks differ.
         ("clock", "statement_timestamp()", "now()", f"{_GUARDS} -k Clock"),
+        ("guard", "count(*) > 0 AS is_present", "FALSE AS is_present", _KEPT),
+        ("no needless savepoint", "count(*) > 0 AS is_present", "TRUE AS is_present", f"{_KEPT} -k multixact"),
+        ("guard of failures", ", 'goqueue.job_failures'::regclass", "", f"{_KEPT} -k failures"),
+        ("failures", "f.job_id = ANY(ARRAY(SELECT d.id FROM deleted_job AS d))", "FALSE", f"{_LEASES} -k Prune"),
     ),
     *_of_each(
         "claim_jobs",

@@ -121,6 +121,7 @@ BROKEN = [
         "LIMIT 1 + :job_limit::bigint",
         "by the method, of at most 1: it returns: ",
     ),
+    Broken("prune_jobs", "f.job_id = ANY(ARRAY(SELECT d.id FROM deleted_job AS d))", "FALSE", "prune_jobs of all that"),
     Broken(
         "change_jobs", "AND l.attempts < l.max_attempts_after", "", "InvalidJobError(a pending job has an attempt left"
     ),

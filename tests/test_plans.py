@@ -49,7 +49,7 @@ PKEY, CLAIM, KEY, UNIQUE, PENDING, RUNNING, OF_TYPE, OF_QUEUE = (
     "jobs_finished_type_idx",
     "jobs_finished_queue_idx",
 )
-FAILURES, PAUSED = "job_failures_pkey", "paused_queues_pkey"
+FAILURES, PAUSED, TRIGGERS = "job_failures_pkey", "paused_queues_pkey", "pg_trigger_tgrelid_tgname_index"
 
 
 @pytest.fixture(scope="session")
@@ -531,15 +531,16 @@ def test_a_batch_is_pruned_lane_by_lane(
         "kept_ids": known.dead[:count],
     }  # fmt: skip
     # Per lane one probe, and one job that is not due; per job type two. One job in 50 was created in time and finished
-    # too late: it is read and skipped. A custom plan reads a lane whole and sorts it: in "future" 6,000. The function
-    # deletes the jobs, which the plan doesn't show.
+    # too late: it is read and skipped. A custom plan reads a lane whole and sorts it: in "future" 6,000. The deletions
+    # read the jobs again, and their failures.
     probes = 3 * 4 * len({kind for _, kind in known.lanes}) * len(queues or "1")
-    rows = (3 if mode == "generic" else 6) * due + count + probes
-    # The function's deletions: a row's page, its failure, the descents of both, and the indexes' pages.
+    rows = (3 if mode == "generic" else 8) * due + count + probes
+    # The deletions: a row's page, its failure, the descents of both, and the indexes' pages.
     pages = 50 + 5 * rows + 45 * due
     plan = explainer.explain("prune_jobs", values, mode, pages)
     # Without a queue, a scan by queue looks for null and reads nothing. With types, none are searched for.
-    indexes = ({OF_QUEUE} if queues else {OF_TYPE}) | (plan.used_indexes & {OF_TYPE, OF_QUEUE})
+    indexes = ({OF_QUEUE} if queues else {OF_TYPE}) | (plan.used_indexes & {OF_TYPE, OF_QUEUE, TRIGGERS})
+    indexes |= {PKEY, FAILURES}  # of the deletions
     check(plan, "prune_jobs", indexes=indexes, rows=rows, pages=pages)
     with explainer.connection.transaction(force_rollback=True):
         deleted = explainer.run("prune_jobs", values, mode)

@@ -116,6 +116,35 @@ def test_the_failures_of_a_kept_job_are_kept_with_it(
     assert goqueue_store.list_failures(second.id) == []
 
 
+def test_a_trigger_on_failures_keeps_a_job_too(
+    goqueue_store: PostgresStorage, goqueue_connection: psycopg.Connection[Any]
+) -> None:
+    goqueue_store.create_jobs(NewJob(job_type="t", max_attempts=1) for _ in range(2))
+    first, second = goqueue_store.claim_jobs("default", "w", limit=2)
+    goqueue_store.fail_jobs([(first, "boom"), (second, "bang")])
+    goqueue_connection.execute(
+        "CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'legal hold'; END $$;"
+        "CREATE TRIGGER no BEFORE DELETE ON goqueue.job_failures FOR EACH ROW WHEN (OLD.error = 'boom') "
+        "EXECUTE FUNCTION no()"
+    )
+    pruned = goqueue_store.prune_jobs(ZERO)
+    assert (pruned, pruned.kept) == (1, {first.id: "legal hold"})
+
+
+def test_without_foreign_keys_and_triggers_no_multixact_keeps_dead_index_entries_until_vacuum(
+    goqueue_store: PostgresStorage, goqueue_database: str
+) -> None:
+    finished(goqueue_store, 3)
+    deleted_by = "SELECT DISTINCT j.xmax::text FROM goqueue.jobs AS j"
+    with psycopg.connect(goqueue_database) as before, psycopg.connect(goqueue_database) as connection:
+        before.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        before.execute("SELECT")  # its snapshot shows the deleted rows
+        [own] = connection.execute("SELECT pg_current_xact_id()::text").fetchall()
+        assert PostgresStorage.bound_to(connection).prune_jobs(ZERO) == 3
+        connection.commit()
+        assert before.execute(deleted_by).fetchall() == [own]
+
+
 @pytest.mark.parametrize("orders", RULES, indirect=True)
 def test_the_callers_transaction_continues(
     goqueue_store: PostgresStorage, goqueue_database: str, orders: psycopg.Connection[Any]
