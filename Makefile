@@ -23,6 +23,13 @@ GROUP   ?= dev
 PINS    ?=
 VERSIONS = $(BIN)/uv pip compile --quiet --no-header --upgrade --all-extras --python $(BIN)/python pyproject.toml
 
+# Where the environment forbids compiled modules beside their sources, they are kept in pytest's cache (as
+# tests/conftest.py does): the targets start hundreds of Python processes, and each would compile all its imports.
+ifdef PYTHONDONTWRITEBYTECODE
+unexport PYTHONDONTWRITEBYTECODE
+export PYTHONPYCACHEPREFIX ?= $(CURDIR)/.pytest_cache/d/bytecode
+endif
+
 .DEFAULT_GOAL := help
 .PHONY: help install build sbom test test-schema test-standby test-lowest test-matrix lint format typecheck audit coverage mutants run migrate bench chaos catalogue clean
 

@@ -76,6 +76,7 @@ class _Run:
         self.note = ""
         self._closing = ExitStack()
         self._server: DatabaseServer | None = None
+        self._connection: psycopg.Connection[Any] | None = None
         self._error = ""
         handed: dict[str, str] | None = getattr(config, "workerinput", {}).get("goqueue_server")
         if handed is not None:
@@ -105,6 +106,15 @@ class _Run:
             return {"url": str(self.server().url), "kind": self.kind}
         except EmbeddedServerError as error:
             return {"kind": self.kind, "error": str(error)}
+
+    def connection(self) -> psycopg.Connection[Any]:
+        """Return this process's connection for creating and dropping databases. A lost one is replaced."""
+        readable = importlib.import_module("goqueue.postgres.libpq").readable
+        if self._connection is not None and not self._connection.closed and readable(self._connection.fileno()):
+            self._connection.close()  # the server has ended the session
+        if self._connection is None or self._connection.closed:
+            self._connection = self._closing.enter_context(connect(self.server().url))
+        return self._connection
 
     def close(self) -> None:
         self._closing.close()
@@ -310,26 +320,29 @@ def goqueue_database(
     """The URL of this test's own migrated, empty database. It is dropped after the test, unless the test failed."""
     name = f"goqueue_test_{os.getpid()}_{secrets.token_hex(6)}"
     identifier = sql.Identifier(name)
+    queries = importlib.import_module("goqueue.postgres.queries").load_queries()
+    run = request.config.stash[_RUN]
+    connection = run.connection()
     # This connection stays open: its session holds the name, so that no other run considers the database abandoned.
-    with connect(goqueue_server.url) as connection:
-        importlib.import_module("goqueue.postgres.queries").load_queries().hold_database(connection, name=name)
-        # Without fsync, two checkpoints take less time than 8 MB of WAL. Other servers use their default.
-        copies = not goqueue_server.lasting and connection.info.server_version >= 150000
-        strategy = sql.SQL(" STRATEGY FILE_COPY" if copies else "")
-        create = sql.SQL("CREATE DATABASE {} TEMPLATE {}{}")
-        connection.execute(create.format(identifier, sql.Identifier(goqueue_template), strategy))
-        node: pytest.Item = request.node
-        node.stash[_DATABASE] = name
-        node.stash[_FAILED] = False  # for this run: pytest-rerunfailures runs an item several times
-        yield _database_url(goqueue_server.url, name)
-        del node.stash[_DATABASE]
-        with connect(goqueue_server.url) as ending:  # the test may have ended the other session
-            if node.stash[_FAILED] or request.config.getoption("keep_databases", default=False):
-                request.config.stash[_RUN].kept.append((name, node.nodeid))
-                with suppress(psycopg.errors.InvalidCatalogName):  # dropped by the test itself
-                    ending.execute(sql.SQL("COMMENT ON DATABASE {} IS 'kept after its test'").format(identifier))
-            else:
-                ending.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(identifier))
+    queries.hold_database(connection, name=name)
+    # Without fsync, two checkpoints take less time than 8 MB of WAL. Other servers use their default.
+    copies = not goqueue_server.lasting and connection.info.server_version >= 150000
+    strategy = sql.SQL(" STRATEGY FILE_COPY" if copies else "")
+    create = sql.SQL("CREATE DATABASE {} TEMPLATE {}{}")
+    connection.execute(create.format(identifier, sql.Identifier(goqueue_template), strategy))
+    node: pytest.Item = request.node
+    node.stash[_DATABASE] = name
+    node.stash[_FAILED] = False  # for this run: pytest-rerunfailures runs an item several times
+    yield _database_url(goqueue_server.url, name)
+    del node.stash[_DATABASE]
+    connection = run.connection()  # another one if the test has ended the session
+    if node.stash[_FAILED] or request.config.getoption("keep_databases", default=False):
+        run.kept.append((name, node.nodeid))
+        with suppress(psycopg.errors.InvalidCatalogName):  # dropped by the test itself
+            connection.execute(sql.SQL("COMMENT ON DATABASE {} IS 'kept after its test'").format(identifier))
+    else:
+        connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(identifier))
+    queries.release_advisory_locks(connection)
 
 
 @pytest.fixture

@@ -101,6 +101,19 @@ def test_each_test_has_a_database_of_its_own_and_leaves_none(
     assert databases(other_server, "goqueue_test_%") == []
 
 
+def test_a_test_that_ends_all_sessions_leaves_no_database_and_the_next_test_has_one(
+    run: pytest.Pytester, other_server: DatabaseServer
+) -> None:
+    ends = """
+    def test_ends(goqueue_connection):
+        others = "FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        assert goqueue_connection.execute(f"SELECT pg_terminate_backend(pid, 5000) {others}").fetchall() == [(True,)]
+"""
+    run.makepyfile(ends + PASSES)
+    run.runpytest_inprocess().assert_outcomes(passed=3)
+    assert databases(other_server, "goqueue_test_%") == []
+
+
 @pytest.mark.parametrize("workers", [[], ["-n", "2"]])
 def test_a_failed_test_s_database_is_kept_and_shown(
     run: pytest.Pytester, goqueue_server: DatabaseServer, workers: list[str]
