@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 from goqueue import NewJob, PostgresStorage, StorageError, StorageUnavailableError
+from tests.notices import notices
 
 SECOND = timedelta(seconds=1)
 # Only of this test's database: other databases on the server have their own advisory locks.
@@ -20,7 +21,7 @@ LISTENERS = """
 
 
 def notes(connection: psycopg.Connection[Any]) -> list[str]:
-    return [note.payload for note in connection.notifies(timeout=0.3)]
+    return [note.payload for note in notices(connection)]
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import psycopg
 import pytest
 
 from goqueue import AsyncPostgresStorage, Job, JobFilter, JobUpdate, Lease, NewJob, PostgresStorage, Storage
+from tests.notices import notices
 
 SECOND, HOUR = timedelta(seconds=1), timedelta(hours=1)
 
@@ -37,7 +38,7 @@ def listened(goqueue_store: PostgresStorage) -> Iterator[None]:
 
 def notes(connection: psycopg.Connection[Any]) -> list[tuple[str, str]]:
     """Return the channel and the payload of each notification, with the channel's name in the schema goqueue."""
-    heard = list(connection.notifies(timeout=0.3))
+    heard = notices(connection)
     names = ("goqueue_cancelled" if note.channel.startswith("goqueue_cancelled") else "goqueue" for note in heard)
     return sorted(zip(names, (note.payload for note in heard), strict=True))
 

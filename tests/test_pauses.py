@@ -13,6 +13,7 @@ from psycopg import sql
 from goqueue import DatabaseConfig, NewJob, PostgresStorage, QueueStats, Storage
 from goqueue.pytest_plugin import DatabaseServer
 from tests.commands import Commands
+from tests.notices import notices
 
 SECOND, MINUTE, HOUR = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1)
 ENDLESS = datetime.max.replace(tzinfo=UTC)
@@ -190,7 +191,7 @@ def test_resuming_wakes_the_listeners_of_the_queue(
     goqueue_connection.execute("LISTEN goqueue")
 
     def woken() -> list[str]:
-        return [note.payload for note in goqueue_connection.notifies(timeout=0.3)]
+        return [note.payload for note in notices(goqueue_connection)]
 
     store.pause_queue("a")
     store.resume_queue("a")

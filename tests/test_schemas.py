@@ -33,6 +33,7 @@ from goqueue.workbench.plans import GenericPlan, generic_plans
 from goqueue.workbench.rights import check_roles
 from goqueue.workbench.schema import compare, expected_schema, read_schema
 from tests.commands import Commands
+from tests.notices import notices
 
 LONGEST = "x" * 45
 LATEST = len(list(shipped_folder("migrations").glob("V*.sql")))
@@ -250,10 +251,10 @@ def test_a_schema_without_listeners_sends_nothing_although_another_has_some(stor
     with one.listen("default"), psycopg.connect(other.config.url, autocommit=True) as connection:
         connection.execute("LISTEN goqueue_ready_jobs_2")
         other.create_job(NewJob(job_type="t"))
-        assert list(connection.notifies(timeout=0.2)) == []
+        assert notices(connection) == []
         with other.listen("default"):
             other.create_job(NewJob(job_type="t"))
-            assert [note.payload for note in connection.notifies(timeout=5, stop_after=1)] == ["default"]
+            assert [notice.payload for notice in notices(connection)] == ["default"]
 
 
 def test_a_lock_that_one_schema_has_lost_blocks_no_other(stores: list[PostgresStorage]) -> None:
