@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-# Three processes keep the two cores of a small machine busy, since many tests wait; `make test WORKERS=6` for more cores.
-WORKERS ?= 3
+# Four processes keep the two cores of a small machine busy, since many tests wait; `make test WORKERS=8` for more cores.
+WORKERS ?= 4
 # Files with this word in their names run outside of a transaction.
 APART  := $(wildcard migrations/V*NONTRANSACTIONAL*.sql)
 # migrations.yml sets the lock_timeout, and an undo file drops on purpose.

@@ -49,6 +49,18 @@ def pytest_configure(config: pytest.Config) -> None:
         elsewhere.read_on_standby()
 
 
+# Each has a test that takes long, or many that wait. Started last, one of them would outlast all others.
+_LONG = frozenset(
+    f"test_{name}.py"
+    for name in ("bench", "deadlines", "failover", "growth", "race", "state_machine", "upgrades", "wheel")
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the long files first."""
+    items.sort(key=lambda item: item.path.name not in _LONG)
+
+
 # A deadline would measure the machine, not the code. All examples of a test share one database on purpose.
 settings.register_profile("goqueue", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 # The same examples in every run: a pull request must not fail by chance.

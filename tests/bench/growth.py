@@ -182,7 +182,7 @@ def measure_flow(bench: Bench) -> list[Line]:
 
 
 def _flow(bench: Bench, title: str) -> list[Line]:
-    duration, steps = bench.size(120, 2), bench.size(8, 2)
+    duration, steps = bench.size(120, 1), bench.size(8, 2)
     with bench.database("bench_growth") as url, psycopg.connect(url, autocommit=True) as admin:
         with PostgresStorage.open(url) as store:
             stop, count = threading.Event(), [0]
