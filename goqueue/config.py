@@ -501,7 +501,8 @@ def _settle(section: _Section) -> list[str]:
     given: dict[str, _Given] = {}
     for setting in settings_of(type(section)):
         value = getattr(section, setting.name)
-        given[setting.key] = _Given(value, "default" if value == setting.default else "argument")
+        if type(value) is not type(setting.default) or value != setting.default:  # defaults need no check
+            given[setting.key] = _Given(value, "argument")
     values, problems = _check(type(section), given)
     for name, value in {} if problems else values.items():
         force_setattr(section, name, value)
