@@ -21,6 +21,9 @@ _SCHEME = re.compile(r"postgres(?:ql)?://")
 _WORD = re.compile(r"\s*(?P<name>\w+)\s*=\s*(?:'(?:[^'\\]|\\.)*'|(?P<bare>(?:[^\s\\]|\\.)*))(?=\s|$)", re.DOTALL)
 _UNREPLACED = re.compile(r"\$\{\w+[^\s{}]*\}|\$\(\w+\)|\{\{[^{}]*\}\}")
 _PORT = "its port is not a number from 1 to 65535"
+# An escaped character: nobody types it in a variable's name, so it is the way to write a literal one.
+_ESCAPED = re.compile(r"\\.", re.DOTALL), re.compile("%[0-9A-Fa-f]{2}")
+_LITERAL = "write %24 for a literal $ in a URL, and \\$ in words such as password='\\$x'"
 _VARIABLE = re.compile(r"\s*(?:\$\w+|%\w+%)\s*")
 # Faults of a text that libpq can't parse. The first match is reported.
 _SIGNS: tuple[tuple[re.Pattern[str], str], ...] = (
@@ -42,22 +45,30 @@ def fault_of(text: str) -> str:  # noqa: PLR0911 - one check after another
         return "it has bytes that are not UTF-8"
     if text and not text.strip():
         return "it is blank"
-    if _UNREPLACED.search(text):
-        return "it has a variable that was not replaced, such as ${X}; in a URL, write %24 for a literal $"
+    typed = _ESCAPED[bool(_SCHEME.match(text))].sub("_", text)
+    if _UNREPLACED.search(typed):
+        braces = "; for {{ write %7B%7B or \\{\\{" if "{{" in typed else ""
+        return f"it has a variable that was not replaced, such as ${{X}}; {_LITERAL}{braces}"
     options = _options(text)
     if options is not None and (not _SCHEME.match(text) or _URL.fullmatch(text)):
-        if any(_VARIABLE.fullmatch(options.get(name, "")) for name in ("host", "port", "dbname", "user")) or (
+        words = _options(typed) or {}
+        if any(_VARIABLE.fullmatch(words.get(name, "")) for name in ("host", "port", "dbname", "user")) or (
             _SCHEME.match(text) and re.search(r"://[^/@]*:\$[A-Z_]{2}[A-Z0-9_]*@", text)
         ):
-            return "it has a variable that was not replaced, such as $X; in a URL, write %24 for a literal $"
-        if ";" in options.get("host", ""):
-            return "it has a ; in the host; words such as host=db are separated by spaces"
+            return f"it has a variable that was not replaced, such as $X; {_LITERAL}"
+        if ";" in words.get("host", ""):
+            return "it has a ; in the host; words such as host=db are separated by spaces, and a literal ; is \\;"
         if all(not port or (port.isdecimal() and 1 <= int(port) <= 65535) for port in _ports(options)):
             return ""
     for sign, fault in _SIGNS:
         if sign.search(text):
             return fault
     return _fault_of_url(text.partition("://")[2]) if _SCHEME.match(text) else _fault_of_words(text)
+
+
+def literal(conninfo: str) -> str:
+    """Return a connection string in words for which `fault_of` takes nothing as a variable: nobody has typed it."""
+    return re.sub(r"[$%{;]", r"\\\g<0>", conninfo)
 
 
 def _options(text: str) -> dict[str, str] | None:

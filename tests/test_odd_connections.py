@@ -11,6 +11,7 @@ from uuid import UUID
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.types.json import JsonbDumper
 from psycopg.types.string import StrDumper, TextLoader
 
@@ -249,3 +250,19 @@ def test_a_row_has_the_names_of_its_columns_after_a_column_is_added(connect: Con
     connection.execute("ALTER TABLE t RENAME a TO b")
     connection.execute("ALTER TABLE t ADD a integer DEFAULT 2")
     assert (read().a, read().b) == (2, 1)
+
+
+@pytest.mark.parametrize("password", ["pa${SS}word", "$(y)", "{{b}}", "%X%", "$x", "a'b\\${c}", "\\{{b}}", "a;b $(c)"])
+def test_a_connection_is_bound_whatever_its_password(connect: Connect, password: str) -> None:
+    connection = connect(password=password)
+    bound = PostgresStorage.bound_to(connection)
+    assert conninfo_to_dict(bound.config.url)["password"] == password
+    assert bound.bound_to(connection, schema="other").config.url == bound.config.url
+    with bound.listen("q"):
+        pass
+
+
+def test_a_connection_to_a_database_named_like_a_variable_is_bound(connect: Connect) -> None:
+    connect(autocommit=True).execute('CREATE DATABASE "$x"')
+    bound = PostgresStorage.bound_to(connect(dbname="$x"))
+    assert conninfo_to_dict(bound.config.url)["dbname"] == "$x"

@@ -104,6 +104,22 @@ def test_later_calls_skip_a_kept_job(
     assert goqueue_store.prune_jobs(ZERO, limit=10) == 0, "all that are left are kept, and the round is over"
 
 
+def test_a_call_with_another_filter_names_and_skips_none_of_the_kept_jobs(
+    goqueue_store: PostgresStorage, goqueue_connection: psycopg.Connection[Any], orders: psycopg.Connection[Any]
+) -> None:
+    ids = finished(goqueue_store, 3)
+    refer(goqueue_connection, ids[:1])
+    first = goqueue_store.prune_jobs(timedelta(0), limit=1, queues="default")
+    assert (first, set(first.kept)) == (1, {ids[0]})
+    other = goqueue_store.prune_jobs(timedelta(0), queues="another")
+    assert (other, other.kept) == (0, {})
+    again = goqueue_store.prune_jobs(timedelta(0), limit=1, queues="default")
+    assert (again, set(again.kept)) == (1, {ids[0]})
+    goqueue_connection.execute("DELETE FROM orders")
+    every = goqueue_store.prune_jobs(timedelta(0))
+    assert (every, every.kept) == (1, {})
+
+
 def test_the_failures_of_a_kept_job_are_kept_with_it(
     goqueue_store: PostgresStorage, orders: psycopg.Connection[Any]
 ) -> None:

@@ -1,6 +1,7 @@
 """Lists, counts and statistics read on a standby: what can be old, what never is, and a standby that is away."""
 
 import asyncio
+import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from goqueue import (
     AsyncPostgresStorage,
@@ -21,10 +23,12 @@ from goqueue import (
     JobStatus,
     NewJob,
     PostgresStorage,
+    SchemaError,
     StorageError,
     StorageUnavailableError,
 )
 from goqueue.postgres.pool import open_pool
+from goqueue.postgres.translate import LISTEN_URL, READ_URL, URL, naming, translate
 from goqueue.workbench import standby as standby_check
 from goqueue.workbench.findings import Check, Level
 from goqueue.workbench.standby import check_reads
@@ -133,6 +137,48 @@ def test_a_store_works_without_its_standby_and_reads_there_once_it_is_back(
                 store.count_jobs()
             between.accept()
             until(lambda: count_of(store) == 1)
+
+
+def test_every_error_of_the_standby_names_its_setting(goqueue_database: str, caplog: pytest.LogCaptureFixture) -> None:
+    with proxy.running(goqueue_database) as between:
+        options = {"read_url": between.url, "pool_timeout": timedelta(seconds=1)}
+        with PostgresStorage.open(DatabaseConfig(url=goqueue_database, **options)) as store:
+            assert store.count_jobs() == 0
+            between.refuse()
+            for _ in range(2):
+                with pytest.raises(StorageUnavailableError, match=r"^the standby \(GOQUEUE_DATABASE_READ_URL\): "):
+                    store.list_jobs()
+            assert store.count_jobs(fresh=True) == 0
+    assert "'goqueue (read_url)'" in caplog.text
+    assert "'goqueue'" not in caplog.text
+    other = make_conninfo(goqueue_database, dbname="postgres")
+    with (
+        PostgresStorage.open(DatabaseConfig(url=goqueue_database, read_url=other)) as store,
+        pytest.raises(SchemaError, match=r"^the standby \(GOQUEUE_DATABASE_READ_URL\): .*may be another database"),
+    ):
+        store.list_jobs()
+
+
+def test_advice_for_another_url_names_that_setting() -> None:
+    unknown = psycopg.OperationalError(f"failed to resolve host 'h': [Errno {socket.EAI_NONAME}] unknown")
+    rejected = psycopg.errors.InvalidPassword("password authentication failed")
+    for error in (unknown, rejected):
+        for variable in (READ_URL, LISTEN_URL):
+            said = str(naming(translate(error), variable))
+            assert said.count(variable) == 2
+            assert URL not in said
+        assert str(naming(translate(error), URL)) == str(translate(error))
+
+
+def test_an_error_of_the_listener_names_its_setting(goqueue_database: str) -> None:
+    nowhere = "postgresql://postgres@127.0.0.1:1/postgres"
+    said = r"^the listener's connection \(GOQUEUE_DATABASE_LISTEN_URL\): "
+    with (
+        PostgresStorage.open(DatabaseConfig(url=goqueue_database, listen_url=nowhere)) as store,
+        pytest.raises(StorageUnavailableError, match=said),
+        store.listen("q"),
+    ):
+        pass
 
 
 def test_the_standby_answers_while_the_primary_is_away(servers: Pair, config: DatabaseConfig) -> None:

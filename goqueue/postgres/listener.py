@@ -19,7 +19,7 @@ from goqueue.models import Lease
 from goqueue.postgres.connection import BoundedConnection
 from goqueue.postgres.cursor import Queries
 from goqueue.postgres.libpq import abandon
-from goqueue.postgres.translate import translate
+from goqueue.postgres.translate import naming, translate
 from goqueue.safelog import log
 from goqueue.schemas import render
 from goqueue.validation import check_kind
@@ -60,8 +60,10 @@ class Listener:
         queries: Queries,
         queues: list[str],
         schema: str,
+        variable: str,
     ) -> None:
-        """For `PostgresStorage.listen`."""
+        """For `PostgresStorage.listen`. ``variable`` is the setting of the URL, for errors."""
+        self._variable = variable
         self._connect = connect
         self._queries = queries
         self._queues = frozenset(queues)
@@ -79,7 +81,7 @@ class Listener:
         try:
             self._open()
         except psycopg.Error as exc:
-            raise translate(exc) from exc
+            raise naming(translate(exc), self._variable) from exc
         self._is_open = True
         return self
 
@@ -140,7 +142,7 @@ class Listener:
         except StorageUnavailableError:  # already logged: another session holds the lock
             return False
         except psycopg.Error as exc:
-            why = translate(exc, reconnecting=True)
+            why = naming(translate(exc, reconnecting=True), self._variable)
             if isinstance(why, ConnectionRejectedError):
                 raise why from exc
             return False
@@ -153,7 +155,7 @@ class Listener:
             # Notifications that arrived with the first one.
             notes += list(connection.notifies(timeout=0))
         except psycopg.Error as exc:
-            log(_log, logging.WARNING, "listening was interrupted: %s", translate(exc))
+            log(_log, logging.WARNING, "listening was interrupted: %s", naming(translate(exc), self._variable))
             self._connection = None
             with suppress(psycopg.Error):
                 connection.close()

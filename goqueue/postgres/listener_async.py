@@ -18,7 +18,7 @@ from goqueue.models import Lease
 from goqueue.postgres.connection_async import AsyncBoundedConnection
 from goqueue.postgres.cursor_async import AsyncQueries
 from goqueue.postgres.libpq import abandon
-from goqueue.postgres.translate import translate
+from goqueue.postgres.translate import naming, translate
 from goqueue.safelog import log
 from goqueue.schemas import render
 from goqueue.validation import check_kind
@@ -59,8 +59,10 @@ class AsyncListener:
         queries: AsyncQueries,
         queues: list[str],
         schema: str,
+        variable: str,
     ) -> None:
-        """For `AsyncPostgresStorage.listen`."""
+        """For `AsyncPostgresStorage.listen`. ``variable`` is the setting of the URL, for errors."""
+        self._variable = variable
         self._connect = connect
         self._queries = queries
         self._queues = frozenset(queues)
@@ -78,7 +80,7 @@ class AsyncListener:
         try:
             await self._open()
         except psycopg.Error as exc:
-            raise translate(exc) from exc
+            raise naming(translate(exc), self._variable) from exc
         self._is_open = True
         return self
 
@@ -139,7 +141,7 @@ class AsyncListener:
         except StorageUnavailableError:  # already logged: another session holds the lock
             return False
         except psycopg.Error as exc:
-            why = translate(exc, reconnecting=True)
+            why = naming(translate(exc, reconnecting=True), self._variable)
             if isinstance(why, ConnectionRejectedError):
                 raise why from exc
             return False
@@ -152,7 +154,7 @@ class AsyncListener:
             # Notifications that arrived with the first one.
             notes += [note async for note in connection.notifies(timeout=0)]
         except psycopg.Error as exc:
-            log(_log, logging.WARNING, "listening was interrupted: %s", translate(exc))
+            log(_log, logging.WARNING, "listening was interrupted: %s", naming(translate(exc), self._variable))
             self._connection = None
             with suppress(psycopg.Error):
                 await connection.close()

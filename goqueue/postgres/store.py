@@ -18,18 +18,16 @@ from psycopg import Connection, pq
 from psycopg.conninfo import make_conninfo
 
 from goqueue.config import Config, DatabaseConfig
-from goqueue.conninfo import Secret
+from goqueue.conninfo import Secret, literal
 from goqueue.counts import JobCount, Pruned
 from goqueue.cursors import make_cursor, read_cursor
 from goqueue.errors import (
-    ConnectionRejectedError,
     GoQueueError,
     InvalidJobError,
     JobNotFoundError,
     JobStateError,
     OutcomeUnknownError,
     StorageError,
-    StorageUnavailableError,
     TransactionConflictError,
 )
 from goqueue.models import (
@@ -84,11 +82,15 @@ from goqueue.postgres.rows import (
 )
 from goqueue.postgres.selection import as_job_ids, as_statuses, filter_values, in_batches
 from goqueue.postgres.translate import (
+    LISTEN_URL,
+    READ_URL,
+    URL,
     StandbyWatch,
     duplicate_of,
     duplicate_unseen,
     is_stale,
     is_unanswered,
+    naming,
     translate,
     unanswered,
     unconfirmed,
@@ -124,6 +126,8 @@ _NOT_COMPLETED = (JobStatus.PENDING, JobStatus.RUNNING, JobStatus.DEAD, JobStatu
 
 # Most jobs that one round of prune_jobs skips because a foreign key refers to them.
 _MOST_KEPT = 10_000
+# Most rounds of different filters that are remembered at once: a caller may end one early.
+_MOST_ROUNDS = 100
 
 # Attempts at an insert that adds nothing although no conflicting job is found.
 _TRIES = 10
@@ -144,7 +148,7 @@ class Bind(Protocol):
 
 
 def _url_of(connection: Connection[Any]) -> str:
-    return make_conninfo(connection.info.dsn, password=connection.info.password or None)
+    return literal(make_conninfo(connection.info.dsn, password=connection.info.password or None))
 
 
 class _BoundTo:
@@ -214,7 +218,7 @@ class PostgresStorage:
         pool: Pool | None = None,
         connection: Connection[object] | Lender | None = None,
         positions: dict[tuple[str, ...], ClaimPositions] | None = None,
-        kept: dict[UUID, str] | None = None,
+        kept: dict[str, dict[UUID, str]] | None = None,
     ) -> None:
         """Initialize the store for `open` (``pool``) or `bound_to` (the caller's ``connection``)."""
         check_kind("config (stores are made by open() and bound_to())", config, DatabaseConfig, secret=True)
@@ -223,12 +227,15 @@ class PostgresStorage:
         self._given: Connection[Any] | Lender | None = connection
         self._process = os.getpid()
         self._positions = {} if positions is None else positions
-        self._kept: dict[UUID, str] = {} if kept is None else kept
+        #: By the filter of prune_jobs: the jobs that the current round has kept, and why.
+        self._kept = {} if kept is None else kept
         #: False if the class has bound the store to a session, which shows no URL.
         self._knows_url = True
         #: The store of ``read_url``, once something was read there; and when and why it could not be opened.
         self._reader: PostgresStorage | None = None
         self._reader_failure: tuple[float, GoQueueError] | None = None
+        #: The setting of the URL, for errors.
+        self._variable = URL
         self._opening = Lock()
         self._queries = _queries(config, config.sql_dir)
 
@@ -728,8 +735,8 @@ class PostgresStorage:
         queues and job types or of the given ones (one or several). Return how many.
 
         Call it until it returns fewer than ``limit``; each call is a short transaction. It skips and logs jobs that
-        another table refers to (by a foreign key without CASCADE or SET NULL). The result's ``kept`` names them. It
-        skips at most 10,000 jobs until then.
+        another table refers to (by a foreign key without CASCADE or SET NULL). Until then, the calls with the same
+        arguments skip them, at most 10,000, and each result's ``kept`` names them.
 
         To keep jobs of one queue longer than those of another, call it once for each queue.
 
@@ -747,19 +754,21 @@ class PostgresStorage:
             "job_types": check_names("job_types", job_types, "job_type"),
         }
         deleted = 0
+        if len(self._kept) >= _MOST_ROUNDS:
+            self._kept.clear()
+        kept = self._kept.setdefault(repr(values), {})
         with self._connection() as connection:
-            while deleted < limit and len(self._kept) < _MOST_KEPT:
-                batch = {**values, "job_limit": limit - deleted, "kept_ids": list(self._kept)}
+            while deleted < limit and len(kept) < _MOST_KEPT:
+                batch = {**values, "job_limit": limit - deleted, "kept_ids": list(kept)}
                 rows = list(self._queries.prune_jobs(connection, **batch))
                 reasons = refused(rows)
                 deleted += len(rows) - len(reasons)
-                self._kept.update(reasons)
+                kept.update(reasons)
                 if not reasons:
                     break
-        pruned = Pruned(deleted, self._kept)
         if deleted < limit:  # The next call starts a new round, which reads all jobs again.
-            self._kept.clear()
-        return pruned
+            self._kept.pop(repr(values), None)
+        return Pruned(deleted, kept)
 
     # --- work -------------------------------------------------------------------------------------------------------
 
@@ -997,9 +1006,10 @@ class PostgresStorage:
             raise StorageError(
                 "this store has no URL for a listener: use the `bound_to` of an open store, or `listen` on that store"
             )
+        variable = LISTEN_URL if self.config.listen_url else URL
         config = replace(self.config, url=self.config.listen_url or self.config.url)
         connect = partial(open_connection, config, self._queries)
-        return Listener(connect, self._queries, queue_names(queues), config.schema)
+        return Listener(connect, self._queries, queue_names(queues), config.schema, variable)
 
     def list_failures(self, job_id: JobId, *, fresh: bool = True) -> list[Failure]:
         """Return the failed attempts of one job, oldest first. ``fresh``: see `get_job`.
@@ -1016,7 +1026,7 @@ class PostgresStorage:
 
         Claims skip the queue. Running jobs continue, and jobs can be added. A claim that began before the pause was
         committed can still return jobs. The end of the pause sends no notification: workers find the jobs by polling,
-        or sleep until `next_job_at`.
+        or sleep until `next_job_at`. A time that has passed pauses nothing, so that a late repetition does no harm.
 
         Query: pause_queue.
         Repeating: sets the same time again.
@@ -1138,11 +1148,12 @@ class PostgresStorage:
                 config = replace(self.config, url=self.config.read_url, read_url="")
                 try:
                     pool = open_pool(config, _queries(config, ""))
-                except (ConnectionRejectedError, StorageUnavailableError) as exc:
-                    error = type(exc)(f"the standby (GOQUEUE_DATABASE_READ_URL): {exc}")
-                    self._reader_failure = (monotonic(), error)
-                    raise error from exc
+                except GoQueueError as exc:
+                    self._reader_failure = (monotonic(), naming(exc, READ_URL))
+                    raise
+                pool.name += " (read_url)"  # in psycopg's log
                 self._reader = type(self)(config, pool=pool)
+                self._reader._variable = READ_URL  # noqa: SLF001
                 if self._pool is not None and self._pool.closed:  # meanwhile
                     self._reader.close()
             return self._reader
@@ -1185,7 +1196,7 @@ class PostgresStorage:
             if is_stale(exc):
                 self._pool.drain()  # each of its connections would fail once
             reason = reason_of(exc, self._pool)
-            raise translate(reason, reconnecting=True) from reason
+            raise naming(translate(reason, reconnecting=True), self._variable) from reason
 
     @contextmanager
     def _transaction(

@@ -40,6 +40,10 @@ _RULES = {
     "jobs_finished_has_time": "a finished job has a finish time, and no other job has one",
 }
 
+#: The settings of the URLs, for `naming`.
+URL, READ_URL, LISTEN_URL = (f"GOQUEUE_DATABASE_{name}" for name in ("URL", "READ_URL", "LISTEN_URL"))
+_ROLES = {READ_URL: "the standby", LISTEN_URL: "the listener's connection"}
+
 _NO_SLOT = "close idle ones, use smaller pools (GOQUEUE_DATABASE_POOL_MAX_SIZE), or raise the limit"
 
 # Messages of the server, a pooler, libpq or psycopg that a retry can't cure, each with advice. They are matched as
@@ -210,6 +214,16 @@ def translate(  # noqa: C901, PLR0911, PLR0912 - a table, in order
             return StorageUnavailableError(f"the database can't be reached, or the connection was lost: {said}")
         case _:
             return StorageError(f"the database rejected the statement: {said}")
+
+
+def naming(error: GoQueueError, variable: str) -> GoQueueError:
+    """Return the error, whose message now names the setting with the URL unless that is the default one."""
+    if role := _ROLES.get(variable):
+        said = str(error).replace(URL, variable)
+        if isinstance(error, SchemaError) and variable == READ_URL:
+            said += "; a standby has the tables of its primary, so this may be another database"
+        error.args = (f"{role} ({variable}): {said}",)
+    return error
 
 
 def _rejection(error: psycopg.Error, said: str, *, reconnecting: bool) -> str | None:
