@@ -54,6 +54,12 @@ _PLACES = re.compile(
 # Forms of the name that `render` does not replace: quoted, in capitals, with blanks before the dot.
 _LEFT_OVER = re.compile(r'(?<![\w$])"?goqueue"?\s*\.(?!\s*notify\b)', re.IGNORECASE)
 
+# A literal that `render` replaces although it may be a text: neither a table's name, a cast to regclass and the like,
+# nor the channel.
+_TEXT = re.compile(
+    r"(?<!pg_notify\()'goqueue(?!\.notify'|\.(?:jobs|job_failures|paused_queues)')(?:\.[%\w][^']*)?'(?!\s*::\s*reg)"
+)
+
 
 def is_schema(name: str) -> bool:
     """Return True if the name is allowed for a schema of goqueue."""
@@ -102,6 +108,12 @@ def lock_key(key: int, schema: str) -> int:
 def is_rendered(text: str) -> bool:
     """Return False if the SQL names the schema goqueue in a form that `render` does not replace."""
     return _LEFT_OVER.search(text) is None
+
+
+def replaced_text(text: str) -> str | None:
+    """Return a literal of the SQL in which `render` replaces the name, although it may be no name of the schema."""
+    found = _TEXT.search(text)
+    return found[0] if found else None
 
 
 @cache

@@ -350,6 +350,30 @@ def test_a_name_that_cannot_be_replaced_is_rejected(two: str, tmp_path: Path, na
     load_queries(folder)  # fine under its own name
 
 
+@pytest.mark.parametrize("literal", ["'goqueue'", "'goqueue.mail'", "'goqueue.%'"])
+def test_a_text_that_would_be_replaced_is_rejected(two: str, tmp_path: Path, literal: str) -> None:
+    folder = folder_with(tmp_path, GET_JOB, GET_JOB.replace("j.id", f"j.queue <> {literal} AND j.id"))
+    with pytest.raises(
+        ConfigError, match=r"query get_job: in the literal 'goqueue.*, goqueue is replaced by jobs_2; if"
+    ):
+        PostgresStorage.open(DatabaseConfig(url=two, schema="jobs_2", sql_dir=folder))
+    load_queries(folder)  # fine under its own name
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "'goqueue.jobs'::regclass = j.tableoid", "'goqueue'::regnamespace IS NOT NULL",
+        "j.queue <> 'go' || 'queue.mail'", "pg_relation_size('goqueue.jobs') >= 0", "j.queue <> 'goqueues'",
+    ],
+)  # fmt: skip
+def test_a_name_in_a_literal_is_replaced(two: str, tmp_path: Path, condition: str) -> None:
+    folder = folder_with(tmp_path, GET_JOB, GET_JOB.replace("j.id", f"{condition} AND j.id"))
+    with PostgresStorage.open(DatabaseConfig(url=two, schema="jobs_2", sql_dir=folder)) as store:
+        job = store.create_job(NewJob(job_type="t"))
+        assert store.get_job(job.id) == job
+
+
 def test_a_folder_is_compared_with_the_shipped_files_on_the_schema(two: str, tmp_path: Path) -> None:
     folder = folder_with(tmp_path, GET_JOB, "FROM goqueue.jobz AS j\nWHERE j.id = :id")
     with pytest.raises(ConfigError, match=r'query get_job: the server rejects it: relation "jobs_2\.jobz" does not'):

@@ -15,7 +15,7 @@ from goqueue.postgres.cursor import Adapter
 from goqueue.postgres.cursor_async import AsyncAdapter
 from goqueue.postgres.lexemes import bare
 from goqueue.postgres.wire import Rendered
-from goqueue.schemas import DEFAULT_SCHEMA, is_rendered, render
+from goqueue.schemas import DEFAULT_SCHEMA, is_rendered, render, replaced_text
 
 #: The kinds of result, by aiosql's names: a description, and aiosql's mark.
 RESULTS = {
@@ -176,6 +176,12 @@ def load_queries(
                 "write goqueue. in lower case, without quotes and blanks"
                 for one in own
                 if schema != DEFAULT_SCHEMA and not is_rendered(bare(one.text))
+            ]
+            problems += [
+                f"{file}, query {one.name}: in the literal {literal}, goqueue is replaced by {schema}; if that is not "
+                "wanted, write 'go' || 'queue'; if it is, add ::regclass or ::regnamespace"
+                for one in (() if schema == DEFAULT_SCHEMA else read_statements(file))
+                if (literal := replaced_text(bare(one.text)))
             ]
     if problems:
         raise ConfigError(problems)
