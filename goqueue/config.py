@@ -47,10 +47,26 @@ FILE_VARIABLE = "GOQUEUE_CONFIG"
 
 # PostgreSQL stores timeouts as milliseconds in 32 bits, at most 24 days.
 _LONGEST = timedelta(days=24)
-# The bounds keep the search linear for any log message. Cloud providers' tokens have up to about 1500 characters.
+# A text may be the repr of another one, which doubles backslashes, or may end inside quotes. So a run of backslashes
+# escapes what follows, and an unclear password ends late rather than early. The bounds keep the search linear for any
+# log message. Cloud providers' tokens have up to about 1500 characters.
 _PASSWORDS = re.compile(
-    r"""(?<=://)(?P<user>[^\s/:@]{0,256}):\S{0,4096}@"""
-    r"""|(?P<key>(?i:password)\s{0,8}=\s{0,8})(?:'(?:[^'\\]|\\.){0,4096}'|'?[^\s&'"]{1,4096})"""
+    r"""
+    # In a URL; with one slash, if the URL was read as a path; with blanks, unless a port and a path follow the host.
+    (?P<url>:/{1,3}[^\s/:@]{0,256}:)(?:\S{0,4096}@|(?!\d{1,5}[/?#,;'")])[^\n]{0,256}@)
+    # In a URL's query, up to the next parameter.
+  | (?P<parameter>[?&]\w{0,16}password=)(?P<value>[^\s&]{1,4096})
+    # password=..., "password": "...", PASSWORD '...'
+  | (?P<key>passw(?:or)?d(?:\\{0,8}["'])?(?:[ \t]{0,8}[=:][ \t]{0,8}(?:b(?=\\{0,8}["']))?|[ \t]{1,8}(?=\\{0,8}')))
+    (?:
+        '(?:[^'\\]|\\++[^\\]|''){0,4096}'
+      | "(?:[^"\\]|\\++[^\\]){0,4096}"
+      | (?P<quote>\\{1,8}["'])(?:(?P=quote){2}|(?!(?<!\\)(?P=quote)).){0,4096}(?P=quote)
+      | \\{0,8}["'][^\n]{1,4096}
+      | (?P<bare>(?:[^\s\\]|\\++[^\\]){1,4096})
+    )
+    """,
+    re.VERBOSE | re.IGNORECASE | re.DOTALL,
 )
 # Variables that Kubernetes sets for each Service of the namespace: patterns of the name and the value.
 _SERVICE_LINKS: tuple[tuple[re.Pattern[str], re.Pattern[str]], ...] = tuple(
@@ -69,6 +85,8 @@ _SHORT_SECTIONS = {"database": ("DB",), "logging": ("LOG",)}
 _OTHER_NAMES = {"DATABASE": "GOQUEUE_DATABASE_URL", "CONFIG_FILE": FILE_VARIABLE, "CONFIG_PATH": FILE_VARIABLE}
 # An unknown variable of at least this similarity counts as misspelt. RELEASE is not that similar to LEASE.
 _ALIKE = 0.9
+#: The fault of a path that `redact` changes.
+NO_PATH = "it looks like a connection string with a password; use a link to a folder or file of such a name"
 # Bounds the read if the path names a device or an endless pipe.
 _LONGEST_FILE = 2**18
 
@@ -187,6 +205,8 @@ def _path(description: str, allowed: str) -> Rule:
 
     def read(env: _Values, key: str) -> object:
         text = str(rule.read(env, key))
+        if redact(text) != text:
+            raise _FaultError(NO_PATH)
         expanded = _expanded(text)
         if expanded.startswith("~"):
             raise _FaultError("there is no such home folder")
@@ -520,10 +540,17 @@ def _quoted(value: object) -> str:
 
 
 def redact(text: str) -> str:
-    """Return the text with `***` for the password in each URL (`postgresql://user:...@host`) and `password=...`."""
-    if "://" not in text and "=" not in text:
-        return text
-    return _PASSWORDS.sub(lambda found: f"{found['key']}***" if found["key"] else f"{found['user']}:***@", text)
+    """Return the text with `***` for each password: in URLs (`postgresql://user:...@host`) and after `password` (as in
+    connection strings, calls, JSON and SQL). If its end is unclear, more is replaced."""
+
+    def hidden(found: re.Match[str]) -> str:
+        if found["url"]:
+            return f"{found['url']}***@"
+        value = found["value"] or found["bare"] or ""
+        closing = value[len(value.rstrip("]'\")}>,;\\")) or len(value) :][-4:]  # of the text around it
+        return f"{found['key'] or found['parameter']}***{closing}"
+
+    return _PASSWORDS.sub(hidden, text)
 
 
 def _shown_conninfo(url: str) -> str:

@@ -6,6 +6,7 @@ The library itself only logs to loggers below `goqueue`. A program with its own 
 import json
 import logging
 import math
+import re
 import traceback
 from collections.abc import Mapping
 from datetime import UTC, date, datetime, time, timedelta
@@ -27,6 +28,7 @@ _STANDARD = frozenset([*RESERVED_ATTRS, "taskName"])
 _CONTROLS = {
     code: ascii(chr(code))[1:-1] for code in (*range(32), *range(127, 160), 0x2028, 0x2029, *range(0xD800, 0xE000))
 }
+_PASSWORD = re.compile("passw(?:or)?d", re.IGNORECASE)
 _DEEPEST = 8
 
 
@@ -67,7 +69,7 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
     }
     for key, value in record.__dict__.items():
         if key not in _STANDARD:
-            fields[f"{key}_" if key in _OWN_FIELDS else str(key)] = _plain(value)
+            fields[f"{key}_" if key in _OWN_FIELDS else str(key)] = _field(key, value)
     if record.exc_info:
         fields["exception"] = redact("".join(traceback.format_exception(*record.exc_info)).rstrip("\n"))
     elif record.exc_text:
@@ -75,6 +77,12 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
     if record.stack_info:
         fields["stack"] = redact(record.stack_info)
     return fields
+
+
+def _field(key: object, value: object, depth: int = 0) -> Any:
+    """Return the value of a field or a mapping's key as JSON can hold it, without a password that the key names."""
+    is_secret = isinstance(value, str | bytes | list | tuple) and _PASSWORD.search(_text(key))
+    return "***" if is_secret else _plain(value, depth)
 
 
 def _plain(value: object, depth: int = 0) -> Any:
@@ -88,7 +96,7 @@ def _plain(value: object, depth: int = 0) -> Any:
     if isinstance(value, timedelta):
         return ("-" if value < timedelta(0) else "") + format_duration(abs(value))
     if isinstance(value, Mapping) and depth < _DEEPEST:
-        return {_text(key): _plain(item, depth + 1) for key, item in value.items()}
+        return {_text(key): _field(key, item, depth + 1) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset) and depth < _DEEPEST:
         return [_plain(item, depth + 1) for item in value]
     return _text(value)

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import pytest
 from rich.console import Console
 
-from goqueue import cli
+from goqueue import ConfigError, DatabaseConfig, cli
 from goqueue.config import SECTIONS, load_settings, settings_of
 
 SECRET = "hunter2"
@@ -195,3 +195,49 @@ def test_an_invalid_configuration_ends_the_command_without_a_traceback(tmp_path:
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
     assert "server.port: got 'none' (environment GOQUEUE_SERVER_PORT)" in done.stderr
+
+
+CONFIDED = f"postgresql://u:{SECRET}@h/d"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "GOQUEUE_CONFIG=URL config", "GOQUEUE_DATABASE_SQL_DIR=URL config", "GOQUEUE_DATABASE_SQL_DIR=URL jobs types",
+        "XDG_STATE_HOME=URL db status", "config --file URL", "migrate URL", "URL", "db status --data URL",
+        "db start --data URL", "sql diff URL", "sql export URL", "sql print URL", "queries --sql-dir URL",
+        "check --sql-dir URL", "jobs create t --payload @URL", "jobs get URL", "queries URL",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("form", [CONFIDED, f"host=h password='{SECRET} x' dbname=d"])
+def test_a_connection_string_in_place_of_a_path_or_name_shows_no_password(
+    words: str, form: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    *arguments, first = reversed(words.split())
+    variable, is_set, _ = first.partition("=")
+    if is_set:
+        monkeypatch.setenv(variable, form)
+    else:
+        arguments.append(first)
+    result = run(*(word.replace("URL", form) for word in reversed(arguments)))
+    assert result.code in {1, 2, 3}
+    assert SECRET not in "".join(char for char in result.out + result.err if char.isalnum())
+    assert os.listdir() == []
+
+
+def test_a_setting_that_names_a_folder_rejects_a_connection_string() -> None:
+    for path in (CONFIDED, CONFIDED.replace("//", "/"), f"x/password={SECRET}"):
+        with pytest.raises(ConfigError, match="looks like a connection string with a password; use a link") as caught:
+            DatabaseConfig(sql_dir=path)
+        assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("command", ["diff", "export"])
+def test_a_folder_with_a_file_that_cannot_be_read_is_named(command: str, run: Run) -> None:
+    Path("bytes").mkdir()
+    Path("bytes", "jobs.sql").write_bytes(b"\xff")
+    Path("folder", "jobs.sql").mkdir(parents=True)
+    for folder, reason in (("bytes", "it is not UTF-8"), ("folder", "Is a directory")):
+        result = run("sql", command, folder)
+        assert (result.code, result.out) == (2, "")
+        assert f"{folder}/jobs.sql can't be read: {reason}" in result.err

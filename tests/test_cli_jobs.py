@@ -634,3 +634,17 @@ def test_every_command_has_help_with_the_exit_statuses(goqueue: Commands) -> Non
         text = " ".join(goqueue("jobs", name, "--help").out.split())
         assert "--json" in text
         assert "3 if a check found a problem" in text
+
+
+def test_times_and_durations_at_their_limits_are_shown_as_they_are_written(
+    goqueue: Commands, goqueue_store: PostgresStorage
+) -> None:
+    assert goqueue("jobs", "create", "x", "--at", "0900-01-01T00:00Z").code == 0
+    assert "0900-01-01T00:00:00Z" in goqueue("jobs", "list").out
+    for words in (
+        ["jobs", "create", "x", "--delay", "365001d"],
+        ["jobs", "prune", "--older-than", "999999999d"],
+    ):
+        result = goqueue(*words)
+        assert result.code == 2
+        assert "is too long: at most 365000d" in " ".join(result.err.replace("│", " ").split())

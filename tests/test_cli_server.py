@@ -349,3 +349,19 @@ def test_output_of_pythons_start_is_not_the_keepers_answer(
     started = commands("db", "start", "--data", folder, "--no-migrate", "--json")
     assert started.code == 0
     assert started.json["started"]
+
+
+@pytest.mark.parametrize("command", ["start", "stop", "status", "url", "psql"])
+def test_a_folder_that_no_server_can_have_is_named(
+    command: str, commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = commands("db", command, "--data", f"{tmp_path}/bad\udcff")
+    assert (result.code, result.out) == (1, "")
+    assert "bad\\udcff' can't be used: the path is not UTF-8" in result.err
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    result = commands("db", command, "--data", "folder")
+    assert (result.code, result.out) == (1, "")
+    assert "goqueue: folder can't be used: the working directory no longer exists" in result.err

@@ -140,6 +140,8 @@ def test_a_number_in_metrics_has_no_commas_and_no_mark() -> None:
         ["--interval", "1s"],
         ["--watch", "--interval", "5"],
         ["--watch", "--interval", "1ms"],
+        ["--watch", "--interval", "25d"],
+        ["--watch", "--interval", "999999999d"],
     ],
 )
 def test_contradictory_options_end_with_2(goqueue: Commands, arguments: list[str]) -> None:

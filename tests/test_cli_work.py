@@ -242,3 +242,19 @@ def test_a_stalled_worker_starts_no_job_that_others_have_and_its_results_are_ign
     assert code == 0
     assert "expired before the job could start" in err or "lease lost" in err
     assert {job.status for job in store.get_jobs(ids)} == {COMPLETED}
+
+
+def test_a_working_directory_that_no_longer_exists_is_no_error_by_itself(
+    goqueue: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with goqueue.process("work", "app.nothing:worker") as process:
+        code, err = ended(process)
+    assert code == 2
+    assert "there is no module app.nothing" in " ".join(err.replace("│", " ").split())
+    with goqueue.process("work", "app.jobs:threads", "--until-empty") as process:
+        assert ended(process)[0] == 0

@@ -1,5 +1,6 @@
 """The settings: their sources, their rules, and the messages about invalid values."""
 
+import json
 import os
 import pickle
 import re
@@ -488,6 +489,9 @@ PLACE = "for one in the user's name or the password"
         ("'postgresql://u:{}@h/db", "it is in quotation marks"),
         ("${{URL}}", "it has a variable that was not replaced, such as ${X}"),
         ("$URL", "it is a variable that was not replaced"),
+        ("host=h password='${{X}}{}'", "write %24 for a literal $ in a URL, and \\$ in words"),
+        ("host=$HOST password={}", "write %24 for a literal $ in a URL, and \\$ in words"),
+        ("host=h password='{{{{ X }}}}{}'", "for {{ write %7B%7B or \\{\\{"),
         ("%URL%", "it is a variable that was not replaced"),
         ("postgresql://u:${{{}}}@h/db", "it has a variable that was not replaced, such as ${X}"),
         ("postgresql://u:$({})@h/db", "it has a variable that was not replaced, such as ${X}"),
@@ -549,7 +553,8 @@ def test_the_fault_of_a_url_is_reported_without_quoting_it(url: str, fault: str)
     [
         "postgresql://", "postgresql:///db", "postgres://h", "postgresql://u:a:b@h/db", "postgresql://u:a#b@h/db",
         "postgresql://u:a?b@h/db", "postgresql://u:pa$$word@h/db", "postgresql://u:$ecret@h/db",
-        "postgresql://u:%24%7BX%7D@h/db",
+        "postgresql://u:%24%7BX%7D@h/db", "postgresql://%24x:p@h/%24x", "postgresql://u:%7B%7Bb%7D%7D@h", r"dbname=\$x",
+        r"password='a\${b}c'", r"password=\$(b)", r"password='\{\{b}}'", r"host=/run/a\;b", r"user='\$x' host='\%X\%'",
         "postgresql://u:p\u00e4@h/db", "postgresql://u:%40%2F%25@[::1]:5432/db", "postgresql://u:p@a:1,b:2,[::1]:3/db",
         "postgresql://u@%2Frun%2Fpostgresql/db", "postgresql://h/db?application_name=a@b&ssl=true", "service=x",
         "host=h dbname=d\n",
@@ -939,6 +944,14 @@ def test_a_config_survives_pickling_and_stays_frozen() -> None:
         ("host=h password='p\\' q' dbname=d", "host=h password=*** dbname=d"),
         ("host=h PASSWORD = 'pq", "host=h PASSWORD = ***"),
         ("postgresql://h/d?password=p&user=u", "postgresql://h/d?password=***&user=u"),
+        ("see http://h:80/x and mail a@b.c", "see http://h:80/x and mail a@b.c"),
+        ('password authentication failed for user "u"', 'password authentication failed for user "u"'),
+        ("correct the user or the password (PGUSER)", "correct the user or the password (PGUSER)"),
+        ("postgresql:/u:p@h/d: can't be read", "postgresql:/u:***@h/d: can't be read"),
+        ("got 'host=h password=p' (argument)", "got 'host=h password=***' (argument)"),
+        ("f(password='p q', host='h')", "f(password=***, host='h')"),
+        ('{"password": "p q", "host": "h"}', '{"password": ***, "host": "h"}'),
+        ("ALTER ROLE u PASSWORD 'p''q' LOGIN", "ALTER ROLE u PASSWORD *** LOGIN"),
     ],
 )
 def test_redact_hides_passwords_and_nothing_else(text: str, shown: str) -> None:
@@ -946,9 +959,44 @@ def test_redact_hides_passwords_and_nothing_else(text: str, shown: str) -> None:
     assert redact(shown) == shown
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"host=db password=a\"{SECRET}' dbname=d",
+        f"host=db password=a&{SECRET} dbname=d",
+        f"host=db password=a\\ {SECRET} dbname=d",
+        f"host=db password='a\\'{SECRET}' dbname=d",
+        f"host=db password='a\\\\\\' {SECRET}' dbname=d",
+        f"host=db password='a {SECRET}",
+        f"host=db password='a\n{SECRET}' dbname=d",
+        f"postgresql://u:a {SECRET}@h/d",
+        f"postgresql://u: {SECRET} @h/d",
+        f"postgresql:/u:a/{SECRET}@h/d",
+        f"postgresql://h/d?user=u&sslpassword=a'{SECRET}&x=y",
+        json.dumps({"password": f"a {SECRET}"}),
+        json.dumps({"PGPASSWORD": f'a"{SECRET}'}),
+        json.dumps(json.dumps({"password": f"a {SECRET}"})),
+        repr({"password": f"a'{SECRET}", "host": "h"}),
+        repr({"password": f"a'\" {SECRET}"}),
+        repr({"password": f"a {SECRET}".encode()}),
+        "connect(password=" + repr(f"a' {SECRET}") + ")",
+        f"ALTER ROLE u ENCRYPTED PASSWORD 'a''{SECRET}'",
+        f"passwd={SECRET}",
+        f"password: {SECRET}",
+    ],
+)
+def test_redact_hides_the_whole_password_also_in_a_repr(text: str) -> None:
+    for shown in (text, repr(text), repr(repr(text)), f"{text} host=h", f"before {text}"):
+        assert SECRET not in redact(shown)
+
+
 @pytest.mark.timeout(10)
 def test_redact_stays_fast_on_hostile_text() -> None:
-    for text in ("://a:" * 10_000, "password='" * 10_000, "a" * 100_000 + "://", "password=" + " " * 100_000):
+    for text in (
+        *("://a:" * 10_000, "password='" * 10_000, "a" * 100_000 + "://", "password=" + " " * 100_000),
+        *("password=\\" * 10_000, "password=" + "\\" * 100_000, "password='" + "\\" * 100_000, "?password=a" * 10_000),
+        *("password=" + "a'" * 50_000, 'password=\\"' * 10_000, "://a: " * 10_000),
+    ):
         redact(text)
 
 

@@ -143,6 +143,8 @@ def test_no_password_is_written(form: str) -> None:
     log.info("bad %d", URL)
     log.info("bytes", extra={"raw": URL.encode(), "list": [URL], "deep": {"a": {URL: (URL,)}}, "set": {URL}})
     log.info("conninfo", extra={"conninfo": f"host=h password='{SECRET}' user=u"})
+    log.info("words", extra={"PGPASSWORD": SECRET, "options": {"password": SECRET, "a": {"sslpassword": [SECRET]}}})
+    log.info("%s", {"password": f"a {SECRET}"})
     log.info("config", extra={"config": Config(database=DatabaseConfig(url=URL))})
     log.info("%s", DatabaseConfig(url=URL))
     try:

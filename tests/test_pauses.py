@@ -334,6 +334,36 @@ def test_the_command_accepts_an_end_or_a_length(goqueue: Commands, goqueue_store
     assert goqueue("queues", "resume", "mail", "--json").json == {"queue": "mail", "was_paused": True}
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--until 0001-01-01T00:00:00Z", "0001-01-01T00:00:00Z has passed, by this machine's clock"),
+        ("--until 2020-01-01T00:00+02:00", "2019-12-31T22:00:00Z has passed"),
+        ("--until 0001-01-01T00:00+10:00", "beyond the years 1 to 9999"),
+        ("--for 0s", "has passed"),
+        ("--for 9999999d", "is too long: at most 365000d"),
+        ("--for 365001d", "is too long: at most 365000d"),
+    ],
+)
+def test_the_command_rejects_a_pause_that_is_over_or_too_long(
+    words: str, expected: str, goqueue: Commands, goqueue_store: PostgresStorage
+) -> None:
+    goqueue_store.pause_queue("mail")
+    result = goqueue("queues", "pause", "mail", *words.split())
+    assert (result.code, result.out) == (2, "")
+    said = " ".join(result.err.replace("│", " ").split())
+    assert expected in said
+    assert "timedelta" not in said
+    assert stats(goqueue_store)["mail"].paused_until == ENDLESS
+
+
+def test_a_pause_whose_time_has_passed_pauses_nothing(goqueue_store: PostgresStorage) -> None:
+    add(goqueue_store, "mail")
+    goqueue_store.pause_queue("mail")
+    goqueue_store.pause_queue("mail", until=datetime(1, 1, 1, tzinfo=UTC))
+    assert claimed(goqueue_store, "mail") == ["mail"]
+
+
 def test_the_figures_for_programs_include_the_pause(goqueue: Commands, goqueue_store: PostgresStorage) -> None:
     add(goqueue_store, "a")
     goqueue_store.pause_queue("b")

@@ -3,9 +3,10 @@
 import logging
 import sys
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from goqueue.cli.check import check
 from goqueue.cli.common import (
@@ -27,11 +28,28 @@ from goqueue.cli.sql import sql_app
 from goqueue.cli.stats import show_stats
 from goqueue.cli.work import work
 from goqueue.cli.workers import show_workers
+from goqueue.config import redact
 from goqueue.errors import ConfigError, ConnectionRejectedError, GoQueueError, InvalidJobError
 
 __all__ = ["app", "main"]
 
+# typer exports only subclasses of it.
+_UsageError: Any = typer.BadParameter.__base__
+
+
+class _Commands(TyperGroup):
+    """The command, whose usage errors show no password: they quote arguments, and one can be a URL."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except _UsageError as error:
+            error.message = redact(error.message)
+            raise
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="goqueue: a job queue in PostgreSQL.",
     epilog=EXIT_CODES,
     no_args_is_help=True,

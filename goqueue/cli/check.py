@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from enum import StrEnum
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import psycopg
@@ -23,6 +24,7 @@ from goqueue.cli.common import (
     console,
     in_schemas,
     note,
+    path,
     print_json,
     read_config,
 )
@@ -56,8 +58,13 @@ class Scratch(StrEnum):
 
 def check(  # noqa: PLR0917 - typer takes options so
     sql_dir: Annotated[
-        str | None,
-        typer.Option("--sql-dir", metavar="DIR", help="Check this folder of SQL files instead of the configured one."),
+        Path | None,
+        typer.Option(
+            "--sql-dir",
+            parser=path,
+            metavar="DIR",
+            help="Check this folder of SQL files instead of the configured one.",
+        ),
     ] = None,
     scratch: Annotated[
         Scratch,
@@ -94,7 +101,7 @@ def check(  # noqa: PLR0917 - typer takes options so
     for config in configs:
         if are_several and not as_json:
             console().print(Text(f"schema {config.schema}", style="bold underline"))
-        folder = config.sql_dir if sql_dir is None else sql_dir
+        folder = config.sql_dir if sql_dir is None else str(sql_dir)
         checks, rejected = _run(config, folder, scratch, quiet=as_json)
         bad = {Level.FAILED, Level.WARNING} if strict else {Level.FAILED}
         names = [done.name for done in checks if done.level in bad]

@@ -24,10 +24,19 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from goqueue.config import Config, DatabaseConfig, format_duration, load_config, parse_duration
+from goqueue.config import (
+    NO_PATH,
+    Config,
+    DatabaseConfig,
+    format_duration,
+    load_config,
+    parse_duration,
+    redact,
+)
 from goqueue.errors import ConnectionRejectedError, GoQueueError, OutcomeUnknownError
 from goqueue.postgres.store import PostgresStorage
 from goqueue.postgres.translate import is_nobody_here
+from goqueue.validation import MAX_INTERVAL
 
 EXIT_CODES = (
     "Exit status: 0 on success; 1 after an error, if a confirmation was declined, if some of the given ids "
@@ -36,11 +45,21 @@ EXIT_CODES = (
     "no such database); 3 if a check found a problem; 130 after Ctrl-C."
 )
 
+
+def path(text: str, param_hint: str | None = None) -> Path:
+    """Parse an option's path. Reject a connection string: its password would be shown, or become a folder's name."""
+    if redact(text) != text:
+        raise typer.BadParameter(NO_PATH, param_hint=param_hint)
+    return Path(text)
+
+
 #: Options that are the same for every command.
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 ConfigFile = Annotated[
     Path | None,
-    typer.Option("--file", metavar="PATH", help="Read this file instead of GOQUEUE_CONFIG or ./goqueue.yaml."),
+    typer.Option(
+        "--file", parser=path, metavar="PATH", help="Read this file instead of GOQUEUE_CONFIG or ./goqueue.yaml."
+    ),
 ]
 Schemas = Annotated[
     list[str] | None,
@@ -308,8 +327,8 @@ def hint_of(error: GoQueueError) -> str:
 
 
 def note(message: str, style: str | None = None) -> None:
-    """Print a line for the user on standard error."""
-    error_console().print(message, style=style, soft_wrap=True)
+    """Print a line for the user on standard error, without passwords."""
+    error_console().print(redact(message), style=style, soft_wrap=True)
 
 
 def confirm(question: Callable[[], str], *, yes: bool) -> None:
@@ -323,11 +342,14 @@ def confirm(question: Callable[[], str], *, yes: bool) -> None:
 
 
 def duration(text: str) -> timedelta:
-    """Parse an option's duration, written as in the settings."""
+    """Parse an option's duration, written as in the settings, of at most 365,000 days."""
     try:
-        return parse_duration(text)
+        value = parse_duration(text)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
+    if value > MAX_INTERVAL:
+        raise typer.BadParameter(f"{text!r} is too long: at most {format_duration(MAX_INTERVAL)}")
+    return value
 
 
 def aware_time(text: str) -> datetime:
@@ -351,7 +373,7 @@ def utf8(data: bytes) -> bytes:
 
 def in_utc(time: datetime) -> str:
     """Return a time in ISO 8601, to the second, such as `2026-01-31T08:00:00Z`."""
-    return f"{time.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
+    return time.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="seconds") + "Z"  # %Y does not pad the year
 
 
 def in_words(value: timedelta, units: int = 2) -> str:

@@ -24,6 +24,7 @@ from goqueue.cli.common import (
     ConfigFile,
     console,
     error_console,
+    path,
     print_json,
     read_config,
     table,
@@ -46,7 +47,7 @@ from goqueue.workbench.plans import Flag, Plan, plan_nodes
 
 SqlFolder = Annotated[
     Path | None,
-    typer.Option("--sql-dir", metavar="DIR", help="Folder of SQL files that replace the shipped ones."),
+    typer.Option("--sql-dir", parser=path, metavar="DIR", help="Folder of SQL files that replace the shipped ones."),
 ]
 
 

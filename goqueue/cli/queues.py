@@ -18,6 +18,7 @@ from goqueue.cli.common import (
     printable,
     saying,
 )
+from goqueue.validation import check_time
 
 queues = typer.Typer(help="Pause and resume queues.", no_args_is_help=True)
 
@@ -50,6 +51,8 @@ def pause_queue(
         raise typer.BadParameter("give either --until or --for")
     if length is not None:
         until = datetime.now(UTC) + length
+    if until is not None and (until := check_time("until", until)) <= datetime.now(UTC):
+        raise typer.BadParameter(f"{in_utc(until)} has passed, by this machine's clock; `resume` ends a pause")
     with open_store(file) as store:
         store.pause_queue(name, until=until)
     end = "resumed" if until is None else in_utc(until)

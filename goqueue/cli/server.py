@@ -23,6 +23,7 @@ from goqueue.cli.common import (
     console,
     in_schemas,
     note,
+    path,
     print_json,
     print_line,
     read_config,
@@ -46,6 +47,7 @@ Data = Annotated[
     Path | None,
     typer.Option(
         "--data",
+        parser=path,
         metavar="FOLDER",
         help="The folder of the server's files.",
         show_default="goqueue/db in XDG_STATE_HOME or ~/.local/state",
@@ -268,7 +270,7 @@ def _folder(data: Path | None) -> Path:
     if data is not None:
         return data
     if state := os.environ.get("XDG_STATE_HOME"):
-        return Path(state, "goqueue", "db")
+        return path(state, "XDG_STATE_HOME") / "goqueue" / "db"
     try:
         return Path.home() / ".local" / "state" / "goqueue" / "db"
     except RuntimeError as error:  # the user id is not in /etc/passwd, as in containers

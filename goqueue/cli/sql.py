@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from goqueue.cli.common import EXIT_CODES, AsJson, ConfigFile, in_schemas, note, print_json, read_config, write
+from goqueue.cli.common import EXIT_CODES, AsJson, ConfigFile, in_schemas, note, path, print_json, read_config, write
 from goqueue.counts import counted
 from goqueue.errors import ConfigError
 from goqueue.files import APART, exported, is_outdated, read_export, shipped_folder, sql_files, without_stamp
@@ -49,7 +49,9 @@ def print_file(
 
 @sql_app.command("export", epilog=EXIT_CODES)
 def export(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to write to; created if missing.")],
+    directory: Annotated[
+        Path, typer.Argument(parser=path, metavar="DIR", help="The folder to write to; created if missing.")
+    ],
     files: Annotated[
         list[str] | None, typer.Argument(metavar="FILE", help="Such as jobs.sql; all files by default.")
     ] = None,
@@ -92,17 +94,25 @@ def export(
         print_json({"written": [directory / name for name in wanted]})
 
 
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise ConfigError([f"{file} can't be read: {reason}"]) from error
+
+
 def _is_changed(file: Path, shipped: Path) -> bool:
     if not file.exists():
         return False
-    known = read_export(file)
-    return file.read_text(encoding="utf-8") != shipped.read_text(encoding="utf-8") and (known is None or known.changed)
+    text, known = _read(file), read_export(file)
+    return text != shipped.read_text(encoding="utf-8") and (known is None or known.changed)
 
 
 @sql_app.command("diff", epilog=EXIT_CODES)
 def diff(
     directory: Annotated[
-        Path | None, typer.Argument(metavar="DIR", help="The folder; without it, the configured one.")
+        Path | None, typer.Argument(parser=path, metavar="DIR", help="The folder; without it, the configured one.")
     ] = None,
     file: ConfigFile = None,
     as_json: AsJson = False,
@@ -120,7 +130,7 @@ def diff(
     for own, shipped in sql_files(folder, shipped_folder("sql")):
         if own == shipped:
             continue
-        mine, theirs = own.read_text(encoding="utf-8-sig"), shipped.read_text(encoding="utf-8")
+        mine, theirs = _read(own), shipped.read_text(encoding="utf-8")
         lines = unified_diff(
             theirs.splitlines(keepends=True),
             without_stamp(mine).splitlines(keepends=True),

@@ -38,6 +38,8 @@ from goqueue.models import JobStatus, QueueStats
 from goqueue.postgres.store import PostgresStorage
 from goqueue.schemas import DEFAULT_SCHEMA
 
+# In seconds: time.sleep rejects 300 years.
+_LONGEST = 24 * 86_400.0
 #: Jobs per second by queue, without the queues whose counts are estimates.
 Rates = dict[str, float]
 
@@ -72,8 +74,8 @@ def show_stats(
     if prometheus and (watch or as_json):
         raise typer.BadParameter("--prometheus excludes --watch and --json")
     pause = 2.0 if interval is None else interval.total_seconds()
-    if pause < 0.1:
-        raise typer.BadParameter("the minimum is 100ms", param_hint="--interval")
+    if not 0.1 <= pause <= _LONGEST:
+        raise typer.BadParameter("the minimum is 100ms, and the maximum 24d", param_hint="--interval")
     with open_store(file) as store:
         if watch:
             _watch(store, queue, pause, as_json=as_json)

@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -74,13 +75,14 @@ def _find(target: str) -> Worker | AsyncWorker:
     name, _, attribute = target.partition(":")
     if not (all(part.isidentifier() for part in name.split(".")) and attribute):
         raise typer.BadParameter(f"{target!r} is not of the form MODULE:NAME, such as app.jobs:worker")
-    sys.path.insert(0, str(Path.cwd()))
+    with suppress(OSError):  # the working directory no longer exists
+        sys.path.insert(0, str(Path.cwd()))
     try:
         module = import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
             raise  # the module exists, but not one that it imports
-        raise typer.BadParameter(f"there is no module {error.name} in {Path.cwd()} or on Python's path") from None
+        raise typer.BadParameter(f"there is no module {error.name} in {sys.path[0]} or on Python's path") from None
     found: Any = getattr(module, attribute, None)
     if isinstance(found, (Worker, AsyncWorker)):
         return found

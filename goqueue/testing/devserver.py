@@ -37,7 +37,13 @@ class DevServer:
     def __init__(self, folder: Path) -> None:
         if os.name != "posix":
             raise EmbeddedServerError("the embedded server needs Linux or macOS; use your own PostgreSQL server")
-        self.folder = folder.absolute()
+        try:
+            self.folder = folder.absolute()
+            str(self.folder).encode()  # for the server's URL
+        except FileNotFoundError:
+            raise EmbeddedServerError(f"{folder} can't be used: the working directory no longer exists") from None
+        except UnicodeEncodeError:
+            raise EmbeddedServerError(f"{str(folder)!a} can't be used: the path is not UTF-8") from None
 
     def start(self) -> tuple[Running, bool]:
         """Return the running server, and whether this call started it."""
