@@ -24,6 +24,7 @@ from goqueue import (
     JobFilter,
     JobStatus,
     NewJob,
+    OutcomeUnknownError,
     PostgresStorage,
     ReleaseJob,
     RetryJob,
@@ -900,9 +901,56 @@ def test_a_lookup_of_a_lost_claim_leaves_the_jobs_that_were_received_before(stor
     run._take(received, 0.0)
     run._held.clear()  # as after a lease that ended by the worker's clock, while the storage was away
     run._buffer.clear()
+    run._expect(time.monotonic())
     [lost] = store.claim_jobs("default", "me", 1)
-    run._take_lost(time.monotonic())
+    run._take_lost()
     assert [attempt.job.id for attempt in run._buffer] == [lost.id]
+
+
+def test_a_lost_claim_that_commits_after_the_first_lookup_is_found(
+    workers: Workers, store: PostgresStorage, goqueue_database: str, goqueue_connection: psycopg.Connection[Any]
+) -> None:
+    ids = add(store, 3)
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%%claim_jobs%%'"
+    with proxy.running(goqueue_database) as between, ExitStack() as stack:
+        # The server doesn't notice that the client is gone, as while it waits for a synchronous standby.
+        url = psycopg.conninfo.make_conninfo(between.url, options="-c client_connection_check_interval=0")
+        look = stack.enter_context(psycopg.connect(goqueue_database, autocommit=True))
+
+        def is_waiting(count: int) -> bool:
+            return look.execute(waiting).fetchone() == (count,)
+
+        with goqueue_connection.transaction():
+            goqueue_connection.execute("LOCK TABLE goqueue.jobs IN EXCLUSIVE MODE")
+            stack.enter_context(workers.running({"t": succeed}, url=url))
+            until(lambda: is_waiting(1))
+            between.cut()
+            until(lambda: is_waiting(2))  # the next claim, which comes after the first lookup
+        until(lambda: statuses(store, ids)["completed"] == 3)
+    assert {job.attempts for job in store.get_jobs(ids)} == {1}
+
+
+def test_lookups_of_a_lost_claim_become_rare_and_end_with_its_lease(goqueue_database: str) -> None:
+    lookups: list[float] = []
+
+    class Losing(PostgresStorage):
+        def claim_jobs(self, *given: Any, **named: Any) -> Any:
+            if not lookups:
+                lookups.append(time.monotonic())
+                raise OutcomeUnknownError("the reply was lost", operation="claim_jobs")
+            return super().claim_jobs(*given, **named)
+
+        def list_jobs(self, *given: Any, **named: Any) -> Any:
+            lookups.append(time.monotonic())
+            return super().list_jobs(*given, **named)
+
+    with Losing.open(goqueue_database) as store:
+        worker = Worker({"t": print})
+        threading.Timer(8, worker.stop).start()
+        worker.run(store, settings(lease=4 * SECOND, heartbeat_interval=SECOND))
+    lost, *found = lookups
+    assert 2 <= len(found) <= 4
+    assert found[1] - found[0] > 0.9 * (found[0] - lost)
 
 
 def test_jobs_of_a_lost_claim_under_a_given_name_return_when_their_leases_expire(
@@ -1084,6 +1132,57 @@ def test_a_cancelled_run_releases_its_jobs(goqueue_database: str, goqueue_store:
 
     asyncio.run(run())
     assert (goqueue_store.get_job(job_id).status, goqueue_store.get_job(job_id).attempts) == (PENDING, 0)
+
+
+def test_a_worker_that_is_left_when_asyncio_run_ends_reports_and_releases_its_jobs(
+    goqueue_database: str, goqueue_store: PostgresStorage
+) -> None:
+    slow, kept, *waiting = add(goqueue_store, 2) + add(goqueue_store, 200, job_type="waiting", priority=1)
+    begun: list[Any] = []
+    left: list[Any] = []
+
+    async def handle(job: Job) -> None:
+        begun.append(job.id)
+        try:
+            await asyncio.sleep(SECONDS_AT_MOST)
+        except asyncio.CancelledError:
+            if job.id != kept:
+                raise
+
+    async def main() -> None:
+        # The pool is full once open: it can't grow after its tasks are cancelled.
+        store = await AsyncPostgresStorage.open(DatabaseConfig(url=goqueue_database, pool_min_size=6, pool_max_size=6))
+        worker = AsyncWorker({"t": handle, "waiting": handle})
+        left.extend([store, asyncio.create_task(worker.run(store, settings()))])
+        while len(begun) < 4:
+            await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+    assert {slow, kept} <= set(begun)
+    assert (goqueue_store.get_job(kept).status, goqueue_store.get_job(kept).attempts) == (COMPLETED, 1)
+    jobs = goqueue_store.get_jobs([slow, *waiting])
+    assert {(job.status, job.attempts) for job in jobs} == {(PENDING, 0)}
+
+
+def test_system_exit_in_a_task_that_a_handler_starts_releases_the_jobs(
+    goqueue_database: str, goqueue_store: PostgresStorage
+) -> None:
+    ids = add(goqueue_store, 3)
+    begun: list[Any] = []
+
+    async def leave() -> None:
+        raise SystemExit(3)
+
+    async def handle(job: Job) -> None:
+        begun.append(job.id)
+        while len(begun) < 3:
+            await asyncio.sleep(0.01)
+        await asyncio.create_task(leave() if job.id == ids[0] else asyncio.sleep(SECONDS_AT_MOST))
+
+    full = DatabaseConfig(url=goqueue_database, pool_min_size=6, pool_max_size=6)  # as above
+    with pytest.raises(SystemExit):
+        Workers("tasks", goqueue_database).work({"t": handle}, url=full)
+    assert {(job.status, job.attempts) for job in goqueue_store.get_jobs(ids)} == {(PENDING, 0)}
 
 
 def test_until_empty_waits_for_running_jobs_and_the_jobs_that_they_add(

@@ -25,7 +25,6 @@ _RULES = [
             r"that runs jobs in tasks\. A handler is a coroutine function; a plain function blocks the event loop::",
             "that runs jobs in threads. A handler is a function that takes the job::",
         ),
-        (r"\bresult = (?=handler\()", ""),
         (r"\bgoqueue\.work\.tasks\b", "goqueue.work.threads"),
         (r"with await Async(\w+)\.open\(", r"with \1.open("),
         (r"await psycopg\.AsyncConnection\.connect\(", "psycopg.connect("),

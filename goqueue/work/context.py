@@ -1,18 +1,22 @@
 """Attempts: the context that a handler sees, and the exceptions that determine the outcome."""
 
+import asyncio
+import os
+import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
 from threading import Event
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, NoReturn
 
 from goqueue.errors import WorkerError
 from goqueue.models import Job
-from goqueue.validation import check_interval, check_name
+from goqueue.validation import check_interval, check_name, clean_text
 
 #: The reasons for a handler to stop.
 Stopped = Literal["lease lost", "cancelled", "timed out", "shutdown"]
@@ -27,6 +31,10 @@ class RetryJob(Exception):  # noqa: N818 - named after the outcome
     If no attempt is left, the job is dead. Without ``error``, the exception's cause (``raise ... from``) is recorded.
     """
 
+    # Also for a subclass that does not call __init__.
+    retry_in: timedelta | None = None
+    error: str = ""
+
     def __init__(self, retry_in: timedelta | None = None, error: str = "") -> None:
         self.retry_in = None if retry_in is None else check_interval("retry_in", retry_in)
         self.error = error
@@ -36,6 +44,8 @@ class RetryJob(Exception):  # noqa: N818 - named after the outcome
 class BuryJob(Exception):  # noqa: N818
     """An exception for handlers: make the job dead at once, with this error, even with attempts left."""
 
+    error: str = ""
+
     def __init__(self, error: str = "") -> None:
         self.error = error
         super().__init__(error)
@@ -43,6 +53,8 @@ class BuryJob(Exception):  # noqa: N818
 
 class ReleaseJob(Exception):  # noqa: N818
     """An exception for handlers: release the job, due after ``delay``, without counting the attempt."""
+
+    delay: timedelta = timedelta(0)
 
     def __init__(self, delay: timedelta = timedelta(0)) -> None:
         self.delay = check_interval("delay", delay)
@@ -66,20 +78,41 @@ RELEASED: Final = Outcome("released", delay=timedelta(0))
 
 
 def outcome_of(error: BaseException) -> Outcome:
-    """Return the outcome of an attempt whose handler raised this exception."""
-    match error:
-        case RetryJob():
-            return Outcome("failed", _error(error), error.retry_in, "RetryJob")
-        case BuryJob():
-            return Outcome("buried", _error(error), None, "BuryJob")
-        case ReleaseJob():
-            return Outcome("released", delay=error.delay)
-    return Outcome("failed", error_text(error, is_caught=True), None, type(error).__name__)
+    """Return the outcome of an attempt whose handler raised this exception. Never raise: an error in the exception's
+    own code, or an invalid attribute, fails the attempt too."""
+    try:
+        match error:
+            case RetryJob(retry_in=None):
+                return Outcome("failed", _error(error), None, "RetryJob")
+            case RetryJob():
+                return Outcome("failed", _error(error), check_interval("retry_in", error.retry_in), "RetryJob")
+            case BuryJob():
+                return Outcome("buried", _error(error), None, "BuryJob")
+            case ReleaseJob():
+                return Outcome("released", delay=check_interval("delay", error.delay))
+        return Outcome("failed", error_text(error, is_caught=True), None, type(error).__name__)
+    except BaseException as fault:  # noqa: BLE001 - the exception's own code can raise anything
+        return Outcome("failed", error_text(fault), None, "an error in the exception's own code")
+
+
+def outcome_of_result(result: object) -> Outcome:
+    """Return the outcome of an attempt whose handler returned this object. Close a coroutine or a generator: its code
+    has not run, so the job is not done."""
+    if not isinstance(result, (Awaitable, Generator, AsyncGenerator)) or isinstance(result, asyncio.Future):
+        return COMPLETED
+    if isinstance(result, AsyncGenerator):
+        with suppress(StopIteration):
+            result.aclose().__await__().send(None)
+    elif (close := getattr(result, "close", None)) is not None:
+        close()
+    what = f"the handler returned an object of type {type(result).__name__}, whose code has not run"
+    advice = "use AsyncWorker, and await it" if isinstance(result, Awaitable) else "iterate over it in the handler"
+    return Outcome("failed", f"{what}: {advice}", None, "its code has not run")
 
 
 def _error(error: RetryJob | BuryJob) -> str:
     if error.error or error.__cause__ is None:
-        return error.error or f"{type(error).__name__} without an error"
+        return clean_text(error.error) if error.error else f"{type(error).__name__} without an error"
     return error_text(error.__cause__)
 
 
@@ -93,9 +126,25 @@ def error_text(error: BaseException, *, is_caught: bool = False) -> str:
         frame = frame.tb_next if is_caught and frame else frame
         said = "".join(traceback.format_exception_only(error)).strip()
         frames = "".join(traceback.format_tb(frame, -_FRAMES)).rstrip()
-    except Exception:  # noqa: BLE001 - the exception's own code can raise anything
+    except BaseException:  # noqa: BLE001 - the exception's own code can raise anything
         return f"{type(error).__name__}, which can't be shown"
     return f"{said}\n\n{frames}" if frames else said
+
+
+def end_fork() -> NoReturn:
+    """End a process that a handler has forked and whose handler returns or raises, as `multiprocessing` does. Without
+    this, it would run the parent's other jobs."""
+    error, status = sys.exception(), 0
+    try:
+        if isinstance(error, SystemExit) and (error.code is None or isinstance(error.code, int)):
+            status = error.code or 0
+        elif error is not None:
+            status = 1
+            traceback.print_exception(error)
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+    finally:
+        os._exit(status & 0xFF)
 
 
 @dataclass(eq=False, slots=True)

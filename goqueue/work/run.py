@@ -2,6 +2,7 @@
 """One run of a worker: the runners, which call handlers, and the roles that claim, report, renew, rescue and listen."""
 
 import logging
+import os
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
@@ -23,8 +24,18 @@ from goqueue.errors import (
 from goqueue.models import Backoff, Job, JobFilter, Lease
 from goqueue.safelog import is_enabled, log
 from goqueue.storage import Storage
-from goqueue.work.context import COMPLETED, RELEASED, Attempt, Outcome, Stopped, current, outcome_of
-from goqueue.work.threads import Crew, Runner, Signal, interrupt, soon, this_runner
+from goqueue.work.context import (
+    COMPLETED,
+    RELEASED,
+    Attempt,
+    Outcome,
+    Stopped,
+    current,
+    end_fork,
+    outcome_of,
+    outcome_of_result,
+)
+from goqueue.work.threads import Crew, Runner, Signal, interrupt, isolated, soon, this_runner
 
 _log = logging.getLogger("goqueue.worker")
 
@@ -67,6 +78,8 @@ class Run:
         until_empty: bool,
         has_own_name: bool,
     ) -> None:
+        #: The process that runs it. A fork has a copy of this object, but neither the threads nor the leases.
+        self.process = os.getpid()
         self._store = store
         self._config = config
         self._handlers = handlers
@@ -86,6 +99,12 @@ class Run:
         self._overdue: set[Attempt] = set()
         #: When the newest of the jobs that the worker has received was claimed, by the server's clock.
         self._claimed_at = datetime.min.replace(tzinfo=UTC)
+        #: When the claims were sent whose replies were lost or are still awaited.
+        self._lost: list[float] = []
+        #: The newest time of a claim that was received before those, and the times of all that were received since.
+        self._lost_since = self._claimed_at
+        self._received: set[datetime | None] = set()
+        self._lookup_at = inf
         #: The signals of the runners that wait for a job.
         self._idle: deque[Signal] = deque()
         self._runners, self._claimer, self._reporter, self._others = Crew(), Crew(), Crew(), Crew()
@@ -193,7 +212,7 @@ class Run:
             if attempt.stopped is not None or started >= attempt.expires:
                 self._skip(attempt)
                 continue
-            outcome = self._handle(attempt)
+            outcome = isolated(self._handle, attempt)
             ended = monotonic()
             if running.pop(attempt, None) is None:  # the attempt was given up in the meantime
                 self._overdue.discard(attempt)
@@ -229,13 +248,17 @@ class Run:
         if is_enabled(_log, logging.DEBUG):
             _say(logging.DEBUG, "job %s (%s) starts", job.id, job.job_type, **self._fields(attempt))
         try:
-            handler(job)
+            try:
+                result = handler(job)
+            finally:
+                if os.getpid() != self.process:
+                    end_fork()
+            return COMPLETED if result is None else outcome_of_result(result)
         except (KeyboardInterrupt, SystemExit) as error:
             self._fail(error)
             return outcome_of(error)
         except BaseException as error:  # noqa: BLE001 - a handler can raise anything
             return outcome_of(error)
-        return COMPLETED
 
     def _decide(self, attempt: Attempt, outcome: Outcome) -> None:
         attempt.outcome = outcome
@@ -277,29 +300,24 @@ class Run:
     def _claim(self) -> None:
         """Keep the buffer filled. Without due jobs, wait for a notification, the next job's time or the next poll."""
         config = self._config
-        unknown: float | None = None  # the time at which the claim with the lost reply was sent
         while not self._is_stopping:
             if len(self._buffer) > self._most_ahead():
                 self._release_buffer(self._ahead)
-            if not (limit := self._wanted()):
+            is_lookup = monotonic() >= self._lookup_at
+            limit = self._wanted()
+            if not (limit or is_lookup):
                 self._wants_room = True
                 if not self._wanted() and not self._is_stopping:
-                    self._room.wait()
+                    self._room.wait(self._until_lookup())
                 self._wants_room = False
                 continue
             was_quiet, sent = not self._held, monotonic()
             try:
-                if unknown is not None:
-                    self._take_lost(unknown)
-                    unknown = None
+                if is_lookup:
+                    self._take_lost()
                     continue
-                jobs = self._store.claim_jobs(config.queues, self._worker_id, limit, config.lease)
+                jobs = self._claim_jobs(limit, sent)
             except GoQueueError as error:
-                if isinstance(error, OutcomeUnknownError) and unknown is None:
-                    looks_up = self._has_own_name
-                    text = "the worker looks up its jobs" if looks_up else "its jobs return when their leases expire"
-                    _say(logging.WARNING, f"the reply to a claim was lost; {text}: %s", error)
-                    unknown = sent if looks_up else None
                 self._room.wait(self._pause_after("claims", error))
                 continue
             self._recovered("claims")
@@ -308,14 +326,47 @@ class Run:
             elif self._until_empty and was_quiet:
                 self.stop()
             else:
-                self._room.wait(self._poll_seconds())
-        if unknown is not None and self._failing.get("claims") == 1:  # the shutdown releases the jobs
+                poll, lookup = self._poll_seconds(), self._until_lookup()
+                self._room.wait(poll if lookup is None else min(poll, lookup))
+        if self._lost and self._failing.get("claims", 0) <= 1:  # the shutdown releases the jobs
             with suppress(GoQueueError):
-                self._take_lost(unknown)
+                self._take_lost()
 
-    def _take_lost(self, sent: float) -> None:
-        """Take the jobs of the claim that was sent at this time and whose reply was lost. In the database, this worker
-        holds them since a later time than all jobs that it has received."""
+    def _claim_jobs(self, limit: int, sent: float) -> list[Job]:
+        """Claim jobs. If the reply is lost, remember the claim."""
+        self._expect(sent)
+        try:
+            jobs = self._store.claim_jobs(self._config.queues, self._worker_id, limit, self._config.lease)
+        except GoQueueError as error:
+            if isinstance(error, OutcomeUnknownError):
+                looks_up = self._has_own_name
+                text = "the worker looks up its jobs" if looks_up else "its jobs return when their leases expire"
+                _say(logging.WARNING, f"the reply to a claim was lost; {text}: %s", error)
+                if looks_up:
+                    self._lookup_at = sent
+                    raise
+            self._lost.pop()
+            raise
+        self._lost.pop()
+        return jobs
+
+    def _expect(self, sent: float) -> None:
+        if not self._lost:
+            self._lost_since = self._claimed_at
+            self._received.clear()
+        self._lost.append(sent)
+
+    def _until_lookup(self) -> float | None:
+        """Return the number of seconds until the next lookup, if one is due."""
+        return None if self._lookup_at == inf else max(self._lookup_at - monotonic(), 0.0)
+
+    def _take_lost(self) -> None:
+        """Take the jobs of claims whose replies were lost: the worker holds them in the database, and has not received
+        them. All jobs of a claim have the same ``locked_at``.
+
+        Such a claim can commit late, after a wait for a lock or a standby. So look again after twice the time, until
+        the leases have ended.
+        """
         mine = JobFilter(locked_by=self._worker_id)
         jobs: list[Job] = []
         cursor: str | None = None
@@ -325,8 +376,11 @@ class Run:
             if (cursor := page.next_cursor) is None:
                 break
         self._recovered("claims")
-        lost = [job for job in jobs if job.locked_at is not None and job.locked_at > self._claimed_at]
-        self._take(lost, sent + self._config.lease.total_seconds())
+        now, lease, since = monotonic(), self._config.lease.total_seconds(), self._lost_since
+        found = [job for job in jobs if job.locked_at is not None and job.locked_at > since]
+        self._take([job for job in found if job.locked_at not in self._received], self._lost[0] + lease)
+        self._lost = [sent for sent in self._lost if now - sent < lease]
+        self._lookup_at = 2 * now - self._lost[-1] if self._lost else inf
 
     def _wanted(self) -> int:
         """Return the number of jobs to claim; 0 while the buffer has enough."""
@@ -336,6 +390,8 @@ class Run:
     def _take(self, jobs: Collection[Job], expires: float) -> None:
         attempts = [Attempt(job=job, expires=expires) for job in jobs]
         self._claimed_at = max([self._claimed_at, *(job.locked_at for job in jobs if job.locked_at is not None)])
+        if self._lost:
+            self._received.update(job.locked_at for job in jobs)
         self._held.update(attempts)
         self._buffer.extend(attempts)
         self._wake_runner()

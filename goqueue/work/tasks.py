@@ -1,9 +1,12 @@
 """The parts of an asynchronous worker that use asyncio. `threads` has the same names for threads."""
 
 import asyncio
+import sys
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
+
+from goqueue.work.context import RELEASED, Attempt, Outcome, outcome_of
 
 TAKES_COROUTINES = True
 
@@ -55,6 +58,20 @@ def this_runner() -> Runner:
     task = asyncio.current_task()
     assert task is not None  # noqa: S101 - a coroutine runs in a task
     return task
+
+
+async def isolated(handle: Callable[[Attempt], Coroutine[Any, Any, Outcome]], attempt: Attempt) -> Outcome:
+    """Handle an attempt in a task and a context of its own, so that its handler can neither cancel the runner nor
+    change the runner's context variables."""
+    if sys.version_info >= (3, 12):  # most handlers that never wait end at once
+        task = asyncio.Task(handle(attempt), loop=asyncio.get_running_loop(), eager_start=True)
+    else:
+        task = asyncio.create_task(handle(attempt))
+    try:
+        return await task
+    except asyncio.CancelledError as error:
+        is_own = attempt.stopped is not None or not this_runner().cancelling()
+        return outcome_of(error) if is_own else RELEASED  # the runner is cancelled when the program ends
 
 
 def interrupt(runner: Runner) -> None:

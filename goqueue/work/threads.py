@@ -2,8 +2,11 @@
 
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import copy_context
 from threading import Lock, Thread, current_thread
 from time import monotonic
+
+from goqueue.work.context import Attempt, Outcome
 
 TAKES_COROUTINES = False
 
@@ -53,6 +56,11 @@ class Crew:
 def this_runner() -> Runner:
     """Return the calling thread."""
     return current_thread()
+
+
+def isolated(handle: Callable[[Attempt], Outcome], attempt: Attempt) -> Outcome:
+    """Handle an attempt in a context of its own, so that its handler can't change the runner's context variables."""
+    return copy_context().run(handle, attempt)
 
 
 def interrupt(runner: Runner) -> None:

@@ -3,6 +3,7 @@
 import os
 import socket
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from inspect import iscoroutinefunction
 from secrets import token_hex
 from typing import Any, TypeVar
@@ -82,12 +83,15 @@ class AsyncWorker:
         *,
         worker_id: str | None = None,
         until_empty: bool = False,
+        handle_signals: bool = True,
     ) -> int:
         """Run jobs until SIGTERM, SIGINT or `stop`. Return the number of jobs completed.
 
         At shutdown, the worker stops claiming and releases the jobs that it has not started. It waits
         ``shutdown_timeout`` for the running ones, then releases those too, without counting their attempts. A second
-        signal ends the program at once. Signals are handled in the main thread only.
+        signal ends the program at once. One signal stops all workers of the process, and the handler that it had before
+        is called too. Signals are handled while a worker runs in the main thread. With ``handle_signals=False``, the
+        worker leaves them alone: your program calls `stop`.
 
         ``worker_id`` names the holder of the jobs. The default consists of host name, process id and a random part.
         Only with this default does the worker look up and run the jobs of a claim whose reply was lost, because a name
@@ -110,7 +114,7 @@ class AsyncWorker:
             raise WorkerError(f"{kinds} don't work together: use two for threads, or two for asyncio")
         if not self._handlers:
             raise WorkerError("the worker has no handler: add one with @worker.handler(job_type)")
-        if self._run is not None:
+        if self._run is not None and self._run.process == os.getpid():
             raise WorkerError("the worker is already running: create another one to run two at once")
         name = f"{socket.gethostname()[:200]}-{os.getpid()}-{token_hex(4)}" if worker_id is None else worker_id
         run = AsyncRun(
@@ -126,7 +130,7 @@ class AsyncWorker:
         try:
             if self._is_stopped:
                 run.stop()
-            with stopping(self.stop):
+            with stopping(self.stop) if handle_signals else nullcontext():
                 return await run.run()
         finally:
             self._run, self._is_stopped = None, False
