@@ -1033,7 +1033,7 @@ due_job AS MATERIALIZED (
                 AND j.status = l.status
                 AND j.created_at < p.finished_before
                 AND j.completed_at < p.finished_before
-                AND j.id NOT IN (SELECT k.id FROM unnest(:kept_ids::uuid[]) AS k (id))
+                AND j.id <> ALL(:kept_ids::uuid[])
             ORDER BY j.status, j.created_at, j.id
             LIMIT :job_limit::bigint
             FOR UPDATE SKIP LOCKED
@@ -1051,7 +1051,7 @@ due_job AS MATERIALIZED (
                 AND j.status = l.status
                 AND j.created_at < p.finished_before
                 AND j.completed_at < p.finished_before
-                AND j.id NOT IN (SELECT k.id FROM unnest(:kept_ids::uuid[]) AS k (id))
+                AND j.id <> ALL(:kept_ids::uuid[])
             ORDER BY j.queue, j.status, j.created_at, j.id
             LIMIT :job_limit::bigint
             FOR UPDATE SKIP LOCKED

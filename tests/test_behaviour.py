@@ -35,7 +35,7 @@ FENCE = "j.lease_token = l.token"
 IS_RUNNING = re.compile(r"k\.status (= 'running'|IN \('running', 'completed'\))")
 SKIPS = "FOR NO KEY UPDATE SKIP LOCKED"
 LOCKS_IN_ORDER = "\n    ORDER BY j.id\n    FOR NO KEY UPDATE"
-KEPT = "j.id NOT IN (SELECT k.id FROM unnest(:kept_ids::uuid[]) AS k (id))"
+KEPT = "j.id <> ALL(:kept_ids::uuid[])"
 NEXT_TOKEN = "mod(j.lease_token, 4611686018427387903) + 1"
 IS_FINISHED = "c.status_after IN ('completed', 'dead', 'cancelled')"
 BY_ID = "WHERE j.id = :id::uuid"
