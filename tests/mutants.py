@@ -292,7 +292,7 @@ MUTANTS = [
     Mutant(
         "goqueue/postgres/store_async.py",
         "named errors",
-        "            raise translate(reason, reconnecting=True) from reason",
+        "            raise naming(translate(reason, reconnecting=True), self._variable) from reason",
         "            raise",
         "tests/test_postgres.py -k ErrorsByName",
     ),

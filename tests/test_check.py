@@ -469,7 +469,7 @@ def test_statements_that_fail_alike_are_one_finding_with_what_to_do(goqueue_conn
     goqueue_connection.execute("DROP TABLE goqueue.job_failures")
     found = finding(goqueue_connection, "grants")
     assert found.found == (
-        "delete_failures, fail_jobs, rescue_jobs, list_failures can't be run: "
+        "delete_failures, prune_jobs, fail_jobs, rescue_jobs, list_failures can't be run: "
         'relation "goqueue.job_failures" does not exist'
     )
     assert found.do == "fix the problems that the checks schema and queries find"

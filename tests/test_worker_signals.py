@@ -20,6 +20,7 @@ from goqueue import AsyncPostgresStorage, AsyncWorker, PostgresStorage, Worker, 
 
 kind, url = sys.argv[1:]
 calls = []
+signal.signal(SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
 
 def say(*said):
     print(*said, flush=True)
