@@ -47,12 +47,12 @@ FILE_VARIABLE = "GOQUEUE_CONFIG"
 
 # PostgreSQL stores timeouts as milliseconds in 32 bits, at most 24 days.
 _LONGEST = timedelta(days=24)
-# A text may be the repr of another one, which doubles backslashes, or may end inside quotes. So a run of backslashes
-# escapes what follows, and an unclear password ends late rather than early. The bounds keep the search linear for any
-# log message. Cloud providers' tokens have up to about 1500 characters.
+# A text can be the repr of another one, which doubles backslashes, or can end inside quotes. So a run of backslashes
+# escapes the next character. If a password's end is unclear, the later one is taken. The bounds keep the search linear
+# for any log message. Cloud providers' tokens have up to about 1500 characters.
 _PASSWORDS = re.compile(
     r"""
-    # In a URL; with one slash, if the URL was read as a path; with blanks, unless a port and a path follow the host.
+    # In a URL, which has one slash if it was read as a path. A password can have blanks, unless it looks like a port.
     (?P<url>:/{1,3}[^\s/:@]{0,256}:)(?:\S{0,4096}@|(?!\d{1,5}[/?#,;'")])[^\n]{0,256}@)
     # In a URL's query, up to the next parameter.
   | (?P<parameter>[?&]\w{0,16}password=)(?P<value>[^\s&]{1,4096})
@@ -86,7 +86,7 @@ _OTHER_NAMES = {"DATABASE": "GOQUEUE_DATABASE_URL", "CONFIG_FILE": FILE_VARIABLE
 # An unknown variable of at least this similarity counts as misspelt. RELEASE is not that similar to LEASE.
 _ALIKE = 0.9
 #: The fault of a path that `redact` changes.
-NO_PATH = "it looks like a connection string with a password; use a link to a folder or file of such a name"
+NO_PATH = "it looks like a connection string with a password; use a link to it, if it really is a path"
 # Bounds the read if the path names a device or an endless pipe.
 _LONGEST_FILE = 2**18
 

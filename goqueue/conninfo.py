@@ -21,7 +21,7 @@ _SCHEME = re.compile(r"postgres(?:ql)?://")
 _WORD = re.compile(r"\s*(?P<name>\w+)\s*=\s*(?:'(?:[^'\\]|\\.)*'|(?P<bare>(?:[^\s\\]|\\.)*))(?=\s|$)", re.DOTALL)
 _UNREPLACED = re.compile(r"\$\{\w+[^\s{}]*\}|\$\(\w+\)|\{\{[^{}]*\}\}")
 _PORT = "its port is not a number from 1 to 65535"
-# An escaped character: nobody types it in a variable's name, so it is the way to write a literal one.
+# An escaped character. Variables are not written with escapes, so an escaped $ or { is literal.
 _ESCAPED = re.compile(r"\\.", re.DOTALL), re.compile("%[0-9A-Fa-f]{2}")
 _LITERAL = "write %24 for a literal $ in a URL, and \\$ in words such as password='\\$x'"
 _VARIABLE = re.compile(r"\s*(?:\$\w+|%\w+%)\s*")
@@ -67,7 +67,7 @@ def fault_of(text: str) -> str:  # noqa: PLR0911 - one check after another
 
 
 def literal(conninfo: str) -> str:
-    """Return a connection string in words for which `fault_of` takes nothing as a variable: nobody has typed it."""
+    """Escape a connection string in words that no user has typed, so that `fault_of` finds no variable in it."""
     return re.sub(r"[$%{;]", r"\\\g<0>", conninfo)
 
 

@@ -80,7 +80,7 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def _field(key: object, value: object, depth: int = 0) -> Any:
-    """Return the value of a field or a mapping's key as JSON can hold it, without a password that the key names."""
+    """Return the value of a field or a mapping's key as JSON can hold it; ``***`` if the key names a password."""
     is_secret = isinstance(value, str | bytes | list | tuple) and _PASSWORD.search(_text(key))
     return "***" if is_secret else _plain(value, depth)
 

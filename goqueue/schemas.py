@@ -54,8 +54,8 @@ _PLACES = re.compile(
 # Forms of the name that `render` does not replace: quoted, in capitals, with blanks before the dot.
 _LEFT_OVER = re.compile(r'(?<![\w$])"?goqueue"?\s*\.(?!\s*notify\b)', re.IGNORECASE)
 
-# A literal that `render` replaces although it may be a text: neither a table's name, a cast to regclass and the like,
-# nor the channel.
+# A literal in which `render` replaces the name, although it can be ordinary text. Excluded are the tables' names, casts
+# to regclass and the like, and the notification channel.
 _TEXT = re.compile(
     r"(?<!pg_notify\()'goqueue(?!\.notify'|\.(?:jobs|job_failures|paused_queues)')(?:\.[%\w][^']*)?'(?!\s*::\s*reg)"
 )

@@ -351,7 +351,7 @@ class AsyncStorage(Protocol):
         """Pause a queue until ``until`` (aware), or until `resume_queue`. A second call replaces the time.
 
         Claims skip the queue. Running jobs continue, and jobs can be added. A claim that began before the pause can
-        still return jobs. A time that has passed pauses nothing.
+        still return jobs. A time that has passed pauses nothing, and ends a current pause.
 
         Repeating: sets the same time again.
         """

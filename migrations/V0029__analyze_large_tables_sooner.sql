@@ -1,10 +1,10 @@
 -- Counts the dead rows of a large table soon after vacuum. Also corrects two comments.
 --
--- Vacuum leaves the dead entries of all indexes if less than 2 % of the table's pages have dead rows: at ten million jobs,
--- up to 200,000 entries. It then reports no dead rows, so that claims read all those entries (estimate_dead_rows). ANALYZE
--- counts them. Autovacuum analyzes after vacuum, in the same run, if that is due too: with these settings it always is.
+-- Vacuum leaves dead entries in all indexes if less than 2 % of the table's pages have dead rows: at ten million jobs,
+-- up to 200,000 entries. It then reports no dead rows, so estimate_dead_rows returns too few, and claims read all those
+-- entries. ANALYZE counts them. If it is due, autovacuum runs it right after vacuum. With these settings it usually is.
 --
--- Locks: SHARE UPDATE EXCLUSIVE on goqueue.jobs, briefly; reads and writes go on.
+-- Locks: SHARE UPDATE EXCLUSIVE on goqueue.jobs, briefly; reads and writes continue.
 
 ALTER TABLE goqueue.jobs SET (
     autovacuum_analyze_threshold = 1000,

@@ -1,5 +1,5 @@
--- Stops if an index of an earlier migration is invalid. Those files accept an index that exists, also one that an interrupted
--- concurrent build has left: no query uses it, and a unique one allows duplicates.
+-- Stops if an index of an earlier migration is invalid. Those files accept any index that exists, even one that an
+-- interrupted concurrent build has left: no query uses it, and a unique one can miss duplicates.
 --
 -- Locks: none on a table.
 

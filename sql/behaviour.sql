@@ -33,8 +33,8 @@ ORDER BY table_name, fields;
 
 
 -- name: restore_rows(restored_jobs, restored_failures)
--- Fill the empty tables jobs and job_failures with rows that list_rows has returned. The last ids come first, so that no query finds the jobs
--- in order by chance.
+-- Fill the empty tables jobs and job_failures with rows that list_rows has returned. The last ids come first, so that
+-- no query finds the jobs in order by chance.
 -- Returns: the ids of the jobs, unordered.
 -- Index: none.
 -- Locks: the new rows.

@@ -118,8 +118,9 @@ WHERE j.id = (
 -- Locks: the new rows; waits for a transaction that is adding one of the ids or keys.
 -- Notes: The store runs it for jobs that are probably new, and create_missing_jobs for others and after a
 -- unique_violation. ON CONFLICT adds a fifth to the server's time. One jsonb parameter is used because arrays of text
--- are slow to send. The store sorts the array by keys and id, so that concurrent calls with the same keys wait for each
--- other. They can still deadlock if pairs of jobs share the one key in this order and the other key in the opposite one.
+-- are slow to send. The store sorts the array by unique key, idempotency key and id, so that concurrent calls with the
+-- same keys wait for each other. They can still deadlock if their jobs share unique keys in one order and idempotency
+-- keys in another.
 --
 INSERT INTO goqueue.jobs (
     id,
@@ -587,7 +588,7 @@ CROSS JOIN sampled AS s;
 -- Change the given fields of one job. A new status also sets the times and the holder. The changes are a JSON object
 -- with the columns' names. A missing field is unchanged. Null clears last_error and the keys, sets scheduled_at to now,
 -- and leaves status, max_attempts and the holder as they are. For the payload, null means JSON null; for other columns,
--- it is an error. A job that is set to running gets no lease, so rescue_jobs does not return it, and the attempt does not
+-- it is an error. A job that is set to running gets no lease, so rescue_jobs never rescues it. The attempt does not
 -- count unless the changes set attempts.
 -- Returns: the job after the change. Nothing if there is no such job or the change is rejected. A finished job can't
 -- start or finish again: dead and cancelled can become pending, completed is final. A job can't take another job's
@@ -813,7 +814,7 @@ RETURNING j.id;
 -- name: retry_jobs(ids)
 -- Make dead and cancelled jobs pending again, due at once, with all their attempts. A job stays as it is if an
 -- unfinished job has its unique key. Of several jobs with the same unique key, the one with the highest id becomes
--- pending: the newest, as ids are UUIDv7.
+-- pending: the newest, if the ids are UUIDv7 (the default).
 -- Returns: the ids of the jobs that are pending again; others are omitted.
 -- Index: jobs_pkey, two probes per job; jobs_unique_key_idx, one per job with a unique key.
 -- Locks: the jobs' rows, in the order of their ids; waits for a transaction that is adding one of the unique keys, and
@@ -1005,7 +1006,7 @@ RETURNING f.lease_token;
 -- the second, but would add a cost to every completion.
 --
 WITH guard AS MATERIALIZED (
-    -- A foreign key is a trigger, too. 8 is the bit of triggers on DELETE.
+    -- A foreign key has triggers, too. In tgtype, 8 marks triggers on DELETE.
     SELECT count(*) > 0 AS is_present
     FROM pg_catalog.pg_trigger AS t
     WHERE

@@ -1,5 +1,4 @@
-"""What autovacuum does for a growing table: its ANALYZE renews cached plans and counts dead rows, without a planner
-setting."""
+"""Autovacuum of a growing table. Its ANALYZE renews cached plans and counts dead rows, without a planner setting."""
 
 import time
 from collections.abc import Iterator

@@ -52,7 +52,7 @@ def pause_queue(
     if length is not None:
         until = datetime.now(UTC) + length
     if until is not None and (until := check_time("until", until)) <= datetime.now(UTC):
-        raise typer.BadParameter(f"{in_utc(until)} has passed, by this machine's clock; `resume` ends a pause")
+        raise typer.BadParameter(f"{in_utc(until)} has passed, by this machine's clock; to end a pause, use `resume`")
     with open_store(file) as store:
         store.pause_queue(name, until=until)
     end = "resumed" if until is None else in_utc(until)

@@ -38,7 +38,7 @@ from goqueue.models import JobStatus, QueueStats
 from goqueue.postgres.store import PostgresStorage
 from goqueue.schemas import DEFAULT_SCHEMA
 
-# In seconds: time.sleep rejects 300 years.
+# 24 days, in seconds. time.sleep rejects very long times.
 _LONGEST = 24 * 86_400.0
 #: Jobs per second by queue, without the queues whose counts are estimates.
 Rates = dict[str, float]

@@ -735,8 +735,8 @@ class PostgresStorage:
         queues and job types or of the given ones (one or several). Return how many.
 
         Call it until it returns fewer than ``limit``; each call is a short transaction. It skips and logs jobs that
-        another table refers to (by a foreign key without CASCADE or SET NULL). Until then, the calls with the same
-        arguments skip them, at most 10,000, and each result's ``kept`` names them.
+        another table refers to (by a foreign key without CASCADE or SET NULL). Each result's ``kept`` names those that
+        the calls with the same arguments have skipped so far, at most 10,000.
 
         To keep jobs of one queue longer than those of another, call it once for each queue.
 
@@ -1026,7 +1026,7 @@ class PostgresStorage:
 
         Claims skip the queue. Running jobs continue, and jobs can be added. A claim that began before the pause was
         committed can still return jobs. The end of the pause sends no notification: workers find the jobs by polling,
-        or sleep until `next_job_at`. A time that has passed pauses nothing, so that a late repetition does no harm.
+        or sleep until `next_job_at`. A time that has passed pauses nothing, and ends a current pause.
 
         Query: pause_queue.
         Repeating: sets the same time again.

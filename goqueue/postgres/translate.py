@@ -217,7 +217,7 @@ def translate(  # noqa: C901, PLR0911, PLR0912 - a table, in order
 
 
 def naming(error: GoQueueError, variable: str) -> GoQueueError:
-    """Return the error, whose message now names the setting with the URL unless that is the default one."""
+    """Add the setting of the URL to the error's message, unless it is the setting ``url``. Return the error."""
     if role := _ROLES.get(variable):
         said = str(error).replace(URL, variable)
         if isinstance(error, SchemaError) and variable == READ_URL:

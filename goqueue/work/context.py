@@ -132,8 +132,8 @@ def error_text(error: BaseException, *, is_caught: bool = False) -> str:
 
 
 def end_fork() -> NoReturn:
-    """End a process that a handler has forked and whose handler returns or raises, as `multiprocessing` does. Without
-    this, it would run the parent's other jobs."""
+    """End a process that a handler has forked, once the handler returns or raises in it, as `multiprocessing` does.
+    Otherwise, it would run the parent's other jobs."""
     error, status = sys.exception(), 0
     try:
         if isinstance(error, SystemExit) and (error.code is None or isinstance(error.code, int)):

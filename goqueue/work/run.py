@@ -101,7 +101,7 @@ class Run:
         self._claimed_at = datetime.min.replace(tzinfo=UTC)
         #: When the claims were sent whose replies were lost or are still awaited.
         self._lost: list[float] = []
-        #: The newest time of a claim that was received before those, and the times of all that were received since.
+        #: The ``locked_at`` of the newest claim received before those, and of all claims received since.
         self._lost_since = self._claimed_at
         self._received: set[datetime | None] = set()
         self._lookup_at = inf
@@ -364,8 +364,8 @@ class Run:
         """Take the jobs of claims whose replies were lost: the worker holds them in the database, and has not received
         them. All jobs of a claim have the same ``locked_at``.
 
-        Such a claim can commit late, after a wait for a lock or a standby. So look again after twice the time, until
-        the leases have ended.
+        Such a claim can commit late, after a wait for a lock or a standby. So look again each time the time since the
+        claim has doubled, until the leases have ended.
         """
         mine = JobFilter(locked_by=self._worker_id)
         jobs: list[Job] = []

@@ -36,11 +36,12 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def stopping(stop: Callable[[], None]) -> Iterator[None]:
-    """Call ``stop``, then the handler from before, at the first SIGTERM or SIGINT. A later one has the effect that it
-    had before. An error of the handler from before is raised at the end of the last run in the main thread.
+    """At the first SIGTERM or SIGINT, call ``stop``, then the program's previous handler, if it has set one. A later
+    signal has its previous effect. If the previous handler raises, its error is raised after the last run in the main
+    thread.
 
-    Only the main thread can set signal handlers. While no worker runs there, those of other threads get no signal. An
-    ignored signal stays ignored, such as SIGINT of a background job in a shell script.
+    Only the main thread can set signal handlers. So a signal stops the workers of other threads only while a worker
+    runs in the main thread. An ignored signal stays ignored, such as SIGINT of a background job in a shell script.
     """
     run = _Run(stop, current_thread() is main_thread())
     _runs.add(run)

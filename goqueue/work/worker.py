@@ -88,9 +88,9 @@ class Worker:
 
         At shutdown, the worker stops claiming and releases the jobs that it has not started. It waits
         ``shutdown_timeout`` for the running ones, then releases those too, without counting their attempts. A second
-        signal ends the program at once. One signal stops all workers of the process, and the handler that it had before
-        is called too. Signals are handled while a worker runs in the main thread. With ``handle_signals=False``, the
-        worker leaves them alone: your program calls `stop`.
+        signal ends the program at once. One signal stops all workers of the process. A handler that your program had
+        set before is called too. Signals are handled only while a worker runs in the main thread. With
+        ``handle_signals=False``, the worker leaves them alone: your program calls `stop`.
 
         ``worker_id`` names the holder of the jobs. The default consists of host name, process id and a random part.
         Only with this default does the worker look up and run the jobs of a claim whose reply was lost, because a name

@@ -58,7 +58,7 @@ def _other(url: _Identity, read_url: _Identity) -> Finding | None:
             return Finding(
                 Level.WARNING,
                 "read_url names a logical replica",
-                "it has what its subscription sends: deleted jobs can remain, failures and paused queues be missing",
+                "it has only what its subscription sends: deleted jobs can remain, failures and pauses can be missing",
                 do,
             )
         return Finding(Level.FAILED, "read_url names another cluster than url", why, do)

@@ -40,8 +40,8 @@ BEGIN
             (26, 'V0026__add_jobs_with_unique_keys.sql', '4647d5103652b20390bf1cea019bb392eebac8f96391fa0936567303083a2dd7'),
             (27, 'V0027__validate_unique_key.sql', '0f445041f62e2c6e531fd729fd87344f22c2cf384d5876b0b737ade17399954a'),
             (28, 'V0028__reword_comments.sql', '68e0befbd16ef599223f1d8fc340b0a7014e128f9214f2acf3eaebdd8c07364d'),
-            (29, 'V0029__analyze_large_tables_sooner.sql', 'ecc5d7ac0e83e60f9ea966f0709fc2e5b6e360ccbb3bd581cbaa537780893f44'),
-            (30, 'V0030__reject_invalid_indexes.sql', '216512d916cb7d9c44da31739d9e80d14e902298b3d561ef7abbad3d39d72b07')
+            (29, 'V0029__analyze_large_tables_sooner.sql', '15d2029fe51315649a9ee14d67ecf0140e6305d10d0d4522323dd836dcf91d8a'),
+            (30, 'V0030__reject_invalid_indexes.sql', '99f33c4ebe1614412801f6d0de331478875c3470cfd548d5211c9634594d83be')
         ) AS f (version, file_name, sha256)
         INNER JOIN goqueue.schema_version AS applied ON applied.version = f.version
         ON CONFLICT (version) DO NOTHING;
