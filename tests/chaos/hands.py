@@ -9,13 +9,15 @@ from tests.chaos.oracle import HAND
 from tests.chaos.server import CrashingServer
 
 _FREE = "locked_by = NULL, locked_at = NULL, lease_expires_at = NULL"
+# The condition stands twice: a client may change a job between its choice and its update.
 _JOBS = (
-    "UPDATE goqueue.jobs SET {} WHERE id = ANY(ARRAY(SELECT id FROM goqueue.jobs WHERE {} ORDER BY random() LIMIT 2))"
+    "UPDATE goqueue.jobs SET {change} WHERE {which} "
+    "AND id = ANY(ARRAY(SELECT id FROM goqueue.jobs WHERE {which} ORDER BY random() LIMIT 2))"
 )
 
 
 def _jobs(which: str, change: str) -> str:
-    return _JOBS.format(change, which)
+    return _JOBS.format(change=change, which=which)
 
 
 #: By name, statements that the schema allows.
