@@ -12,8 +12,7 @@ SQUAWK_OFF := require-lock-timeout,require-statement-timeout
 SQUAWK_OFF_UNDO := ban-drop-table,ban-drop-column,ban-drop-constraint,ban-drop-function,ban-drop-trigger,ban-drop-type,require-concurrent-index-deletion
 ARGS    ?=
 # Tests that need only a store: tests/elsewhere.py takes it to another schema, or its reads to a standby.
-CONTRACT := tests/test_contract.py tests/test_leases.py
-IN_SCHEMA := $(CONTRACT) $(patsubst %,tests/test_%.py,pauses hands repeating notifications unique_keys bulk_order prune_kept race)
+CONTRACT := $(patsubst %,tests/test_%.py,contract leases pauses hands repeating notifications unique_keys bulk_order prune_kept race)
 # Environments, servers and logs of the targets that try other versions than those in .venv.
 OTHERS  := .matrix
 LOWEST  := $(OTHERS)/lowest
@@ -61,10 +60,10 @@ test: $(STAMP) ## Run the tests on a real server (Docker, else the embedded one;
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 test-schema: $(STAMP) ## Run the tests of the contract under another schema name
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --schema jobs_2 $(IN_SCHEMA) $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --schema jobs_2 $(CONTRACT) $(ARGS)
 
 test-standby: $(STAMP) ## Run the contract's tests with lists, counts and statistics read on a standby that lags
-	$(BIN)/python -m tests.standby -n $(WORKERS) --dist worksteal -k "pool and not async" $(CONTRACT) $(ARGS)
+	$(BIN)/python -m tests.standby -n $(WORKERS) --dist worksteal $(CONTRACT) $(ARGS)
 
 test-lowest: $(STAMP) ## Run the tests with the lowest versions of the dependencies that pyproject.toml allows
 	@mkdir -p $(OTHERS)

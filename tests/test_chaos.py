@@ -40,6 +40,12 @@ DEADLINE = 30.0
 """Seconds for each call: these tests share a busy machine."""
 
 
+def address(url: str) -> str:
+    """Return the path of the server's socket."""
+    server = conninfo_to_dict(url)
+    return f"{server['host']}/.s.PGSQL.{server['port']}"
+
+
 @contextmanager
 def clients(url: str, folder: Path, sql_dir: str = "") -> Iterator[None]:
     """Let three clients call a store at random. At the end, each has ended its last call."""
@@ -127,18 +133,30 @@ def test_the_clock_of_a_client_is_wrong_and_its_journal_is_right(tmp_path: Path)
 
 
 def test_each_message_of_a_call_is_cut_in_each_way(goqueue_database: str, tmp_path: Path) -> None:
-    server = conninfo_to_dict(goqueue_database)
     spec = Spec("each", "each", goqueue_database, str(tmp_path), "seed", SECOND)
-    target = f"{server['host']}/.s.PGSQL.{server['port']}"
     with psycopg.connect(goqueue_database, autocommit=True) as connection:
         connection.execute(HISTORY.read_bytes())
-    left = iter(range(40))
-    each = Each(spec, target, Random("seed"), lambda: next(left, None) is not None, ["complete_jobs", "pause_queue"])
+    left, methods = iter(range(40)), ["complete_jobs", "pause_queue"]
+    each = Each(spec, address(goqueue_database), Random("seed"), lambda: next(left, None) is not None, methods)
     each.run()
     assert found(goqueue_database, tmp_path) == each.found == []
     assert sum(each.done[way] for way in WAYS) == 40
     assert each.done["different points"] == 40 + each.done["left"]
     assert {call.error for call in journal.read(tmp_path)} >= {"", "StorageUnavailableError", "OutcomeUnknownError"}
+
+
+def test_a_pause_is_judged_after_the_transaction_of_the_cut_call_has_ended(
+    goqueue_database: str, tmp_path: Path
+) -> None:
+    spec = Spec("each", "each", goqueue_database, str(tmp_path), "seed", SECOND)
+    each = Each(spec, address(goqueue_database), Random("seed"), lambda: False, ["pause_queue"])
+    with psycopg.connect(goqueue_database) as other:
+        other.execute("LOCK TABLE goqueue.paused_queues IN EXCLUSIVE MODE")
+        timer = threading.Timer(2 * SECOND.total_seconds(), other.rollback)
+        timer.start()
+        each.run()
+        timer.join()
+    assert each.found == []
 
 
 def test_each_method_of_the_store_is_cut() -> None:

@@ -31,6 +31,7 @@ from goqueue import (
     NewJob,
     OutcomeUnknownError,
     PostgresStorage,
+    StorageUnavailableError,
 )
 from tests.chaos.clients import RECOVERY_SECONDS, SECOND, Spec
 from tests.chaos.journal import Journal, recorded
@@ -226,7 +227,7 @@ class Each:
             seen = proxy.seen.copy()
             self._recover(point, store)
         if point.method in ("pause_queue", "resume_queue"):
-            self._check_pause(point, error, was_paused=given.resume_queue(queue))
+            self._check_pause(point, error, was_paused=_resumed(given, queue))
         if isinstance(error, OutcomeUnknownError):
             if error.transaction_id is not None:
                 given.get_transaction_status(error.transaction_id)
@@ -268,6 +269,17 @@ class Each:
             if time.monotonic() > end:
                 self.found.append(Violation("recovered", f"after {point}, the store does not work"))
                 return
+
+
+def _resumed(store: Any, queue: str) -> bool:
+    """Resume a queue, and return whether it was paused. The transaction of a cut call can lock it for a second."""
+    end = time.monotonic() + RECOVERY_SECONDS
+    while True:
+        try:
+            return bool(store.resume_queue(queue))
+        except StorageUnavailableError:
+            if time.monotonic() > end:
+                raise
 
 
 def _cuts(seen: list[tuple[str, str]]) -> Iterator[Cut]:
