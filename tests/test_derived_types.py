@@ -15,6 +15,7 @@ import pendulum
 import pytest
 import uuid_utils
 from freezegun import freeze_time
+from msgspec.structs import replace
 
 from goqueue import (
     Backoff,
@@ -209,6 +210,84 @@ def test_an_id_of_a_derived_type_is_accepted_on_every_path(store: Storage) -> No
 def test_a_uuid_of_another_library_is_rejected_by_its_full_name() -> None:
     with pytest.raises(InvalidJobError, match=r"not UUID\(.*\) \(uuid_utils\..*UUID\); give a uuid.UUID or its text"):
         NewJob(job_type="t", id=uuid_utils.uuid7())  # type: ignore[arg-type]
+
+
+class MailJob(NewJob):
+    """An application's own jobs, with its own defaults."""
+
+    job_type: str = "mail"
+    queue: str = "mail"
+    payload: Any = msgspec.field(default_factory=lambda: {"to": "all"})
+    priority: int = -5
+    max_attempts: int = 3
+    scheduled_at: datetime | None = AT
+    unique_key: str | None = "newsletter"
+
+
+class LaterJob(NewJob, rename="camel", tag="later"):
+    """Written as JSON with other names, and with a field that jobs don't have."""
+
+    delay: timedelta | None = HOUR
+    idempotency_key: str | None = "later"
+    sender: str = "me"
+
+
+class UncheckedJob(NewJob):
+    def __post_init__(self) -> None:
+        """Forget the base class's checks."""
+
+
+@pytest.mark.parametrize("way", ["create_job", "create_jobs", "create_jobs_in_batches", "get_or_create_job", "replace"])
+def test_the_defaults_of_a_derived_job_are_stored_on_every_path(goqueue_store: PostgresStorage, way: str) -> None:
+    run: dict[str, Callable[[NewJob], object]] = {
+        "create_job": goqueue_store.create_job,
+        "create_jobs": lambda job: goqueue_store.create_jobs([job]),
+        "create_jobs_in_batches": lambda job: list(goqueue_store.create_jobs_in_batches([job])),
+        "get_or_create_job": goqueue_store.get_or_create_job,
+        "replace": lambda job: goqueue_store.replace_pending_job(replace(job, idempotency_key="later")),
+    }
+    mail, later = MailJob(), LaterJob(job_type="t", payload={})
+    run[way](mail)
+    stored = goqueue_store.get_job(mail.id)
+    assert (stored.job_type, stored.queue, stored.priority, stored.max_attempts) == ("mail", "mail", -5, 3)
+    assert (stored.payload, stored.scheduled_at, stored.unique_key) == ({"to": "all"}, AT, "newsletter")
+    goqueue_store.delete_job(mail.id)
+    run[way](later)
+    stored = goqueue_store.get_job(later.id)
+    assert (stored.scheduled_at - stored.created_at, stored.idempotency_key) == (HOUR, "later")
+    assert (stored.job_type, stored.payload) == ("t", {})
+
+
+def test_a_derived_job_without_checks_of_its_own_is_checked_when_it_is_sent(goqueue_store: PostgresStorage) -> None:
+    job = UncheckedJob(job_type="t", scheduled_at=datetime(2031, 1, 1))  # noqa: DTZ001
+    for refused in (lambda: goqueue_store.create_job(job), lambda: goqueue_store.create_jobs([job])):
+        with pytest.raises(InvalidJobError, match=r"scheduled_at is .* without a time zone"):
+            refused()
+
+
+def test_the_defaults_of_a_derived_update_are_stored(goqueue_store: PostgresStorage) -> None:
+    class Urgent(JobUpdate):
+        priority: int | msgspec.UnsetType = -5
+        payload: Any = msgspec.field(default_factory=lambda: {"urgent": True})
+        unique_key: str | msgspec.UnsetType | None = None
+
+    class Renamed(JobUpdate, rename="camel"):
+        max_attempts: int | msgspec.UnsetType = 3
+        reason: str = "none"
+
+    job = goqueue_store.create_job(NewJob(job_type="t", unique_key="k"))
+    changed = goqueue_store.update_job(job.id, Urgent())
+    assert (changed.priority, changed.payload, changed.unique_key) == (-5, {"urgent": True}, None)
+    assert goqueue_store.update_job(job.id, Renamed()).max_attempts == 3
+
+
+def test_the_defaults_of_a_derived_filter_select_jobs(goqueue_store: PostgresStorage) -> None:
+    class OfMail(JobFilter):
+        queue: Any = "mail"
+
+    goqueue_store.create_jobs([NewJob(job_type="t"), MailJob()])
+    assert goqueue_store.count_jobs(OfMail()) == 1
+    assert goqueue_store.cancel_jobs(OfMail()) == 1
 
 
 class TestPayloads:

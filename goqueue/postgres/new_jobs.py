@@ -1,7 +1,7 @@
 """New jobs, batches of them and updates, as parameters of the queries that write them."""
 
 from collections.abc import Iterable
-from typing import Self
+from typing import Self, TypeVar
 from uuid import UUID
 
 from msgspec import UNSET
@@ -18,11 +18,19 @@ _MAX_BATCH_BYTES = 16 * 2**20
 
 _UNFINISHED = (JobStatus.PENDING, JobStatus.RUNNING)
 
+Given = TypeVar("Given", NewJob, JobUpdate)
+
+
+def _plain(given: Given, kind: type[Given]) -> Given:
+    """Return a job or an update as the plain type. A derived type omits its own defaults from JSON, not ours."""
+    return given if type(given) is kind else kind(**{name: getattr(given, name) for name in kind.__struct_fields__})
+
 
 def job_values(job: NewJob, config: DatabaseConfig) -> dict[str, object]:
     """Return the parameters of the queries that add one job."""
     if type(job) is not NewJob:  # the fast path for the usual type
         check_kind("job", job, NewJob)
+        job = _plain(job, NewJob)
     return {
         "id": job.id,
         "queue": job.queue,
@@ -39,6 +47,7 @@ def job_values(job: NewJob, config: DatabaseConfig) -> dict[str, object]:
 
 def encoded_update(update: JobUpdate, config: DatabaseConfig) -> bytes:
     """Return the given fields as JSON, with the payload checked."""
+    update = _plain(update, JobUpdate)
     if update.payload is not UNSET:
         encode_checked(update.payload, config.max_payload_bytes)
     return encode_json(update)
@@ -68,6 +77,9 @@ class Batch:
         second job with the same id belongs to the next batch.
         """
         if encoded is None:
+            if not isinstance(job, NewJob):
+                raise InvalidJobError(f"create_jobs takes NewJob objects, not {type(job).__name__}")
+            job = _plain(job, NewJob)
             encoded = _encoded(job, self._config)
         job_id = job.id.int  # Hashing a UUID would take as long as the rest of this method.
         full = len(self.jobs) >= self._config.batch_size or self._size + len(encoded) > _MAX_BATCH_BYTES
@@ -87,8 +99,6 @@ class Batch:
 
 def _encoded(job: NewJob, config: DatabaseConfig) -> bytes:
     """Return the job as JSON, with only the size of its payload checked."""
-    if not isinstance(job, NewJob):
-        raise InvalidJobError(f"create_jobs takes NewJob objects, not {type(job).__name__}")
     encoded = encode_with_payload(job, job.payload)
     if len(encoded) > config.max_payload_bytes:
         encode_checked(job.payload, config.max_payload_bytes)
