@@ -10,15 +10,14 @@ from uuid import uuid4
 
 import psycopg
 import pytest
-from anyio.from_thread import start_blocking_portal
 from hypothesis import HealthCheck, settings
 from psycopg import sql
 
-from goqueue import AsyncPostgresStorage, DatabaseConfig, PostgresStorage, Storage
+from goqueue import Storage
 from goqueue.schemas import DEFAULT_SCHEMA
 from tests import elsewhere, pgbouncer, standby
-from tests.blocking import blocking
 from tests.commands import Commands
+from tests.stores import SharedStores, Through, opened
 
 pytest_plugins = ["goqueue.pytest_plugin", "pytester"]
 
@@ -79,32 +78,42 @@ def through_pgbouncer(goqueue_server: Any) -> Iterator[Callable[[str], str]]:
 _OTHERS = ["bound", "async bound", *(["pgbouncer"] if pgbouncer.PROGRAM else [])]
 
 
+@pytest.fixture(scope="session")
+def shared_stores(
+    request: pytest.FixtureRequest, goqueue_server: Any, goqueue_template: str, goqueue_schema: str
+) -> Iterator[SharedStores]:
+    """One store of each kind, for the tests that use their database through the store only."""
+    stores = SharedStores(goqueue_server.url, goqueue_template, goqueue_schema, _pgbouncer_of(request))
+    yield stores
+    stores.close()
+
+
+def _pgbouncer_of(request: pytest.FixtureRequest) -> Through:
+    return partial(request.getfixturevalue, "through_pgbouncer")
+
+
 @pytest.fixture(params=["pool", "async pool", *([] if standby.PORT else _OTHERS)])
-def store(request: pytest.FixtureRequest, goqueue_database: str, goqueue_schema: str) -> Iterator[Storage]:
-    """Every kind of storage, each on the test's database. Tests with this fixture check the contract."""
-    config = DatabaseConfig(url=goqueue_database, schema=goqueue_schema)
-    if request.param == "pool":
-        with PostgresStorage.open(config) as opened:
-            yield opened
-    elif request.param == "pgbouncer":
-        url = request.getfixturevalue("through_pgbouncer")(goqueue_database)
-        config = DatabaseConfig(url=url, schema=goqueue_schema)
-        with pgbouncer.sessions(url, goqueue_database), PostgresStorage.open(config) as opened:
-            yield opened
-    elif request.param == "async pool":
-        with start_blocking_portal() as portal:
-            opened_async = portal.call(AsyncPostgresStorage.open, config)
-            yield blocking(opened_async, portal)
-            portal.call(opened_async.close)
-    elif request.param == "async bound":
-        with start_blocking_portal() as portal:
-            connect = partial(psycopg.AsyncConnection.connect, goqueue_database, autocommit=True)
-            connection_async = portal.call(connect)
-            yield blocking(AsyncPostgresStorage.bound_to(connection_async, schema=goqueue_schema), portal)
-            portal.call(connection_async.close)
-    else:
-        with psycopg.connect(goqueue_database, autocommit=True) as connection:
-            yield PostgresStorage.bound_to(connection, schema=goqueue_schema)
+def store(request: pytest.FixtureRequest, goqueue_schema: str) -> Iterator[Storage]:
+    """Every kind of storage. Tests with this fixture check the contract.
+
+    It is on the test's own database if another fixture of the test uses that. Else it is a shared one, emptied before:
+    creating a database and opening a store take longer than most of these tests.
+    """
+    kind = request.param
+    if standby.PORT or "goqueue_database" in request.fixturenames:
+        url = request.getfixturevalue("goqueue_database")
+        with opened(kind, url, goqueue_schema, _pgbouncer_of(request)) as store:
+            yield store
+        return
+    from goqueue.pytest_plugin import _DATABASE, _FAILED  # pytest has to import a plugin first
+
+    shared: SharedStores = request.getfixturevalue("shared_stores")
+    store, database = shared.empty(kind)
+    request.node.stash[_DATABASE], request.node.stash[_FAILED] = database, False
+    yield store
+    del request.node.stash[_DATABASE]
+    if request.node.stash[_FAILED]:
+        shared.replace(kind, keep=True)
 
 
 @pytest.fixture
