@@ -145,7 +145,7 @@ class NewJob(Struct, metaclass=HelpfulMeta, frozen=True, kw_only=True, omit_defa
     """A job to create.
 
     Its id is created here, so creating the same `NewJob` again, for example after a lost connection, adds no second
-    job.
+    job. A copy (`msgspec.structs.replace`, `copy.replace`) has the same id: to add it too, give it another one.
 
     ``priority`` is from -32,767 to 32,767; lower numbers run first. The job is due at ``scheduled_at`` (aware), or
     ``delay`` after `created_at`, or at once. ``payload`` is any JSON value; it is checked when it is sent.

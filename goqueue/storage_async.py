@@ -62,7 +62,8 @@ class AsyncStorage(Protocol):
     """
 
     async def create_job(self, job: NewJob) -> Job:
-        """Add a job and return it. Creating the same `NewJob` again returns the job of the first call.
+        """Add a job and return it. Creating the same `NewJob` again, with the same job type, payload and keys, returns
+        the job of the first call.
 
         Raises: `DuplicateJobError`, with the existing job's id, if the id or the idempotency key is taken, or an
         unfinished job has the unique key.

@@ -11,6 +11,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from msgspec.structs import replace
 
 from goqueue import (
     DuplicateJobError,
@@ -119,6 +120,22 @@ class TestCreate:
         with pytest.raises(DuplicateJobError) as caught:
             store.create_job(NewJob(job_type="another", id=first.id))
         assert caught.value.job_id == first.id
+
+    def test_a_copy_with_another_payload_is_rejected_instead_of_dropped(self, store: Storage) -> None:
+        base = NewJob(job_type="t", payload={"to": 1, "cc": [True]}, idempotency_key="k")
+        first = store.create_job(base)
+        for payload in ({"to": 2, "cc": [True]}, {"to": 1, "cc": [1]}, {"to": 1}, {}, None, "1"):
+            with pytest.raises(DuplicateJobError, match="this id") as caught:
+                store.create_job(replace(base, payload=payload))
+            assert (caught.value.job_id, caught.value.idempotency_key) == (base.id, None)
+        assert store.get_or_create_job(replace(base, payload=None)) == (first, False)
+        assert store.create_job(replace(base, payload={"cc": [True], "to": 1.0})) == first
+
+    def test_a_repeated_job_is_known_by_its_payload_as_the_database_keeps_it(self, store: Storage) -> None:
+        numbers = [None, True, 0, -0.0, 1.0, 1e23, -1e300, 5e-324, 0.1, 10**30]
+        for payload in [*numbers, "", "\u00e9 \U0001f600", (), {"b": (1, 2.5, (True,)), "aa": {"": None}, "c": "\\\\"}]:
+            new = NewJob(job_type="t", payload=payload)
+            assert store.create_job(new) == store.create_job(new)
 
     def test_a_taken_id_takes_precedence_over_a_taken_key(self, store: Storage) -> None:
         by_id = store.create_job(NewJob(job_type="t"))

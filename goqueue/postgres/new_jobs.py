@@ -9,8 +9,8 @@ from msgspec import UNSET
 from goqueue.config import DatabaseConfig
 from goqueue.errors import DuplicateJobError, InvalidJobError
 from goqueue.models import Job, JobStatus, JobUpdate, NewJob
-from goqueue.payload import check_payloads, encode_checked, encode_json, encode_with_payload
-from goqueue.postgres.wire import KeysRow
+from goqueue.payload import check_payloads, encode_checked, encode_json, encode_with_payload, is_same_json
+from goqueue.postgres.wire import JobRow, KeysRow
 from goqueue.validation import check_kind
 
 # Far below jsonb's limit of 256 MB, and small in the client's memory.
@@ -144,9 +144,14 @@ def document(batch: Iterable[bytes]) -> bytes:
     return b"[%b]" % b",".join(batch)
 
 
-def is_same(existing: Job, job: NewJob) -> bool:
-    """Return True if the stored job was created from ``job``. Another job can have the same id."""
-    return existing.job_type == job.job_type and _names(existing) == _names(job)
+def is_same(existing: JobRow, job: NewJob) -> bool:
+    """Return True if the stored job was created from ``job``. Another job can have the same id, as a copy of ``job``
+    with another payload has."""
+    return (
+        existing.job_type == job.job_type
+        and _names(existing) == _names(job)
+        and is_same_json(existing.payload, encode_json(job.payload))
+    )
 
 
 def conflicts(jobs: Iterable[NewJob], rows: Iterable[KeysRow]) -> dict[UUID, UUID]:
@@ -157,7 +162,7 @@ def conflicts(jobs: Iterable[NewJob], rows: Iterable[KeysRow]) -> dict[UUID, UUI
     return {job_id: existing for job_id, existing in found if existing is not None}
 
 
-def shared_key(existing: Job, job: NewJob) -> dict[str, str]:
+def shared_key(existing: JobRow, job: NewJob) -> dict[str, str]:
     """Return the key that a new job shares with the stored job that it conflicts with; empty if it is the id."""
     if existing.id == job.id:
         return {}
@@ -166,7 +171,7 @@ def shared_key(existing: Job, job: NewJob) -> dict[str, str]:
     return {} if job.unique_key is None else {"unique_key": job.unique_key}
 
 
-def _names(job: Job | NewJob | KeysRow) -> list[UUID | tuple[str, str]]:
+def _names(job: NewJob | KeysRow) -> list[UUID | tuple[str, str]]:
     """Return what a job shares with no other: its id and its keys. Both keys can have the same text."""
     names: list[UUID | tuple[str, str]] = [job.id]
     if job.idempotency_key is not None:

@@ -295,17 +295,20 @@ class AsyncPostgresStorage:
     # --- create -----------------------------------------------------------------------------------------------------
 
     async def create_job(self, job: NewJob) -> Job:
-        """Add a job and return it. Creating the same `NewJob` again returns the job of the first call.
+        """Add a job and return it. Creating the same `NewJob` again, with the same job type, payload and keys, returns
+        the job of the first call.
 
         Raises: `DuplicateJobError`, with the existing job's id, if the id or the idempotency key is taken, or an
         unfinished job has the unique key.
         Queries: create_job; find_duplicate_job if that added nothing.
         Repeating: returns the job of the first call.
         """
-        existing, created = await self.get_or_create_job(job)
-        if created or is_same(existing, job):
-            return existing
-        raise duplicate_of(existing.id, **shared_key(existing, job))
+        added = await self._add(job)
+        if isinstance(added, Job):
+            return added
+        if is_same(added, job):
+            return job_of(added)
+        raise duplicate_of(added.id, **shared_key(added, job))
 
     async def get_or_create_job(self, job: NewJob) -> tuple[Job, bool]:
         """Return the job with the id or the idempotency key of ``job``, or the unfinished job with its unique key,
@@ -314,14 +317,19 @@ class AsyncPostgresStorage:
         Queries: create_job; find_duplicate_job if that added nothing.
         Repeating: returns the same job; created is then False.
         """
+        added = await self._add(job)
+        return (added, True) if isinstance(added, Job) else (job_of(added), False)
+
+    async def _add(self, job: NewJob) -> Job | JobRow:
+        """Add a job and return it, or the row of the job that it conflicts with."""
         values = job_values(job, self.config)
         same = {"id": job.id, "idempotency_key": job.idempotency_key, "unique_key": job.unique_key}
         async with self._connection() as connection:
             for _ in range(_TRIES):
                 if row := await self._queries.create_job(connection, **values):
-                    return created_job(job, row), True
-                if row := await self._queries.find_duplicate_job(connection, **same):
-                    return job_of(row), False
+                    return created_job(job, row)
+                if duplicate := await self._queries.find_duplicate_job(connection, **same):
+                    return duplicate
                 # The conflicting job was deleted, or its unique key freed, between the two statements.
         raise duplicate_unseen()
 

@@ -182,10 +182,11 @@ class CreatedRow(Row, Protocol):
     created_at: datetime
 
 
-class JobRow(IdRow, CreatedRow, Protocol):
+class JobRow(KeysRow, CreatedRow, Protocol):
     """A row with a job's columns."""
 
     queue: str
+    job_type: str
     status: str
     lease_token: int
 
