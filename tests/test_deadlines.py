@@ -1,4 +1,5 @@
 """Every call returns in time, whatever the server and the network do. In each test, the other side stops answering.
+Most tests make several calls at once, because they wait for seconds.
 
 Imports tests.tunnel and tests.ways. All limits are one second, so a call has statement_timeout + connect_timeout + 1 s.
 """
@@ -9,9 +10,11 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -30,6 +33,8 @@ from tests.tunnel import Tunnel
 from tests.ways import Way, opened
 
 SECOND = timedelta(seconds=1)
+WAYS = ["pool", "async pool"]
+ONE: dict[str, Any] = {"pool_max_size": 1}  # the silent side has the only connection
 # Three seconds, plus what a busy machine adds.
 BOUND = 3 + 2.5
 # A cancelled task ends within two.
@@ -53,21 +58,37 @@ def limited(url: str, **changed: Any) -> DatabaseConfig:
 
 
 @pytest.fixture
-def tunnel(goqueue_database: str) -> Iterator[Tunnel]:
-    with Tunnel(goqueue_database) as made:
-        yield made
-
-
-@pytest.fixture(params=["pool", "async pool"])
-def way(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+def tunnels(goqueue_database: str) -> Iterator[Callable[[], Tunnel]]:
+    with ExitStack() as stack:
+        yield lambda: stack.enter_context(Tunnel(goqueue_database))
 
 
 @pytest.fixture
-def store(way: str, tunnel: Tunnel) -> Iterator[Way]:
-    """A store with one connection, so that the silent side has it."""
-    with opened(way, limited(tunnel.url, pool_max_size=1)) as store:
-        yield store
+def tunnel(tunnels: Callable[[], Tunnel]) -> Tunnel:
+    return tunnels()
+
+
+@pytest.fixture
+def stores() -> Iterator[Callable[..., Way]]:
+    """A function that opens a store, which is closed at the end of the test."""
+    with ExitStack() as stack:
+        yield lambda way, url, **changed: stack.enter_context(opened(way, limited(url, **changed)))
+
+
+def at_once(calls: dict[Any, Callable[[], object]]) -> None:
+    """Make the calls in threads, so that their waits overlap. Raise all failures, each with the name of its call."""
+    with ThreadPoolExecutor(len(calls)) as executor:
+        futures = {}
+        for name, call in calls.items():
+            futures[name] = executor.submit(call)
+            time.sleep(0.1)  # a connection has a second, also on a busy machine
+    failures = []
+    for name, future in futures.items():
+        if (error := future.exception()) is not None:
+            error.add_note(f"in the call {name}")
+            failures.append(error)
+    if failures:
+        raise BaseExceptionGroup(f"{len(failures)} of {len(calls)} calls failed", failures)
 
 
 @contextmanager
@@ -92,63 +113,103 @@ def back(store: Way) -> None:
 
 
 class TestStatements:
-    @pytest.mark.parametrize("name", CALLS)
-    def test_a_call_through_a_silent_tunnel_ends_in_time(self, store: Way, tunnel: Tunnel, name: str) -> None:
-        store.call("create_job", NEW)
+    def test_a_call_through_a_silent_tunnel_ends_in_time(self, stores: Any, tunnel: Tunnel) -> None:
+        ready = {(way, name): stores(way, tunnel.url, **ONE) for way in WAYS for name in CALLS}
+        for store in ready.values():
+            store.call("create_job", NEW)
         tunnel.freeze()
-        with given_up() as caught:
-            store.call(name, *CALLS[name])
-        assert isinstance(caught.value.__cause__, DeadlineExceededError)
-        tunnel.thaw()
-        back(store)
 
-    @pytest.mark.parametrize("name", ["create_job", "create_jobs", "delete_job"])
-    def test_calls_whose_answers_are_lost_end_in_time(self, store: Way, tunnel: Tunnel, name: str) -> None:
-        store.call("create_job", NEW)
+        def call(store: Way, name: str) -> None:
+            with given_up() as caught:
+                store.call(name, *CALLS[name])
+            assert isinstance(caught.value.__cause__, DeadlineExceededError)
+
+        at_once({(way, name): partial(call, store, name) for (way, name), store in ready.items()})
+        tunnel.thaw()
+        at_once({key: partial(back, store) for key, store in ready.items()})
+
+    def test_calls_whose_answers_are_lost_end_in_time(self, stores: Any, tunnel: Tunnel) -> None:
+        names = ("create_job", "create_jobs", "delete_job")
+        ready = {(way, name): stores(way, tunnel.url, **ONE) for way in WAYS for name in names}
+        for store in ready.values():
+            store.call("create_job", NEW)
         tunnel.lose_answers()
-        with given_up() as caught:
-            store.call(name, *CALLS[name])
-        assert isinstance(caught.value.__cause__, DeadlineExceededError)
 
-    @pytest.mark.parametrize("sent", [b"BEGIN", b"goqueue:create_jobs", b"COMMIT"])
-    def test_a_transaction_ends_in_time_at_each_moment(self, store: Way, tunnel: Tunnel, sent: bytes) -> None:
-        tunnel.freeze_at(sent)
-        with given_up():
-            store.call("create_jobs", [NewJob(job_type="t")])
+        def call(store: Way, name: str) -> None:
+            with given_up() as caught:
+                store.call(name, *CALLS[name])
+            assert isinstance(caught.value.__cause__, DeadlineExceededError)
+
+        at_once({(way, name): partial(call, store, name) for (way, name), store in ready.items()})
         tunnel.thaw()
-        back(store)
-        assert store.call("count_jobs") == 0
 
-    def test_a_payload_that_the_peer_does_not_read_ends_in_time(self, store: Way, tunnel: Tunnel) -> None:
-        jobs = [NewJob(job_type="t", payload="x" * 1_000_000) for _ in range(20)]
-        tunnel.freeze()
-        with given_up():
-            store.call("create_jobs", jobs)
+    def test_a_transaction_ends_in_time_at_each_moment(self, stores: Any, tunnels: Any) -> None:
+        moments = (b"BEGIN", b"goqueue:create_jobs", b"COMMIT")
+        ready = {(way, sent): (made := tunnels(), stores(way, made.url, **ONE)) for way in WAYS for sent in moments}
 
-    def test_an_answer_that_trickles_in_ends_in_time(self, store: Way, tunnel: Tunnel) -> None:
-        store.call("create_jobs", [NewJob(job_type="t", payload="x" * 100) for _ in range(100)])
-        tunnel.trickle(0.02)
-        with given_up():
-            store.call("list_jobs")
-
-    def test_the_other_connections_of_the_pool_are_replaced(self, way: str, tunnel: Tunnel) -> None:
-        with opened(way, limited(tunnel.url, pool_min_size=3, pool_max_size=3)) as store:
-            back(store)
-            tunnel.freeze()
+        def call(sent: bytes, tunnel: Tunnel, store: Way) -> None:
+            tunnel.freeze_at(sent)
             with given_up():
-                store.call("ping")
-            tunnel._thaw()  # open connections stay silent
-            with in_time():
-                back(store)
+                store.call("create_jobs", [NewJob(job_type="t")])
+            tunnel.thaw()
+            back(store)
+            assert store.call("count_jobs") == 0
 
-    def test_a_slow_statement_within_its_limit_is_not_cut_off(self, way: str, goqueue_database: str) -> None:
-        with opened(way, limited(goqueue_database, statement_timeout=3 * SECOND)) as store:
+        at_once({(way, sent): partial(call, sent, *made) for (way, sent), made in ready.items()})
+
+    def test_a_payload_that_the_peer_does_not_read_ends_in_time(self, stores: Any, tunnel: Tunnel) -> None:
+        jobs = [NewJob(job_type="t", payload="x" * 1_000_000) for _ in range(20)]
+        ready = {way: stores(way, tunnel.url, **ONE) for way in WAYS}
+        tunnel.freeze()
+
+        def call(store: Way) -> None:
+            with given_up():
+                store.call("create_jobs", jobs)
+
+        at_once({way: partial(call, store) for way, store in ready.items()})
+
+    def test_an_answer_that_trickles_in_ends_in_time(self, stores: Any, tunnel: Tunnel) -> None:
+        ready = {way: stores(way, tunnel.url, **ONE) for way in WAYS}
+        for store in ready.values():
+            store.call("create_jobs", [NewJob(job_type="t", payload="x" * 100) for _ in range(100)])
+        tunnel.trickle(0.02)
+
+        def call(store: Way) -> None:
+            with given_up():
+                store.call("list_jobs")
+
+        at_once({way: partial(call, store) for way, store in ready.items()})
+
+    def test_the_other_connections_of_the_pool_are_replaced(self, tunnels: Any) -> None:
+        def call(way: str) -> None:
+            tunnel = tunnels()
+            with opened(way, limited(tunnel.url, pool_min_size=3, pool_max_size=3)) as store:
+                back(store)
+                tunnel.freeze()
+                with given_up():
+                    store.call("ping")
+                tunnel._thaw()  # open connections stay silent
+                with in_time():
+                    back(store)
+
+        at_once({way: partial(call, way) for way in WAYS})
+
+    def test_a_slow_statement_within_its_limit_is_not_cut_off(self, stores: Any, goqueue_database: str) -> None:
+        ready = {way: stores(way, goqueue_database, statement_timeout=3 * SECOND) for way in WAYS}
+
+        def call(store: Way) -> None:
             assert store.select("SELECT 1 FROM pg_sleep(2)") == [(1,)]
 
-    def test_the_limit_in_force_on_the_server_applies(self, way: str, goqueue_database: str) -> None:
+        at_once({way: partial(call, store) for way, store in ready.items()})
+
+    def test_the_limit_in_force_on_the_server_applies(self, stores: Any, goqueue_database: str) -> None:
         url = make_conninfo(goqueue_database, options="-c statement_timeout=10s")
-        with opened(way, limited(url, statement_timeout=SECOND / 10)) as store:
+        ready = {way: stores(way, url, statement_timeout=SECOND / 10) for way in WAYS}
+
+        def call(store: Way) -> None:
             assert store.select("SELECT 1 FROM pg_sleep(2.5)") == [(1,)]
+
+        at_once({way: partial(call, store) for way, store in ready.items()})
 
     def test_without_a_limit_a_statement_has_no_end(self, goqueue_database: str, tunnel: Tunnel) -> None:
         async def wait_long() -> None:
@@ -162,68 +223,91 @@ class TestStatements:
 
 
 class TestConnecting:
-    # Before the answer about TLS, after it, and during the next message.
-    @pytest.mark.parametrize("count", [0, 1, 5, 40])
-    def test_a_server_that_stops_during_the_connection_fails_in_time(
-        self, way: str, tunnel: Tunnel, count: int
-    ) -> None:
-        tunnel.freeze_after(count)
-        with given_up(), opened(way, limited(tunnel.url)):
-            pass
+    def test_a_server_that_stops_during_the_connection_fails_in_time(self, tunnels: Any) -> None:
+        def call(way: str, count: int) -> None:
+            tunnel = tunnels()
+            tunnel.freeze_after(count)
+            with given_up(), opened(way, limited(tunnel.url)):
+                pass
 
-    @pytest.mark.parametrize("sent", [b"goqueue:get_session", b"goqueue:ping"])
-    def test_opening_fails_in_time_if_the_server_stops(self, way: str, tunnel: Tunnel, sent: bytes) -> None:
-        tunnel.freeze_at(sent)
-        with given_up(), opened(way, limited(tunnel.url)):
-            pass
+        # Before the answer about TLS, after it, and during the next message.
+        at_once({(way, count): partial(call, way, count) for way in WAYS for count in (0, 1, 5, 40)})
 
-    def test_many_silent_hosts_share_the_time(self, way: str, tunnel: Tunnel) -> None:
+    def test_opening_fails_in_time_if_the_server_stops(self, tunnels: Any) -> None:
+        def call(way: str, sent: bytes) -> None:
+            tunnel = tunnels()
+            tunnel.freeze_at(sent)
+            with given_up(), opened(way, limited(tunnel.url)):
+                pass
+
+        moments = (b"goqueue:get_session", b"goqueue:ping")
+        at_once({(way, sent): partial(call, way, sent) for way in WAYS for sent in moments})
+
+    def test_many_silent_hosts_share_the_time(self, tunnel: Tunnel) -> None:
         tunnel.freeze()
         url = make_conninfo(tunnel.url, host=",".join(["127.0.0.1"] * 5))
-        with given_up(), opened(way, limited(url)):
-            pass
 
-    @pytest.mark.parametrize("sent", [b"BEGIN READ ONLY", b"j.job_type, 0 AS", b"describe_types"])
+        def call(way: str) -> None:
+            with given_up(), opened(way, limited(url)):
+                pass
+
+        at_once({way: partial(call, way) for way in WAYS})
+
     def test_opening_with_a_folder_fails_in_time_at_each_moment_of_its_proof(
-        self, way: str, tunnel: Tunnel, tmp_path: Path, sent: bytes
+        self, tunnels: Any, tmp_path: Path
     ) -> None:
         text = (shipped_folder("sql") / "jobs.sql").read_text("utf-8")
         (tmp_path / "jobs.sql").write_text(text.replace("    j.job_type,", "    j.job_type, 0 AS extra,"))
-        tunnel.freeze_at(sent)
-        with given_up() as caught, opened(way, limited(tunnel.url, sql_dir=str(tmp_path))):
-            pass
-        assert isinstance(caught.value.__cause__, DeadlineExceededError)
 
-    @pytest.mark.parametrize("named", ["in the URL", "in a service"])
-    def test_a_silent_host_leaves_time_for_the_next(
-        self, way: str, tunnel: Tunnel, goqueue_database: str, tmp_path: Path, monkeypatch: Any, named: str
-    ) -> None:
-        tunnel.freeze()
-        with Tunnel(goqueue_database) as second:
-            hosts, ports = "127.0.0.1,127.0.0.1", f"{tunnel.port},{second.port}"
-            url = make_conninfo(tunnel.url, host=hosts, port=ports)
-            if named == "in a service":
-                (tmp_path / "services").write_text(f"[app]\nhost={hosts}\nport={ports}\n")
-                monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
-                given = psycopg.conninfo.conninfo_to_dict(url)
-                url = f"service=app user={given['user']} dbname={given['dbname']}"
+        def call(way: str, sent: bytes) -> None:
+            tunnel = tunnels()
+            tunnel.freeze_at(sent)
+            with given_up() as caught, opened(way, limited(tunnel.url, sql_dir=str(tmp_path))):
+                pass
+            assert isinstance(caught.value.__cause__, DeadlineExceededError)
+
+        moments = (b"BEGIN READ ONLY", b"j.job_type, 0 AS", b"describe_types")
+        at_once({(way, sent): partial(call, way, sent) for way in WAYS for sent in moments})
+
+    def test_a_silent_host_leaves_time_for_the_next(self, tunnels: Any, tmp_path: Path, monkeypatch: Any) -> None:
+        silent, second = tunnels(), tunnels()
+        silent.freeze()
+        hosts, ports = "127.0.0.1,127.0.0.1", f"{silent.port},{second.port}"
+        url = make_conninfo(silent.url, host=hosts, port=ports)
+        (tmp_path / "services").write_text(f"[app]\nhost={hosts}\nport={ports}\n")
+        monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
+        given = psycopg.conninfo.conninfo_to_dict(url)
+        named = {"in the URL": url, "in a service": f"service=app user={given['user']} dbname={given['dbname']}"}
+
+        def call(way: str, url: str) -> None:
             with in_time(8), opened(way, limited(url, connect_timeout=3 * SECOND, pool_timeout=5 * SECOND)) as store:
                 store.call("ping")
 
-    def test_a_silent_resolver_fails_in_time(self, way: str, monkeypatch: Any) -> None:
+        at_once({(way, where): partial(call, way, url) for way in WAYS for where, url in named.items()})
+
+    def test_a_silent_resolver_fails_in_time(self, monkeypatch: Any) -> None:
         gone = threading.Event()
         monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: gone.wait(20))
-        with given_up() as caught, opened(way, limited("postgresql://app@db.example/app")):
-            pass
-        assert "no address for 'db.example'" in str(caught.value)
+
+        def call(way: str) -> None:
+            with given_up() as caught, opened(way, limited("postgresql://app@db.example/app")):
+                pass
+            assert "no address for 'db.example'" in str(caught.value)
+
+        at_once({way: partial(call, way) for way in WAYS})
         gone.set()
 
-    def test_a_pool_that_cannot_replace_its_connections_fails_in_time(self, store: Way, tunnel: Tunnel) -> None:
+    def test_a_pool_that_cannot_replace_its_connections_fails_in_time(self, stores: Any, tunnel: Tunnel) -> None:
+        ready = {way: stores(way, tunnel.url, **ONE) for way in WAYS}
         tunnel.freeze()
-        with given_up():
-            store.call("ping")
-        with given_up(seconds=1 + 2.5):  # no connection until pool_timeout
-            store.call("ping")
+
+        def call(store: Way) -> None:
+            with given_up():
+                store.call("ping")
+            with given_up(seconds=1 + 2.5):  # no connection until pool_timeout
+                store.call("ping")
+
+        at_once({way: partial(call, store) for way, store in ready.items()})
 
     def test_a_pool_whose_only_connection_is_stuck_fails_in_time(self, tunnel: Tunnel) -> None:
         with PostgresStorage.open(limited(tunnel.url, pool_max_size=1, statement_timeout=4 * SECOND)) as store:
@@ -242,14 +326,18 @@ class TestConnecting:
 
 
 class TestClosing:
-    def test_closing_a_store_ends_in_time(self, way: str, tunnel: Tunnel) -> None:
-        with ExitStack() as stack:
-            store = stack.enter_context(opened(way, limited(tunnel.url)))
-            tunnel.freeze()
-            with given_up():
-                store.call("ping")
-            start = time.monotonic()
-        assert time.monotonic() - start < BOUND
+    def test_closing_a_store_ends_in_time(self, tunnels: Any) -> None:
+        def call(way: str) -> None:
+            tunnel = tunnels()
+            with ExitStack() as stack:
+                store = stack.enter_context(opened(way, limited(tunnel.url)))
+                tunnel.freeze()
+                with given_up():
+                    store.call("ping")
+                start = time.monotonic()
+            assert time.monotonic() - start < BOUND
+
+        at_once({way: partial(call, way) for way in WAYS})
 
     def test_closing_a_listener_ends_in_time(self, tunnel: Tunnel) -> None:
         with PostgresStorage.open(limited(tunnel.url)) as store:
@@ -266,23 +354,30 @@ class TestListening:
             with in_time(1 + 1.5):
                 assert listener.wait(SECOND) == frozenset()
 
-    @pytest.mark.parametrize("sent", [b"", b"goqueue:get_session", b"LISTEN", b"goqueue:announce_listener"])
-    def test_a_wait_that_reconnects_ends(self, tunnel: Tunnel, sent: bytes) -> None:
-        config = limited(tunnel.url, connect_timeout=10 * SECOND, statement_timeout=10 * SECOND)
-        with PostgresStorage.open(config) as store, store.listen("default") as listener:
-            tunnel.thaw()
-            tunnel.freeze_at(sent)
-            with in_time(2 + 2):
-                assert listener.wait(2 * SECOND) == frozenset()
-            tunnel.thaw()
-            assert listener.wait(20 * SECOND) == {"default"}
+    def test_a_wait_that_reconnects_ends(self, tunnels: Any) -> None:
+        def call(sent: bytes) -> None:
+            tunnel = tunnels()
+            config = limited(tunnel.url, connect_timeout=10 * SECOND, statement_timeout=10 * SECOND)
+            with PostgresStorage.open(config) as store, store.listen("default") as listener:
+                tunnel.thaw()
+                tunnel.freeze_at(sent)
+                with in_time(2 + 2):
+                    assert listener.wait(2 * SECOND) == frozenset()
+                tunnel.thaw()
+                assert listener.wait(20 * SECOND) == {"default"}
 
-    @pytest.mark.parametrize("sent", [b"", b"LISTEN", b"goqueue:announce_listener"])
-    def test_opening_a_listener_ends_in_time(self, tunnel: Tunnel, sent: bytes) -> None:
-        with PostgresStorage.open(limited(tunnel.url)) as store:
-            tunnel.freeze_at(sent)
-            with given_up():
-                store.listen("default").__enter__()
+        moments = (b"", b"goqueue:get_session", b"LISTEN", b"goqueue:announce_listener")
+        at_once({sent: partial(call, sent) for sent in moments})
+
+    def test_opening_a_listener_ends_in_time(self, tunnels: Any) -> None:
+        def call(sent: bytes) -> None:
+            tunnel = tunnels()
+            with PostgresStorage.open(limited(tunnel.url)) as store:
+                tunnel.freeze_at(sent)
+                with given_up():
+                    store.listen("default").__enter__()
+
+        at_once({sent: partial(call, sent) for sent in (b"", b"LISTEN", b"goqueue:announce_listener")})
 
     def test_a_cancelled_wait_that_reconnects_ends_in_time(self, tunnel: Tunnel) -> None:
         async def cancelled() -> None:
@@ -297,27 +392,29 @@ class TestListening:
 
 
 class TestInterrupted:
-    @pytest.mark.parametrize("name", CALLS)
-    def test_a_cancelled_task_ends_in_time(self, tunnel: Tunnel, name: str) -> None:
+    def test_a_cancelled_task_ends_in_time(self, tunnels: Any) -> None:
         """Even if the store is closed immediately afterwards."""
 
-        async def cancelled() -> None:
+        async def cancelled(tunnel: Tunnel, name: str) -> None:
             config = limited(tunnel.url, connect_timeout=10 * SECOND, statement_timeout=30 * SECOND)
             async with await AsyncPostgresStorage.open(config) as store:
                 await store.create_job(NEW)
                 tunnel.freeze()
                 await getattr(store, name)(*CALLS[name])
 
-        async def started() -> None:
+        async def started(tunnel: Tunnel, name: str) -> None:
             async with asyncio.timeout(None) as limit:
-                task = asyncio.create_task(cancelled())
+                task = asyncio.create_task(cancelled(tunnel, name))
                 while not tunnel._silent:
                     await asyncio.sleep(0.01)
                 limit.reschedule(asyncio.get_running_loop().time() + 0.5)
                 await task
 
-        with in_time(BOUND + FREE), pytest.raises(TimeoutError):
-            asyncio.run(started())
+        def call(name: str) -> None:
+            with in_time(BOUND + FREE), pytest.raises(TimeoutError):
+                asyncio.run(started(tunnels(), name))
+
+        at_once({name: partial(call, name) for name in CALLS})
 
     def test_a_cancelled_transaction_ends_in_time_if_the_peer_stops_at_its_rollback(
         self, tunnel: Tunnel, goqueue_database: str
@@ -333,18 +430,19 @@ class TestInterrupted:
             PostgresStorage.bound_to(other).create_job(NewJob(job_type="t", idempotency_key="k"))
             asyncio.run(cancelled())
 
-    @pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
-    def test_an_interrupted_transaction_whose_rollback_gets_no_answer_ends_as_interrupted(
-        self, tunnel: Tunnel, interrupt: type[BaseException]
-    ) -> None:
-        def interrupted(store: PostgresStorage) -> None:
+    def test_an_interrupted_transaction_whose_rollback_gets_no_answer_ends_as_interrupted(self, tunnels: Any) -> None:
+        def interrupted(store: PostgresStorage, tunnel: Tunnel, interrupt: type[BaseException]) -> None:
             with store._connection() as connection, store._transaction(connection, "create_jobs", ()):
                 store._queries.ping(connection)
                 tunnel.freeze()
                 raise interrupt
 
-        with PostgresStorage.open(limited(tunnel.url)) as store, in_time(), pytest.raises(interrupt):
-            interrupted(store)
+        def call(interrupt: type[BaseException]) -> None:
+            tunnel = tunnels()
+            with PostgresStorage.open(limited(tunnel.url)) as store, in_time(), pytest.raises(interrupt):
+                interrupted(store, tunnel, interrupt)
+
+        at_once({interrupt: partial(call, interrupt) for interrupt in (KeyboardInterrupt, SystemExit)})
 
     def test_a_cancelled_transaction_whose_rollback_gets_no_answer_ends_as_cancelled(self, tunnel: Tunnel) -> None:
         async def cancelled(store: AsyncPostgresStorage) -> None:
@@ -360,16 +458,16 @@ class TestInterrupted:
 
         asyncio.run(run())
 
-    def test_opening_can_be_cancelled(self, tunnel: Tunnel) -> None:
-        async def cancelled() -> None:
-            for sent in (b"", b"goqueue:get_session", b"goqueue:ping"):
-                tunnel.thaw()
-                tunnel.freeze_at(sent)
-                config = limited(tunnel.url, connect_timeout=10 * SECOND, statement_timeout=30 * SECOND)
-                with in_time(1 + FREE), pytest.raises(TimeoutError):
-                    await asyncio.wait_for(AsyncPostgresStorage.open(config), 1)
+    def test_opening_can_be_cancelled(self, tunnels: Any) -> None:
+        async def cancelled(sent: bytes) -> None:
+            tunnel = tunnels()
+            tunnel.freeze_at(sent)
+            config = limited(tunnel.url, connect_timeout=10 * SECOND, statement_timeout=30 * SECOND)
+            with in_time(1 + FREE), pytest.raises(TimeoutError):
+                await asyncio.wait_for(AsyncPostgresStorage.open(config), 1)
 
-        asyncio.run(cancelled())
+        moments = (b"", b"goqueue:get_session", b"goqueue:ping")
+        at_once({sent: partial(asyncio.run, cancelled(sent)) for sent in moments})
 
     @pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
     def test_ctrl_c_and_an_exiting_signal_end_a_call_in_time(
@@ -418,18 +516,28 @@ def server() -> Iterator[EmbeddedServer]:
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="this system does not list a process's children")
 class TestAStoppedServer:
-    def test_calls_on_a_stopped_server_end_in_time(self, way: str, server: EmbeddedServer) -> None:
-        with opened(way, limited(server.url())) as store:
+    def test_calls_on_a_stopped_server_end_in_time(self, stores: Any, server: EmbeddedServer) -> None:
+        ready = {way: stores(way, server.url()) for way in WAYS}
+        for store in ready.values():
             store.call("ping")
-            with stopped(server):
-                for _ in range(2):
-                    with given_up():
-                        store.call("get_job", NEW.id)
+
+        def call(store: Way) -> None:
+            for _ in range(2):
+                with given_up():
+                    store.call("get_job", NEW.id)
+
+        with stopped(server):
+            at_once({way: partial(call, store) for way, store in ready.items()})
+        for store in ready.values():
             back(store)
 
-    def test_opening_on_a_stopped_server_ends_in_time(self, way: str, server: EmbeddedServer) -> None:
-        with stopped(server), given_up(), opened(way, limited(server.url())):
-            pass
+    def test_opening_on_a_stopped_server_ends_in_time(self, server: EmbeddedServer) -> None:
+        def call(way: str) -> None:
+            with given_up(), opened(way, limited(server.url())):
+                pass
+
+        with stopped(server):
+            at_once({way: partial(call, way) for way in WAYS})
 
     def test_a_cancelled_call_on_a_stopped_server_ends_in_time(self, server: EmbeddedServer) -> None:
         async def cancelled() -> None:

@@ -23,6 +23,7 @@ class Tunnel:
         self.port: int = self._listening.getsockname()[1]
         self.url = make_conninfo(url, host="127.0.0.1", port=self.port)
         self._open: list[socket.socket] = []
+        self._changing = threading.Lock()
         self._closed = False
         self._thaw()
 
@@ -67,11 +68,12 @@ class Tunnel:
         self._hang_up()
 
     def _hang_up(self) -> None:
-        for one in self._open:
-            with suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)  # a thread in recv keeps a socket open if it is only closed
-            one.close()
-        self._open.clear()
+        with self._changing:
+            for one in self._open:
+                with suppress(OSError):
+                    one.shutdown(socket.SHUT_RDWR)  # a thread in recv keeps a socket open if it is only closed
+                one.close()
+            self._open.clear()
 
     def _accept(self) -> None:
         while not self._closed:
@@ -82,7 +84,11 @@ class Tunnel:
             kind = socket.AF_UNIX if len(self._target) == 1 else socket.AF_INET
             server = socket.socket(kind)
             server.connect(self._target[0] if len(self._target) == 1 else self._target)
-            self._open += [client, server]
+            with self._changing:
+                self._open += [client, server]
+            if self._closed:  # meanwhile
+                self._hang_up()
+                return
             threading.Thread(target=self._send, args=(client, server), daemon=True).start()
             threading.Thread(target=self._answer, args=(server, client), daemon=True).start()
 

@@ -155,7 +155,7 @@ def measure_connections(bench: Bench) -> list[Line]:
 
 
 def _drain_rate(bench: Bench, connections: int) -> float:
-    duration = bench.size(5, 1)
+    duration = 0.2 if bench.quick else 5
     processes = min(connections, 8)
     with bench.database("bench_growth") as url, psycopg.connect(url, autocommit=True) as admin:
         admin.execute(_PENDING, [1, bench.size(150_000, 5_000)])

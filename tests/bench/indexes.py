@@ -60,13 +60,13 @@ def measure_indexes(bench: Bench) -> list[Line]:
                 for name in _INDEXES[number:]:
                     connection.execute(sql.SQL("DROP INDEX {}").format(sql.Identifier("goqueue", f"jobs_{name}_idx")))
             connections.append(connection)
-        batches, slices = bench.size(2, 1), bench.size(12, 1)
+        batches, size, slices = bench.size(2, 1), bench.size(_BATCH, 100), bench.size(12, 1)
         for connection in connections:
-            _one_round(connection, 1)
-        changed = [partial(_one_round, connection, batches) for connection in connections]
+            _one_round(connection, 1, size)
+        changed = [partial(_one_round, connection, batches, size) for connection in connections]
         inserts, changes = zip(*bench.interleaved_steps("indexes", *changed, slices=slices), strict=True)
         # Without the first step: lacking the claim index, a claim reads the whole table.
-        worked = [partial(_work, connection, batches) for connection in connections[1:]]
+        worked = [partial(_work, connection, batches, size) for connection in connections[1:]]
         works = bench.interleaved("indexes: claim + complete", *worked, slices=slices)
     lines = []
     for work, samples in (("insert", inserts), ("status change", changes)):
@@ -89,24 +89,24 @@ def _drop_checks(connection: psycopg.Connection[Any]) -> None:
         connection.execute(sql.SQL("ALTER TABLE goqueue.jobs DROP CONSTRAINT {}").format(sql.Identifier(name)))
 
 
-def _one_round(connection: psycopg.Connection[Any], batches: int) -> tuple[float, float]:
+def _one_round(connection: psycopg.Connection[Any], batches: int, size: int) -> tuple[float, float]:
     """Return microseconds per job for its insert, and for its changes from pending to running to completed."""
     create_jobs = load_queries().create_jobs.sql
-    jobs = [[_new_job() for _ in range(_BATCH)] for _ in range(batches)]
+    jobs = [[_new_job() for _ in range(size)] for _ in range(batches)]
     documents = [encode_json(batch).decode() for batch in jobs]
     ids = [[job.id for job in batch] for batch in jobs]
     insert = seconds(lambda: [connection.execute(create_jobs, {"jobs": document}) for document in documents])
     change = seconds(lambda: [connection.execute(text, [batch]) for text in (_START, _COMPLETE) for batch in ids])
-    return insert / (batches * _BATCH) * 1e6, change / (batches * _BATCH) * 1e6
+    return insert / (batches * size) * 1e6, change / (batches * size) * 1e6
 
 
-def _work(connection: psycopg.Connection[Any], batches: int) -> float:
-    """Return microseconds per job for its claim and completion, in batches of 1000."""
+def _work(connection: psycopg.Connection[Any], batches: int, size: int) -> float:
+    """Return microseconds per job for its claim and completion, in batches of ``size``."""
     for _ in range(batches):
-        jobs = encode_json([_new_job(QUEUE) for _ in range(_BATCH)]).decode()
+        jobs = encode_json([_new_job(QUEUE) for _ in range(size)]).decode()
         connection.execute(load_queries().create_jobs.sql, {"jobs": jobs})
-    bare = Bare(connection, _BATCH)
-    return seconds(lambda: [bare.complete(bare.claim()) for _ in range(batches)]) / (batches * _BATCH) * 1e6
+    bare = Bare(connection, size)
+    return seconds(lambda: [bare.complete(bare.claim()) for _ in range(batches)]) / (batches * size) * 1e6
 
 
 def _new_job(queue: str = "queue_00") -> NewJob:

@@ -161,7 +161,7 @@ def jobs_of(size: int) -> list[NewJob]:
 
 def measure_memory(bench: Bench) -> list[Line]:
     """Run create_jobs_in_batches with a generator in a separate process. Measure its memory after each batch."""
-    count = bench.size(1_000_000, 20_000)
+    count = bench.size(1_000_000, 12_000)
     bench.tell(f"create_jobs_in_batches: {count:,} jobs from a generator")
     with bench.database("bench_memory") as url:
         command = [sys.executable, "-m", "tests.bench.memory", url, str(count)]

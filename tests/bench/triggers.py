@@ -31,7 +31,7 @@ def _cost(bench: Bench) -> list[Line]:
     Commits don't wait for the disk, because that wait would hide the other costs. A line's value is the difference from
     the previous step; its ratio compares the total costs.
     """
-    one_by_one, batches = bench.size(500, 50), bench.size(3, 1)
+    one_by_one, batches, size = bench.size(500, 50), bench.size(3, 1), bench.size(_BATCH, 100)
     with ExitStack() as stack:
         stores, admins = [], []
         stack.enter_context(bench.database("bench_trigger_base"))
@@ -54,8 +54,8 @@ def _cost(bench: Bench) -> list[Line]:
 
         def many(store: PostgresStorage, admin: psycopg.Connection) -> float:
             admin.execute("TRUNCATE goqueue.jobs")
-            ready = [jobs_of(_BATCH) for _ in range(batches)]
-            return seconds(lambda: [store.create_jobs(jobs) for jobs in ready]) / (batches * _BATCH) * 1e6
+            ready = [jobs_of(size) for _ in range(batches)]
+            return seconds(lambda: [store.create_jobs(jobs) for jobs in ready]) / (batches * size) * 1e6
 
         lines = []
         for name, measure in (("create_job", single), ("create_jobs by 1000", many)):
