@@ -39,7 +39,8 @@ def seed(connection: psycopg.Connection[Any], name: str, rows: int) -> None:
             add(rows // 10, queue="churn")
         else:
             add(rows // 20, finished=0.8, later=0.5, priorities=3, running_every=max(rows // 10000, 1))
-            add(rows, queue="future", later=1.0, priority=-5)
+            # Enough that a claim which reads them exceeds its limits.
+            add(rows * 2 // 5, queue="future", later=1.0, priority=-5)
             add(1000, queue="future")
 
 
