@@ -137,6 +137,9 @@ def test_a_quick_run_of_the_costs_measures_every_line(tmp_path: Path) -> None:
     run = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     lines = {line["name"].removesuffix(", 32,000 finished"): line for line in json.loads(output.read_bytes())}
+    replaced = [lines.pop(f"{what}, each of 20,000 finished, replaced by pruning") for what in ("table", "indexes")]
+    assert [line["curve"] for line in replaced] == [{}, {}]
+    assert all(0.9 < line["ratio"] < 3 for line in replaced)
     work = ("WAL", "page images in the WAL", "server CPU", "client CPU", "rate")
     assert lines.keys() == {
         "table, each finished job", "indexes, each finished job", "vacuum of a pruned job",

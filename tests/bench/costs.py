@@ -23,6 +23,9 @@ from tests.bench.harness import Bench, Line, seconds
 _LEASE = timedelta(minutes=5)
 _PAYLOAD = {"to": "a@example.com", "n": 1}
 _OLD = timedelta(days=1)
+_SIZES = {
+    what: f"SELECT pg_{what}_size('goqueue.jobs') / count(*)::float8 FROM goqueue.jobs" for what in ("table", "indexes")
+}
 
 
 def measure_costs(bench: Bench) -> list[Line]:
@@ -38,7 +41,28 @@ def measure_costs(bench: Bench) -> list[Line]:
             admin.execute("VACUUM ANALYZE goqueue.jobs")
             for cost, value in _costs(bench, url, admin):
                 curves.setdefault(cost, []).append(value)
-    return [_line(bench, name, unit, sizes, values) for (name, unit), values in curves.items()]
+    lines = [_line(bench, name, unit, sizes, values) for (name, unit), values in curves.items()]
+    return lines + _bloat(bench)
+
+
+def _bloat(bench: Bench) -> list[Line]:
+    """Measure the sizes after all finished jobs were pruned and replaced, 5 % at a time, with a VACUUM after each."""
+    size, batch = bench.size(1_000_000, 20_000), bench.size(50_000, 1000)
+    with bench.database("bench_bloat") as url, psycopg.connect(url, autocommit=True) as admin:
+        bench.tell(f"costs: {size:,} finished jobs are replaced")
+        admin.execute(FINISHED, [2 * size, 1, size])
+        admin.execute("VACUUM ANALYZE goqueue.jobs")
+        before = [_value(admin, each) for each in _SIZES.values()]
+        with PostgresStorage.open(url) as store:
+            for start in range(size, 2 * size, batch):
+                _prune(store, batch)
+                admin.execute("VACUUM goqueue.jobs")
+                admin.execute(FINISHED, [2 * size, start + 1, start + batch])
+        after = [_value(admin, each) for each in _SIZES.values()]
+    return [
+        bench.line(f"{what}, each of {size:,} finished, replaced by pruning", "bytes", [new], [old])
+        for what, old, new in zip(_SIZES, before, after, strict=True)
+    ]
 
 
 def _line(bench: Bench, name: str, unit: str, sizes: list[int], values: list[float]) -> Line:
@@ -50,9 +74,8 @@ def _line(bench: Bench, name: str, unit: str, sizes: list[int], values: list[flo
 
 def _costs(bench: Bench, url: str, admin: psycopg.Connection[Any]) -> Iterator[tuple[tuple[str, str], float]]:
     """Yield each cost with its name and unit."""
-    for what in ("table", "indexes"):
-        sizes = f"SELECT pg_{what}_size('goqueue.jobs') / count(*)::float8 FROM goqueue.jobs"
-        yield (f"{what}, each finished job", "bytes"), _value(admin, sizes)
+    for what, statement in _SIZES.items():
+        yield (f"{what}, each finished job", "bytes"), _value(admin, statement)
     count, batch = bench.size(50_000, 2_000), 500
     with PostgresStorage.open(DatabaseConfig(url=url, pool_max_size=1)) as store:
 
