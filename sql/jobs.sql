@@ -845,6 +845,10 @@ UPDATE goqueue.jobs AS j
 SET
     status = 'pending',
     attempts = 0,
+    -- PostgreSQL also checks the constraints on the row of the snapshot, in which the job can still run.
+    locked_by = NULL,
+    locked_at = NULL,
+    lease_expires_at = NULL,
     scheduled_at = statement_timestamp(),
     updated_at = statement_timestamp(),
     completed_at = NULL

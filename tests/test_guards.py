@@ -114,6 +114,16 @@ class TestRowLocks:
         )
         assert (count, goqueue_store.get_job(job.id)) == (0, again)
 
+    def test_an_operator_retries_a_running_job_that_is_cancelled_meanwhile(
+        self, goqueue_store: PostgresStorage, goqueue_database: str, open_transaction: Any, theirs: PostgresStorage
+    ) -> None:
+        [job] = claimed(goqueue_store)
+        assert theirs.cancel_jobs(job.id) == 1
+        count = self.after_waiting(
+            goqueue_database, open_transaction, "retry_jobs", lambda: goqueue_store.retry_jobs(job.id)
+        )
+        assert (count, goqueue_store.get_job(job.id).status) == (1, JobStatus.PENDING)
+
     def test_an_operator_does_not_reschedule_a_job_that_was_claimed_meanwhile(
         self, goqueue_store: PostgresStorage, goqueue_database: str, open_transaction: Any, theirs: PostgresStorage
     ) -> None:
