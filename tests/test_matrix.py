@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from goqueue.testing.embedded import EmbeddedServer
+from tests.workers import until
 from tools import matrix
 from tools.matrix import Cell, Row, SkippedError, read_rows, summary, usual_cells, with_rows
 
@@ -233,12 +234,20 @@ def test_a_cell_runs_and_its_result_is_on_the_page(
     assert "assert False" in (checkout / "others" / f"{cell.name}.log").read_text("utf-8")
 
 
+def has_ended(pid: int) -> bool:
+    """Return True if the process is gone, or only its exit status is left."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def test_a_program_that_takes_too_long_is_ended_with_its_children(tmp_path: Path) -> None:
     command = ["sh", "-c", f"sleep 600 & echo $! > {tmp_path}/pid; echo begun; wait"]
     assert matrix._to_log(command, os.environ, tmp_path / "log", 3) is None
     assert (tmp_path / "log").read_text() == "begun\n"
     pid = int((tmp_path / "pid").read_text())
-    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    until(lambda: has_ended(pid))
 
 
 def test_a_signal_to_the_run_ends_the_cell(checkout: Path) -> None:
@@ -263,7 +272,7 @@ def test_a_signal_to_the_run_ends_the_cell(checkout: Path) -> None:
         process.terminate()
         assert process.wait(60) == 143
     pid = int(pid_file.read_text())
-    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    until(lambda: has_ended(pid))
 
 
 def test_a_cell_that_takes_too_long_has_failed(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
