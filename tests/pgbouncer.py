@@ -11,6 +11,8 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from socket import AF_UNIX, socket
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -59,7 +61,7 @@ def running(server_url: str, **settings: object) -> Iterator[Callable[[str], str
             process = _spawn([PROGRAM, str(file)], signal.SIGKILL, stdout=log, stderr=log, **identity)
         try:
             deadline = time.monotonic() + 20
-            while not (folder / ".s.PGSQL.6432").exists():
+            while not _listens(folder / ".s.PGSQL.6432"):
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError(f"pgbouncer did not start:\n{(base / 'log').read_text()}")
                 time.sleep(0.01)
@@ -83,6 +85,12 @@ def sessions(url: str, direct_url: str) -> Iterator[list[int]]:
         ending = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = ANY(%s)"
         while connection.execute(ending, [pids]).rowcount:
             time.sleep(0.002)
+
+
+def _listens(path: Path) -> bool:
+    """Return whether the socket accepts connections. Its file exists a moment earlier."""
+    with socket(AF_UNIX) as client:
+        return client.connect_ex(str(path)) == 0
 
 
 def version() -> tuple[int, int]:
