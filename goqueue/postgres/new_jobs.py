@@ -77,9 +77,10 @@ class Batch:
         second job with the same id belongs to the next batch.
         """
         if encoded is None:
-            if not isinstance(job, NewJob):
-                raise InvalidJobError(f"create_jobs takes NewJob objects, not {type(job).__name__}")
-            job = _plain(job, NewJob)
+            if type(job) is not NewJob:
+                if not isinstance(job, NewJob):
+                    raise InvalidJobError(f"create_jobs takes NewJob objects, not {type(job).__name__}")
+                job = _plain(job, NewJob)
             encoded = _encoded(job, self._config)
         job_id = job.id.int  # Hashing a UUID would take as long as the rest of this method.
         full = len(self.jobs) >= self._config.batch_size or self._size + len(encoded) > _MAX_BATCH_BYTES

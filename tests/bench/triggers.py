@@ -31,7 +31,7 @@ def _cost(bench: Bench) -> list[Line]:
     Commits don't wait for the disk, because that wait would hide the other costs. A line's value is the difference from
     the previous step; its ratio compares the total costs.
     """
-    one_by_one, batches, size = bench.size(500, 50), bench.size(3, 1), bench.size(_BATCH, 100)
+    one_by_one, batches, size = bench.size(500, 50), bench.size(3, 1), _BATCH
     with ExitStack() as stack:
         stores, admins = [], []
         stack.enter_context(bench.database("bench_trigger_base"))

@@ -290,12 +290,12 @@ def _cpu(bench: Bench, table: _Table) -> list[Line]:
 
 
 def _processes(bench: Bench, table: _Table) -> list[Line]:
-    count, several = bench.size(20_000, 1_000), bench.size(4, 2)
+    count = bench.size(20_000, 1_000)
     four, one, bare_four, bare_one = bench.interleaved(
         "four processes draining",
         *(
             partial(_drain, table, count, kind, workers)
-            for kind, workers in (("drain", several), ("drain", 1), ("drain-bare", several), ("drain-bare", 1))
+            for kind, workers in (("drain", 4), ("drain", 1), ("drain-bare", 4), ("drain-bare", 1))
         ),
         slices=2,
     )
