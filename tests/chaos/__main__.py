@@ -76,14 +76,16 @@ def main() -> int:
         folder = Path(base)
         folder.chmod(0o711)  # the server's user enters it
         with CrashingServer(folder / "data") as server:
-            for name in names:
-                with console.status(f"{name}: {FAULTS[name].purpose}"):
-                    keep = options.output.parent / name
-                    results.append(_run(name, server, folder / name, keep, f"{options.seed} {name}", size))
             version = server.version
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    report = {"seed": options.seed, "server": version, "promises": PROMISES, "faults": results}
-    options.output.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
+            try:
+                for name in names:
+                    with console.status(f"{name}: {FAULTS[name].purpose}"):
+                        keep = options.output.parent / name
+                        results.append(_run(name, server, folder / name, keep, f"{options.seed} {name}", size))
+            finally:  # the report of a run that breaks off has the faults before
+                options.output.parent.mkdir(parents=True, exist_ok=True)
+                report = {"seed": options.seed, "server": version, "promises": PROMISES, "faults": results}
+                options.output.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
     _show(results)
     print(f"PostgreSQL {version}; seed {options.seed}; {time.monotonic() - start:.0f} s; wrote {options.output}")
     short = [

@@ -242,9 +242,7 @@ def full_wal(arena: Arena) -> None:
     server = arena.server
     with Disk(arena.folder / "wal", server, 192) as small:
         with arena.connection() as connection:
-            # Else unused segments are kept, and the server needs no new one for long.
-            for setting, value in {"wal_recycle": "off", "min_wal_size": "32MB", "max_wal_size": "64MB"}.items():
-                connection.execute(f"ALTER SYSTEM SET {setting} = '{value}'")
+            connection.execute("ALTER SYSTEM SET max_wal_size = '64MB'")
         with disk.wal_on(small, server):
             arena.hire_all()
             while arena.goes_on():

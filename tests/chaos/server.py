@@ -18,9 +18,9 @@ class CrashingServer(EmbeddedServer):
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port: int = free.getsockname()[1]
         self.data_dir = data_dir
-        super().__init__(
-            data_dir, settings={"listen_addresses": "127.0.0.1", "port": str(self.port), **settings}, durable=True
-        )
+        # Without recycled segments, the WAL of a stopped server fits on a small disk.
+        own = {"listen_addresses": "127.0.0.1", "port": str(self.port), "wal_recycle": "off"}
+        super().__init__(data_dir, settings=own | settings, durable=True)
 
     def tcp_url(self, database: str) -> str:
         return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
