@@ -4,25 +4,24 @@ Each message says what was wrong, what was expected and what to do. The driver's
 ``__cause__``. Messages never contain passwords.
 """
 
+import copyreg
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 from uuid import UUID
 
 
-class GoQueueError(Exception):
+class Portable(Exception):  # noqa: N818 - the base of errors and of other exceptions
+    """An exception that can be pickled, with its attributes and without a call of ``__init__``."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__.copy()  # type: ignore[attr-defined]
+
+
+class GoQueueError(Portable):
     """Base of all errors that goqueue raises. They can be pickled."""
 
     #: True if the failed call changed nothing and can succeed after a pause.
     can_retry: ClassVar[bool] = False
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self.args, self.__dict__.copy())
-
-
-def _rebuild(kind: type[GoQueueError], args: tuple[Any, ...], state: dict[str, Any]) -> GoQueueError:
-    error = kind.__new__(kind, *args)
-    error.__dict__.update(state)
-    return error
 
 
 class ConfigError(GoQueueError):
@@ -135,6 +134,10 @@ class StorageUnavailableError(StorageError):
     """
 
     can_retry = True
+
+
+class LockTimeoutError(StorageUnavailableError):
+    """Another transaction held a lock, on one of the call's jobs or on the table, for longer than ``lock_timeout``."""
 
 
 class OutcomeUnknownError(StorageUnavailableError):

@@ -1,7 +1,9 @@
 """Workers of both kinds: the outcomes of jobs, leases, claims, reports, outages and shutdown."""
 
 import asyncio
+import copy
 import logging
+import pickle
 import threading
 import time
 from collections import Counter
@@ -35,6 +37,7 @@ from goqueue import (
 )
 from goqueue.work.run import Run
 from tests import pgbouncer, proxy
+from tests.tunnel import Tunnel
 from tests.workers import KINDS, Handler, StopError, Workers, pause, settings, until
 
 SECOND = timedelta(seconds=1)
@@ -219,6 +222,16 @@ def test_a_handler_releases_a_job_without_counting_the_attempt(workers: Workers,
     job = store.get_job(job_id)
     assert (job.status, job.attempts, job.scheduled_at) == (PENDING, 0, job.updated_at + HOUR)
     assert store.list_failures(job_id) == []
+
+
+PORTABLE = [RetryJob(SECOND, "busy"), RetryJob(error="busy"), BuryJob("no such address"), ReleaseJob(SECOND)]
+
+
+@pytest.mark.parametrize("portable", [lambda one: pickle.loads(pickle.dumps(one)), copy.copy], ids=["pickle", "copy"])
+def test_an_outcome_passes_through_a_pool_of_processes(portable: Any) -> None:
+    for outcome in PORTABLE:
+        same = portable(outcome)
+        assert (type(same), str(same), vars(same)) == (type(outcome), str(outcome), vars(outcome))
 
 
 @pytest.mark.parametrize("make", [lambda: RetryJob(-SECOND), lambda: ReleaseJob(-SECOND), lambda: ReleaseJob(5)])  # type: ignore[arg-type]
@@ -582,6 +595,104 @@ def test_a_lease_that_cannot_be_renewed_in_time_is_lost(
             between.refuse()
             until(lambda: told)
     assert told == ["lease lost"]
+
+
+@pytest.mark.parametrize(
+    ("reason", "times"),
+    [("lease lost", {"lease": 3 * SECOND}), ("timed out", {"job_timeout": 3 * SECOND})],
+    ids=["lease", "job_timeout"],
+)
+def test_a_handler_is_stopped_in_time_while_a_heartbeat_hangs(
+    reason: str, times: dict[str, Any], workers: Workers, store: PostgresStorage, goqueue_database: str
+) -> None:
+    add(store)
+    handle, begun, told = until_stopped()
+
+    with Tunnel(goqueue_database) as tunnel:
+        config = DatabaseConfig(url=tunnel.url, statement_timeout=timedelta(minutes=1))
+        with workers.running({"t": handle}, url=config, heartbeat_interval=SECOND, shutdown_timeout=SECOND, **times):
+            until(lambda: begun)
+            start = time.monotonic()
+            tunnel.freeze()
+            until(lambda: told)
+            tunnel.thaw()
+    assert time.monotonic() - start < 30
+    assert told == [reason]
+
+
+def test_a_row_that_another_transaction_locks_costs_no_other_job_its_lease(
+    workers: Workers, store: PostgresStorage, goqueue_database: str
+) -> None:
+    locked, *others = add(store, 3)
+    begun: set[Any] = set()
+    told: dict[Any, Any] = {}
+
+    async def handle(job: Job) -> None:
+        context = job_context()
+        begun.add(job.id)
+        try:
+            await pause(SECONDS_AT_MOST)
+        finally:
+            told[job.id] = context.stopped
+
+    config = DatabaseConfig(url=goqueue_database, lock_timeout=SECOND / 5)
+    times = {"lease": 10 * SECOND, "heartbeat_interval": SECOND, "shutdown_timeout": SECOND}
+    with workers.running({"t": handle}, url=config, **times), psycopg.connect(goqueue_database) as other:
+        until(lambda: len(begun) == 3)
+        other.execute("SELECT FROM goqueue.jobs WHERE id = %s FOR UPDATE", [locked])
+        until(lambda: told)
+        time.sleep(1)
+        assert told == {locked: "lease lost"}
+        assert all(job.lease_expires_at > job.locked_at + 15 * SECOND for job in store.get_jobs(others))
+
+
+def test_a_row_that_another_transaction_locks_delays_no_other_completion(
+    workers: Workers, store: PostgresStorage, goqueue_database: str, caplog: Any
+) -> None:
+    locked, *others = add(store, 21)
+    begun: set[Any] = set()
+    go_on = threading.Event()
+
+    async def handle(job: Job) -> None:
+        begun.add(job.id)
+        while not go_on.is_set():
+            await pause(0.01)
+
+    config = DatabaseConfig(url=goqueue_database, lock_timeout=SECOND / 5)
+    with workers.running({"t": handle}, url=config, concurrency=30), psycopg.connect(goqueue_database) as other:
+        until(lambda: len(begun) == 21)
+        other.execute("SELECT FROM goqueue.jobs WHERE id = %s FOR UPDATE", [locked])
+        go_on.set()
+        until(lambda: statuses(store, others) == {"completed": 20})
+        others = add(store, 20)
+        until(lambda: statuses(store, others) == {"completed": 20})
+        assert store.get_job(locked).status == RUNNING
+        other.rollback()
+        until(lambda: store.get_job(locked).status == COMPLETED)
+    assert store.get_job(locked).attempts == 1
+    assert len([message for message in messages(caplog) if f"job {locked} (t)" in message]) == 1
+
+
+def test_a_worker_stops_in_time_while_the_row_of_a_job_is_locked(
+    workers: Workers, store: PostgresStorage, goqueue_database: str, caplog: Any
+) -> None:
+    [locked] = add(store)
+    begun: set[Any] = set()
+
+    async def handle(job: Job) -> None:
+        begun.add(job.id)
+        await pause(0.5)
+
+    config = DatabaseConfig(url=goqueue_database, lock_timeout=SECOND / 5)
+    with psycopg.connect(goqueue_database) as other:
+        with workers.running({"t": handle}, url=config, shutdown_timeout=2 * SECOND):
+            until(lambda: begun)
+            other.execute("SELECT FROM goqueue.jobs WHERE id = %s FOR UPDATE", [locked])
+            time.sleep(1)
+            start = time.monotonic()
+        assert time.monotonic() - start < 20
+    assert store.get_job(locked).status == RUNNING  # until its lease expires
+    assert any("1 jobs could not be reported as completed" in message for message in messages(caplog, logging.ERROR))
 
 
 def test_a_cancelled_job_is_noticed_at_the_next_heartbeat_without_notifications(
@@ -1077,6 +1188,27 @@ def test_a_stop_releases_jobs_that_have_not_started_and_waits_for_the_others(
     assert all(store.get_job(job_id).status == COMPLETED for job_id in begun)
     others = [job for job in store.get_jobs(ids) if job.id not in begun]
     assert {(job.status, job.attempts) for job in others} == {(PENDING, 0)}
+
+
+def test_jobs_of_a_claim_that_is_under_way_at_a_stop_are_released_before_the_running_jobs_end(
+    workers: Workers, store: PostgresStorage, goqueue_connection: psycopg.Connection[Any], goqueue_database: str
+) -> None:
+    add(store)
+    handle, begun, told = until_stopped()
+    waiting = "query LIKE '%goqueue:claim_jobs%' AND wait_event_type = 'Lock' AND datname = current_database()"
+
+    with workers.running({"t": handle}, shutdown_timeout=timedelta(seconds=SECONDS_AT_MOST)) as worker:
+        until(lambda: begun)
+        with psycopg.connect(goqueue_database) as other:
+            other.execute("LOCK goqueue.jobs")
+            [late] = add(store.bound_to(other))
+            until(lambda: goqueue_connection.execute(f"SELECT FROM pg_stat_activity WHERE {waiting}").rowcount)
+            worker.stop()
+        until(lambda: store.get_job(late).lease_token)
+        until(lambda: store.get_job(late).status == PENDING)
+        assert told == []
+        store.cancel_jobs(begun)
+    assert store.get_job(late).attempts == 0
 
 
 def test_a_job_that_runs_longer_than_shutdown_timeout_is_released(workers: Workers, store: PostgresStorage) -> None:

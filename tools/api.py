@@ -42,8 +42,8 @@ _GROUPS = (
         (
             "GoQueueError", "ConfigError", "InvalidJobError", "InvalidFilterError", "InvalidCursorError",
             "CorruptJobError", "DuplicateJobError", "JobNotFoundError", "JobStateError", "LeaseLostError",
-            "StorageError", "ConnectionRejectedError", "StorageUnavailableError", "OutcomeUnknownError",
-            "TransactionConflictError", "SchemaError", "WorkerError",
+            "StorageError", "ConnectionRejectedError", "StorageUnavailableError", "LockTimeoutError",
+            "OutcomeUnknownError", "TransactionConflictError", "SchemaError", "WorkerError",
         ),
     ),
     (

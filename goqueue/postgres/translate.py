@@ -16,6 +16,7 @@ from goqueue.errors import (
     GoQueueError,
     InvalidJobError,
     JobStateError,
+    LockTimeoutError,
     OutcomeUnknownError,
     SchemaError,
     StorageError,
@@ -143,7 +144,7 @@ def translate(  # noqa: C901, PLR0911, PLR0912 - a table, in order
                 f"the statement was stopped: {said} (GOQUEUE_DATABASE_STATEMENT_TIMEOUT sets the limit)"
             )
         case pg.LockNotAvailable():
-            return StorageUnavailableError(
+            return LockTimeoutError(
                 f"could not obtain a lock in time: {said}; another transaction holds it "
                 "(GOQUEUE_DATABASE_LOCK_TIMEOUT sets the limit)"
             )

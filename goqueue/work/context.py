@@ -14,7 +14,7 @@ from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
 from threading import Event
 from typing import Any, Final, Literal, NamedTuple, NoReturn
 
-from goqueue.errors import WorkerError
+from goqueue.errors import Portable, WorkerError
 from goqueue.models import Job
 from goqueue.validation import check_interval, check_name, clean_text
 
@@ -25,7 +25,7 @@ Stopped = Literal["lease lost", "cancelled", "timed out", "shutdown"]
 _FRAMES = 10
 
 
-class RetryJob(Exception):  # noqa: N818 - named after the outcome
+class RetryJob(Portable):
     """An exception for handlers: fail the attempt, and retry the job after ``retry_in`` or else the worker's backoff.
 
     If no attempt is left, the job is dead. Without ``error``, the exception's cause (``raise ... from``) is recorded.
@@ -41,7 +41,7 @@ class RetryJob(Exception):  # noqa: N818 - named after the outcome
         super().__init__(error)
 
 
-class BuryJob(Exception):  # noqa: N818
+class BuryJob(Portable):
     """An exception for handlers: make the job dead at once, with this error, even with attempts left."""
 
     error: str = ""
@@ -51,7 +51,7 @@ class BuryJob(Exception):  # noqa: N818
         super().__init__(error)
 
 
-class ReleaseJob(Exception):  # noqa: N818
+class ReleaseJob(Portable):
     """An exception for handlers: release the job, due after ``delay``, without counting the attempt."""
 
     delay: timedelta = timedelta(0)
@@ -176,6 +176,8 @@ class Attempt(JobContext):
     started: float = 0.0
     seconds: float = 0.0
     outcome: Outcome | None = None
+    #: True if another transaction has locked the job's row for too long to report the outcome.
+    is_locked: bool = False
 
     def stop(self, reason: Stopped) -> None:
         """Tell the handler to stop."""

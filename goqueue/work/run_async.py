@@ -19,6 +19,7 @@ from goqueue.errors import (
     ConnectionRejectedError,
     GoQueueError,
     LeaseLostError,
+    LockTimeoutError,
     OutcomeUnknownError,
     SchemaError,
 )
@@ -53,8 +54,12 @@ _RECENT = 200
 # While jobs wait in the buffer, each report waits this long for more outcomes.
 _GATHER = 0.01
 
-# The running jobs are checked at least this often, in seconds.
+# The running jobs are checked at least this often, in seconds. A locked job is reported again after this pause.
 _LOOK = 1.0
+
+# If another transaction locks one of a statement's jobs, the statement is repeated in this many parts. So a thousand
+# jobs need three lock_timeouts until only the locked one is left, and the leases of the others do not end meanwhile.
+_PARTS = 32
 
 # Longest wait for a notification before the listener checks whether the run has ended.
 _SLICE = timedelta(seconds=0.1)
@@ -101,6 +106,8 @@ class AsyncRun:
         self._running: dict[Attempt, Runner] = {}
         #: Attempts with an outcome that is not reported yet.
         self._outcomes: deque[Attempt] = deque()
+        #: Those of them whose rows another transaction locks.
+        self._locked: deque[Attempt] = deque()
         #: Attempts that are claimed and not reported. Their leases are renewed.
         self._held: set[Attempt] = set()
         #: Attempts that were stopped and whose handlers have not returned.
@@ -115,11 +122,13 @@ class AsyncRun:
         self._lookup_at = inf
         #: The signals of the runners that wait for a job.
         self._idle: deque[Signal] = deque()
-        self._runners, self._claimer, self._reporter, self._others = Crew(), Crew(), Crew(), Crew()
-        self._signals = [Signal() for _ in range(7)]
-        self._end, self._room, self._news, self._retry, self._keeping, self._rescuing, self._listening = self._signals
+        self._crews = [Crew() for _ in range(5)]
+        self._runners, self._claimer, self._reporter, self._latecomer, self._others = self._crews
+        self._signals = [Signal() for _ in range(9)]
+        self._end, self._room, self._news, self._retry, self._late = self._signals[:5]
+        self._keeping, self._watching, self._rescuing, self._listening = self._signals[5:]
         self._wake_all = soon(self._set_all)
-        self._is_stopping = self._is_drained = self._is_over = False
+        self._is_stopping = self._is_drained = self._is_reported = self._is_over = False
         #: Whether a role was cancelled, as all are when asyncio.run ends. The shutdown then reports.  # async only
         self._is_cancelled = False  # async only
         self._wants_room = self._wants_news = False
@@ -143,7 +152,9 @@ class AsyncRun:
                 self._runners.start(f"goqueue-runner-{number}", partial(self._guarded, self._work))
             self._claimer.start("goqueue-claimer", partial(self._guarded, self._claim))
             self._reporter.start("goqueue-reporter", partial(self._guarded, self._report))
-            for name, role in (("keeper", self._keep), ("rescuer", self._rescue), ("listener", self._listen)):
+            self._latecomer.start("goqueue-latecomer", partial(self._guarded, self._report_locked))
+            roles = (self._keep, self._watch, self._rescue, self._listen)
+            for name, role in zip(("keeper", "watcher", "rescuer", "listener"), roles, strict=True):
                 self._others.start(f"goqueue-{name}", partial(self._guarded, role))
             while not self._is_stopping:
                 await self._end.wait()
@@ -153,9 +164,9 @@ class AsyncRun:
             await to_the_end(self._shut_down(0.0))  # async only
             raise  # async only
         finally:
-            self._is_stopping = self._is_drained = self._is_over = True
+            self._is_stopping = self._is_drained = self._is_reported = self._is_over = True
             self._set_all()
-            for crew in (self._runners, self._claimer, self._reporter, self._others):  # async only
+            for crew in self._crews:  # async only
                 crew.cancel()  # async only
         if self._error is not None:
             raise self._error
@@ -185,6 +196,9 @@ class AsyncRun:
         self._is_drained = True
         self._news.set()
         await self._reporter.join()
+        self._is_reported = True
+        self._late.set()
+        await self._latecomer.join()
         if self._is_cancelled:  # async only
             with suppress(TimeoutError, GoQueueError):  # async only
                 async with asyncio.timeout(_LAST):  # async only
@@ -436,6 +450,8 @@ class AsyncRun:
             self._received.update(job.locked_at for job in jobs)
         self._held.update(attempts)
         self._buffer.extend(attempts)
+        if self._is_stopping:  # since the claim was sent
+            self._release_buffer(0)
         self._wake_runner()
 
     def _release_buffer(self, rest: int) -> None:
@@ -506,6 +522,13 @@ class AsyncRun:
         """Return the size of the buffer above which jobs are released: they take longer than expected."""
         return 4 * (self._ahead + self._config.concurrency)
 
+    async def _report_locked(self) -> None:
+        """Report the attempts whose rows another transaction locks, one at a time: no other outcome waits for them."""
+        while self._locked or not self._is_reported:
+            await self._late.wait(_LOOK if self._locked else None)
+            if self._locked:
+                await self._settle([self._locked.popleft()])
+
     async def _settle(self, attempts: Collection[Attempt]) -> None:
         groups: dict[tuple[str, timedelta | None], list[Attempt]] = {}
         for attempt in attempts:
@@ -523,6 +546,13 @@ class AsyncRun:
                 await self._send(kind, delay, attempts)
             except LeaseLostError as error:
                 lost = error.job_ids
+            except LockTimeoutError as error:
+                if len(attempts) > 1:
+                    for part in _parts(attempts):
+                        await self._settle_group(kind, delay, part)
+                else:
+                    self._put_off(attempts[0], error)
+                return
             except GoQueueError as error:
                 if not _can_pass(error):
                     await self._report_apart(kind, delay, attempts, error)
@@ -531,7 +561,8 @@ class AsyncRun:
                     _say(logging.ERROR, "%s jobs could not be reported as %s: %s", len(attempts), kind, error)
                     return
                 is_repeated = is_repeated or isinstance(error, OutcomeUnknownError)
-                await self._retry.wait(min(self._pause_after("reports", error), left))
+                signal = self._late if attempts[0].is_locked else self._retry
+                await signal.wait(min(self._pause_after("reports", error), left))
                 continue
             break
         self._recovered("reports")
@@ -541,6 +572,19 @@ class AsyncRun:
         if lost and (kind == "completed" or not is_repeated):  # else the first call may have reported them
             names = ", ".join(map(str, tuple(lost)[:10]))
             _say(logging.WARNING, "%s jobs were lost before they were %s: %s", len(lost), kind, names)
+
+    def _put_off(self, attempt: Attempt, error: LockTimeoutError) -> None:
+        """Let `_report_locked` report an attempt whose row is locked."""
+        job, outcome = attempt.job, attempt.outcome or RELEASED
+        if monotonic() >= self._report_until:
+            _say(logging.ERROR, "%s jobs could not be reported as %s: %s", 1, outcome.kind, error)
+            return
+        self._locked.append(attempt)
+        if not attempt.is_locked:
+            attempt.is_locked = True
+            text = "job %s (%s) is reported as %s when its row is no longer locked: %s"
+            _say(logging.WARNING, text, job.id, job.job_type, outcome.kind, error, **self._fields(attempt))
+            self._late.set()
 
     async def _send(self, kind: str, delay: timedelta | None, attempts: list[Attempt]) -> None:
         store = self._store
@@ -573,15 +617,24 @@ class AsyncRun:
     # --- leases -------------------------------------------------------------------------------------------------------
 
     async def _keep(self) -> None:
-        """Renew all leases at intervals, and stop jobs that run too long."""
+        """Renew all leases at intervals."""
         every = self._config.heartbeat_interval.total_seconds()
-        longest = self._config.job_timeout.total_seconds()
         renewal = monotonic() + every
         while not self._is_over:
+            if (now := monotonic()) >= renewal:
+                try:
+                    await self._renew(list(self._held))
+                    renewal = now + every
+                except GoQueueError as error:
+                    renewal = now + min(every, self._pause_after("heartbeats", error))
+            await self._keeping.wait(renewal - monotonic())
+
+    async def _watch(self) -> None:
+        """Stop jobs whose lease has ended, or that run too long. A heartbeat that hangs does not delay this."""
+        longest = self._config.job_timeout.total_seconds()
+        while not self._is_over:
             now = monotonic()
-            if now >= renewal:
-                renewal = now + min(every, await self._renew() or every)
-            next_check = min(renewal, now + longest, now + _LOOK)
+            next_check = now + min(longest, _LOOK)
             for attempt in self._running.copy():
                 if now >= attempt.expires:
                     self._lose([attempt], "lease lost")
@@ -592,19 +645,24 @@ class AsyncRun:
                 else:
                     next_check = min(next_check, attempt.started + longest)
             self._adapt()
-            await self._keeping.wait(next_check - monotonic())
+            await self._watching.wait(next_check - monotonic())
 
-    async def _renew(self) -> float | None:
-        """Renew the leases of all held attempts. After an error, return the pause before the next try."""
-        sent, held = monotonic(), self._held.copy()
+    async def _renew(self, held: list[Attempt]) -> None:
+        """Renew the leases of these attempts. If another transaction locks one of the rows, renew the others."""
+        sent = monotonic()
         try:
             await self._store.heartbeat_jobs([attempt.job for attempt in held], self._config.lease)
             lost: set[Any] = set()
         except LeaseLostError as error:
             # The leases, because a job can be held again under a newer one. A backend may name only the jobs.
             lost = set(error.leases or error.job_ids)
-        except GoQueueError as error:
-            return self._pause_after("heartbeats", error)
+        except LockTimeoutError as error:
+            if len(held) > 1:
+                for part in _parts(held):
+                    await self._renew(part)
+            else:
+                self._warn(f"the lease of job %s (%s) is not renewed: {error}", held[0])
+            return
         self._recovered("heartbeats")
         gone = []
         for attempt in held:
@@ -613,7 +671,6 @@ class AsyncRun:
             else:
                 gone.append(attempt)
         self._lose(gone, "lease lost")
-        return None
 
     def _lose(self, attempts: Iterable[Attempt], reason: Stopped) -> None:
         undecided = [attempt for attempt in attempts if attempt.outcome is None]  # others may have been reported
@@ -690,6 +747,11 @@ class AsyncRun:
             _say(logging.WARNING, message, job.id, job.job_type, outcome.kind, milliseconds, outcome.reason, **fields)
         else:
             _say(logging.INFO, "job %s (%s) %s in %s ms", job.id, job.job_type, outcome.kind, milliseconds, **fields)
+
+
+def _parts(attempts: list[Attempt]) -> list[list[Attempt]]:
+    size = -(-len(attempts) // _PARTS)
+    return [attempts[start : start + size] for start in range(0, len(attempts), size)]
 
 
 def _can_pass(error: GoQueueError) -> bool:

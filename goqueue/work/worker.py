@@ -97,7 +97,7 @@ class Worker:
         that you give can belong to two workers.
         With ``until_empty``, the worker ends when no job of its queues is due and it is running none.
 
-        A worker uses up to four connections of the store's pool in addition to those of the handlers, and one to
+        A worker uses up to five connections of the store's pool in addition to those of the handlers, and one to
         listen. It can't use a bound store, because each claim must be committed at once. Without notifications (behind
         a pooler), it finds jobs by polling. While the storage is unavailable, it waits. It repeats completions until
         they succeed or the lease is lost.
