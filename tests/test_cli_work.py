@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from goqueue import JobFilter, JobStatus, NewJob, PostgresStorage
-from tests.commands import SECONDS, Commands
+from tests.commands import SECONDS, Commands, imports_without_folder
 from tests.workers import until
 
 APP = """
@@ -244,6 +244,7 @@ def test_a_stalled_worker_starts_no_job_that_others_have_and_its_results_are_ign
     assert {job.status for job in store.get_jobs(ids)} == {COMPLETED}
 
 
+@imports_without_folder
 def test_a_working_directory_that_no_longer_exists_is_no_error_by_itself(
     goqueue: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ from psycopg.conninfo import make_conninfo
 from goqueue import NewJob, PostgresStorage
 from goqueue.migrate import MigrationError, list_migrations, migrate, migrations_dir, undo
 from goqueue.testing.embedded import EmbeddedServer
-from tests.commands import Commands
+from tests.commands import Commands, imports_without_folder
 
 BASE = migrations_dir()
 LATEST = len(list((BASE / "migrations").glob("V*.sql")))
@@ -279,6 +279,7 @@ def test_an_undo_of_a_table_in_use_fails_and_undoes_nothing(admin: psycopg.Conne
 # --- unusual environments
 
 
+@imports_without_folder
 def test_the_command_needs_no_home_temporary_or_working_folder(admin: psycopg.Connection, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import sys; print('hello'); print('hello', file=sys.stderr)\n")
     gone = tmp_path / "gone"
