@@ -387,6 +387,7 @@ def test_every_error_shows_whether_a_retry_can_succeed() -> None:
     found = {kind.__name__: kind.can_retry for kind in kinds(GoQueueError)}
     assert {name for name, can_retry in found.items() if can_retry} == {
         "StorageUnavailableError",
+        "LockTimeoutError",
         "TransactionConflictError",
     }
     assert {"OutcomeUnknownError", "ConnectionRejectedError", "LeaseLostError", "ConfigError"} <= found.keys()
