@@ -213,6 +213,7 @@ def test_a_cell_runs_and_its_result_is_on_the_page(
     checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("GOQUEUE_TEST_DATABASE_URL", "postgresql://nobody@127.0.0.1:1/x")
+    monkeypatch.setenv("PINS", "exported-by-make-test-lowest.txt")
     version = EmbeddedServer().version.partition(".")[0]
     cell = Cell(MINE, version)
     tests = checkout / "test_one.py"

@@ -183,8 +183,13 @@ def _output(command: Sequence[str], environment: Mapping[str, str] | None = None
 
 
 def _environment(**more: str) -> dict[str, str]:
-    """This process's environment, without what ``make`` and a developer's own test server put there."""
-    unwanted = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "VIRTUAL_ENV", "GOQUEUE_TEST_DATABASE_URL")
+    """This process's environment, without what ``make`` and a developer's own test server put there.
+
+    make exports the variables of its command line: `make test-lowest` those of the lowest versions.
+    """
+    unwanted = {
+        "MAKEFLAGS", "MFLAGS", "MAKELEVEL", "PINS", "GROUP", "VIRTUAL_ENV", "GOQUEUE_TEST_DATABASE_URL",
+    }  # fmt: skip
     return {name: value for name, value in os.environ.items() if name not in unwanted} | more
 
 
