@@ -42,6 +42,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if cache is not None and os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
         sys.dont_write_bytecode, sys.pycache_prefix = False, str(cache.mkdir("bytecode"))
         os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
+    # Connections without a limit of their own: on a busy machine, some need more than goqueue's default of 5 seconds.
+    os.environ["PGCONNECT_TIMEOUT"] = "60"
     if (schema := config.getoption("schema")) != DEFAULT_SCHEMA:
         elsewhere.take_schema(schema)
     if standby.PORT:
