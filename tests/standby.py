@@ -5,6 +5,7 @@ tests' stores read lists, counts and statistics there (tests.elsewhere).
 """
 
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import psycopg
@@ -91,7 +92,7 @@ def pair(folder: Path, standby_settings: dict[str, str] | None = None) -> Iterat
     safe = dict.fromkeys(("fsync", "full_page_writes", "synchronous_commit"), "on")
     settings = {**safe, "wal_level": "replica", "listen_addresses": "127.0.0.1"}
     with ExitStack() as stack:
-        primary = EmbeddedServer(settings=settings | {"port": _free_port()}, durable=False)
+        primary = EmbeddedServer(settings=settings | {"port": free_port()}, durable=False)
         stack.enter_context(primary)
         migrate(primary.url())
         data = folder / "standby"
@@ -101,7 +102,7 @@ def pair(folder: Path, standby_settings: dict[str, str] | None = None) -> Iterat
             for place, _, files in os.walk(data):
                 for path in (Path(place), *(Path(place, file) for file in files)):
                     shutil.chown(path, identity["user"], identity["group"])
-        own = {"port": _free_port(), **(standby_settings or {})}
+        own = {"port": free_port(), **(standby_settings or {})}
         standby = EmbeddedServer(data, settings=settings | own, durable=False)
         stack.enter_context(standby)
         both = Pair(primary, standby)
@@ -125,9 +126,13 @@ def replayed(primary_url: str, standby_url: str) -> None:
         until(lambda: standby.execute("SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn", written).fetchone() == (True,))
 
 
-def _free_port() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return str(free.getsockname()[1])
+def free_port() -> str:
+    """Return a port that nobody uses. It is below those that the system assigns, so nobody gets it before the server
+    listens."""
+    while True:
+        port = 20_000 + secrets.randbelow(10_000)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return str(port)
 
 
 def main() -> int:

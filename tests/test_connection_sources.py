@@ -5,7 +5,6 @@ Imports tests.ways.
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -29,6 +28,7 @@ from goqueue.postgres.options import conninfo, deadlines
 from goqueue.postgres.pool import open_connection
 from goqueue.postgres.queries import load_queries
 from goqueue.testing.embedded import EmbeddedServer
+from tests.standby import free_port
 from tests.ways import opened
 
 SECOND = timedelta(seconds=1)
@@ -45,6 +45,12 @@ class Service:
     def write(self, **options: str) -> None:
         lines = {**self._server, **options}
         self._file.write_text("[app]\n" + "".join(f"{name}={value}\n" for name, value in lines.items()))
+
+
+@pytest.fixture(autouse=True)
+def no_limit_of_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove the limit that conftest sets for all other tests."""
+    monkeypatch.delenv("PGCONNECT_TIMEOUT", raising=False)
 
 
 @pytest.fixture
@@ -285,7 +291,7 @@ def test_concurrent_claims_do_not_fail_with_any_isolation_level_of_the_database(
 
     def work(number: int) -> None:
         with opened(way, DatabaseConfig(url=goqueue_database, pool_max_size=1)) as store:
-            barrier.wait(30)
+            barrier.wait(60)
             for _ in range(each):
                 jobs = store.call("claim_jobs", "default", f"w{number}", 1)
                 claimed.extend(job.id for job in jobs)
@@ -310,9 +316,7 @@ def shown(connection: Any, *names: str) -> list[str]:
 @pytest.fixture(scope="module")
 def by_tcp() -> Iterator[EmbeddedServer]:
     """A server on all addresses that trusts the network of the test below."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    with EmbeddedServer(settings={"listen_addresses": "*", "port": str(port)}, durable=False) as server:
+    with EmbeddedServer(settings={"listen_addresses": "*", "port": free_port()}, durable=False) as server:
         migrate(server.url())
         yield server
 
@@ -377,12 +381,12 @@ def test_a_client_killed_while_it_waits_for_a_lock_does_not_keep_its_session(
         other.execute("SELECT FROM goqueue.jobs FOR UPDATE")
         client = subprocess.Popen([sys.executable, "-c", WAITING, goqueue_database, str(job.id)])
         try:
-            until(lambda: sessions(goqueue_connection, "wait_event_type = 'Lock'") == 1, 30)
+            until(lambda: sessions(goqueue_connection, "wait_event_type = 'Lock'") == 1, 60)
         finally:
             client.kill()
             client.wait()
         # Checked every five seconds.
-        until(lambda: sessions(goqueue_connection, "wait_event_type = 'Lock'") == 0, 20)
+        until(lambda: sessions(goqueue_connection, "wait_event_type = 'Lock'") == 0, 50)
     assert goqueue_store.get_job(job.id) == job
 
 
@@ -434,10 +438,10 @@ def test_the_sessions_of_a_client_whose_network_is_cut_end(by_tcp: EmbeddedServe
             program = [sys.executable, "-c", IDLE, tcp_url(by_tcp, host)]
             client = subprocess.Popen(["ip", "netns", "exec", name, *program])
             try:
-                until(lambda: sessions(connection, "query LIKE '%announce_listener%'") == 1, 30)
+                until(lambda: sessions(connection, "query LIKE '%announce_listener%'") == 1, 60)
                 subprocess.run(["ip", "link", "set", name, "down"], check=True)
                 # Idle for four seconds, then two probes; the kernel's own default is two hours.
-                until(lambda: sessions(connection, "true") == 0, 40)
+                until(lambda: sessions(connection, "true") == 0, 50)
             finally:
                 client.kill()
                 client.wait()

@@ -1,7 +1,6 @@
 """A server that can crash and start again under the same URL. Imports goqueue.testing.embedded and psutil."""
 
 import signal
-import socket
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -9,14 +8,14 @@ from pathlib import Path
 import psutil
 
 from goqueue.testing.embedded import EmbeddedServer
+from tests.standby import free_port
 
 
 class CrashingServer(EmbeddedServer):
     """An embedded server with its data in a folder that is kept. It listens on a TCP port, which stays the same."""
 
     def __init__(self, data_dir: Path, **settings: str) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port: int = free.getsockname()[1]
+        self.port = int(free_port())
         self.data_dir = data_dir
         # Without recycled segments, the WAL of a stopped server fits on a small disk.
         own = {"listen_addresses": "127.0.0.1", "port": str(self.port), "wal_recycle": "off"}
