@@ -69,7 +69,12 @@ class Proxy:
             threading.Thread(target=self._carry, args=(client,), daemon=True).start()
 
     def _carry(self, client: socket.socket) -> None:
-        with client, self._connect() as server:
+        try:
+            server = self._connect()
+        except OSError:  # the server is away
+            client.close()
+            return
+        with client, server:
             self._open.add(client)
             if self._refuses:  # since it was accepted
                 return

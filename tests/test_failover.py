@@ -124,7 +124,7 @@ def test_only_a_commit_that_waits_for_the_standby_survives_a_failover(tmp_path: 
             servers.until_caught_up()
             sender = servers.stop_sending()
             call = thread.submit(store.create_job, NewJob(job_type="t"))
-            acknowledged = bool(wait([call], 1.5).done)
+            acknowledged = bool(wait([call], SECONDS if commit == "local" else 1.5).done)
             servers.crash(sender)
             with suppress(StorageUnavailableError):
                 call.result(SECONDS)

@@ -196,9 +196,11 @@ def test_a_process_that_a_handler_forks_ends_at_the_first_signal(
     text = """
         import multiprocessing
         def handle(job):
-            child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+            context = multiprocessing.get_context("fork")
+            ready = context.Event()
+            child = context.Process(target=lambda: (ready.set(), time.sleep(60)))
             child.start()
-            time.sleep(0.5)
+            ready.wait()
             child.terminate()
             child.join()
             say(child.exitcode)
@@ -210,13 +212,15 @@ def test_a_process_that_a_handler_forks_ends_at_the_first_signal(
 @TASKS
 def test_a_second_signal_ends_a_process_with_two_workers(program: Program) -> None:
     text = """
+        begun = asyncio.Event()
         async def slow(job):
+            begun.set()
             await asyncio.sleep(50)
         async def main():
             async with await AsyncPostgresStorage.open(url) as store:
                 await store.create_job(NewJob(job_type="t"))
                 runs = [asyncio.create_task(AsyncWorker({"t": slow}).run(store)) for _ in range(2)]
-                await asyncio.sleep(1)
+                await begun.wait()
                 kill()
                 await asyncio.sleep(1)
                 kill()
