@@ -140,7 +140,7 @@ def test_a_listener_of_a_class_bound_store_uses_the_same_database(goqueue_databa
         bound = PostgresStorage.bound_to(connection)
         with bound.listen("default") as listener:
             bound.create_job(NewJob(job_type="t"))
-            assert listener.wait(timedelta(seconds=10)) == {"default"}
+            assert listener.wait(timedelta(minutes=1)) == {"default"}
 
 
 def test_an_insert_that_is_suppressed_does_not_spin(goqueue_store: PostgresStorage, goqueue_connection: Any) -> None:
@@ -208,9 +208,9 @@ def test_a_store_is_made_by_opening_it(goqueue_database: str) -> None:
 
 
 def test_a_limit_is_checked_before_waiting_for_a_connection(goqueue_database: str) -> None:
-    limits = {"pool_min_size": 1, "pool_max_size": 1, "pool_timeout": timedelta(seconds=5)}
+    limits = {"pool_min_size": 1, "pool_max_size": 1, "pool_timeout": timedelta(minutes=1)}
     with PostgresStorage.open(DatabaseConfig(url=goqueue_database, **limits)) as store, store._connection():
         start = time.monotonic()
         with pytest.raises(InvalidJobError, match="limit"):
             store.list_jobs(limit=0)
-        assert time.monotonic() - start < 2
+        assert time.monotonic() - start < 30

@@ -218,9 +218,9 @@ class TestSkippedLocks:
             waiting = thread.submit(store.complete_and_claim, [held], "default", "w", 5)
             until_waiting(goqueue_database, "complete_jobs")
             open_transaction.commit()
-            assert waiting.result(20) == []
+            assert waiting.result(60) == []
             # Inside its transaction: with a lock on the jobs, their holder would wait for its end.
-            open_transaction.execute("SET LOCAL lock_timeout = '1s'")
+            open_transaction.execute("SET LOCAL lock_timeout = '2s'")
             theirs.complete_jobs([first, second])
             open_transaction.commit()
 

@@ -11,6 +11,7 @@ import pytest
 
 from goqueue import NewJob, PostgresStorage, StorageError, StorageUnavailableError
 from tests.notices import notices
+from tests.workers import until
 
 SECOND = timedelta(seconds=1)
 # Only of this test's database: other databases on the server have their own advisory locks.
@@ -35,8 +36,8 @@ def test_a_due_job_wakes_the_listeners_of_its_queue(goqueue_store: PostgresStora
         timer = threading.Timer(0.2, lambda: goqueue_store.create_job(NewJob(job_type="t", queue="mail")))
         timer.start()
         start = time.monotonic()
-        assert listener.wait(20 * SECOND) == {"mail"}
-        assert time.monotonic() - start < 10
+        assert listener.wait(60 * SECOND) == {"mail"}
+        assert time.monotonic() - start < 50
         timer.join()
 
 
@@ -82,10 +83,10 @@ def test_a_lost_connection_is_reopened(
 ) -> None:
     with goqueue_store.listen("default") as listener:
         for _ in range(count):
-            goqueue_connection.execute(f"SELECT pg_terminate_backend(pid, 5000) FROM pg_locks WHERE {LISTENERS}")
-            assert listener.wait(10 * SECOND) == {"default"}, "a hint may have been missed"
+            goqueue_connection.execute(f"SELECT pg_terminate_backend(pid, 60000) FROM pg_locks WHERE {LISTENERS}")
+            assert listener.wait(60 * SECOND) == {"default"}, "a hint may have been missed"
         goqueue_store.create_job(NewJob(job_type="t"))
-        assert listener.wait(10 * SECOND) == {"default"}
+        assert listener.wait(60 * SECOND) == {"default"}
 
 
 def test_an_unreachable_server_is_reported_at_once(
@@ -115,7 +116,7 @@ def test_while_the_server_is_unreachable_a_wait_retries(
             return connect(seconds)
 
         monkeypatch.setattr(listener, "_connect", refuse_twice)
-        goqueue_connection.execute(f"SELECT pg_terminate_backend(pid, 5000) FROM pg_locks WHERE {LISTENERS}")
+        goqueue_connection.execute(f"SELECT pg_terminate_backend(pid, 60000) FROM pg_locks WHERE {LISTENERS}")
         start = time.monotonic()
         assert listener.wait(0.2 * SECOND) == frozenset()
         assert time.monotonic() - start >= 0.2
@@ -127,8 +128,7 @@ def test_a_wait_of_zero_returns_what_has_arrived(goqueue_store: PostgresStorage)
     with goqueue_store.listen("default") as listener:
         assert listener.wait(timedelta(0)) == frozenset()
         goqueue_store.create_job(NewJob(job_type="t"))
-        time.sleep(0.2)
-        assert listener.wait(timedelta(0)) == {"default"}
+        assert until(lambda: listener.wait(timedelta(0))) == {"default"}
 
 
 def test_a_closed_listener_rejects_waits(goqueue_store: PostgresStorage) -> None:
@@ -150,5 +150,5 @@ def test_two_listeners_and_many_writers_do_not_block(goqueue_store: PostgresStor
         work: list[Callable[[], None]] = [thread.start for thread in threads] + [thread.join for thread in threads]
         for step in work:
             step()
-        assert first.wait(10 * SECOND) == second.wait(10 * SECOND) == {"default"}
+        assert first.wait(60 * SECOND) == second.wait(60 * SECOND) == {"default"}
     assert goqueue_store.count_jobs() == 200

@@ -136,7 +136,7 @@ def test_no_listener_fails_over_the_applications_logging(
         break_logging(patch)
         end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = %s"
         goqueue_connection.execute(end, [listener._connection.info.backend_pid])  # type: ignore[union-attr]
-        assert listener.wait(timedelta(seconds=20)) == {"default"}
+        assert listener.wait(timedelta(minutes=1)) == {"default"}
 
 
 @pytest.mark.parametrize("level", [logging.INFO, logging.WARNING])

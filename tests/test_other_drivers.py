@@ -230,7 +230,7 @@ def test_such_a_job_wakes_a_listener(plain: Any, goqueue_store: PostgresStorage)
     with goqueue_store.listen("default") as listener:
         added(plain, NewJob(job_type="t"))
         plain.commit()
-        assert listener.wait(timedelta(seconds=20))
+        assert listener.wait(timedelta(minutes=1))
 
 
 def test_the_text_is_the_shipped_statement_under_its_name() -> None:

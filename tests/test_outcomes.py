@@ -55,11 +55,23 @@ class Waiting:
 
     def end_the_wait(self, how: str = "pg_cancel_backend") -> None:
         """Return the pid of the waiting session, once there is one."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         ended = f"SELECT {how}(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
         while not self.admin.execute(ended.encode()).fetchall():
             assert time.monotonic() < deadline, "nothing waits for the standby"
             time.sleep(0.01)
+
+    def until_commits_wait(self) -> None:
+        """Wait until the server's processes have read that there is a synchronous standby."""
+        waiting = make_conninfo(self.url, options="-c synchronous_commit=on")
+        is_waiting = False
+        with psycopg.connect(waiting, autocommit=True) as connection, ThreadPoolExecutor(1) as thread:
+            pid = connection.info.backend_pid
+            cancel = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND pid = %s"
+            while not is_waiting:
+                commit = thread.submit(connection.execute, "SELECT pg_current_xact_id()")
+                while not commit.done():
+                    is_waiting = self.admin.execute(cancel, [pid]).rowcount > 0 or is_waiting
 
     @contextmanager
     def ended(self, how: str = "pg_cancel_backend") -> Iterator[None]:
@@ -67,7 +79,7 @@ class Waiting:
         with ThreadPoolExecutor(1) as thread:
             ending = thread.submit(self.end_the_wait, how)
             yield
-            ending.result(30)
+            ending.result(60)
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +97,7 @@ def standby(synchronous_server: EmbeddedServer) -> Iterator[Waiting]:
         admin.execute("TRUNCATE goqueue.jobs, goqueue.job_failures")
         admin.execute("ALTER SYSTEM SET synchronous_standby_names = 'never'")
         admin.execute("SELECT pg_reload_conf()")
+        waiting.until_commits_wait()
         yield waiting
         admin.execute("ALTER SYSTEM RESET synchronous_standby_names")
         admin.execute("SELECT pg_reload_conf()")
@@ -213,12 +226,12 @@ def test_a_completion_repeated_while_the_first_one_is_under_way_waits_for_it(
         PostgresStorage.bound_to(first).complete_jobs([held])
         second = thread.submit(getattr(goqueue_store, method), [held], *claim)
         with psycopg.connect(goqueue_database, autocommit=True) as admin:
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 60
             waiting = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE %s"
             while not admin.execute(waiting, ["%/* goqueue:complete_jobs */%"]).fetchall():
                 assert time.monotonic() < deadline
         first.commit()
-        claimed = second.result(30)
+        claimed = second.result(60)
     assert len(claimed or ()) == (1 if method == "complete_and_claim" else 0)
     assert goqueue_store.get_job(held.id).status == JobStatus.COMPLETED
 
@@ -294,7 +307,7 @@ def test_a_commit_that_never_arrived_differs_from_one_whose_reply_was_lost(wire:
         wire.lose_request(b"COMMIT")
         with pytest.raises(OutcomeUnknownError) as caught:
             store.call("create_jobs", [NewJob(job_type="t")])
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while (status := store.call("get_transaction_status", caught.value.transaction_id)) == "in progress":
             assert time.monotonic() < deadline
         assert status == TransactionStatus.ABORTED
@@ -374,7 +387,7 @@ def test_an_error_of_a_pooler_that_has_lost_the_server_is_an_unknown_outcome(
 
 @pytest.mark.skipif(pgbouncer.PROGRAM is None, reason=pgbouncer.MISSING)
 def test_a_pooler_without_a_server_has_forwarded_nothing(goqueue_database: str, goqueue_store: PostgresStorage) -> None:
-    settings = {"ignore_startup_parameters": "options", "query_wait_timeout": 1, "default_pool_size": 1}
+    settings = {"ignore_startup_parameters": "options", "query_wait_timeout": 3, "default_pool_size": 1}
     with pgbouncer.running(goqueue_database, **settings) as through:
         url = through(goqueue_database)
         with psycopg.connect(url) as other, PostgresStorage.open(never_prepared(url)) as store:
@@ -395,11 +408,11 @@ def test_a_statement_that_the_server_ends_is_known_to_be_rolled_back(
         with ThreadPoolExecutor(1) as thread:
             call = thread.submit(store.create_job, NewJob(job_type="t", idempotency_key="k"))
             waiting = f"SELECT {how}(pid) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE %s"
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 60
             while not goqueue_connection.execute(waiting, ["%goqueue:create_job%"]).fetchall():
                 assert time.monotonic() < deadline
             with pytest.raises(StorageUnavailableError) as caught:
-                call.result(30)
+                call.result(60)
         assert type(caught.value) is StorageUnavailableError
         blocker.rollback()
         assert store.count_jobs() == 0

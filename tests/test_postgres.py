@@ -41,6 +41,7 @@ from goqueue import (
 from goqueue.migrate import migrate
 from goqueue.testing.embedded import EmbeddedServer
 from tests.plans import kept_plans
+from tests.standby import free_port
 
 SECOND = timedelta(seconds=1)
 
@@ -49,7 +50,7 @@ def config(url: str, **settings: Any) -> DatabaseConfig:
     return DatabaseConfig(url=url, **settings)
 
 
-def wait_until(done: Callable[[], bool], seconds: float = 20) -> None:
+def wait_until(done: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -155,7 +156,7 @@ class TestOpening:
         start = time.monotonic()
         with pytest.raises(StorageUnavailableError, match="can't be reached") as caught:
             PostgresStorage.open(config("postgresql://app:secret@127.0.0.1:9/app", connect_timeout=SECOND))
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 30
         assert "secret" not in str(caught.value)
         assert isinstance(caught.value.__cause__, psycopg.OperationalError)
 
@@ -165,7 +166,7 @@ class TestOpening:
             start = time.monotonic()
             with pytest.raises(StorageUnavailableError):
                 PostgresStorage.open(config(url, connect_timeout=2 * SECOND))
-            assert time.monotonic() - start < 10
+            assert time.monotonic() - start < 30
 
     def test_an_unknown_database_is_rejected(self, goqueue_database: str) -> None:
         with pytest.raises(ConnectionRejectedError, match='database "nope" does not exist'):
@@ -251,19 +252,19 @@ class TestOpening:
 
 class TestLimits:
     def test_no_more_connections_than_pool_max_size_are_opened(self, goqueue_database: str) -> None:
-        limits = {"pool_min_size": 0, "pool_max_size": 2, "pool_timeout": 0.3 * SECOND}
+        limits = {"pool_min_size": 0, "pool_max_size": 2, "pool_timeout": 2 * SECOND}
         with PostgresStorage.open(config(goqueue_database, **limits)) as store:
             with store._connection(), store._connection():
                 start = time.monotonic()
                 with pytest.raises(StorageUnavailableError, match="POOL_MAX_SIZE"):
                     store.ping()
-                assert 0.2 < time.monotonic() - start < 2
+                assert 1.9 < time.monotonic() - start < 30
             store.ping()
 
     def test_a_statement_is_stopped_in_time(self, goqueue_database: str) -> None:
         with (
             PostgresStorage.open(
-                config(goqueue_database, statement_timeout=0.2 * SECOND, lock_timeout=0 * SECOND)
+                config(goqueue_database, statement_timeout=2 * SECOND, lock_timeout=0 * SECOND)
             ) as store,
             psycopg.connect(goqueue_database) as other,
         ):
@@ -388,10 +389,8 @@ class TestErrorsByName:
 class TestOutage:
     @pytest.fixture
     def server(self, tmp_path: Path) -> EmbeddedServer:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = str(free.getsockname()[1])
         # By TCP, because the socket's folder changes with a restart.
-        settings = {"listen_addresses": "127.0.0.1", "port": port}
+        settings = {"listen_addresses": "127.0.0.1", "port": free_port()}
         return EmbeddedServer(tmp_path / "data", settings=settings, durable=False)
 
     def test_the_store_recovers_by_itself_after_an_outage(
@@ -401,7 +400,7 @@ class TestOutage:
         server.start()
         migrate(server.url())
         url = f"postgresql://postgres@127.0.0.1:{server._settings['port']}/postgres"
-        settings = config(url, pool_min_size=3, pool_max_size=4, pool_timeout=2 * SECOND)
+        settings = config(url, pool_min_size=3, pool_max_size=4, pool_timeout=3 * SECOND)
         with ExitStack() as at_end, PostgresStorage.open(settings) as store:
             at_end.callback(server.stop)
             with ThreadPoolExecutor(4) as threads:
@@ -411,7 +410,7 @@ class TestOutage:
                 start = time.monotonic()
                 with pytest.raises(StorageUnavailableError):
                     store.get_job(jobs[0].id)
-                assert time.monotonic() - start < 4
+                assert time.monotonic() - start < 9
             server.start()
             # The first call after the server's return works without a restart of the program.
             assert store.get_job(jobs[0].id) == jobs[0]
@@ -423,7 +422,7 @@ class TestLostConnections:
     @staticmethod
     def lose(admin: psycopg.Connection[Any]) -> None:
         admin.execute(
-            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+            "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity "
             "WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
 
@@ -433,7 +432,7 @@ class TestLostConnections:
         wait_until(
             lambda: (
                 admin.execute(
-                    "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+                    "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity "
                     "WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE %s",
                     [f"%/* goqueue:{query} %"],  # a schema name can follow
                 ).fetchone()
@@ -458,7 +457,7 @@ class TestLostConnections:
                 call = thread.submit(store.create_job, new)
                 self.lose_the_one_that_waits(goqueue_connection, "create_job")
                 with pytest.raises(StorageUnavailableError):
-                    call.result(10)
+                    call.result(60)
             blocker.rollback()
             job = store.create_job(new)
             assert store.create_job(new) == job
@@ -480,7 +479,7 @@ class TestLostConnections:
                 call = thread.submit(store.create_jobs, jobs)
                 self.lose_the_one_that_waits(goqueue_connection, "create_missing_jobs")
                 with pytest.raises(StorageUnavailableError):
-                    call.result(10)
+                    call.result(60)
             blocker.rollback()
             assert store.count_jobs() == 0
             assert len(store.create_jobs(jobs)) == 2500
@@ -711,7 +710,10 @@ def test_no_dead_row_is_left_by_a_duplicate(goqueue_store: PostgresStorage, goqu
 def test_statements_carry_their_name_to_the_server(goqueue_database: str, goqueue_connection: Any) -> None:
     with PostgresStorage.open(config(goqueue_database, pool_max_size=1)) as store:
         store.count_jobs(JobFilter(queue="q"))
-        [(query,)] = goqueue_connection.execute(
+        queries = (
             "SELECT query FROM pg_stat_activity WHERE application_name = 'goqueue' AND datname = current_database()"
-        ).fetchall()
+        )
+        # The server can still be ending the session with which the pool was opened.
+        wait_until(lambda: len(goqueue_connection.execute(queries).fetchall()) == 1)
+        [(query,)] = goqueue_connection.execute(queries).fetchall()
     assert query.startswith("WITH /* goqueue:count_jobs */ counted")

@@ -32,9 +32,11 @@ from goqueue.postgres.translate import translate
 from goqueue.testing.embedded import EmbeddedServer
 from tests import pgbouncer
 from tests.commands import Commands
+from tests.standby import free_port
 from tests.ways import opened
 
 SECOND = timedelta(seconds=1)
+MINUTE = timedelta(minutes=1)
 PASSWORD = "s3cret"
 
 
@@ -68,13 +70,12 @@ class Guarded:
         self.admin.execute(f"ALTER ROLE ann PASSWORD '{password}'".encode())
 
     def end_sessions(self) -> None:
-        self.admin.execute("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = 'ann'")
+        self.admin.execute("SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE usename = 'ann'")
 
 
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[Guarded]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = int(free_port())
     settings = {"listen_addresses": "127.0.0.1", "port": str(port)}
     with EmbeddedServer(settings=settings, durable=False) as server:
         guarded = Guarded(server, port)
@@ -84,7 +85,7 @@ def guarded() -> Iterator[Guarded]:
 
 def opening(url: str, kind: str = "sync") -> GoQueueError:
     """Return the error of opening a store."""
-    config = DatabaseConfig(url=url, connect_timeout=2 * SECOND, pool_timeout=2 * SECOND)
+    config = DatabaseConfig(url=url, connect_timeout=MINUTE, pool_timeout=MINUTE)
 
     def open_one() -> None:
         if kind == "sync":

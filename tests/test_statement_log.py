@@ -202,7 +202,7 @@ class TestLevels:
             async with await AsyncPostgresStorage.open(config) as store:
                 caplog.clear()
                 with pytest.raises(TimeoutError):
-                    await asyncio.wait_for(store.update_job(locked.id, JobUpdate(priority=1)), 0.05)
+                    await asyncio.wait_for(store.update_job(locked.id, JobUpdate(priority=1)), 1)
 
         asyncio.run(give_up())
         [record] = statements(caplog)
