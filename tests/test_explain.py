@@ -22,6 +22,7 @@ from goqueue.testing.scratch import SCENARIOS, SCRATCH, ExplainError, drop_aband
 from goqueue.workbench.explain import Explainer, example_values, explain_query, explainable, regressions
 from goqueue.workbench.notes import QueryNote, read_notes
 from tests.commands import SECONDS, Commands, Result
+from tests.workers import until
 
 NOTES = {note.name: note for note in read_notes()}
 ROWS = 2000
@@ -402,7 +403,7 @@ class TestTheCommand:
                     assert time.monotonic() < deadline
                     time.sleep(0.05)
             process.send_signal(number)
-            said = "".join(process.communicate(timeout=30))
+            said = "".join(process.communicate(timeout=SECONDS))
         assert process.returncode not in (0, -number)
         assert "Traceback" not in said
         assert databases_of(goqueue_server, role) == []
@@ -427,8 +428,13 @@ class TestTheCommand:
         with psycopg.connect(role, autocommit=True) as connection:
             for own in ("goqueue_explain_mine", "goqueue_explain_0123456789ab_2"):
                 connection.execute(f"CREATE DATABASE {own}")
-        assert run("get_job", "--rows", "1000", url=role).code == 0
-        assert databases_of(goqueue_server, role) == ["goqueue_explain_0123456789ab_2", "goqueue_explain_mine"]
+
+        def left_by_a_run() -> list[str]:
+            assert run("get_job", "--rows", "1000", url=role).code == 0
+            return databases_of(goqueue_server, role)
+
+        # The server ends the killed sessions about a second later.
+        until(lambda: left_by_a_run() == ["goqueue_explain_0123456789ab_2", "goqueue_explain_mine"])
         with psycopg.connect(role, autocommit=True) as connection:
             for own in ("goqueue_explain_mine", "goqueue_explain_0123456789ab_2"):
                 connection.execute(f"DROP DATABASE {own}")
@@ -457,6 +463,9 @@ class TestTheCommand:
             _, said = process.communicate(timeout=SECONDS)
             assert process.returncode == 130, said
         assert databases_of(goqueue_server, role) == ["goqueue_explain_0123456789ab"]
+        with psycopg.connect(goqueue_server.url, autocommit=True) as connection:
+            inside = "SELECT FROM pg_stat_activity WHERE datname = 'goqueue_explain_0123456789ab'"
+            until(lambda: connection.execute(inside).rowcount == 0)
         with scratch_database(role, ROWS) as connection:
             assert databases_of(goqueue_server, role) == [connection.info.dbname]
         assert databases_of(goqueue_server, role) == []

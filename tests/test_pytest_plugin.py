@@ -17,6 +17,7 @@ from goqueue import PostgresStorage
 from goqueue.migrate import migrations_hash
 from goqueue.pytest_plugin import DatabaseServer, _database_url, _shown
 from goqueue.testing.embedded import EmbeddedServer
+from tests.workers import until
 
 pytestmark = pytest.mark.timeout(120)
 REPO = Path(__file__).resolve().parent.parent
@@ -107,7 +108,7 @@ def test_a_test_that_ends_all_sessions_leaves_no_database_and_the_next_test_has_
     ends = """
     def test_ends(goqueue_connection):
         others = "FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
-        assert goqueue_connection.execute(f"SELECT pg_terminate_backend(pid, 5000) {others}").fetchall() == [(True,)]
+        assert (True,) in goqueue_connection.execute(f"SELECT pg_terminate_backend(pid, 60000) {others}").fetchall()
 """
     run.makepyfile(ends + PASSES)
     run.runpytest_inprocess().assert_outcomes(passed=3)
@@ -168,8 +169,12 @@ def test_the_database_of_a_run_that_was_killed_is_dropped_by_the_next_run(
         lost, used = ([name for name in seen if f"_{process.pid}_" in name] for process in (killed, going_on))
         killed.kill()
         killed.wait(60)
-        run.runpytest_inprocess("test_more.py").assert_outcomes(passed=2)
-        assert databases(goqueue_server, lost[0]) == []
+
+        def is_dropped() -> bool:
+            run.runpytest_inprocess("test_more.py").assert_outcomes(passed=2)
+            return databases(goqueue_server, lost[0]) == []
+
+        until(is_dropped)  # the server can still be ending the session of the killed run
         assert databases(goqueue_server, used[0]) == used
         assert databases(goqueue_server, kept_name) == [kept_name]
     finally:
