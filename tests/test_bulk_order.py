@@ -24,6 +24,7 @@ from goqueue import (
 
 CALLS = 100
 HOUR = timedelta(hours=1)
+MINUTE = timedelta(minutes=1)
 
 
 def unkeyed() -> list[NewJob]:
@@ -63,7 +64,9 @@ def opposite(first: Callable[[], Any], second: Callable[[], Any]) -> None:
 def test_the_same_jobs_in_opposite_orders_do_not_deadlock(
     make: Callable[[], list[NewJob]], batch_size: int, goqueue_database: str
 ) -> None:
-    with PostgresStorage.open(DatabaseConfig(url=goqueue_database, batch_size=batch_size)) as store:
+    with PostgresStorage.open(
+        DatabaseConfig(url=goqueue_database, lock_timeout=MINUTE, batch_size=batch_size)
+    ) as store:
         for _ in range(CALLS):
             jobs = make()
             opposite(partial(store.create_jobs, jobs), partial(store.create_jobs, jobs[::-1]))
@@ -86,7 +89,8 @@ def test_opposite_orders_do_not_deadlock_in_transactions_of_the_callers(
 @pytest.mark.parametrize("make", [unkeyed, mixed, uniquely])
 def test_opposite_orders_do_not_deadlock_in_asyncio(make: Callable[[], list[NewJob]], goqueue_database: str) -> None:
     async def main() -> None:
-        async with await AsyncPostgresStorage.open(goqueue_database) as store:
+        config = DatabaseConfig(url=goqueue_database, lock_timeout=MINUTE)
+        async with await AsyncPostgresStorage.open(config) as store:
             for _ in range(CALLS):
                 jobs = make()
                 results = await asyncio.gather(store.create_jobs(jobs), store.create_jobs(jobs[::-1]))
@@ -111,7 +115,7 @@ def test_the_results_have_the_given_order_and_the_first_job_of_each_key_is_added
 @pytest.mark.parametrize("kind", ["unique_key", "idempotency_key"])
 def test_other_jobs_with_the_same_keys_in_opposite_orders_do_not_deadlock(kind: str, goqueue_database: str) -> None:
     """Each call has jobs of its own: only the keys are shared, and one of the calls adds all jobs."""
-    with PostgresStorage.open(DatabaseConfig(url=goqueue_database, batch_size=7)) as store:
+    with PostgresStorage.open(DatabaseConfig(url=goqueue_database, lock_timeout=MINUTE, batch_size=7)) as store:
         for turn in range(CALLS):
             keys = [f"{turn} {n}" for n in range(40)]
             calls = [[NewJob(job_type="t", **{kind: key}) for key in order] for order in (keys, keys[::-1])]
@@ -124,7 +128,7 @@ def test_keys_of_both_kinds_that_are_shared_crosswise_raise_an_error_that_can_be
     goqueue_database: str,
 ) -> None:
     """No order of the rows serves both keys. Whoever loses can repeat the call."""
-    with PostgresStorage.open(goqueue_database) as store:
+    with PostgresStorage.open(DatabaseConfig(url=goqueue_database, lock_timeout=MINUTE)) as store:
 
         def bulk(jobs: list[NewJob]) -> None:
             for _ in range(10):
@@ -150,7 +154,7 @@ def test_the_first_job_of_each_key_is_added_in_every_batch(kind: str, goqueue_da
     jobs = [NewJob(job_type="t", **{kind: f"k{n % 5}"}) for n in range(30)]
     random.Random(9).shuffle(jobs)
     first = {getattr(job, kind): job.id for job in reversed(jobs)}
-    with PostgresStorage.open(DatabaseConfig(url=goqueue_database, batch_size=7)) as store:
+    with PostgresStorage.open(DatabaseConfig(url=goqueue_database, lock_timeout=MINUTE, batch_size=7)) as store:
         results = store.create_jobs(jobs)
     assert results == [(first[getattr(job, kind)], first[getattr(job, kind)] == job.id) for job in jobs]
 

@@ -47,7 +47,7 @@ def runs(pid: int) -> bool:
         return False
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 20) -> bool:
+def eventually(condition: Callable[[], bool], seconds: float = 60) -> bool:
     end = time.monotonic() + seconds
     while not condition() and time.monotonic() < end:
         time.sleep(0.05)
@@ -266,7 +266,7 @@ def test_a_signal_to_the_parent_leaves_nothing(how: signal.Signals) -> None:
     assert runs(pid)
     assert folder.exists()
     process.send_signal(how)
-    process.communicate(timeout=20)
+    process.communicate(timeout=60)
     assert eventually(lambda: not runs(pid))
     assert eventually(lambda: not folder.exists())
 
@@ -288,7 +288,7 @@ def test_an_end_without_a_stop_leaves_nothing(end: str) -> None:
     body = f"server = EmbeddedServer(durable=False); server.start(); told(server)\n{end}"
     process = child_process(body, stderr=subprocess.DEVNULL)
     pid, folder = told(process)
-    process.communicate(timeout=20)
+    process.communicate(timeout=60)
     assert eventually(lambda: not runs(pid))
     assert eventually(lambda: not folder.exists())
 
@@ -318,7 +318,7 @@ def test_a_forked_child_s_end_does_not_stop_it() -> None:
             os.wait()
             told(server)
     """)
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
     process.communicate()
 
 
@@ -367,7 +367,7 @@ def test_as_root_an_unreachable_installation_is_run_from_a_private_copy(tmp_path
     pid, temporary = told(process)
     assert Path(psutil.Process(pid).exe()).is_relative_to(temporary)
     assert stat.S_IMODE(temporary.stat().st_mode) & 0o007 == 0
-    process.communicate("\n", timeout=30)
+    process.communicate("\n", timeout=60)
     assert process.returncode == 0
     assert not temporary.exists()
     assert stat.S_IMODE(site.parent.stat().st_mode) == 0o700

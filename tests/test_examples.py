@@ -114,7 +114,7 @@ class TestScript:
             shipped = [process.stdout.readline() for _ in range(25)]
             assert shipped == [f"shipped {number}\n" for number in range(25)]
             process.send_signal(stop)
-            assert process.wait(20) == 0
+            assert process.wait(60) == 0
         assert goqueue_store.count_jobs(JobFilter(status=JobStatus.COMPLETED)) == 25
         assert goqueue_store.get_job(bad.id).status == JobStatus.DEAD
         [failure] = goqueue_store.list_failures(bad.id)

@@ -245,7 +245,7 @@ def has_ended(pid: int) -> bool:
 
 def test_a_program_that_takes_too_long_is_ended_with_its_children(tmp_path: Path) -> None:
     command = ["sh", "-c", f"sleep 600 & echo $! > {tmp_path}/pid; echo begun; wait"]
-    assert matrix._to_log(command, os.environ, tmp_path / "log", 3) is None
+    assert matrix._to_log(command, os.environ, tmp_path / "log", 6) is None
     assert (tmp_path / "log").read_text() == "begun\n"
     pid = int((tmp_path / "pid").read_text())
     until(lambda: has_ended(pid))

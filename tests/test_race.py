@@ -54,6 +54,7 @@ WORKER = """
     chance = random.Random(name)
     config = DatabaseConfig(
         url=url, schema=schema, pool_max_size=1, lock_timeout=timedelta(seconds=30),
+        connect_timeout=timedelta(minutes=1), pool_timeout=timedelta(minutes=1),
         claim_resume_time=timedelta(milliseconds=milliseconds),
     )
 

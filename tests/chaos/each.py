@@ -40,6 +40,7 @@ from tests.chaos.proxy import WAYS, Cut, Proxy
 
 #: Calls at the same time: most of them wait for a silent peer.
 _THREADS = 24
+_MINUTE = timedelta(minutes=1)
 _HOUR = timedelta(hours=1)
 _STORES = ("blocking", "asynchronous")
 
@@ -242,7 +243,10 @@ class Each:
             if not hasattr(self._own, "all"):
                 journal = Journal(Path(self._spec.folder) / f"{self._spec.name}-{number}.jsonl")
                 proxy = self._stack.enter_context(Proxy(lambda: self._server, self._chance, every=0))
-                store = self._stack.enter_context(closing(PostgresStorage.open(self._spec.config)))
+                # It prepares the calls, which must succeed however busy the machine is.
+                long = dict.fromkeys(("connect_timeout", "pool_timeout", "statement_timeout"), _MINUTE)
+                config = msgspec.structs.replace(self._spec.config, **long)
+                store = self._stack.enter_context(closing(PostgresStorage.open(config)))
                 self._proxies.append(proxy)
                 self._own.all = proxy, recorded(store, journal), journal
         return *self._own.all, f"q{number}"
