@@ -626,35 +626,28 @@ def test_a_handler_is_stopped_in_time_while_a_heartbeat_hangs(
             start = time.monotonic()
             tunnel.freeze()
             until(lambda: told)
+            seconds = time.monotonic() - start
             tunnel.thaw()
-    assert time.monotonic() - start < 30
-    assert told == [reason]
+    assert seconds < 45  # the heartbeat hangs for a minute
+    assert told[0] == reason
 
 
 def test_a_row_that_another_transaction_locks_costs_no_other_job_its_lease(
     workers: Workers, store: PostgresStorage, goqueue_database: str
 ) -> None:
     locked, *others = add(store, 3)
-    begun: set[Any] = set()
-    told: dict[Any, Any] = {}
-
-    async def handle(job: Job) -> None:
-        context = job_context()
-        begun.add(job.id)
-        try:
-            await pause(SECONDS_AT_MOST)
-        finally:
-            told[job.id] = context.stopped
+    handle, begun, told = until_stopped()
 
     config = DatabaseConfig(url=goqueue_database, lock_timeout=SECOND / 5)
-    times = {"lease": 10 * SECOND, "heartbeat_interval": SECOND, "shutdown_timeout": SECOND}
+    times = {"lease": HOUR, "heartbeat_interval": SECOND, "shutdown_timeout": SECOND}
     with workers.running({"t": handle}, url=config, **times), psycopg.connect(goqueue_database) as other:
         until(lambda: len(begun) == 3)
         other.execute("SELECT FROM goqueue.jobs WHERE id = %s FOR UPDATE", [locked])
-        until(lambda: told)
-        time.sleep(1)
-        assert told == {locked: "lease lost"}
-        assert all(job.lease_expires_at > job.locked_at + 15 * SECOND for job in store.get_jobs(others))
+        for _ in range(2):
+            [(now,)] = other.execute("SELECT clock_timestamp()").fetchall()
+            until(lambda now=now: all(job.lease_expires_at > now + HOUR for job in store.get_jobs(others)))
+        assert store.get_job(locked).lease_expires_at < now + HOUR
+        assert told == []
 
 
 def test_a_row_that_another_transaction_locks_delays_no_other_completion(
