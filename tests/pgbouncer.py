@@ -60,7 +60,7 @@ def running(server_url: str, **settings: object) -> Iterator[Callable[[str], str
         with (base / "log").open("wb") as log:
             process = _spawn([PROGRAM, str(file)], signal.SIGKILL, stdout=log, stderr=log, **identity)
         try:
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 60
             while not _listens(folder / ".s.PGSQL.6432"):
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError(f"pgbouncer did not start:\n{(base / 'log').read_text()}")

@@ -7,11 +7,13 @@ import os
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import timedelta
 from functools import partial
 from typing import Any, NamedTuple
 
 import psycopg
 from anyio.from_thread import start_blocking_portal
+from msgspec.structs import replace
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
@@ -26,13 +28,14 @@ Through = Callable[[], Callable[[str], str]]
 
 @contextmanager
 def opened(kind: str, url: str, schema: str, through_pgbouncer: Through) -> Iterator[Storage]:
-    config = DatabaseConfig(url=url, schema=schema)
+    # Longer than by default for locks: on a stalled machine, a test is late to end the other side.
+    config = DatabaseConfig(url=url, schema=schema, lock_timeout=timedelta(minutes=1))
     if kind == "pool":
         with PostgresStorage.open(config) as store:
             yield store
     elif kind == "pgbouncer":
         through = through_pgbouncer()(url)
-        config = DatabaseConfig(url=through, schema=schema)
+        config = replace(config, url=through)
         with pgbouncer.sessions(through, url), PostgresStorage.open(config) as store:
             yield store
     elif kind == "async pool":

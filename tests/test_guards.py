@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 from goqueue import (
+    DatabaseConfig,
     Job,
     JobFilter,
     JobStatus,
@@ -24,6 +25,14 @@ from tests.test_postgres import until_waiting
 
 MINUTE = timedelta(minutes=1)
 ZERO = timedelta(0)
+
+
+@pytest.fixture
+def goqueue_store(goqueue_database: str, goqueue_schema: str) -> Iterator[PostgresStorage]:
+    """The plugin's store, which waits longer for a lock: on a stalled machine, a test is late to end the other side."""
+    config = DatabaseConfig(url=goqueue_database, schema=goqueue_schema, lock_timeout=timedelta(minutes=1))
+    with PostgresStorage.open(config) as store:
+        yield store
 
 
 @pytest.fixture
@@ -65,7 +74,7 @@ class TestRowLocks:
             waiting = thread.submit(call)
             until_waiting(url, query)
             other.commit()
-            return waiting.result(20)
+            return waiting.result(60)
 
     def test_an_update_does_not_revive_a_job_that_was_cancelled_meanwhile(
         self, goqueue_store: PostgresStorage, goqueue_database: str, open_transaction: Any, theirs: PostgresStorage

@@ -1346,7 +1346,7 @@ class TestResuming:
     @staticmethod
     def until_counted(store: PostgresStorage, sql: Any) -> None:
         """Wait until the server has counted the dead rows that claims left; it updates the figure once a second."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while sql("SELECT pg_stat_get_dead_tuples('goqueue.jobs'::regclass) < 5000").fetchone() == (True,):
             assert time.monotonic() < deadline, "the server knows of few dead rows"
             time.sleep(0.1)
@@ -1376,7 +1376,7 @@ class TestResuming:
             held.id,
         }
         resuming.release_jobs([held])
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         appeared = set()
         # Claims continue all the time: using a resume point must not prolong it.
         while not surprises <= appeared:

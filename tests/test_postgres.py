@@ -79,6 +79,14 @@ def until_waiting(url: str, query: str) -> None:
         )
 
 
+@pytest.fixture
+def goqueue_store(goqueue_database: str, goqueue_schema: str) -> Iterator[PostgresStorage]:
+    """The plugin's store, which waits longer for a lock: on a stalled machine, a test is late to end the other side."""
+    patient = config(goqueue_database, schema=goqueue_schema, lock_timeout=60 * SECOND)
+    with PostgresStorage.open(patient) as store:
+        yield store
+
+
 class TestBoundToTheCallersTransaction:
     @pytest.fixture
     def connection(self, goqueue_database: str) -> Iterator[psycopg.Connection[Any]]:
@@ -549,7 +557,9 @@ class TestRaces:
 
     def test_bulks_in_opposite_orders_wait_for_each_other_without_a_deadlock(self, goqueue_database: str) -> None:
         with (
-            PostgresStorage.open(config(goqueue_database, pool_min_size=2, batch_size=100)) as store,
+            PostgresStorage.open(
+                config(goqueue_database, pool_min_size=2, batch_size=100, lock_timeout=60 * SECOND)
+            ) as store,
             ThreadPoolExecutor(2) as threads,
         ):
 
@@ -573,7 +583,7 @@ class TestRaces:
             deleting = thread.submit(getattr(goqueue_store, method), job.id)
             until_waiting(goqueue_database, method)
             connection.commit()
-            deleting.result(10)
+            deleting.result(60)
         assert goqueue_store.list_failures(job.id) == []
 
     @pytest.mark.parametrize("method", ["cancel_jobs", "retry_jobs", "reschedule_jobs", "change_jobs", "delete_jobs"])
@@ -599,7 +609,7 @@ class TestRaces:
             until_waiting(goqueue_database, method)
             assert mine(high, **values) == 1
             connection.commit()
-            assert both.result(10) == (2 if values else 0)
+            assert both.result(60) == (2 if values else 0)
 
     @pytest.mark.parametrize(
         "method", ["heartbeat_jobs", "complete_jobs", "complete_and_claim", "fail_jobs", "release_jobs"]
@@ -629,7 +639,7 @@ class TestRaces:
             settle(connection, high)
             connection.commit()
             with suppress(LeaseLostError):
-                both.result(10)
+                both.result(60)
 
     def test_a_key_that_is_deleted_repeatedly_is_always_obtained(self, goqueue_database: str) -> None:
         with (

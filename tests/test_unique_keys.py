@@ -308,6 +308,14 @@ def test_a_completed_jobs_key_is_free_for_a_retry(store: Storage) -> None:
 
 
 @pytest.fixture
+def goqueue_store(goqueue_database: str, goqueue_schema: str) -> Iterator[PostgresStorage]:
+    """The plugin's store, which waits longer for a lock: on a stalled machine, a test is late to end the other side."""
+    config = DatabaseConfig(url=goqueue_database, schema=goqueue_schema, lock_timeout=timedelta(minutes=1))
+    with PostgresStorage.open(config) as store:
+        yield store
+
+
+@pytest.fixture
 def other(goqueue_database: str) -> Iterator[psycopg.Connection[Any]]:
     """Another session's transaction, which the test ends."""
     with psycopg.connect(goqueue_database) as connection:
@@ -320,7 +328,7 @@ def meanwhile(url: str, query: str, call: Callable[[], Any], end: Callable[[], A
         waiting = thread.submit(call)
         until_waiting(url, query)
         end()
-        return waiting.result(20)
+        return waiting.result(60)
 
 
 CREATE = {
