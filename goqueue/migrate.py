@@ -32,7 +32,7 @@ LOCK = 29114455692768613
 WAIT_SECONDS = 60.0
 _FILE = re.compile(r"V(?P<version>\d+)__(?P<description>.+)\.sql")
 _TRY_LOCK = "SELECT pg_try_advisory_lock(%s)"
-_UNLOCK = "SELECT pg_advisory_unlock_all()"
+_LEAVE = ("SELECT pg_advisory_unlock_all()", "RESET ALL")
 _HOLDER: LiteralString = """
     SELECT l.pid, a.application_name
     FROM pg_locks AS l LEFT JOIN pg_stat_activity AS a USING (pid)
@@ -40,8 +40,9 @@ _HOLDER: LiteralString = """
         AND (l.classid::bigint << 32) + l.objid::bigint = %s
         AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
 """
+# Runs before migrations.yml sets the search_path. So functions and operators get exactly the types that they take.
 _SEEN: LiteralString = """
-    SELECT quote_ident(current_user), quote_ident(pg_get_userbyid(v.relowner)),
+    SELECT quote_ident(current_user::text), quote_ident(pg_get_userbyid(v.relowner)::text),
         has_schema_privilege(n.oid, 'USAGE'), has_table_privilege(v.oid, 'SELECT'),
         (
             SELECT r.rolname FROM pg_roles AS r
@@ -417,9 +418,10 @@ def _connected(conninfo: Secret) -> Iterator[Connection[Any]]:
         try:
             yield connection
         finally:
-            # The lock ends with the session, but a pooler keeps the session open.
+            # The lock and the settings end with the session, but a pooler keeps the session open.
             with suppress(psycopg.Error):
-                connection.execute(_UNLOCK)
+                for statement in _LEAVE:
+                    connection.execute(statement)
 
 
 def _wait_for_turn(connection: Connection[Any], lock: int) -> None:

@@ -250,9 +250,9 @@ def test_the_roles_keep_their_rights_on_what_a_version_replaces(with_roles: psyc
 @pytest.mark.parametrize(
     ("made", "named"),
     [
-        ("CREATE VIEW public.mine AS SELECT id, created_by FROM goqueue.jobs", "view mine depends on"),
-        ("CREATE TABLE public.mine (job uuid REFERENCES goqueue.jobs)", "constraint mine_job_fkey on table mine"),
-        ("CREATE FUNCTION public.mine(goqueue.job_status) RETURNS int LANGUAGE sql AS 'SELECT 1'", "function mine("),
+        ("CREATE VIEW public.mine AS SELECT id, created_by FROM goqueue.jobs", "view public.mine depends on"),
+        ("CREATE TABLE public.mine (job uuid REFERENCES goqueue.jobs)", "mine_job_fkey on table public.mine"),
+        ("CREATE FUNCTION public.mine(goqueue.job_status) RETURNS int LANGUAGE sql AS 'SELECT 1'", " public.mine("),
     ],
 )
 def test_dependent_objects_of_others_are_named_and_nothing_is_undone(

@@ -278,10 +278,12 @@ def test_it_is_undone_with_the_others_in_one_transaction(empty: str, base: Path)
 
 
 @pytest.mark.skipif(pgbouncer.PROGRAM is None, reason=pgbouncer.MISSING)
-def test_the_lock_is_released_in_a_session_that_stays_open(
+def test_the_lock_and_the_settings_end_in_a_session_that_stays_open(
     empty: str, base: Path, through_pgbouncer: Callable[[str], str]
 ) -> None:
     migrate(empty, base_dir=base)
+    settings = "SELECT current_setting('search_path'), current_setting('lock_timeout')"
+    before = ask(through_pgbouncer(empty), settings)
     assert undo(through_pgbouncer(empty), to=LATEST, base_dir=base) == [AFTER, APART]
     # Other tests' databases are also on this server.
     none = (
@@ -289,6 +291,7 @@ def test_the_lock_is_released_in_a_session_that_stays_open(
         "WHERE l.locktype = 'advisory' AND d.datname = current_database() AND l.pid <> pg_backend_pid()"
     )
     wait_until(empty, none)  # the session of `migrate` can still be ending
+    assert ask(through_pgbouncer(empty), settings) == before == [('"$user", public', "0")]
 
 
 def test_all_runners_take_the_same_lock() -> None:

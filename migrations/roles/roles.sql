@@ -11,6 +11,8 @@
 -- Locks: ACCESS EXCLUSIVE on goqueue's tables until it ends (some milliseconds); it waits at most 10 seconds for them.
 
 BEGIN;
+-- A function or operator that somebody has planted in public must not run with the rights of this session.
+SET LOCAL search_path = pg_catalog, pg_temp;
 SET LOCAL lock_timeout = '10s';
 SET LOCAL client_min_messages = warning;
 

@@ -1,4 +1,5 @@
 -- Undoes V0006: autovacuum follows the server's settings. Run it in one transaction (psql -1 -f).
+SET LOCAL search_path = pg_catalog, pg_temp;
 ALTER TABLE goqueue.jobs RESET (
     autovacuum_vacuum_scale_factor,
     autovacuum_vacuum_threshold,

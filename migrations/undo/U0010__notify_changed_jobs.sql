@@ -1,5 +1,6 @@
 -- Undoes V0010: jobs that become ready again wake no worker, and a job set running manually keeps its token. Run it in one
 -- transaction (psql -1 -f).
+SET LOCAL search_path = pg_catalog, pg_temp;
 ALTER TABLE goqueue.jobs DROP CONSTRAINT jobs_lease_token_range;
 DROP FUNCTION goqueue.delete_unreferenced_jobs(uuid[]);
 DROP TRIGGER jobs_follow_delete ON goqueue.jobs;

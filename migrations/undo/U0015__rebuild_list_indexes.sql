@@ -1,5 +1,6 @@
 -- Undoes V0015: restores the two list indexes. Run it in one transaction (psql -1 -f): writes wait while they are built.
 -- squawk-ignore-file require-concurrent-index-creation, require-concurrent-index-deletion
+SET LOCAL search_path = pg_catalog, pg_temp;
 CREATE INDEX jobs_status_idx ON goqueue.jobs (status, created_at, id) INCLUDE (scheduled_at);
 CREATE INDEX jobs_queue_idx ON goqueue.jobs (queue, job_type, status, created_at, id) INCLUDE (scheduled_at);
 COMMENT ON INDEX goqueue.jobs_status_idx IS 'Lists and counts by status, newest first.';

@@ -1,6 +1,7 @@
 -- Undoes V0017: restores the views of V0009. Run it in one transaction (psql -1 -f). The views are dropped first,
 -- because one loses columns: run roles.sql again for the grants on them.
 -- squawk-ignore-file ban-drop-view
+SET LOCAL search_path = pg_catalog, pg_temp;
 DROP VIEW goqueue.queue_metrics;
 DROP VIEW goqueue.queue_status_metrics;
 DROP VIEW goqueue.pending_metrics;

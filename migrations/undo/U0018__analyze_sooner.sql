@@ -1,4 +1,5 @@
 -- Undoes V0018: restores the settings of V0006, in its order. Run it in one transaction (psql -1 -f).
+SET LOCAL search_path = pg_catalog, pg_temp;
 ALTER TABLE goqueue.jobs SET (
     autovacuum_vacuum_scale_factor = 0,
     autovacuum_vacuum_threshold = 20000,

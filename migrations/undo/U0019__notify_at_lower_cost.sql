@@ -1,4 +1,5 @@
 -- Undoes V0019. Run it in one transaction (psql -1 -f).
+SET LOCAL search_path = pg_catalog, pg_temp;
 CREATE OR REPLACE FUNCTION goqueue.notify_ready_jobs() RETURNS trigger
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp

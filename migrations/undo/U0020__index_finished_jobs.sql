@@ -1,5 +1,6 @@
 -- Undoes V0020: restores the single list index. Run it in one transaction (psql -1 -f): writes wait while it is built.
 -- squawk-ignore-file require-concurrent-index-creation, require-concurrent-index-deletion
+SET LOCAL search_path = pg_catalog, pg_temp;
 CREATE INDEX jobs_list_idx ON goqueue.jobs (status, job_type, queue, created_at, id)
 WHERE status <> 'running';
 COMMENT ON INDEX goqueue.jobs_list_idx IS 'Lists, counts and pruning by status, job type and queue, in the order of creation.';

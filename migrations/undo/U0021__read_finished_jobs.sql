@@ -1,4 +1,5 @@
 -- Undoes V0021: restores the function and the view. Run it in one transaction (psql -1 -f).
+SET LOCAL search_path = pg_catalog, pg_temp;
 CREATE FUNCTION goqueue.list_lanes(statuses goqueue.job_status[], queues text[], job_types text[])
 RETURNS TABLE (status goqueue.job_status, job_type text, queue text, created_at timestamptz, id uuid)
 LANGUAGE sql STABLE PARALLEL SAFE

@@ -1,4 +1,5 @@
 -- Undoes V0024: no queue is paused any more. Run it in one transaction (psql -1 -f).
+SET LOCAL search_path = pg_catalog, pg_temp;
 CREATE OR REPLACE VIEW goqueue.queue_status_metrics AS
 -- The lanes of finished jobs: each queue, job type and status that has jobs. The scan starts at pending, the status before theirs.
 WITH RECURSIVE lane (queue, job_type, status) AS (

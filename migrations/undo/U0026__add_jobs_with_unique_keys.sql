@@ -1,5 +1,6 @@
 -- Undoes V0026: restores the functions of V0022 and V0023. Run it in one transaction (psql -1 -f).
 -- squawk-ignore-file renaming-object
+SET LOCAL search_path = pg_catalog, pg_temp;
 ALTER FUNCTION goqueue.new_jobs(jsonb) RENAME TO former_new_jobs;
 ALTER FUNCTION goqueue.add_job RENAME TO former_add_job;
 

@@ -1,4 +1,5 @@
 -- Undoes V0028: the earlier comments. Run it in one transaction (psql -1 -f).
+SET LOCAL search_path = pg_catalog, pg_temp;
 COMMENT ON TABLE goqueue.jobs IS 'One row a job, from its creation until it is pruned.';
 COMMENT ON COLUMN goqueue.jobs.id IS 'UUIDv7, made by the client, so that a create can be tried again safely.';
 COMMENT ON COLUMN goqueue.jobs.attempts IS 'Attempts started so far, the running one included.';

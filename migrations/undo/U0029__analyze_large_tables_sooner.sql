@@ -1,4 +1,5 @@
 -- Undoes V0029: restores the settings of V0018 and the comments of V0028. Run it in one transaction (psql -1 -f).
+SET LOCAL search_path = pg_catalog, pg_temp;
 ALTER TABLE goqueue.jobs SET (
     autovacuum_analyze_threshold = 1000,
     autovacuum_analyze_scale_factor = 0.02
