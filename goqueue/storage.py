@@ -163,6 +163,8 @@ class Storage(Protocol):
         """Cancel pending and running jobs, given by ids or by filter. Return how many. Jobs in other states are
         unchanged.
 
+        With a filter, a job that no longer matches when it is changed is left alone. So it is in the methods below.
+
         Repeating: does not count cancelled jobs; cancels jobs that were retried in the meantime.
         """
 

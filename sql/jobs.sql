@@ -16,6 +16,8 @@
 --     Where that is expensive, coalesce is in its own SELECT.
 --   * goqueue's own sessions run at READ COMMITTED with force_generic_plan, enable_seqscan = off and jit = off. A
 --     caller's connection (bound_to) can have other settings: there, plans depend on the values and the statistics.
+--   * A job can change after list_jobs has found it. So statements that change jobs by their ids test the filters statuses,
+--     queues, job_types and worker_ids again, on the locked rows. A null filter matches every job.
 --   * Comments are on their own lines. A percent sign is written twice. After a name, ^ means at most one row, $ one
 --     value, ! the number of rows.
 --   * The columns of a job are in the same order everywhere: that of goqueue.Job. A test compares them.
@@ -777,16 +779,19 @@ RETURNING
     j.completed_at;
 
 
--- name: cancel_jobs(ids)
+-- name: cancel_jobs(ids, statuses, queues, job_types, worker_ids)
 -- Cancel pending and running jobs. The worker of a running job is notified if it listens. Otherwise it finds out at its
 -- next heartbeat or completion.
--- Returns: the ids of the cancelled jobs; finished and missing jobs are omitted.
+-- Returns: the ids of the cancelled jobs; finished and missing jobs are omitted, and jobs that a filter excludes.
 -- Index: jobs_pkey, two probes per job.
 -- Locks: the jobs' rows, in the order of their ids.
 WITH locked_job AS MATERIALIZED (
     SELECT
         j.id,
-        j.status
+        j.status,
+        j.queue,
+        j.job_type,
+        j.locked_by
     FROM goqueue.jobs AS j
     WHERE j.id = ANY(:ids::uuid[])
     ORDER BY j.id
@@ -805,17 +810,22 @@ WHERE
     j.id = ANY(
         ARRAY(
             SELECT l.id FROM locked_job AS l
-            WHERE l.status IN ('pending', 'running')
+            WHERE
+                l.status IN ('pending', 'running')
+                AND (:statuses::text[] IS NULL OR l.status = ANY(:statuses::text[]::goqueue.job_status[]))
+                AND (:queues::text[] IS NULL OR l.queue = ANY(:queues::text[]))
+                AND (:job_types::text[] IS NULL OR l.job_type = ANY(:job_types::text[]))
+                AND (:worker_ids::text[] IS NULL OR l.locked_by = ANY(:worker_ids::text[]))
         )
     )
 RETURNING j.id;
 
 
--- name: retry_jobs(ids)
+-- name: retry_jobs(ids, statuses, queues, job_types, worker_ids)
 -- Make dead and cancelled jobs pending again, due at once, with all their attempts. A job stays as it is if an
 -- unfinished job has its unique key. Of several jobs with the same unique key, the one with the highest id becomes
 -- pending: the newest, if the ids are UUIDv7 (the default).
--- Returns: the ids of the jobs that are pending again; others are omitted.
+-- Returns: the ids of the jobs that are pending again; others are omitted, and jobs that a filter excludes.
 -- Index: jobs_pkey, two probes per job; jobs_unique_key_idx, one per job with a unique key.
 -- Locks: the jobs' rows, in the order of their ids; waits for a transaction that is adding one of the unique keys, and
 -- fails with a unique_violation if that transaction commits. Two calls with different jobs of the same unique keys can
@@ -825,6 +835,9 @@ WITH locked_job AS MATERIALIZED (
     SELECT
         j.id,
         j.status,
+        j.queue,
+        j.job_type,
+        j.locked_by,
         j.unique_key
     FROM goqueue.jobs AS j
     WHERE j.id = ANY(:ids::uuid[])
@@ -838,7 +851,12 @@ retriable_job AS MATERIALIZED (
         l.unique_key,
         row_number() OVER (PARTITION BY l.unique_key ORDER BY l.id DESC) AS place
     FROM locked_job AS l
-    WHERE l.status IN ('dead', 'cancelled')
+    WHERE
+        l.status IN ('dead', 'cancelled')
+        AND (:statuses::text[] IS NULL OR l.status = ANY(:statuses::text[]::goqueue.job_status[]))
+        AND (:queues::text[] IS NULL OR l.queue = ANY(:queues::text[]))
+        AND (:job_types::text[] IS NULL OR l.job_type = ANY(:job_types::text[]))
+        AND (:worker_ids::text[] IS NULL OR l.locked_by = ANY(:worker_ids::text[]))
 )
 
 UPDATE goqueue.jobs AS j
@@ -876,16 +894,19 @@ WHERE
 RETURNING j.id;
 
 
--- name: reschedule_jobs(ids, scheduled_at, delay)
+-- name: reschedule_jobs(ids, statuses, queues, job_types, worker_ids, scheduled_at, delay)
 -- Set a new time for pending jobs: scheduled_at, or delay from now.
--- Returns: the ids of the changed jobs; jobs that are not pending are omitted.
+-- Returns: the ids of the changed jobs; jobs that are not pending are omitted, and jobs that a filter excludes.
 -- Index: jobs_pkey, two probes per job.
 -- Locks: the jobs' rows, in the order of their ids.
 -- Notes: While claims resume from their last position, they find a job with an earlier time at the next full scan.
 WITH locked_job AS MATERIALIZED (
     SELECT
         j.id,
-        j.status
+        j.status,
+        j.queue,
+        j.job_type,
+        j.locked_by
     FROM goqueue.jobs AS j
     WHERE j.id = ANY(:ids::uuid[])
     ORDER BY j.id
@@ -900,16 +921,21 @@ WHERE
     j.id = ANY(
         ARRAY(
             SELECT l.id FROM locked_job AS l
-            WHERE l.status = 'pending'
+            WHERE
+                l.status = 'pending'
+                AND (:statuses::text[] IS NULL OR l.status = ANY(:statuses::text[]::goqueue.job_status[]))
+                AND (:queues::text[] IS NULL OR l.queue = ANY(:queues::text[]))
+                AND (:job_types::text[] IS NULL OR l.job_type = ANY(:job_types::text[]))
+                AND (:worker_ids::text[] IS NULL OR l.locked_by = ANY(:worker_ids::text[]))
         )
     )
 RETURNING j.id;
 
 
--- name: change_jobs(ids, queue, priority, max_attempts)
+-- name: change_jobs(ids, statuses, queues, job_types, worker_ids, queue, priority, max_attempts)
 -- Change the queue, the priority and max_attempts of jobs that are not completed. A null leaves the column unchanged.
--- Returns: the ids of the changed jobs. Omitted are completed and missing jobs, and jobs that have already used more
--- attempts than max_attempts (pending jobs: as many or more).
+-- Returns: the ids of the changed jobs. Omitted are completed and missing jobs, jobs that a filter excludes, and jobs
+-- that have already used more attempts than max_attempts (pending jobs: as many or more).
 -- Index: jobs_pkey, two probes per job.
 -- Locks: the jobs' rows, in the order of their ids.
 -- Notes: A trigger wakes the listeners of the queue to which a due job is moved. While claims resume from their last
@@ -918,6 +944,9 @@ WITH locked_job AS MATERIALIZED (
     SELECT
         j.id,
         j.status,
+        j.queue,
+        j.job_type,
+        j.locked_by,
         j.attempts,
         coalesce(:max_attempts::integer, j.max_attempts) AS max_attempts_after
     FROM goqueue.jobs AS j
@@ -937,8 +966,14 @@ WHERE
         ARRAY(
             SELECT l.id FROM locked_job AS l
             WHERE
-                (l.status = 'pending' AND l.attempts < l.max_attempts_after)
-                OR (l.status IN ('running', 'dead', 'cancelled') AND l.attempts <= l.max_attempts_after)
+                (
+                    (l.status = 'pending' AND l.attempts < l.max_attempts_after)
+                    OR (l.status IN ('running', 'dead', 'cancelled') AND l.attempts <= l.max_attempts_after)
+                )
+                AND (:statuses::text[] IS NULL OR l.status = ANY(:statuses::text[]::goqueue.job_status[]))
+                AND (:queues::text[] IS NULL OR l.queue = ANY(:queues::text[]))
+                AND (:job_types::text[] IS NULL OR l.job_type = ANY(:job_types::text[]))
+                AND (:worker_ids::text[] IS NULL OR l.locked_by = ANY(:worker_ids::text[]))
         )
     )
 RETURNING j.id;
@@ -954,15 +989,19 @@ WHERE j.id = :id::uuid
 RETURNING pg_current_xact_id()::text AS transaction_id;
 
 
--- name: delete_jobs(ids, statuses)
--- Delete jobs in any status, or those with one of the statuses; none if another table refers to one of them.
--- Returns: the id of each deleted job, and the transaction's id; missing jobs are omitted.
+-- name: delete_jobs(ids, statuses, queues, job_types, worker_ids)
+-- Delete jobs in any status; none if another table refers to one of them.
+-- Returns: the id of each deleted job, and the transaction's id; missing jobs are omitted, and jobs that a filter
+-- excludes.
 -- Index: jobs_pkey, two probes per job.
 -- Locks: the jobs' rows, in the order of their ids.
 WITH locked_job AS MATERIALIZED (
     SELECT
         j.id,
-        j.status
+        j.status,
+        j.queue,
+        j.job_type,
+        j.locked_by
     FROM goqueue.jobs AS j
     WHERE j.id = ANY(:ids::uuid[])
     ORDER BY j.id
@@ -974,7 +1013,11 @@ WHERE
     j.id = ANY(
         ARRAY(
             SELECT l.id FROM locked_job AS l
-            WHERE :statuses::text[] IS NULL OR l.status = ANY(:statuses::text[]::goqueue.job_status[])
+            WHERE
+                (:statuses::text[] IS NULL OR l.status = ANY(:statuses::text[]::goqueue.job_status[]))
+                AND (:queues::text[] IS NULL OR l.queue = ANY(:queues::text[]))
+                AND (:job_types::text[] IS NULL OR l.job_type = ANY(:job_types::text[]))
+                AND (:worker_ids::text[] IS NULL OR l.locked_by = ANY(:worker_ids::text[]))
         )
     )
 RETURNING

@@ -83,16 +83,16 @@ MUTANTS = [
     ),
     *_of_each(
         "cancel_jobs",
-        ("status", "WHERE l.status IN ('pending', 'running')", "", f"{_LEASES} -k Operators"),
+        ("status", "l.status IN ('pending', 'running')", "TRUE", f"{_LEASES} -k Operators"),
     ),
     *_of_each(
         "retry_jobs",
-        ("status", "WHERE l.status IN ('dead', 'cancelled')", "", f"{_LEASES} -k Operators"),
+        ("status", "l.status IN ('dead', 'cancelled')", "TRUE", f"{_LEASES} -k Operators"),
         ("unique key", "other.unique_key = r.unique_key", "FALSE", f"{_UNIQUE} -k retr"),
         ("own row", "AND other.id <> r.id", "", f"{_UNIQUE} -k retr"),
         ("one of several", "r.place = 1", "TRUE", f"{_UNIQUE} -k retr"),
     ),
-    *_of_each("reschedule_jobs", ("status", "WHERE l.status = 'pending'", "", f"{_LEASES} -k Operators")),
+    *_of_each("reschedule_jobs", ("status", "l.status = 'pending'", "TRUE", f"{_LEASES} -k Operators")),
     *_of_each(
         "change_jobs",
         ("status", "l.status IN ('running', 'dead', 'cancelled')", "TRUE", f"{_LEASES} -k Operators"),
@@ -101,9 +101,22 @@ MUTANTS = [
     ),
     *_of_each(
         "delete_jobs",
-        ("status", "l.status = ANY(", "TRUE OR l.status = ANY(", f"{_GUARDS} -k operator"),
         ("row lock", "    FOR UPDATE\n", "", f"{_GUARDS} -k operator"),
         ("lock order", "ORDER BY j.id\n", "ORDER BY j.id DESC\n", "tests/test_postgres.py -k locked_in_the_order"),
+    ),
+    *_of_each(
+        "cancel_jobs retry_jobs reschedule_jobs change_jobs delete_jobs",
+        ("filter: status", "(:statuses::text[] IS NULL OR", "(TRUE OR", f"{_GUARDS} -k Filters"),
+        ("filter: queue", "(:queues::text[] IS NULL OR", "(TRUE OR", f"{_GUARDS} -k Filters"),
+        ("filter: job type", "(:job_types::text[] IS NULL OR", "(TRUE OR", f"{_GUARDS} -k Filters"),
+        ("filter: worker", "(:worker_ids::text[] IS NULL OR", "(TRUE OR", f"{_GUARDS} -k Filters"),
+    ),
+    Mutant(
+        "goqueue/postgres/store_async.py",
+        "changes: filter",
+        "still = still_matching(jobs)",
+        "still = still_matching(None)",
+        f"{_GUARDS} -k Filters",
     ),
     *_of_each(
         "list_jobs",

@@ -4,7 +4,8 @@
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, ClassVar
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -190,6 +191,129 @@ class TestRowLocks:
         with pytest.raises(LeaseLostError):
             self.after_waiting(goqueue_database, open_transaction, query, settle)
         assert goqueue_store.get_job(job.id).status == JobStatus.CANCELLED
+
+
+class TestFilters:
+    """A change by a filter leaves a job alone that no longer matches when the statement has locked its row."""
+
+    CHANGES: ClassVar[dict[str, Callable[[Any, JobFilter], int]]] = {
+        "cancel_jobs": lambda store, jobs: store.cancel_jobs(jobs),
+        "retry_jobs": lambda store, jobs: store.retry_jobs(jobs),
+        "reschedule_jobs": lambda store, jobs: store.reschedule_jobs(jobs, delay=MINUTE),
+        "change_jobs": lambda store, jobs: store.change_jobs(jobs, priority=1),
+        "delete_jobs": lambda store, jobs: store.delete_jobs(jobs),
+    }
+
+    def left_alone(
+        self,
+        store: PostgresStorage,
+        monkeypatch: pytest.MonkeyPatch,
+        method: str,
+        jobs: JobFilter,
+        ids: list[UUID],
+        meanwhile: Callable[[UUID], Any],
+    ) -> None:
+        """Expect that of two jobs that a filter lists, only the second is changed: the first one leaves the filter
+        between the list and the change."""
+        leaving, staying = ids
+        listed, found = store._list, []
+
+        def list_and_change(*args: Any, **kwargs: Any) -> Any:
+            rows, cursor = listed(*args, **kwargs)
+            found.extend(row.id for row in rows)
+            meanwhile(leaving)
+            found.append(store.get_job(leaving))
+            return rows, cursor
+
+        before = store.get_job(staying)
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "_list", list_and_change)
+            count = self.CHANGES[method](store, jobs)
+        *listed_ids, left = found
+        assert sorted(listed_ids) == sorted(ids)
+        assert count == 1
+        assert store.get_job(leaving) == left
+        assert [before] != store.get_jobs([staying])
+
+    @pytest.mark.parametrize("method", ["cancel_jobs", "change_jobs", "delete_jobs"])
+    def test_a_job_that_was_claimed_meanwhile_has_left_the_pending_ones(
+        self, method: str, goqueue_store: PostgresStorage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ids = [job.id for job in added(goqueue_store, 2)]
+        self.left_alone(
+            goqueue_store, monkeypatch, method, JobFilter(status="pending"), ids,
+            lambda _: goqueue_store.claim_jobs("default", "w"),
+        )  # fmt: skip
+
+    @pytest.mark.parametrize("method", ["retry_jobs", "change_jobs", "delete_jobs"])
+    def test_a_job_that_was_retried_and_cancelled_meanwhile_has_left_the_dead_ones(
+        self, method: str, goqueue_store: PostgresStorage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ids = [job.id for job in dead(goqueue_store, 2)]
+        self.left_alone(
+            goqueue_store, monkeypatch, method, JobFilter(status="dead"), ids,
+            lambda leaving: (goqueue_store.retry_jobs(leaving), goqueue_store.cancel_jobs(leaving)),
+        )  # fmt: skip
+
+    @pytest.mark.parametrize("method", ["cancel_jobs", "change_jobs", "delete_jobs"])
+    def test_a_job_that_another_worker_holds_meanwhile_has_left_those_of_the_first(
+        self, method: str, goqueue_store: PostgresStorage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        first, second = claimed(goqueue_store, 2)
+
+        def pass_on(_: UUID) -> None:
+            goqueue_store.release_jobs([first])
+            assert [job.id for job in goqueue_store.claim_jobs("default", "w2")] == [first.id]
+
+        ids = [first.id, second.id]
+        self.left_alone(goqueue_store, monkeypatch, method, JobFilter(locked_by="w"), ids, pass_on)
+
+    @pytest.mark.parametrize("field", ["queue", "job_type"])
+    @pytest.mark.parametrize("method", CHANGES)
+    def test_a_job_that_was_moved_meanwhile_has_left_its_queue_or_type(
+        self, method: str, field: str, goqueue_store: PostgresStorage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        jobs = dead(goqueue_store, 2) if method == "retry_jobs" else added(goqueue_store, 2)
+        given = JobFilter(queue="default") if field == "queue" else JobFilter(job_type=["t", "u"])
+        self.left_alone(
+            goqueue_store, monkeypatch, method, given, [job.id for job in jobs],
+            lambda leaving: goqueue_store.update_job(leaving, JobUpdate(**{field: "moved"})),
+        )  # fmt: skip
+
+    @pytest.mark.parametrize("method", CHANGES)
+    def test_a_job_that_leaves_the_filter_while_the_change_waits_for_its_row_is_left_alone(
+        self,
+        method: str,
+        goqueue_store: PostgresStorage,
+        goqueue_database: str,
+        open_transaction: psycopg.Connection[Any],
+        theirs: PostgresStorage,
+    ) -> None:
+        jobs = dead(goqueue_store, 2) if method == "retry_jobs" else added(goqueue_store, 2)
+        theirs.update_job(jobs[0].id, JobUpdate(queue="moved"))
+        with ThreadPoolExecutor(1) as thread:
+            waiting = thread.submit(self.CHANGES[method], goqueue_store, JobFilter(queue="default"))
+            until_waiting(goqueue_database, method)
+            open_transaction.commit()
+            assert waiting.result(20) == 1
+        after = goqueue_store.get_job(jobs[0].id)
+        assert (after.status, after.queue, after.priority) == (jobs[0].status, "moved", 0)
+
+    @pytest.mark.parametrize("condition", ["statuses", "queues", "job_types", "worker_ids"])
+    @pytest.mark.parametrize("method", CHANGES)
+    def test_each_statement_tests_each_condition(
+        self, method: str, condition: str, goqueue_store: PostgresStorage
+    ) -> None:
+        [job] = dead(goqueue_store) if method == "retry_jobs" else added(goqueue_store)
+        values = {
+            "reschedule_jobs": {"scheduled_at": None, "delay": ZERO},
+            "change_jobs": {"queue": None, "priority": 1, "max_attempts": None},
+        }.get(method, {})
+        anything = {"statuses": None, "queues": None, "job_types": None, "worker_ids": None}
+        run = getattr(goqueue_store._queries, method)
+        with goqueue_store._connection() as connection:
+            assert list(run(connection, ids=[job.id], **values, **{**anything, condition: ["completed"]})) == []
+            assert len(list(run(connection, ids=[job.id], **values, **anything))) == 1
 
 
 class TestSkippedLocks:

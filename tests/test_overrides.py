@@ -135,6 +135,22 @@ def test_other_parameters_are_reported(folder: Folder, old: str, new: str, probl
     assert refused.value.problems == (f"{given / 'jobs.sql'}, query get_job: {problem}",)
 
 
+@pytest.mark.parametrize("query", ["cancel_jobs", "retry_jobs", "reschedule_jobs", "change_jobs", "delete_jobs"])
+def test_a_change_that_does_not_test_the_filter_again_is_reported(query: str, folder: Folder) -> None:
+    """A statement that was exported earlier has no such parameters."""
+    _, start, text = (SHIPPED / "jobs.sql").read_text("utf-8").partition(f"-- name: {query}(")
+    text = start + text.partition("\n-- name:")[0]
+    old = re.sub(r"(AND )?\(:\w+::text\[\] IS NULL OR .*\)\n", "", text).replace(
+        "statuses, queues, job_types, worker_ids", "statuses"
+    )
+    given = folder(text, re.sub("WHERE +\\)", ")", old).replace(", statuses", ""))
+    with pytest.raises(ConfigError) as refused:
+        load_queries(given)
+    assert [problem.partition(" query ")[2] for problem in refused.value.problems] == [
+        f"{query}: it lacks the parameter {name}" for name in ("statuses", "queues", "job_types", "worker_ids")
+    ]
+
+
 @pytest.mark.parametrize(
     ("files", "problem"),
     [

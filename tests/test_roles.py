@@ -195,6 +195,7 @@ NEW = {
     "scheduled_at": None, "delay": None, "idempotency_key": "new", "unique_key": "new",
 }  # fmt: skip
 FILTER = dict.fromkeys(("statuses", "queues", "job_types", "worker_ids", "created_from", "created_before"))
+ANYTHING = dict.fromkeys(("statuses", "queues", "job_types", "worker_ids"))
 BACKOFF = {
     "retry_in": MINUTE,
     "backoff_base": MINUTE,
@@ -234,12 +235,12 @@ def values_of(jobs: dict[str, UUID]) -> dict[str, dict[str, Any]]:
         "count_jobs": FILTER,
         "update_job": {"id": jobs["pending"], "changes": '{"priority": 5}'},
         "replace_pending_job": {**NEW, "idempotency_key": "pending"},
-        "cancel_jobs": {"ids": [jobs["pending"]]},
-        "retry_jobs": {"ids": [jobs["dead"]]},
-        "reschedule_jobs": {"ids": [jobs["pending"]], "scheduled_at": None, "delay": MINUTE},
-        "change_jobs": {"ids": [jobs["pending"]], "queue": "other", "priority": 1, "max_attempts": 9},
+        "cancel_jobs": {"ids": [jobs["pending"]], **ANYTHING},
+        "retry_jobs": {"ids": [jobs["dead"]], **ANYTHING},
+        "reschedule_jobs": {"ids": [jobs["pending"]], **ANYTHING, "scheduled_at": None, "delay": MINUTE},
+        "change_jobs": {"ids": [jobs["pending"]], **ANYTHING, "queue": "other", "priority": 1, "max_attempts": 9},
         "delete_job": {"id": jobs["dead"]},
-        "delete_jobs": {"ids": [jobs["dead"]], "statuses": None},
+        "delete_jobs": {"ids": [jobs["dead"]], **ANYTHING},
         "delete_failures": {"ids": [jobs["dead"]]},
         "prune_jobs": {
             "older_than": timedelta(0),

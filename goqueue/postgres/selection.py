@@ -17,6 +17,12 @@ def filter_values(job_filter: JobFilter | None) -> dict[str, object]:
     return job_filter.parameters()
 
 
+def still_matching(jobs: object) -> dict[str, object]:
+    """Return the filters that a change of jobs tests again: a filter's; none for ids. `created_at` never changes."""
+    values = (jobs if isinstance(jobs, JobFilter) else _NO_FILTER).parameters()
+    return {name: values[name] for name in ("statuses", "queues", "job_types", "worker_ids")}
+
+
 def as_job_ids(jobs: JobId | Iterable[JobId]) -> list[UUID]:
     """Return one id or several as UUIDs."""
     if isinstance(jobs, (UUID, str)):

@@ -80,7 +80,7 @@ from goqueue.postgres.rows import (
     stats_of,
     worker_of,
 )
-from goqueue.postgres.selection import as_job_ids, as_statuses, filter_values, in_batches
+from goqueue.postgres.selection import as_job_ids, as_statuses, filter_values, in_batches, still_matching
 from goqueue.postgres.translate import (
     LISTEN_URL,
     READ_URL,
@@ -577,6 +577,9 @@ class PostgresStorage:
         The worker of a running job gets `LeaseLostError` at its next call. If it listens, it is notified earlier
         (`Listener.cancelled`).
 
+        With a filter, jobs are listed and then changed. A job that was changed in between is left alone if its status,
+        queue, job type or holder no longer matches.
+
         Queries: cancel_jobs, once for each 1000 jobs; list_jobs for a filter.
         Repeating: does not count cancelled jobs; cancels jobs that were retried in the meantime.
         """
@@ -586,7 +589,7 @@ class PostgresStorage:
         """Make dead and cancelled jobs pending again, due at once, with all their attempts. Return how many.
 
         A job stays as it is if an unfinished job has its unique key. Of several jobs with the same unique key, one is
-        retried.
+        retried. A filter is tested again: see `cancel_jobs`.
 
         Raises: `DuplicateJobError` if another session adds a job with one of the unique keys at the same time.
         Queries: retry_jobs, once for each 1000 jobs; list_jobs for a filter.
@@ -603,6 +606,7 @@ class PostgresStorage:
         progress: Progress | None = None,
     ) -> int:
         """Set a new time for pending jobs: ``scheduled_at`` (aware), or ``delay`` from now. Return how many.
+        A filter is tested again: see `cancel_jobs`.
 
         Queries: reschedule_jobs, once for each 1000 jobs; list_jobs for a filter.
         Repeating: sets the same ``scheduled_at`` again, or a new time from ``delay``; overwrites later changes by
@@ -626,7 +630,8 @@ class PostgresStorage:
         max_attempts: int | None = None,
         progress: Progress | None = None,
     ) -> int:
-        """Change the given columns of jobs that are not completed. Return how many.
+        """Change the given columns of jobs that are not completed. Return how many. A filter is tested again: see
+        `cancel_jobs`.
 
         With ``max_attempts``, jobs that have had more attempts are skipped, and pending jobs that would have none left.
         A due job in a new queue wakes the queue's listeners. While the table has many dead tuples, claims find a moved
@@ -653,14 +658,18 @@ class PostgresStorage:
         statuses: tuple[JobStatus, ...] | None,
         progress: Progress | None,
     ) -> int:
-        """Run a query in batches over the given ids, or over those of a filter (narrowed to ``statuses``, if given)."""
+        """Run a query in batches over the given ids, or over those of a filter (narrowed to ``statuses``, if given).
+
+        The query tests the filter again, because a job can change after it was listed.
+        """
         if not (progress is None or callable(progress)):
             raise InvalidJobError(f"progress must be a function of a number, not {shown(progress)}")
+        still = still_matching(jobs)
         count = 0
         with closing(self._ids(jobs, statuses)) as batches:
             for ids in batches:
                 with self._connection() as connection:
-                    count += len(list(run(connection, ids=ids)))
+                    count += len(list(run(connection, ids=ids, **still)))
                 if progress is not None:
                     progress(count)
         return count
@@ -708,23 +717,19 @@ class PostgresStorage:
         """Delete jobs in any status, given by ids or by filter, with their failure histories. Return how many. Missing
         jobs are not counted.
 
-        Each 1000 jobs are one transaction. A job whose status no longer matches the filter is not deleted. The worker
-        of a running job gets `LeaseLostError` at its next call. If it listens, it is notified earlier
-        (`Listener.cancelled`).
+        Each 1000 jobs are one transaction. A filter is tested again: see `cancel_jobs`. The worker of a running job
+        gets `LeaseLostError` at its next call. If it listens, it is notified earlier (`Listener.cancelled`).
 
         Raises: `JobStateError` if another table refers to one of them (`prune_jobs` skips such jobs). Earlier batches
         stay deleted.
         Queries: delete_jobs and delete_failures, once for each 1000 jobs; list_jobs for a filter.
         Repeating: deletes no more, except new jobs that a filter matches.
         """
-        statuses = jobs.parameters()["statuses"] if isinstance(jobs, JobFilter) else None
-        return self._for_each(jobs, partial(self._delete, statuses=statuses), None, progress)
+        return self._for_each(jobs, self._delete, None, progress)
 
-    def _delete(
-        self, connection: Connection[Any], ids: list[UUID], statuses: list[str] | None
-    ) -> Generator[DeletedRow]:
+    def _delete(self, connection: Connection[Any], ids: list[UUID], **still: object) -> Generator[DeletedRow]:
         with self._transaction(connection, "delete_jobs", ids) as known:
-            rows = list(self._queries.delete_jobs(connection, ids=ids, statuses=statuses))
+            rows = list(self._queries.delete_jobs(connection, ids=ids, **still))
             if rows:
                 known["transaction_id"] = rows[0].transaction_id
                 deleted = [row.id for row in rows]

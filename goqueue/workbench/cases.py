@@ -474,11 +474,7 @@ def _changing() -> Iterator[Case]:
             change,
         )
     yield Case(f"delete_jobs {kinds}", ("delete_jobs", "delete_failures"), lambda stage: stage.store.delete_jobs(ids))
-    yield Case(
-        f"delete_jobs {kinds}, if they are dead or running",
-        ("delete_jobs",),
-        lambda stage: [row.id for row in stage.run("delete_jobs", ids=ids, statuses=["dead", "running"])],
-    )
+    yield from _filtered()
     for name in ("due 1", "held 1", "completed", "failed twice", "absent"):
         yield Case(
             f"delete_job of {name}",
@@ -487,6 +483,31 @@ def _changing() -> Iterator[Case]:
             name,
         )
     yield from _pruning()
+
+
+def _filtered() -> Iterator[Case]:
+    """Changes of jobs of every kind by their ids, if they still match a filter."""
+
+    def change(stage: Stage, query: str, values: dict[str, Any]) -> Any:
+        return [row.id for row in stage.run(query, ids=_ids(*_EVERY_KIND, "due 2", "again 1"), **values)]
+
+    anything = {"statuses": None, "queues": None, "job_types": None, "worker_ids": None}
+    filters: dict[str, dict[str, list[str]]] = {
+        "a status": {"statuses": ["dead", "running"]},
+        "a queue": {"queues": ["a", "cancelled"]},
+        "a job type": {"job_types": ["type 2"]},
+        "a worker": {"worker_ids": ["holder"]},
+    }
+    changes: dict[str, dict[str, Any]] = {
+        "cancel_jobs": {},
+        "retry_jobs": {},
+        "reschedule_jobs": {"scheduled_at": None, "delay": _KILO},
+        "change_jobs": {"queue": None, "priority": 5, "max_attempts": None},
+        "delete_jobs": {},
+    }
+    for query, values in changes.items():
+        for title, given in filters.items():
+            yield Case(f"{query} that still match {title}", (query,), change, query, {**values, **anything, **given})
 
 
 def _pruning() -> Iterator[Case]:
