@@ -1080,8 +1080,8 @@ due_job AS MATERIALIZED (
                 AND j.job_type = l.job_type
                 AND j.status = l.status
                 AND j.created_at < p.finished_before
-                AND j.completed_at < p.finished_before
-                AND j.id <> ALL(:kept_ids::uuid[])
+                -- In this order, because comparing an id with thousands takes longer than comparing a time.
+                AND CASE WHEN j.completed_at < p.finished_before THEN j.id <> ALL(:kept_ids::uuid[]) ELSE FALSE END
             ORDER BY j.status, j.created_at, j.id
             LIMIT :job_limit::bigint
             FOR UPDATE SKIP LOCKED
@@ -1098,8 +1098,7 @@ due_job AS MATERIALIZED (
                 AND j.job_type = l.job_type
                 AND j.status = l.status
                 AND j.created_at < p.finished_before
-                AND j.completed_at < p.finished_before
-                AND j.id <> ALL(:kept_ids::uuid[])
+                AND CASE WHEN j.completed_at < p.finished_before THEN j.id <> ALL(:kept_ids::uuid[]) ELSE FALSE END
             ORDER BY j.queue, j.status, j.created_at, j.id
             LIMIT :job_limit::bigint
             FOR UPDATE SKIP LOCKED

@@ -376,7 +376,7 @@ CROSS JOIN LATERAL (
     ('delay', '1 minute'),
     ('statuses', '{pending,dead}'),
     ('prune_jobs.statuses', '{completed,dead,cancelled}'),
-    ('kept_ids', '{}'),
+    ('kept_ids', c.ids),
     ('older_than', '7 days'),
     ('page_limit', '50'),
     ('job_limit', '10'),

@@ -115,7 +115,7 @@ BROKEN = [
         "AND l.queue <> ''",
         "prune_jobs of two queues: it returns: [",
     ),
-    Broken("prune_jobs", re.compile(r"\n +AND j\.completed_at < [^\n]+"), "", "an hour ago and more: it returns: ["),
+    Broken("prune_jobs", "j.completed_at < p.finished_before", "TRUE", "an hour ago and more: it returns: ["),
     Broken("prune_jobs", KEPT, f"(TRUE OR {KEPT})", "prune_jobs of all but two that are kept: it returns: ["),
     Broken(
         "prune_jobs",

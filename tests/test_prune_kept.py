@@ -60,6 +60,24 @@ def test_a_job_that_is_referred_to_is_kept_and_the_others_are_pruned(
     assert store.prune_jobs(ZERO) == 0
 
 
+def test_a_warning_tells_that_too_many_jobs_are_kept_to_prune_the_others(
+    goqueue_store: PostgresStorage,
+    orders: psycopg.Connection[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("goqueue.postgres.store._MOST_KEPT", 5)
+    ids = finished(goqueue_store, 9)
+    refer(orders, ids[:7])
+    text = "prune_jobs has found 7 jobs that can't be deleted, and stops"
+    assert goqueue_store.prune_jobs(ZERO, limit=7) == 0
+    assert text in caplog.text
+    caplog.clear()
+    orders.execute("DELETE FROM orders")
+    assert goqueue_store.prune_jobs(ZERO, limit=7) == 7
+    assert text not in caplog.text
+
+
 @pytest.mark.parametrize("rule", ["ON DELETE CASCADE", "ON DELETE SET NULL"])
 def test_a_cascading_foreign_key_keeps_nothing(
     rule: str, goqueue_store: PostgresStorage, goqueue_connection: psycopg.Connection[Any]

@@ -1,7 +1,7 @@
 """Conversion of the queries' rows to Structs. No other module reads a row of the store's queries."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, Final
 from uuid import UUID
@@ -79,6 +79,12 @@ def refused(rows: Iterable[tuple[UUID, str | None]]) -> dict[UUID, str]:
         text = "%d finished jobs can't be deleted and are skipped; the first is %s: %s"
         log(_log, logging.WARNING, text, len(reasons), job_id, reason, jobs=len(reasons), job_id=job_id)
     return reasons
+
+
+def log_too_many(kept: Collection[UUID]) -> None:
+    """Log that prune_jobs stops, because it remembers no more jobs to skip."""
+    text = "prune_jobs has found %d jobs that can't be deleted, and stops: first change the rows that refer to them"
+    log(_log, logging.WARNING, text, len(kept), jobs=len(kept))
 
 
 def rescued(rows: Iterable[tuple[UUID, str]]) -> dict[UUID, JobStatus]:

@@ -74,6 +74,7 @@ from goqueue.postgres.rows import (
     failure_of,
     found,
     job_of,
+    log_too_many,
     read_jobs,
     refused,
     rescued,
@@ -759,7 +760,8 @@ class AsyncPostgresStorage:
 
         Call it until it returns fewer than ``limit``; each call is a short transaction. It skips and logs jobs that
         another table refers to (by a foreign key without CASCADE or SET NULL). Each result's ``kept`` names those that
-        the calls with the same arguments have skipped so far, at most 10,000.
+        the calls with the same arguments have skipped so far. After 10,000 such jobs, it deletes no more and logs a
+        warning.
 
         To keep jobs of one queue longer than those of another, call it once for each queue.
 
@@ -789,6 +791,8 @@ class AsyncPostgresStorage:
                 kept.update(reasons)
                 if not reasons:
                     break
+        if len(kept) >= _MOST_KEPT:
+            log_too_many(kept)
         if deleted < limit:  # The next call starts a new round, which reads all jobs again.
             self._kept.pop(repr(values), None)
         return Pruned(deleted, kept)
