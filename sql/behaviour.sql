@@ -212,7 +212,7 @@ SELECT clock_timestamp() AS now;
 -- Index: jobs_pkey.
 -- Locks: the jobs' rows.
 UPDATE goqueue.jobs AS j
-SET created_at = j.created_at - extract(EPOCH FROM :age::interval) * interval '1 second'
+SET created_at = j.created_at - extract(EPOCH FROM :age::interval)::double precision * interval '1 second'
 WHERE j.id = ANY(:ids::uuid[])
 RETURNING j.id;
 

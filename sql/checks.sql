@@ -32,14 +32,14 @@ SELECT
     (
         SELECT count(*) > 0
         FROM pg_shdepend AS h
-        INNER JOIN pg_roles AS r ON h.refclassid = 'pg_authid'::regclass AND h.refobjid = r.oid
+        INNER JOIN pg_roles AS r ON h.refclassid = 'pg_authid'::regclass::oid AND h.refobjid = r.oid
         WHERE
             h.dbid = d.oid
             AND r.rolname IN ('goqueue_owner', 'goqueue_operator', 'goqueue_worker', 'goqueue_reader', 'goqueue_producer')
             AND (
-                (h.classid = 'pg_namespace'::regclass AND h.objid = n.oid)
+                (h.classid = 'pg_namespace'::regclass::oid AND h.objid = n.oid)
                 OR (
-                    h.classid = 'pg_class'::regclass
+                    h.classid = 'pg_class'::regclass::oid
                     AND h.objid IN (
                         SELECT c.oid FROM pg_class AS c
                         WHERE c.relnamespace = n.oid
@@ -82,9 +82,9 @@ SELECT
     s.name,
     s.setting,
     CASE s.source
-        WHEN 'database' THEN format('ALTER DATABASE %%I', current_database())
-        WHEN 'user' THEN format('ALTER ROLE %%I', session_user)
-        WHEN 'database user' THEN format('ALTER ROLE %%I IN DATABASE %%I', session_user, current_database())
+        WHEN 'database' THEN pg_catalog.format('ALTER DATABASE %%I', current_database())
+        WHEN 'user' THEN pg_catalog.format('ALTER ROLE %%I', session_user)
+        WHEN 'database user' THEN pg_catalog.format('ALTER ROLE %%I IN DATABASE %%I', session_user, current_database())
         WHEN 'global' THEN 'ALTER ROLE ALL'
         WHEN 'client' THEN 'client'
     END AS set_by
@@ -104,16 +104,16 @@ SELECT
     split_part(o.pair, '=', 1) AS name,
     substr(o.pair, strpos(o.pair, '=') + 1) AS value,
     CASE
-        WHEN s.setrole = 0 AND s.setdatabase = 0 THEN 'ALTER ROLE ALL'
-        WHEN s.setrole = 0 THEN format('ALTER DATABASE %%I', d.datname)
-        WHEN s.setdatabase = 0 THEN format('ALTER ROLE %%I', r.rolname)
-        ELSE format('ALTER ROLE %%I IN DATABASE %%I', r.rolname, d.datname)
+        WHEN s.setrole = 0::oid AND s.setdatabase = 0::oid THEN 'ALTER ROLE ALL'
+        WHEN s.setrole = 0::oid THEN pg_catalog.format('ALTER DATABASE %%I', d.datname)
+        WHEN s.setdatabase = 0::oid THEN pg_catalog.format('ALTER ROLE %%I', r.rolname)
+        ELSE pg_catalog.format('ALTER ROLE %%I IN DATABASE %%I', r.rolname, d.datname)
     END AS set_by,
     m.roles
 FROM pg_db_role_setting AS s
-INNER JOIN pg_database AS d ON d.datname = current_database() AND s.setdatabase IN (0, d.oid)
+INNER JOIN pg_database AS d ON d.datname = current_database() AND s.setdatabase IN (0::oid, d.oid)
 LEFT JOIN pg_roles AS r ON s.setrole = r.oid
-CROSS JOIN LATERAL unnest(s.setconfig) AS o (pair)
+CROSS JOIN LATERAL pg_catalog.unnest(s.setconfig) AS o (pair)
 CROSS JOIN LATERAL (
     SELECT
         ARRAY(
@@ -129,7 +129,7 @@ CROSS JOIN LATERAL (
 ) AS m
 WHERE
     split_part(o.pair, '=', 1) = ANY(:names::text[])
-    AND (s.setrole = 0 OR r.rolname = session_user OR m.roles <> '{}')
+    AND (s.setrole = 0::oid OR r.rolname = session_user OR m.roles[1] IS NOT NULL)
 ORDER BY set_by, name;
 
 
@@ -146,7 +146,7 @@ SELECT
     a.usename::text AS role,
     a.application_name AS application,
     a.state,
-    count(w.pid) AS waiting
+    pg_catalog.count(w.pid) AS waiting
 FROM pg_locks AS h
 INNER JOIN pg_database AS d ON h.database = d.oid AND d.datname = current_database()
 LEFT JOIN pg_stat_activity AS a ON h.pid = a.pid
@@ -648,7 +648,7 @@ WHERE
     AND a.pid <> pg_backend_pid()
     AND a.backend_type NOT IN ('autovacuum worker', 'walsender')
     AND (a.backend_xmin IS NOT NULL OR a.backend_xid IS NOT NULL)
-    AND a.xact_start <= clock_timestamp() - extract(EPOCH FROM :least_age::interval) * interval '1 second'
+    AND a.xact_start <= clock_timestamp() - extract(EPOCH FROM :least_age::interval)::double precision * interval '1 second'
 UNION ALL
 SELECT
     'prepared transaction' AS kind,
@@ -661,7 +661,7 @@ SELECT
 FROM pg_prepared_xacts AS p
 WHERE
     p.database = current_database()
-    AND p.prepared <= clock_timestamp() - extract(EPOCH FROM :least_age::interval) * interval '1 second'
+    AND p.prepared <= clock_timestamp() - extract(EPOCH FROM :least_age::interval)::double precision * interval '1 second'
 UNION ALL
 SELECT
     'standby' AS kind,
@@ -728,7 +728,7 @@ ORDER BY c.relname DESC;
 -- Locks: none.
 --
 SELECT
-    pg_relation_size(c.oid) AS size_bytes,
+    pg_relation_size(c.oid::regclass) AS size_bytes,
     c.reltuples::bigint AS entries,
     -- The entry's header and line pointer, the queue's name (rounded up as the server does), priority, time and id.
     (12 + 26 + ((w.avg_width + 7) / 8) * 8)::bigint AS entry_bytes,
@@ -861,7 +861,7 @@ FROM pg_depend AS d
 INNER JOIN pg_proc AS p ON d.objid = p.oid
 CROSS JOIN LATERAL pg_identify_object(d.refclassid, d.refobjid, 0) AS i
 WHERE
-    d.classid = 'pg_catalog.pg_proc'::regclass
+    d.classid = 'pg_catalog.pg_proc'::regclass::oid
     AND p.proname = :function_name::text
     AND p.pronamespace = pg_my_temp_schema()
     AND i.schema IS NOT NULL
@@ -873,7 +873,7 @@ ORDER BY kind, name;
 -- Returns: the name of each, with parentheses, ordered; functions of the schema goqueue are left out.
 -- Index: none; the server's catalogs are read.
 -- Locks: none.
-SELECT DISTINCT p.proname || '()' AS name
+SELECT DISTINCT p.proname::text || '()' AS name
 FROM pg_proc AS p
 INNER JOIN pg_namespace AS n ON p.pronamespace = n.oid
 WHERE p.proname = ANY(:names::text[]) AND p.provolatile = 'v' AND n.nspname <> 'goqueue'
@@ -900,7 +900,7 @@ WHERE t.oid = ANY(:ids::oid[]);
 SELECT
     a.attrelid::bigint AS table_id,
     a.attnum::integer AS number,
-    n.nspname || '.' || c.relname || '.' || a.attname AS name,
+    n.nspname::text || '.' || c.relname::text || '.' || a.attname::text AS name,
     NOT a.attnotnull AS is_nullable
 FROM pg_attribute AS a
 INNER JOIN pg_class AS c ON a.attrelid = c.oid

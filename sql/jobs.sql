@@ -6,6 +6,9 @@
 --   * The comment under a name gives its purpose, result, index and locks. `make catalogue` writes the index in
 --     sql/README.md from these comments. A line with only `--` ends this comment if other comments follow.
 --   * Each parameter is cast where it is used, so that the statement means the same for every client.
+--   * An operator or function gets exactly the types that it takes, or its schema is named, as in pg_catalog.unnest.
+--     Otherwise the server prefers one that takes the given types, which somebody has planted in a schema of the
+--     caller's search_path. There is no numeric * interval, so seconds are cast to double precision.
 --   * An interval is converted to seconds. Otherwise the server would add 23 hours for one day when daylight saving
 --     time begins in the session's time zone.
 --   * A statement repeats the condition of a partial index literally, because a generic plan can't prove it from
@@ -49,7 +52,7 @@ VALUES (
     :payload::text::jsonb,
     :priority::smallint,
     :max_attempts::integer,
-    coalesce(:scheduled_at::timestamptz, now() + coalesce(extract(EPOCH FROM :delay::interval) * interval '1 second', '0')),
+    coalesce(:scheduled_at::timestamptz, now() + coalesce(extract(EPOCH FROM :delay::interval)::double precision * interval '1 second', '0')),
     :idempotency_key::text,
     :unique_key::text
 )
@@ -281,7 +284,7 @@ SELECT
     j.updated_at,
     j.started_at,
     j.completed_at
-FROM unnest(:ids::uuid[]) WITH ORDINALITY AS wanted (id, place)
+FROM pg_catalog.unnest(:ids::uuid[]) WITH ORDINALITY AS wanted (id, place)
 CROSS JOIN LATERAL (
     SELECT
         by_id.id,
@@ -553,11 +556,11 @@ WITH counted AS MATERIALIZED (
 ),
 
 sample_size AS MATERIALIZED (
-    SELECT least(100, 100 * 500 / greatest(pg_relation_size('goqueue.jobs') / 8192, 1)::real)::real AS percent
+    SELECT least(100, (100 * 500)::double precision / greatest(pg_relation_size('goqueue.jobs'::regclass) / 8192, 1)::real)::real AS percent
 ),
 
 sampled AS (
-    SELECT (count(*) * 100 / (SELECT z.percent FROM sample_size AS z))::bigint AS jobs
+    SELECT ((count(*) * 100)::double precision / (SELECT z.percent FROM sample_size AS z))::bigint AS jobs
     FROM (
         SELECT
             s.status,
@@ -733,7 +736,7 @@ SELECT
     :payload::jsonb,
     :priority::smallint,
     :max_attempts::integer,
-    coalesce(:scheduled_at::timestamptz, now() + coalesce(extract(EPOCH FROM :delay::interval) * interval '1 second', '0')) AS scheduled_at,
+    coalesce(:scheduled_at::timestamptz, now() + coalesce(extract(EPOCH FROM :delay::interval)::double precision * interval '1 second', '0')) AS scheduled_at,
     :idempotency_key::text,
     :unique_key::text
 WHERE NOT EXISTS (
@@ -915,7 +918,10 @@ WITH locked_job AS MATERIALIZED (
 
 UPDATE goqueue.jobs AS j
 SET
-    scheduled_at = coalesce(:scheduled_at::timestamptz, statement_timestamp() + coalesce(extract(EPOCH FROM :delay::interval) * interval '1 second', '0')),
+    scheduled_at = coalesce(
+        :scheduled_at::timestamptz,
+        statement_timestamp() + coalesce(extract(EPOCH FROM :delay::interval)::double precision * interval '1 second', '0')
+    ),
     updated_at = statement_timestamp()
 WHERE
     j.id = ANY(
@@ -1058,7 +1064,7 @@ WITH guard AS MATERIALIZED (
     FROM pg_catalog.pg_trigger AS t
     WHERE
         t.tgrelid IN ('goqueue.jobs'::regclass, 'goqueue.job_failures'::regclass)
-        AND t.tgtype & 8 = 8
+        AND t.tgtype::integer & 8 = 8
         AND t.tgname <> 'jobs_follow_delete'
 ),
 
@@ -1066,7 +1072,7 @@ due_job AS MATERIALIZED (
     SELECT lane_job.id
     FROM goqueue.finished_lanes(:statuses::text[]::goqueue.job_status[], :queues::text[], :job_types::text[]) AS l
     CROSS JOIN (
-        SELECT statement_timestamp() - extract(EPOCH FROM :older_than::interval) * interval '1 second' AS finished_before
+        SELECT statement_timestamp() - extract(EPOCH FROM :older_than::interval)::double precision * interval '1 second' AS finished_before
     ) AS p
     CROSS JOIN LATERAL (
         -- A union accepts no locks, so each of its SELECTs has a subquery that locks.

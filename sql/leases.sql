@@ -94,7 +94,7 @@ claimed_job AS (
         locked_by = :worker_id::text,
         locked_at = statement_timestamp(),
         lease_token = mod(j.lease_token, 4611686018427387903) + 1,
-        lease_expires_at = statement_timestamp() + extract(EPOCH FROM :lease::interval) * interval '1 second',
+        lease_expires_at = statement_timestamp() + extract(EPOCH FROM :lease::interval)::double precision * interval '1 second',
         updated_at = statement_timestamp(),
         started_at = statement_timestamp()
     -- An array: in a join, the planner would estimate the unknown LIMIT as a tenth of the table, and read all of it.
@@ -166,7 +166,7 @@ WITH locked_job AS MATERIALIZED (
 
 UPDATE goqueue.jobs AS j
 SET
-    lease_expires_at = statement_timestamp() + extract(EPOCH FROM :lease::interval) * interval '1 second',
+    lease_expires_at = statement_timestamp() + extract(EPOCH FROM :lease::interval)::double precision * interval '1 second',
     updated_at = statement_timestamp()
 FROM locked_job AS k
 WHERE j.id = k.id AND k.is_held AND k.status = 'running'
@@ -261,13 +261,13 @@ failed_job AS (
         lease_expires_at = NULL,
         scheduled_at = CASE
             WHEN h.has_attempt THEN statement_timestamp() + coalesce(
-                extract(EPOCH FROM :retry_in::interval) * interval '1 second',
+                extract(EPOCH FROM :retry_in::interval)::double precision * interval '1 second',
                 -- Seconds as a double, because an interval could overflow. exp(300) is beyond any max.
                 least(
                     extract(EPOCH FROM :backoff_base::interval)::double precision
-                    * exp(least(ln(:backoff_factor::double precision) * (j.attempts - 1), 300)),
+                    * exp(least(ln(:backoff_factor::double precision) * (j.attempts - 1)::double precision, 300)),
                     extract(EPOCH FROM :backoff_max::interval)::double precision
-                ) * (1 + :backoff_jitter::double precision * random()) * '1 second'::interval
+                ) * (1::double precision + :backoff_jitter::double precision * random()) * '1 second'::interval
             )
             ELSE j.scheduled_at
         END,
@@ -337,7 +337,7 @@ SET
     locked_at = NULL,
     lease_expires_at = NULL,
     scheduled_at = coalesce(
-        statement_timestamp() + nullif(extract(EPOCH FROM :delay::interval), 0) * interval '1 second',
+        statement_timestamp() + nullif(extract(EPOCH FROM :delay::interval), 0::numeric)::double precision * interval '1 second',
         j.scheduled_at
     ),
     updated_at = statement_timestamp()
@@ -455,4 +455,4 @@ WHERE p.paused_until IS DISTINCT FROM 'infinity';
 -- Returns: a number, some seconds old; 0 if track_counts is off.
 -- Index: none; it reads autovacuum's statistics.
 -- Locks: none.
-SELECT pg_stat_get_dead_tuples('goqueue.jobs'::regclass);
+SELECT pg_stat_get_dead_tuples('goqueue.jobs'::regclass::oid);

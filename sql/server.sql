@@ -25,7 +25,7 @@ WHERE j.id = '00000000-0000-0000-0000-000000000000';
 -- sure to accept it. A value that the role, the database or the URL sets is kept.
 SELECT
     s.is_pooled,
-    array_remove(
+    pg_catalog.array_remove(
         ARRAY[
             CASE WHEN current_setting('statement_timeout') = '0' THEN 'statement_timeout' END,
             CASE WHEN current_setting('lock_timeout') = '0' THEN 'lock_timeout' END,
@@ -124,4 +124,4 @@ SELECT
             THEN pg_notify('goqueue', u.queue) IS NOT NULL
         ELSE FALSE
     END AS is_sent
-FROM unnest(:queues::text[]) AS u (queue);
+FROM pg_catalog.unnest(:queues::text[]) AS u (queue);

@@ -24,7 +24,7 @@ SELECT
     max(s.jobs) FILTER (WHERE s.status = 'completed') AS completed,
     max(s.jobs) FILTER (WHERE s.status = 'dead') AS dead,
     max(s.jobs) FILTER (WHERE s.status = 'cancelled') AS cancelled,
-    coalesce(array_agg(s.status::text) FILTER (WHERE s.is_exact), '{}') AS exact_statuses,
+    coalesce(pg_catalog.array_agg(s.status::text) FILTER (WHERE s.is_exact), '{}') AS exact_statuses,
     statement_timestamp() - max(s.oldest_ready_at) AS oldest_ready_age,
     coalesce(max(s.expired_leases), 0) AS expired_leases,
     max(p.paused_until) AS paused_until
@@ -44,7 +44,7 @@ ORDER BY s.queue;
 SELECT
     j.locked_by AS worker_id,
     count(*) AS jobs,
-    array_agg(DISTINCT j.queue ORDER BY j.queue) AS queues,
+    pg_catalog.array_agg(DISTINCT j.queue ORDER BY j.queue) AS queues,
     min(j.locked_at) AS oldest_locked_at,
     max(j.updated_at) AS last_seen_at,
     min(j.lease_expires_at) AS lease_expires_at,

@@ -225,7 +225,7 @@ MUTANTS = [
         "release_jobs",
         (
             "no delay",
-            "nullif(extract(EPOCH FROM :delay::interval), 0)",
+            "nullif(extract(EPOCH FROM :delay::interval), 0::numeric)",
             "extract(EPOCH FROM :delay::interval)",
             f"{_LEASES} -k Release",
         ),

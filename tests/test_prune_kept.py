@@ -1,6 +1,7 @@
 """Jobs that other tables refer to: pruning skips and names them, deleting one names the table."""
 
 import logging
+import re
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -177,6 +178,20 @@ def test_without_foreign_keys_and_triggers_no_multixact_keeps_dead_index_entries
         assert PostgresStorage.bound_to(connection).prune_jobs(ZERO) == 3
         connection.commit()
         assert before.execute(deleted_by).fetchall() == [own]
+
+
+@pytest.mark.parametrize("orders", ["DEFERRABLE INITIALLY DEFERRED"], indirect=True)
+@pytest.mark.parametrize(("array", "count"), [("{}", 0), (None, 0), ("[5:6]={A,B}", 2), ("{{A,B},{C,D}}", 4)])
+def test_the_function_ends_for_any_array_although_the_transaction_violates_a_foreign_key(
+    orders: psycopg.Connection[Any], array: str | None, count: int
+) -> None:
+    ids = array and re.sub("[A-D]", lambda letter: str(UUID(int=int(letter[0], 16))), array)
+    with orders.transaction(force_rollback=True):
+        orders.execute("SET LOCAL statement_timeout = '5s'")
+        orders.execute("INSERT INTO orders (job_id) VALUES (gen_random_uuid())")
+        rows = orders.execute("SELECT * FROM goqueue.delete_unreferenced_jobs(%s::uuid[])", [ids]).fetchall()
+    assert len(rows) == count
+    assert all("orders" in refusal for _, refusal in rows)
 
 
 @pytest.mark.parametrize("orders", RULES, indirect=True)

@@ -4,16 +4,22 @@ The server prefers an operator that takes exactly the given types, wherever it i
 `oid <> regrole` or `numeric * interval` its own operator takes other types, so that a planted one replaces it.
 """
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import psycopg
 import pytest
+from psycopg import errors
 
+from goqueue import NewJob, PostgresStorage
 from goqueue.migrate import list_migrations, migrate, migrations_dir, undo
 from goqueue.postgres.lexemes import split
+from goqueue.postgres.queries import load_statements
 from goqueue.testing.embedded import EmbeddedServer
 
 BASE = migrations_dir()
@@ -34,13 +40,18 @@ OPERATORS = [
     ("*", "numeric", "interval", "interval"),
     ("*", "double precision", "integer", "double precision"),
     ("*", "integer", "double precision", "double precision"),
-    ("*", "bigint", "real", "double precision"),
     ("/", "bigint", "real", "double precision"),
     ("/", "integer", "real", "double precision"),
     ("+", "integer", "double precision", "double precision"),
     ("=", "numeric", "integer", "boolean"),
-    ("<>", "name", "name", "boolean"),
 ]
+
+FUNCTIONS = {
+    "quote_ident(name)": "text",
+    "pg_relation_size(text)": "bigint",
+    "unnest(text[])": "SETOF text",
+    "unnest(uuid[])": "SETOF uuid",
+}
 
 
 def plant(connection: Connection) -> None:
@@ -48,10 +59,11 @@ def plant(connection: Connection) -> None:
     for number, (operator, left, right, result) in enumerate(OPERATORS):
         text = PLANTED.format(name=f"planted_{number}", operator=operator, left=left, right=right, result=result)
         connection.execute(text.encode())
-    connection.execute(
-        "CREATE FUNCTION public.quote_ident(name) RETURNS text LANGUAGE plpgsql "
-        "AS $$ BEGIN RAISE EXCEPTION 'planted: quote_ident(name)'; END $$"
-    )
+    for function, result in FUNCTIONS.items():
+        connection.execute(
+            f"CREATE FUNCTION public.{function} RETURNS {result} LANGUAGE plpgsql "
+            f"AS $$ BEGIN RAISE EXCEPTION 'planted: {function}'; END $$".encode()
+        )
 
 
 @pytest.fixture(scope="module")
@@ -156,3 +168,162 @@ def test_the_scripts_of_the_roles_run_no_planted_object(planted: str) -> None:
         for name in ("roles.sql", "roles.sql", "drop_roles.sql", "drop_roles.sql"):
             connection.execute(script(name))
     assert caught(planted) == []
+
+
+# --- the statements, on a connection with public in its search path ---------------------------------------------------
+
+TOKEN = re.compile(r'[{}()]|"(?:\\.|[^"\\])*"|(?:\\.|[^\s{}()"\\])+')
+#: The field with the kind of a conversion; 2 is an implicit one.
+CONVERSIONS = {
+    "FUNCEXPR": "funcformat",
+    "RELABELTYPE": "relabelformat",
+    "COERCEVIAIO": "coerceformat",
+    "ARRAYCOERCEEXPR": "coerceformat",
+}
+#: The field with the operator or function, and its type.
+CALLS = {
+    "OPEXPR": ("opno", "regoperator"),
+    "DISTINCTEXPR": ("opno", "regoperator"),
+    "NULLIFEXPR": ("opno", "regoperator"),
+    "SCALARARRAYOPEXPR": ("opno", "regoperator"),
+    "FUNCEXPR": ("funcid", "regprocedure"),
+    "AGGREF": ("aggfnoid", "regprocedure"),
+    "WINDOWFUNC": ("winfnoid", "regprocedure"),
+}
+#: These run on scratch databases, or set the search path before.
+EXEMPT_FILES = {"behaviour.sql", "seed.sql"}
+EXEMPT = {"list_schema_objects", "list_rights", "measure_claim_index"}
+#: Statements that a function can't contain have no operator. The others need an extension.
+UNREADABLE = {"listen", "listen_cancelled", "statement_times"}
+
+
+class Node(NamedTuple):
+    """A node of a query tree, which the server writes as {NAME :field value :field (value value)}."""
+
+    name: str
+    fields: dict[str, list[Any]]
+
+    @property
+    def is_implicit_conversion(self) -> bool:
+        return self.fields.get(CONVERSIONS.get(self.name, "")) == ["2"]
+
+    @property
+    def arguments(self) -> list["Node"]:
+        given = [one for one in self.fields["args"][0] if isinstance(one, Node)]
+        return [one.fields["expr"][0] if one.name == "TARGETENTRY" else one for one in given]
+
+
+def nodes(tree: str) -> list[Node]:
+    """Return all nodes of a query tree."""
+    found: list[Node] = []
+
+    def value(token: str) -> Any:
+        if token == "(":
+            return [value(inner) for inner in iter(lambda: next(tokens), ")")]
+        if token != "{":
+            return token
+        node, field = Node(next(tokens), {}), list[Any]()
+        for inner in iter(lambda: next(tokens), "}"):
+            if inner.startswith(":"):
+                field = node.fields.setdefault(inner[1:], [])
+            else:
+                field.append(value(inner))
+        found.append(node)
+        return node
+
+    tokens = iter(TOKEN.findall(tree))
+    for token in tokens:
+        value(token)
+    return found
+
+
+def replaceable(connection: Connection, arguments: str, result: str, body: str) -> list[str]:
+    """Return the operators and functions in a statement for which the server would prefer one that takes exactly the
+    given types: it converts arguments, or is for all types. Comparing the type job_status is safe, because only who can
+    use this type can create an operator for it."""
+
+    def ask(query: str) -> str:
+        row = connection.execute(query.encode()).fetchone()
+        assert row is not None
+        return str(row[0])
+
+    found = set()
+    with connection.transaction(force_rollback=True):
+        connection.execute("SET LOCAL search_path = pg_catalog")
+        connection.execute(
+            f"CREATE FUNCTION pg_temp.examined({arguments}) RETURNS {result} LANGUAGE sql "
+            f"BEGIN ATOMIC {body}\n; END".encode()
+        )
+        for node in nodes(ask("SELECT prosqlbody FROM pg_proc WHERE proname = 'examined'")):
+            if node.name not in CALLS or (node.name == "FUNCEXPR" and node.fields["funcformat"] != ["0"]):
+                continue
+            field, kind = CALLS[node.name]
+            call = ask(f"SELECT {node.fields[field][0]}::oid::{kind}")
+            converts = any(argument.is_implicit_conversion for argument in node.arguments)
+            if (converts or re.search(r"any(?!enum)", call.partition("(")[2])) and not is_qualified(call, body):
+                found.add(call)
+    return sorted(found)
+
+
+def is_qualified(call: str, body: str) -> bool:
+    """Return True if the text names the function with its schema. unnest with several arguments is syntax."""
+    name = call.partition("(")[0]
+    unqualified = rf"(?<![\w.]){name}\(" + r"(?![^()]*,)" * (name == "unnest")
+    return name.isidentifier() and not re.search(unqualified, body)
+
+
+def test_no_operator_or_function_of_a_statement_can_be_replaced(goqueue_database: str) -> None:
+    """If one is found here, cast its arguments to the types that it takes, or name its schema."""
+    found, unreadable = {}, set()
+    with psycopg.connect(goqueue_database, autocommit=True) as connection:
+        for name, statement in load_statements().items():
+            if statement.file.name in EXEMPT_FILES or name in EXEMPT:
+                continue
+            try:
+                connection.pgconn.prepare(b"", statement.text.encode())
+                described = connection.pgconn.describe_prepared(b"")
+                kinds = [described.param_type(number) for number in range(described.nparams)]
+                [types] = connection.execute(
+                    "SELECT string_agg(format_type(t, NULL), ', ' ORDER BY n) "
+                    "FROM unnest(%s::bigint[]) WITH ORDINALITY AS u (t, n)", [kinds],
+                ).fetchall()  # fmt: skip
+                found[name] = replaceable(connection, str(types[0] or ""), "void", statement.text)
+            except (errors.FeatureNotSupported, errors.UndefinedTable, errors.UndefinedFunction):
+                unreadable.add(name)
+        # A function with a search_path of its own finds nothing that is planted. test_add_job.py and
+        # test_notifications.py test those in PL/pgSQL.
+        for name, arguments, result, body in connection.execute(
+            "SELECT p.proname, pg_get_function_arguments(p.oid), pg_get_function_result(p.oid), p.prosrc "
+            "FROM pg_proc AS p INNER JOIN pg_language AS l ON l.oid = p.prolang "
+            "WHERE p.pronamespace = 'goqueue'::regnamespace AND l.lanname = 'sql' AND p.proconfig IS NULL"
+        ).fetchall():
+            found[str(name)] = replaceable(connection, str(arguments), str(result), str(body))
+    assert {name: calls for name, calls in found.items() if calls} == {}
+    assert {"claim_jobs", "new_jobs", "pending_lanes", "finished_lanes"} <= found.keys()
+    assert unreadable == UNREADABLE
+
+
+def test_no_text_literal_is_given_for_a_regclass() -> None:
+    """A function of the same name that takes text would be preferred, such as pg_relation_size(text)."""
+    literal = r"(?<!to_regclass)\('goqueue\.(?!notify)\w+'(?!::)"
+    found = {name for name, statement in load_statements().items() if re.search(literal, statement.text)}
+    assert found <= EXEMPT
+
+
+def test_a_callers_connection_runs_no_planted_operator(goqueue_database: str) -> None:
+    hour = timedelta(hours=1)
+    with psycopg.connect(goqueue_database, autocommit=True) as connection:
+        plant(connection)
+        store = PostgresStorage.bound_to(connection)
+        store.create_job(NewJob(job_type="t"))
+        store.create_job(NewJob(job_type="t", delay=hour))
+        [(later, _)] = store.create_jobs([NewJob(job_type="t", delay=hour)])
+        assert store.reschedule_jobs([later], delay=timedelta(0)) == 1
+        claimed = store.claim_jobs("default", "w", limit=2, lease=hour)
+        assert len(claimed) == 2
+        store.heartbeat_jobs(claimed, lease=hour)
+        store.release_jobs(claimed[:1], delay=hour)
+        store.fail_jobs([(claimed[1], "e")])
+        assert store.count_jobs() == 3
+        assert store.prune_jobs(hour) == 0
+        assert len(store.queue_stats()) == 1

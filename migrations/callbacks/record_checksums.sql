@@ -41,7 +41,8 @@ BEGIN
             (27, 'V0027__validate_unique_key.sql', '0f445041f62e2c6e531fd729fd87344f22c2cf384d5876b0b737ade17399954a'),
             (28, 'V0028__reword_comments.sql', '68e0befbd16ef599223f1d8fc340b0a7014e128f9214f2acf3eaebdd8c07364d'),
             (29, 'V0029__analyze_large_tables_sooner.sql', '15d2029fe51315649a9ee14d67ecf0140e6305d10d0d4522323dd836dcf91d8a'),
-            (30, 'V0030__reject_invalid_indexes.sql', '99f33c4ebe1614412801f6d0de331478875c3470cfd548d5211c9634594d83be')
+            (30, 'V0030__reject_invalid_indexes.sql', '99f33c4ebe1614412801f6d0de331478875c3470cfd548d5211c9634594d83be'),
+            (31, 'V0031__name_exact_functions.sql', '66cfb208b7f581576bbc59aa20ca63144fc5a0203714bf290da09b0036dda8ee')
         ) AS f (version, file_name, sha256)
         INNER JOIN goqueue.schema_version AS applied ON applied.version = f.version
         ON CONFLICT (version) DO NOTHING;
