@@ -143,6 +143,59 @@ def test_an_index_that_an_interrupted_build_left_is_rebuilt(in_use: str, index: 
     assert indexes(in_use) == indexes(goqueue_database)
 
 
+ONLINE = sorted((BASE / "migrations" / "online").glob("C*__*.sql"))
+
+
+def run_online(url: str, file: Path) -> None:
+    """Run a file of migrations/online as psql does: each statement commits by itself."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        for statement in split(file.read_text()):
+            connection.execute(statement.encode())
+
+
+@pytest.mark.parametrize("file", ONLINE, ids=lambda file: file.stem)
+def test_an_online_file_keeps_a_valid_index_and_rebuilds_an_invalid_one(empty: str, file: Path) -> None:
+    def nodes() -> dict[str, int]:
+        with psycopg.connect(empty) as connection:
+            rows = connection.execute(
+                "SELECT c.relname, c.oid::bigint FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid "
+                "WHERE i.indrelid = 'goqueue.jobs'::regclass AND i.indisvalid"
+            )
+            return dict(rows.fetchall())
+
+    migrate(empty, target=int(file.name[1:5]) - 1)
+    before = nodes()
+    run_online(empty, file)
+    built = nodes()
+    run_online(empty, file)
+    assert nodes() == built
+    for name in sorted(built.keys() - before.keys()):
+        with psycopg.connect(empty) as connection:
+            connection.execute(f"UPDATE pg_index SET indisvalid = FALSE WHERE indexrelid = 'goqueue.{name}'::regclass")
+        run_online(empty, file)
+        now = nodes()
+        assert now.keys() == built.keys()
+        assert {other for other in built if now[other] != built[other]} == {name}
+        built = now
+    assert built.keys() > before.keys()
+
+
+@pytest.mark.parametrize("file", ONLINE, ids=lambda file: file.stem)
+def test_an_online_file_fails_and_changes_nothing_after_its_migration(goqueue_database: str, file: Path) -> None:
+    before = indexes(goqueue_database)
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match=f"V{file.name[1:5]} is applied"):
+        run_online(goqueue_database, file)
+    assert indexes(goqueue_database) == before
+
+
+@pytest.mark.parametrize("file", ONLINE, ids=lambda file: file.stem)
+def test_an_online_file_sets_its_limits_before_anything_else(file: Path) -> None:
+    first, second, third, *_ = split(file.read_text())
+    assert first.endswith("SET search_path = pg_catalog, pg_temp")
+    assert second.endswith("SET statement_timeout = 0")
+    assert "SET lock_timeout" in third
+
+
 @pytest.mark.parametrize("index", ["jobs_running_idx", "jobs_pending_idx", "jobs_finished_type_idx"])
 def test_bare_pgmigrate_stops_at_an_index_that_an_interrupted_build_left(in_use: str, index: str) -> None:
     with psycopg.connect(in_use) as connection:
@@ -166,10 +219,8 @@ def test_a_dry_run_on_a_table_in_use_leaves_no_index(in_use: str) -> None:
 def test_bare_pgmigrate_works_on_a_table_in_use_with_and_without_the_online_file(
     in_use: str, goqueue_database: str
 ) -> None:
-    with psycopg.connect(in_use, autocommit=True) as connection:
-        for online in sorted((BASE / "migrations" / "online").glob("C*__*.sql")):
-            for statement in split(online.read_text()):
-                connection.execute(statement.encode())
+    for file in ONLINE:
+        run_online(in_use, file)
     built = {name for name, _, _ in indexes(in_use)}
     assert {
         "jobs_list_idx",
