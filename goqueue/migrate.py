@@ -73,6 +73,10 @@ _INITIALIZE: tuple[LiteralString, ...] = (
     """,
 )
 _RECORD: LiteralString = "INSERT INTO {table} (version, description, installed_by) VALUES (%s, %s, current_user)"
+_LOCKED = (
+    "A long transaction holds a lock on the table. A longer wait would make all programs wait behind this run. "
+    "End that transaction (the oldest xact_start in pg_stat_activity), or run this again at a quieter time."
+)
 _FORGET: LiteralString = "DELETE FROM {table} WHERE version = %s"
 
 
@@ -454,6 +458,9 @@ def _migration_error(error: psycopg.Error, what: str, hint: str = "", end: str =
     text = f"{what}: {str(error).strip()}"
     if hint and isinstance(error, psycopg.errors.InsufficientPrivilege):
         text += f"\n{hint}"
+    # If the migrations' own lock is taken, the server's message has a hint.
+    if isinstance(error, psycopg.errors.LockNotAvailable) and not error.diag.message_hint:
+        text += f"\n{_LOCKED}"
     return MigrationError(text + end)
 
 

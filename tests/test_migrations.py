@@ -7,13 +7,15 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from time import monotonic
 from typing import Any
 from uuid import UUID
 
 import psycopg
 import pytest
 
-from goqueue.migrate import migrate, migrations_dir, undo
+from goqueue.config import DatabaseConfig
+from goqueue.migrate import MigrationError, migrate, migrations_dir, undo
 from goqueue.postgres.lexemes import split
 
 BASE = migrations_dir()
@@ -398,9 +400,14 @@ def test_constraints_reject_contradictory_manual_changes(
     assert caught.value.diag.constraint_name == constraint
 
 
-def test_migrating_gives_up_on_a_lock_in_time(empty: str, tmp_path: Path) -> None:
-    migrate(empty)
-    session = (BASE / "migrations.yml").read_text("utf-8")
-    timeout = re.search(r"SET lock_timeout = '(\d+)s'", session)
-    assert timeout is not None
-    assert 1 <= int(timeout[1]) <= 30
+def test_migrating_gives_up_on_a_lock_before_the_programs_that_wait_behind_it(in_use: str) -> None:
+    files = [BASE / "migrations.yml", *ONLINE, *(BASE / "migrations" / "roles").glob("*.sql")]
+    limits = [int(found) for file in files for found in re.findall(r"lock_timeout = '(\d+)s'", file.read_text("utf-8"))]
+    assert len(limits) == 4
+    assert max(limits) + 1 < DatabaseConfig().lock_timeout.total_seconds()
+    with psycopg.connect(in_use) as program:
+        program.execute("INSERT INTO goqueue.jobs (job_type) VALUES ('t')")
+        began = monotonic()
+        with pytest.raises(MigrationError, match=r"lock timeout[\s\S]*A long transaction holds a lock"):
+            migrate(in_use, dry_run=True)
+        assert monotonic() - began < max(limits) + 1

@@ -197,7 +197,7 @@ def test_an_index_build_waits_for_old_transactions_longer_than_a_lock(
 ) -> None:
     """lock_timeout, which limits waits that block others, would end the build and leave an invalid index."""
     config = (base / "migrations.yml").read_text()
-    (base / "migrations.yml").write_text(config.replace("lock_timeout = '10s'", "lock_timeout = '100ms'"))
+    (base / "migrations.yml").write_text(config.replace("lock_timeout = '3s'", "lock_timeout = '100ms'"))
     migrate(empty)
     with old_snapshot(empty) as old, started(kind, empty, base) as process:
         wait_until(empty, BUILDING)

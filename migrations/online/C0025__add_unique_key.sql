@@ -1,7 +1,7 @@
 -- Adds the column of V0025, and builds its index while programs write. `goqueue migrate` runs it before V0025 by itself;
 -- before `pgmigrate migrate`, run it with psql (not in a transaction: without -1).
 --
--- Locks: first ACCESS EXCLUSIVE on goqueue.jobs for the column, held briefly; it waits at most 10 seconds for this lock. Then
+-- Locks: first ACCESS EXCLUSIVE on goqueue.jobs for the column, held briefly; it waits at most 3 seconds for this lock. Then
 -- SHARE UPDATE EXCLUSIVE, which blocks nobody; the index build waits for older transactions, without a limit.
 -- Running it again is safe: it keeps a valid index, and rebuilds an invalid one, which an interrupted run has left. After
 -- V0025 it changes nothing and fails.
@@ -9,7 +9,7 @@
 SET search_path = pg_catalog, pg_temp;
 -- A limit of the role or the database would end the build, which leaves an invalid index.
 SET statement_timeout = 0;
-SET lock_timeout = '10s';
+SET lock_timeout = '3s';
 DO $$
 DECLARE
     command text;

@@ -8,12 +8,13 @@
 -- concurrent runs are safe, also in other databases of the server. Grants to these roles that are not in this file are
 -- revoked.
 --
--- Locks: ACCESS EXCLUSIVE on goqueue's tables until it ends (some milliseconds); it waits at most 10 seconds for them.
+-- Locks: ACCESS EXCLUSIVE on goqueue's tables until it ends (some milliseconds); it waits at most 3 seconds for each.
 
 BEGIN;
 -- A function or operator that somebody has planted in public must not run with the rights of this session.
 SET LOCAL search_path = pg_catalog, pg_temp;
-SET LOCAL lock_timeout = '10s';
+-- Less than a program's lock_timeout, as in migrations.yml.
+SET LOCAL lock_timeout = '3s';
 SET LOCAL client_min_messages = warning;
 
 
