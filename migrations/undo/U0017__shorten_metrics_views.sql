@@ -1,10 +1,9 @@
--- Undoes V0017: restores the views of V0009. Run it in one transaction (psql -1 -f). The views are dropped first,
--- because one loses columns: run roles.sql again for the grants on them.
--- squawk-ignore-file ban-drop-view
+-- Undoes V0017: restores the views of V0009. Run it in one transaction (psql -1 -f). The views are recreated, because one
+-- loses columns; their grants are kept.
+-- squawk-ignore-file ban-drop-view, renaming-object
 SET LOCAL search_path = pg_catalog, pg_temp;
-DROP VIEW goqueue.queue_metrics;
-DROP VIEW goqueue.queue_status_metrics;
-DROP VIEW goqueue.pending_metrics;
+ALTER VIEW goqueue.queue_metrics RENAME TO former_queue_metrics;
+ALTER VIEW goqueue.queue_status_metrics RENAME TO former_queue_status_metrics;
 
 CREATE VIEW goqueue.queue_status_metrics AS
 WITH RECURSIVE every_type (queue, job_type) AS (
@@ -246,5 +245,32 @@ COMMENT ON COLUMN goqueue.queue_metrics.oldest_ready_age_seconds IS
     'How long that job has been due, a gauge in seconds; 0 when none is due. What to be warned of first.';
 COMMENT ON COLUMN goqueue.queue_metrics.expired_leases IS
     'Running jobs whose holder was not heard of in time, a gauge: they wait for rescue_jobs.';
+
+-- DROP removes the grants of the views. They must work even if roles.sql, which needs the newest version, does not run.
+DO $$
+DECLARE
+    command text;
+BEGIN
+    FOR command IN
+        SELECT format(
+            'GRANT %s ON %s TO %s%s',
+            a.privilege_type,
+            v.oid::regclass,
+            CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END,
+            CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END
+        )
+        FROM pg_class AS v
+        INNER JOIN pg_class AS former ON former.relnamespace = v.relnamespace AND former.relname = 'former_' || v.relname
+        CROSS JOIN LATERAL aclexplode(former.relacl) AS a
+        WHERE v.relnamespace = 'goqueue'::regnamespace AND a.grantee <> former.relowner
+    LOOP
+        EXECUTE command;
+    END LOOP;
+END
+$$;
+
+DROP VIEW goqueue.former_queue_metrics;
+DROP VIEW goqueue.former_queue_status_metrics;
+DROP VIEW goqueue.pending_metrics;
 DELETE FROM goqueue.migration_checksums WHERE version = 17;
 DELETE FROM goqueue.schema_version WHERE version = 17;
