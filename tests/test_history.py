@@ -23,7 +23,8 @@ def test_pruned_jobs_stay_on_a_server_that_subscribes_to_additions_and_changes()
                 "WITH (publish = 'insert, update')"
             )
         with psycopg.connect(history.url(), autocommit=True) as admin:
-            admin.execute("DROP INDEX goqueue.jobs_idempotency_key_idx")  # here, a key has many jobs
+            # Here, a key has many jobs.
+            admin.execute("DROP INDEX goqueue.jobs_idempotency_key_idx, goqueue.jobs_unique_key_idx")
             admin.execute(
                 "CREATE SUBSCRIPTION goqueue_history CONNECTION "
                 f"'host=127.0.0.1 port={sender['port']} user=postgres dbname=postgres' PUBLICATION goqueue_history"
@@ -47,6 +48,8 @@ def test_pruned_jobs_stay_on_a_server_that_subscribes_to_additions_and_changes()
                 store.complete_jobs(store.claim_jobs("daily", "w"))
                 store.prune_jobs(timedelta(0))
                 until(lambda count=count: kept.count_jobs(JobFilter(queue="daily", status="completed")) == count)
+                store.delete_job(store.create_job(NewJob(job_type="t", queue="once", unique_key="report")).id)
+                until(lambda count=count: kept.count_jobs(JobFilter(queue="once", status="pending")) == count)
         with (
             psycopg.connect(queue.url(), autocommit=True) as primary,
             psycopg.connect(history.url(), autocommit=True) as admin,

@@ -18,7 +18,15 @@ from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from goqueue import AsyncPostgresStorage, NewJob, PostgresStorage, named_statement, numbered_statement
+from goqueue import (
+    AsyncPostgresStorage,
+    DuplicateJobError,
+    NewJob,
+    PostgresStorage,
+    TransactionConflictError,
+    named_statement,
+    numbered_statement,
+)
 from goqueue.migrate import migrations_dir
 from goqueue.testing.embedded import EmbeddedServer
 from tests.test_other_drivers import connected
@@ -202,6 +210,27 @@ def test_a_trigger(goqueue_database: str, goqueue_connection: psycopg.Connection
     goqueue_connection.execute("INSERT INTO public.orders VALUES (11)")
     goqueue_connection.execute("RESET search_path")
     assert done()[-1] == 11
+
+
+@pytest.mark.parametrize("level", [psycopg.IsolationLevel.REPEATABLE_READ, psycopg.IsolationLevel.SERIALIZABLE])
+def test_above_read_committed_a_later_duplicate_is_a_serialization_failure(
+    goqueue_database: str, goqueue_store: PostgresStorage, level: psycopg.IsolationLevel
+) -> None:
+    earlier = goqueue_store.create_job(NewJob(job_type="t", idempotency_key="earlier"))
+    with psycopg.connect(goqueue_database) as connection:
+        connection.isolation_level = level
+        bound = PostgresStorage.bound_to(connection)
+        with pytest.raises(DuplicateJobError):
+            bound.create_job(NewJob(job_type="t", idempotency_key="earlier"))
+        assert bound.get_job(earlier.id) == earlier
+        goqueue_store.create_job(NewJob(job_type="t", idempotency_key="later"))
+        with pytest.raises(TransactionConflictError):
+            bound.create_job(NewJob(job_type="t", idempotency_key="later"))
+        connection.rollback()
+        connection.execute("SELECT FROM goqueue.jobs")
+        goqueue_store.create_job(NewJob(job_type="t", unique_key="later"))
+        with pytest.raises(psycopg.errors.SerializationFailure):
+            connection.execute("SELECT * FROM goqueue.add_job('t', unique_key => 'later')")
 
 
 def test_node(goqueue_database: str, done: Done) -> None:

@@ -29,8 +29,9 @@ BEGIN
 END
 $$;
 
-ALTER TABLE goqueue.job_failures DISABLE ROW LEVEL SECURITY;
+-- First jobs, as in the statements and in roles.sql: another order could deadlock with them.
 ALTER TABLE goqueue.jobs DISABLE ROW LEVEL SECURITY;
+ALTER TABLE goqueue.job_failures DISABLE ROW LEVEL SECURITY;
 DROP POLICY IF EXISTS own_jobs_failures_are_read ON goqueue.job_failures;
 DROP POLICY IF EXISTS all_failures ON goqueue.job_failures;
 DROP POLICY IF EXISTS own_jobs_are_read ON goqueue.jobs;
