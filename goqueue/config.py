@@ -157,8 +157,8 @@ def _duration(description: str, *, least: timedelta = timedelta(milliseconds=1),
 
     def read(env: _Values, key: str) -> object:
         raw = env.given[key]
-        if isinstance(raw, str) and raw != "0" and not _has_unit(raw):
-            raise ValidationError("no unit")
+        if isinstance(raw, str) and raw != "0" and not _has_units(raw):
+            raise ValidationError("no unit, or a negative part")
         # A plain timedelta: pendulum's subclass can't be divided by a timedelta.
         return timedelta.__add__(timedelta(0), env.timedelta(key, validate=check))
 
@@ -236,15 +236,15 @@ def _storable(text: str) -> bool:
     return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def _has_unit(text: str) -> bool:
-    # environs reads a bare number as seconds, but 5 may mean milliseconds.
-    return text.strip().endswith(("d", "h", "m", "s"))
+def _has_units(text: str) -> bool:
+    # environs reads a bare number as seconds, but 5 may mean milliseconds. It subtracts a negative part (1h-30m).
+    return text.strip().endswith(("d", "h", "m", "s")) and "-" not in text
 
 
 def parse_duration(text: str) -> timedelta:
     """Return the timedelta (zero or more) of a duration as in the settings, such as `1h30m`. Raises ValueError."""
     try:
-        if _has_unit(text) and (value := _Values({"": text}).timedelta("")) >= timedelta(0):
+        if _has_units(text) and (value := _Values({"": text}).timedelta("")) >= timedelta(0):
             return value
     except (ValueError, OverflowError):
         pass  # our message says more than the parser's
@@ -848,7 +848,7 @@ def _raw(node: yaml.Node) -> object:
     """Return a scalar as written (an explicit null as None), a list of scalars, or {} for a value no setting
     accepts."""
     if isinstance(node, yaml.SequenceNode):
-        return [item.value if isinstance(item, yaml.ScalarNode) else {} for item in node.value]
+        return [_raw(item) if isinstance(item, yaml.ScalarNode) else {} for item in node.value]
     if isinstance(node, yaml.ScalarNode):
         return None if node.value and node.tag.endswith(":null") else node.value
     return {}

@@ -582,6 +582,27 @@ def test_a_number_without_a_unit_is_rejected() -> None:
     assert "a duration with its unit, such as 500ms, 30s, 5m or 1h30m" in problem
 
 
+@pytest.mark.parametrize("text", ["1h-30m", "1h-0m", "-1h90m"])
+def test_a_duration_with_a_negative_part_is_rejected(text: str) -> None:
+    problem = the_problem(text=f"server:\n  read_timeout: {text}\n")
+    assert f"server.read_timeout: got '{text}' (goqueue.yaml:2)" in problem
+    with pytest.raises(ValueError, match="is not a duration"):
+        parse_duration(text)
+
+
+@pytest.mark.parametrize("null", ["null", "~", "Null"])
+def test_a_null_in_a_list_is_not_a_name(null: str) -> None:
+    problem = the_problem(text=f"worker:\n  queues: [a, {null}]\n")
+    assert "worker.queues: got ['a', None] (goqueue.yaml:2)" in problem
+    assert the_problem(text=f"worker:\n  queues: [{null}]\n").startswith("worker.queues: got [None]")
+
+
+def test_a_quoted_null_in_a_list_is_a_name(tmp_path: Path) -> None:
+    file = tmp_path / "goqueue.yaml"
+    file.write_text("worker:\n  queues: ['null', '~']\n")
+    assert load_config(file, {}).worker.queues == ("null", "~")
+
+
 @pytest.mark.parametrize(
     ("section", "name", "value"),
     [
