@@ -573,6 +573,15 @@ class TestListener:
             await store.create_job(NewJob(job_type="t", queue="mail"))
             assert await asyncio.wait_for(waiting, 60) == {"mail"}
 
+    async def test_it_does_not_listen_again_after_a_close_during_a_wait(self, store: AsyncPostgresStorage) -> None:
+        async with store.listen("default") as listener:
+            waiting = asyncio.create_task(listener.wait(2 * SECOND))
+            await asyncio.sleep(0.2)
+            await listener.close()
+            with pytest.raises(StorageError, match="the listener is closed"):
+                await asyncio.wait_for(waiting, 10)
+            assert listener._connection is None
+
     async def test_it_reopens_a_lost_connection(self, store: AsyncPostgresStorage, server: Server) -> None:
         async with store.listen("default") as listener:
             server.lose()

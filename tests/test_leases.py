@@ -229,6 +229,21 @@ class TestClaim:
             assert caught.value.job_id == bad
         assert store.update_job(bad, JobUpdate(payload={})).payload == {}
 
+    def test_an_unreadable_payload_does_not_hide_why_a_job_is_not_changed(self, store: Storage, sql: Any) -> None:
+        new = NewJob(job_type="t", idempotency_key="key", unique_key="unique")
+        bad = store.create_job(new).id
+        other = store.create_job(NewJob(job_type="t", idempotency_key="other", unique_key="other"))
+        sql("UPDATE goqueue.jobs SET payload = '1e5000' WHERE id = %s", [bad])
+        for taken in (JobUpdate(idempotency_key="other"), JobUpdate(unique_key="other")):
+            with pytest.raises(DuplicateJobError) as caught:
+                store.update_job(bad, taken)
+            assert caught.value.job_id == other.id
+        store.cancel_jobs(bad)
+        with pytest.raises(JobStateError, match="is cancelled and can't become running"):
+            store.update_job(bad, JobUpdate(status=RUNNING))
+        with pytest.raises(DuplicateJobError, match="'key' and is cancelled; only a pending job can be replaced"):
+            store.replace_pending_job(NewJob(job_type="t", idempotency_key="key"))
+
     def test_a_row_elsewhere_that_refers_to_a_job_does_not_hide_it(self, store: Storage, other: Any, sql: Any) -> None:
         [job_id] = fill(store, 1)
         sql("CREATE TABLE orders (job_id uuid REFERENCES goqueue.jobs)")

@@ -139,6 +139,24 @@ def test_a_closed_listener_rejects_waits(goqueue_store: PostgresStorage) -> None
     assert listener._connection is None
 
 
+def test_a_listener_that_is_closed_while_it_waits_does_not_listen_again(
+    goqueue_store: PostgresStorage, goqueue_connection: psycopg.Connection[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    with goqueue_store.listen("a") as listener:
+        closing = threading.Timer(0.3, listener.close)
+        closing.start()
+        start = time.monotonic()
+        with pytest.raises(StorageError, match="the listener is closed"):
+            listener.wait(3 * SECOND)
+        assert time.monotonic() - start < 3
+        closing.join()
+        assert [record for record in caplog.records if record.name == "goqueue"] == []
+    deadline = time.monotonic() + 10
+    while goqueue_connection.execute(f"SELECT FROM pg_locks WHERE {LISTENERS}".encode()).fetchall():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_two_listeners_and_many_writers_do_not_block(goqueue_store: PostgresStorage, goqueue_database: str) -> None:
     def write() -> None:
         with psycopg.connect(goqueue_database, autocommit=True) as connection:

@@ -9,6 +9,7 @@ import pytest
 
 from goqueue import (
     CorruptJobError,
+    DuplicateJobError,
     InvalidFilterError,
     JobFilter,
     JobStateError,
@@ -60,11 +61,15 @@ class TestAStatusThatWasAdded:
             lambda: store.get_jobs([paused.id]),
             lambda: store.get_job_by_idempotency_key("1"),
             lambda: store.get_or_create_job(NewJob(job_type="t", idempotency_key="1")),
-            lambda: store.replace_pending_job(NewJob(job_type="t", idempotency_key="1")),
         ):
             with pytest.raises(CorruptJobError, match="'paused'") as error:
                 call()
             assert error.value.job_id == paused.id
+
+    def test_a_job_of_an_unknown_status_is_not_replaced(self, store: Storage, paused: NewJob) -> None:
+        with pytest.raises(DuplicateJobError, match="is paused; only a pending job can be replaced") as error:
+            store.replace_pending_job(NewJob(job_type="t", idempotency_key="1"))
+        assert error.value.job_id == paused.id
 
     def test_an_unknown_status_does_not_affect_claims(self, store: Storage, paused: NewJob) -> None:
         held = store.claim_jobs("default", "w", limit=5)
@@ -95,7 +100,7 @@ class TestAStatusThatWasAdded:
             JobFilter(status="paused")
 
     def test_an_illegal_change_of_an_unknown_status_is_rejected(self, store: Storage, paused: NewJob) -> None:
-        with pytest.raises((CorruptJobError, JobStateError), match="paused"):
+        with pytest.raises(JobStateError, match="is paused and can't become completed"):
             store.update_job(paused.id, JobUpdate(status=JobStatus.COMPLETED))
 
 

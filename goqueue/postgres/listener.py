@@ -89,7 +89,7 @@ class Listener:
         self.close()
 
     def close(self) -> None:
-        """Stop listening. A second call does nothing."""
+        """Stop listening. A second call does nothing. A `wait` in progress elsewhere raises `StorageError`."""
         self._is_open = False
         connection, self._connection = self._connection, None
         if connection is None:
@@ -116,6 +116,7 @@ class Listener:
         self.cancelled = frozenset()
         deadline = monotonic() + timeout.total_seconds()
         while True:
+            self._check_open()  # another task or thread may have closed it meanwhile
             if self._connection is not None:
                 ready = self._ready(self._connection, max(0.0, deadline - monotonic()))
                 if ready is None:
@@ -146,6 +147,9 @@ class Listener:
             if isinstance(why, ConnectionRejectedError):
                 raise why from exc
             return False
+        if not self._is_open:
+            self.close()
+        self._check_open()
         return True
 
     def _ready(self, connection: Connection[Any], timeout: float) -> frozenset[str] | None:
@@ -155,7 +159,8 @@ class Listener:
             # Notifications that arrived with the first one.
             notes += list(connection.notifies(timeout=0))
         except psycopg.Error as exc:
-            log(_log, logging.WARNING, "listening was interrupted: %s", naming(translate(exc), self._variable))
+            if self._is_open:
+                log(_log, logging.WARNING, "listening was interrupted: %s", naming(translate(exc), self._variable))
             self._connection = None
             with suppress(psycopg.Error):
                 connection.close()

@@ -88,7 +88,7 @@ class AsyncListener:
         await self.close()
 
     async def close(self) -> None:
-        """Stop listening. A second call does nothing."""
+        """Stop listening. A second call does nothing. A `wait` in progress elsewhere raises `StorageError`."""
         self._is_open = False
         connection, self._connection = self._connection, None
         if connection is None:
@@ -115,6 +115,7 @@ class AsyncListener:
         self.cancelled = frozenset()
         deadline = monotonic() + timeout.total_seconds()
         while True:
+            self._check_open()  # another task or thread may have closed it meanwhile
             if self._connection is not None:
                 ready = await self._ready(self._connection, max(0.0, deadline - monotonic()))
                 if ready is None:
@@ -145,6 +146,9 @@ class AsyncListener:
             if isinstance(why, ConnectionRejectedError):
                 raise why from exc
             return False
+        if not self._is_open:
+            await self.close()
+        self._check_open()
         return True
 
     async def _ready(self, connection: AsyncConnection[Any], timeout: float) -> frozenset[str] | None:
@@ -154,7 +158,8 @@ class AsyncListener:
             # Notifications that arrived with the first one.
             notes += [note async for note in connection.notifies(timeout=0)]
         except psycopg.Error as exc:
-            log(_log, logging.WARNING, "listening was interrupted: %s", naming(translate(exc), self._variable))
+            if self._is_open:
+                log(_log, logging.WARNING, "listening was interrupted: %s", naming(translate(exc), self._variable))
             self._connection = None
             with suppress(psycopg.Error):
                 await connection.close()

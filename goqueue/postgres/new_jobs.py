@@ -8,7 +8,7 @@ from msgspec import UNSET
 
 from goqueue.config import DatabaseConfig
 from goqueue.errors import DuplicateJobError, InvalidJobError
-from goqueue.models import Job, JobStatus, JobUpdate, NewJob
+from goqueue.models import JobStatus, JobUpdate, NewJob
 from goqueue.payload import check_payloads, encode_checked, encode_json, encode_with_payload, is_same_json
 from goqueue.postgres.wire import JobRow, KeysRow
 from goqueue.validation import check_kind
@@ -182,7 +182,7 @@ def _names(job: NewJob | KeysRow) -> list[UUID | tuple[str, str]]:
     return names
 
 
-def unique_key_after(current: Job, update: JobUpdate) -> str | None:
+def unique_key_after(current: JobRow, update: JobUpdate) -> str | None:
     """Return the unique key that a job has after an update, if it is then unfinished and its status allows the update;
     else None."""
     status = current.status if update.status is UNSET else update.status
@@ -192,7 +192,7 @@ def unique_key_after(current: Job, update: JobUpdate) -> str | None:
     return None
 
 
-def not_replaced(existing: Job) -> DuplicateJobError:
+def not_replaced(existing: JobRow) -> DuplicateJobError:
     """Return the error for a job that can't be replaced."""
     return DuplicateJobError(
         f"job {existing.id} has the idempotency key {existing.idempotency_key!r} and is {existing.status}; only a "

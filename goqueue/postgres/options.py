@@ -54,6 +54,7 @@ def conninfo(config: DatabaseConfig, session: "Session | None" = None) -> str:
         changed = {name: value for name, value in settings.items() if "options" not in given and _is_set(config, name)}
         # The statements' requirements override everything. read_only is not among them: on a standby, or when an
         # operator stops all writes, it is intended.
+        # search_path is not either: triggers of users on goqueue's tables may rely on theirs. The statements do not.
         pinned = {
             "default_transaction_isolation": "read\\ committed",
             "TimeZone": "UTC",

@@ -527,7 +527,9 @@ class PostgresStorage:
         with self._connection() as connection:
             if row := self._queries.update_job(connection, id=wanted, changes=changes):
                 return job_of(row)
-            current = found(self._queries.get_job(connection, id=wanted), f"no job has the id {wanted}")
+            current = self._queries.get_job(connection, id=wanted)  # a row: an unreadable one hides no error
+            if current is None:
+                raise JobNotFoundError(f"no job has the id {wanted}")
             if isinstance(key := update.idempotency_key, str):
                 other = self._queries.get_job_by_idempotency_key(connection, idempotency_key=key)
                 if other is not None and other.id != wanted:
@@ -563,7 +565,7 @@ class PostgresStorage:
                 key = job.idempotency_key
                 same = self._queries.get_job_by_idempotency_key(connection, idempotency_key=key)
                 if same is not None and same.status != JobStatus.PENDING:
-                    raise not_replaced(job_of(same))
+                    raise not_replaced(same)
                 if job.unique_key is not None:
                     other = self._unfinished(connection, job.unique_key)
                     if other is not None and (same is None or other.id != same.id):

@@ -534,7 +534,9 @@ class AsyncPostgresStorage:
         async with self._connection() as connection:
             if row := await self._queries.update_job(connection, id=wanted, changes=changes):
                 return job_of(row)
-            current = found(await self._queries.get_job(connection, id=wanted), f"no job has the id {wanted}")
+            current = await self._queries.get_job(connection, id=wanted)  # a row: an unreadable one hides no error
+            if current is None:
+                raise JobNotFoundError(f"no job has the id {wanted}")
             if isinstance(key := update.idempotency_key, str):
                 other = await self._queries.get_job_by_idempotency_key(connection, idempotency_key=key)
                 if other is not None and other.id != wanted:
@@ -570,7 +572,7 @@ class AsyncPostgresStorage:
                 key = job.idempotency_key
                 same = await self._queries.get_job_by_idempotency_key(connection, idempotency_key=key)
                 if same is not None and same.status != JobStatus.PENDING:
-                    raise not_replaced(job_of(same))
+                    raise not_replaced(same)
                 if job.unique_key is not None:
                     other = await self._unfinished(connection, job.unique_key)
                     if other is not None and (same is None or other.id != same.id):

@@ -115,7 +115,7 @@ class Run:
         #: The signals of the runners that wait for a job.
         self._idle: deque[Signal] = deque()
         self._crews = [Crew() for _ in range(5)]
-        self._runners, self._claimer, self._reporter, self._latecomer, self._others = self._crews
+        self._runners, self._claimer, self._reporter, self._late_reporter, self._others = self._crews
         self._signals = [Signal() for _ in range(9)]
         self._end, self._room, self._news, self._retry, self._late = self._signals[:5]
         self._keeping, self._watching, self._rescuing, self._listening = self._signals[5:]
@@ -142,7 +142,7 @@ class Run:
                 self._runners.start(f"goqueue-runner-{number}", partial(self._guarded, self._work))
             self._claimer.start("goqueue-claimer", partial(self._guarded, self._claim))
             self._reporter.start("goqueue-reporter", partial(self._guarded, self._report))
-            self._latecomer.start("goqueue-latecomer", partial(self._guarded, self._report_locked))
+            self._late_reporter.start("goqueue-late-reporter", partial(self._guarded, self._report_locked))
             roles = (self._keep, self._watch, self._rescue, self._listen)
             for name, role in zip(("keeper", "watcher", "rescuer", "listener"), roles, strict=True):
                 self._others.start(f"goqueue-{name}", partial(self._guarded, role))
@@ -182,7 +182,7 @@ class Run:
         self._reporter.join()
         self._is_reported = True
         self._late.set()
-        self._latecomer.join()
+        self._late_reporter.join()
         self._is_over = True
         self._set_all()
         self._others.join()
@@ -617,7 +617,8 @@ class Run:
                 for part in _parts(held):
                     self._renew(part)
             else:
-                self._warn(f"the lease of job %s (%s) is not renewed: {error}", held[0])
+                job, text = held[0].job, "the lease of job %s (%s) is not renewed: %s"
+                _say(logging.WARNING, text, job.id, job.job_type, error, **self._fields(held[0]))
             return
         self._recovered("heartbeats")
         gone = []

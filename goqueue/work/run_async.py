@@ -123,7 +123,7 @@ class AsyncRun:
         #: The signals of the runners that wait for a job.
         self._idle: deque[Signal] = deque()
         self._crews = [Crew() for _ in range(5)]
-        self._runners, self._claimer, self._reporter, self._latecomer, self._others = self._crews
+        self._runners, self._claimer, self._reporter, self._late_reporter, self._others = self._crews
         self._signals = [Signal() for _ in range(9)]
         self._end, self._room, self._news, self._retry, self._late = self._signals[:5]
         self._keeping, self._watching, self._rescuing, self._listening = self._signals[5:]
@@ -152,7 +152,7 @@ class AsyncRun:
                 self._runners.start(f"goqueue-runner-{number}", partial(self._guarded, self._work))
             self._claimer.start("goqueue-claimer", partial(self._guarded, self._claim))
             self._reporter.start("goqueue-reporter", partial(self._guarded, self._report))
-            self._latecomer.start("goqueue-latecomer", partial(self._guarded, self._report_locked))
+            self._late_reporter.start("goqueue-late-reporter", partial(self._guarded, self._report_locked))
             roles = (self._keep, self._watch, self._rescue, self._listen)
             for name, role in zip(("keeper", "watcher", "rescuer", "listener"), roles, strict=True):
                 self._others.start(f"goqueue-{name}", partial(self._guarded, role))
@@ -198,7 +198,7 @@ class AsyncRun:
         await self._reporter.join()
         self._is_reported = True
         self._late.set()
-        await self._latecomer.join()
+        await self._late_reporter.join()
         if self._is_cancelled:  # async only
             with suppress(TimeoutError, GoQueueError):  # async only
                 async with asyncio.timeout(_LAST):  # async only
@@ -661,7 +661,8 @@ class AsyncRun:
                 for part in _parts(held):
                     await self._renew(part)
             else:
-                self._warn(f"the lease of job %s (%s) is not renewed: {error}", held[0])
+                job, text = held[0].job, "the lease of job %s (%s) is not renewed: %s"
+                _say(logging.WARNING, text, job.id, job.job_type, error, **self._fields(held[0]))
             return
         self._recovered("heartbeats")
         gone = []
