@@ -175,8 +175,8 @@ MUTANTS = [
         ("row lock", "FOR UPDATE SKIP LOCKED", "", f"{_GUARDS} -k prune"),
         (
             "age",
-            "AND j.completed_at < p.finished_before",
-            "",
+            "j.completed_at < p.finished_before",
+            "TRUE",
             f"{_LEASES} -k Prune",
         ),
         # In a transaction, where the clocks differ.
