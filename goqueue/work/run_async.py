@@ -57,8 +57,8 @@ _GATHER = 0.01
 # The running jobs are checked at least this often, in seconds. A locked job is reported again after this pause.
 _LOOK = 1.0
 
-# If another transaction locks one of a statement's jobs, the statement is repeated in this many parts. So a thousand
-# jobs need three lock_timeouts until only the locked one is left, and the leases of the others do not end meanwhile.
+# If a statement fails because of one of its jobs, it is repeated in this many parts. If another transaction locks one
+# of a thousand jobs, it is alone after two more lock_timeouts, and the leases of the others do not end meanwhile.
 _PARTS = 32
 
 # Longest wait for a notification before the listener checks whether the run has ended.
@@ -546,15 +546,8 @@ class AsyncRun:
                 await self._send(kind, delay, attempts)
             except LeaseLostError as error:
                 lost = error.job_ids
-            except LockTimeoutError as error:
-                if len(attempts) > 1:
-                    for part in _parts(attempts):
-                        await self._settle_group(kind, delay, part)
-                else:
-                    self._put_off(attempts[0], error)
-                return
             except GoQueueError as error:
-                if not _can_pass(error):
+                if isinstance(error, LockTimeoutError) or not _can_pass(error):
                     await self._report_apart(kind, delay, attempts, error)
                     return
                 if (left := self._report_until - monotonic()) <= 0:
@@ -602,13 +595,15 @@ class AsyncRun:
     async def _report_apart(
         self, kind: str, delay: timedelta | None, attempts: list[Attempt], error: GoQueueError
     ) -> None:
-        """Find the jobs that cause an error that a repetition can't correct, by halving. Report the others."""
+        """Find the jobs that cause an error that a repetition of the whole call can't correct. Report the others."""
         if isinstance(error, (SchemaError, ConnectionRejectedError)):
             self._fail(error)
         elif len(attempts) > 1:
-            half = len(attempts) // 2
-            await self._settle_group(kind, delay, attempts[:half])
-            await self._settle_group(kind, delay, attempts[half:])
+            for part in _parts(attempts):
+                await self._settle_group(kind, delay, part)
+            return
+        elif isinstance(error, LockTimeoutError):
+            self._put_off(attempts[0], error)
             return
         self._held.difference_update(attempts)
         names = ", ".join(str(attempt.job.id) for attempt in attempts[:10])
