@@ -97,7 +97,8 @@ def pair(folder: Path, standby_settings: dict[str, str] | None = None) -> Iterat
         migrate(primary.url())
         data = folder / "standby"
         copy = [primary.bin("pg_basebackup"), "-d", primary.url(), "-D", data, "-R", "-c", "fast", "--no-sync"]
-        subprocess.run(copy, check=True, capture_output=True)
+        # A slot: else a checkpoint can remove WAL that the standby has not received, and it never continues.
+        subprocess.run([*copy, "--create-slot", "--slot", "standby"], check=True, capture_output=True)
         if identity := _server_identity(None):  # the tests run as root, and the servers don't
             for place, _, files in os.walk(data):
                 for path in (Path(place), *(Path(place, file) for file in files)):
