@@ -168,14 +168,15 @@ def _drain_rate(bench: Bench, connections: int) -> float:
 def measure_flow(bench: Bench) -> list[Line]:
     """Add, run and prune jobs for two minutes. Measure the rate, then the sizes of the table and its indexes.
 
-    The baseline of a size is the size after VACUUM FULL. The second flow has a server that looks for tables to vacuum
+    The baseline of a size is the size after VACUUM FULL. The other flows have a server that looks for tables to vacuum
     more often than once a minute.
     """
     lines = _flow(bench, "a flow with pruning")
     with psycopg.connect(bench.server.url(), autocommit=True) as admin:
-        admin.execute("ALTER SYSTEM SET autovacuum_naptime = '10s'")
-        admin.execute("SELECT pg_reload_conf()")
-        lines += _flow(bench, "a flow with pruning, autovacuum_naptime 10s")
+        for naptime in ("10s", "3s"):
+            admin.execute(f"ALTER SYSTEM SET autovacuum_naptime = '{naptime}'")
+            admin.execute("SELECT pg_reload_conf()")
+            lines += _flow(bench, f"a flow with pruning, autovacuum_naptime {naptime}")
         admin.execute("ALTER SYSTEM RESET autovacuum_naptime")
         admin.execute("SELECT pg_reload_conf()")
     return lines
