@@ -18,6 +18,7 @@ from goqueue.counts import JobCount
 from goqueue.errors import InvalidFilterError, InvalidJobError
 from goqueue.validation import (
     DEFAULT_MAX_ATTEMPTS,
+    DEFAULT_PRIORITY,
     MAX_ATTEMPTS,
     MAX_PRIORITY,
     HelpfulMeta,
@@ -141,7 +142,9 @@ def _no_payload() -> JsonValue:
     return {}
 
 
-class NewJob(Struct, metaclass=HelpfulMeta, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class NewJob(
+    Struct, metaclass=HelpfulMeta, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, gc=False
+):
     """A job to create.
 
     Its id is created here, so creating the same `NewJob` again, for example after a lost connection, adds no second
@@ -159,6 +162,7 @@ class NewJob(Struct, metaclass=HelpfulMeta, frozen=True, kw_only=True, omit_defa
     datetime, UUID, Decimal or dataclass in a payload is rejected.
     """
 
+    # Without garbage collection, because JSON has no reference cycles and a bulk makes many of these.
     # A bulk omits fields with their default; create_jobs has the same defaults. It never omits the payload: with the
     # factory `dict`, an empty one would count as a default.
     job_type: str
@@ -173,7 +177,7 @@ class NewJob(Struct, metaclass=HelpfulMeta, frozen=True, kw_only=True, omit_defa
     id: UUID = msgspec.field(default_factory=uuid7)
 
     def __post_init__(self) -> None:
-        # Written out, because a bulk makes many of these.
+        # Written out, because a bulk makes many of these. The defaults themselves need no check.
         if (job_type := check_name("job_type", self.job_type)) is not self.job_type:
             _keep(self, "job_type", job_type)
         if (queue := check_name("queue", self.queue)) is not self.queue:
@@ -182,12 +186,12 @@ class NewJob(Struct, metaclass=HelpfulMeta, frozen=True, kw_only=True, omit_defa
             _keep(self, "idempotency_key", check_name("idempotency_key", self.idempotency_key))
         if self.unique_key is not None:
             _keep(self, "unique_key", check_name("unique_key", self.unique_key))
-        if (priority := check_integer("priority", self.priority, -MAX_PRIORITY, MAX_PRIORITY)) is not self.priority:
-            _keep(self, "priority", priority)
-        if (attempts := check_integer("max_attempts", self.max_attempts, 1, MAX_ATTEMPTS)) is not self.max_attempts:
-            _keep(self, "max_attempts", attempts)
-        if (job_id := as_job_id(self.id)) is not self.id:
-            _keep(self, "id", job_id)
+        if self.priority is not DEFAULT_PRIORITY:
+            _keep(self, "priority", check_integer("priority", self.priority, -MAX_PRIORITY, MAX_PRIORITY))
+        if self.max_attempts is not DEFAULT_MAX_ATTEMPTS:
+            _keep(self, "max_attempts", check_integer("max_attempts", self.max_attempts, 1, MAX_ATTEMPTS))
+        if type(self.id) is not UUID:
+            _keep(self, "id", as_job_id(self.id))
         if self.scheduled_at is not None:
             _keep(self, "scheduled_at", check_time("scheduled_at", self.scheduled_at))
             if self.delay is not None:

@@ -76,7 +76,7 @@ def _number(text: str) -> tuple[Decimal]:
     return (Decimal(text),)
 
 
-class _Sent(Struct):
+class _Sent(Struct, gc=False):
     payload: JsonValue
 
 

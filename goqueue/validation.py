@@ -65,6 +65,7 @@ MAX_NAME_CHARACTERS: Final = 255
 MAX_ATTEMPTS: Final = 10_000
 MAX_PRIORITY: Final = 32_767
 DEFAULT_MAX_ATTEMPTS: Final = 25
+DEFAULT_PRIORITY: Final = 0
 MAX_PAGE: Final = 1000
 
 # A thousand years: added to any valid time, it stays in Python's range.

@@ -81,7 +81,7 @@ LINES = {
     "drain by 10, 2 connections": "jobs/s",
     **{
         f"a flow with pruning{naptime}{size}": "MB" if size else "jobs/s"
-        for naptime in ("", ", autovacuum_naptime 10s")
+        for naptime in ("", ", autovacuum_naptime 10s", ", autovacuum_naptime 3s")
         for size in ("", ", table", ", indexes")
     },
 }
