@@ -819,6 +819,9 @@ class AsyncPostgresStorage:
         While the table has many dead tuples (an old snapshot or a late vacuum), a claim can miss a job that becomes due
         out of order, for at most ``claim_resume_time`` (GOQUEUE_DATABASE_CLAIM_RESUME_TIME).
 
+        In your own transaction (`bound_to`), commit soon: until then, the claim can also lock jobs that other workers
+        claimed at the same moment, and their heartbeats and completions wait.
+
         Queries: claim_jobs; estimate_dead_rows once per ``claim_resume_time``; fail_jobs and wake_listeners for
         unreadable jobs.
         Repeating: claims other jobs; jobs of a lost reply stay leased until their leases expire.
