@@ -20,15 +20,16 @@
 -- Returns: the claimed jobs, ordered by priority, scheduled_at, id.
 -- Index: jobs_claim_idx, to find the lanes (goqueue.pending_lanes) and to pick the jobs; jobs_pkey, to update them. The
 -- table paused_queues is read once, in full: one row per paused queue.
--- Locks: the claimed jobs, FOR NO KEY UPDATE; jobs locked by other sessions are skipped (SKIP LOCKED). A job that another
--- session claims while the statement runs can be locked too, without being returned: PostgreSQL locks its row before it
--- sees the change. That session then waits with a heartbeat or a completion until this transaction ends.
+-- Locks: the claimed jobs, FOR NO KEY UPDATE, and at times jobs of concurrent claims (see the notes); jobs locked by
+-- other sessions are skipped (SKIP LOCKED).
 -- Notes: A lane is the due jobs of one queue and one priority: one range of the index. It ends at the current time, so
 -- that future jobs of a more urgent priority are never read. Normally the lane_ parameters are null, and each lane is
 -- scanned from its first job. While the table has many dead rows (estimate_dead_rows), these parameters name lanes and
 -- the last job taken in each. The scan then starts at that job, and does not read the dead index entries before it
 -- again. It misses jobs before that job, and other lanes, until the next full scan. 4611686018427387903 is the largest
--- token, 2^62 - 1; the next one is 1.
+-- token, 2^62 - 1; the next one is 1. A job that another session claims while the statement runs can be
+-- locked without being returned, because PostgreSQL locks the row before it sees the change. That session then waits
+-- with a heartbeat or a completion until this transaction ends.
 --
 WITH lane AS MATERIALIZED (
     SELECT
