@@ -206,7 +206,7 @@ CONFIDED = f"postgresql://u:{SECRET}@h/d"
         "GOQUEUE_CONFIG=URL config", "GOQUEUE_DATABASE_SQL_DIR=URL config", "GOQUEUE_DATABASE_SQL_DIR=URL jobs types",
         "XDG_STATE_HOME=URL db status", "config --file URL", "migrate URL", "URL", "db status --data URL",
         "db start --data URL", "sql diff URL", "sql export URL", "sql print URL", "queries --sql-dir URL",
-        "check --sql-dir URL", "jobs create t --payload @URL", "jobs get URL", "queries URL",
+        "check --sql-dir URL", "jobs create t --payload @URL", "jobs get URL", "queries URL", "--URL",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("form", [CONFIDED, f"host=h password='{SECRET} x' dbname=d"])

@@ -2,6 +2,8 @@
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -40,12 +42,22 @@ _UsageError: Any = typer.BadParameter.__base__
 class _Commands(TyperGroup):
     """The command, whose usage errors show no password: they quote arguments, and one can be a URL."""
 
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        with _redacted():
+            return super().make_context(*args, **kwargs)
+
     def invoke(self, ctx: Any) -> Any:
-        try:
+        with _redacted():
             return super().invoke(ctx)
-        except _UsageError as error:
-            error.message = redact(error.message)
-            raise
+
+
+@contextmanager
+def _redacted() -> Iterator[None]:
+    try:
+        yield
+    except _UsageError as error:
+        error.message = redact(error.message)
+        raise
 
 
 app = typer.Typer(
