@@ -1,5 +1,6 @@
 """Running the `goqueue` command in tests: in this process, as a process, and on a terminal. Imports goqueue.cli."""
 
+import codecs
 import json
 import os
 import pty
@@ -101,6 +102,7 @@ class Terminal:
         self.process = process
         self.seen = ""
         self._descriptor = descriptor
+        self._decoder = codecs.getincrementaldecoder("utf-8")()  # a read can end inside a character
 
     def type(self, text: str) -> None:
         os.write(self._descriptor, text.encode())
@@ -132,6 +134,6 @@ class Terminal:
                 data = os.read(self._descriptor, 65536)
             except OSError:  # Linux reports the end this way
                 return False
-            self.seen += re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", data.decode())
+            self.seen += re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self._decoder.decode(data))
             return bool(data)
         return True

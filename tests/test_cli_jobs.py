@@ -165,6 +165,17 @@ def test_on_a_terminal_a_job_is_one_line_of_80_columns(goqueue: Commands, goqueu
     assert len(lines[1].rstrip()) <= 80
 
 
+@pytest.mark.parametrize("arguments", [("jobs", "list"), ("--help",)])
+def test_a_terminal_of_0_columns_gets_the_output_too(
+    goqueue: Commands, goqueue_store: PostgresStorage, arguments: tuple[str, ...]
+) -> None:
+    [job_id] = add(goqueue_store, 1)
+    with goqueue.terminal(*arguments, columns=0) as terminal:
+        code, seen = terminal.end()
+    assert code == 0
+    assert (str(job_id) if arguments[0] == "jobs" else "Exit status:") in seen
+
+
 @pytest.mark.parametrize("columns", [140, 120, 80, 50, 30])
 def test_the_attempts_the_due_time_and_the_error_are_shown_at_any_width(
     goqueue: Commands, goqueue_store: PostgresStorage, columns: int

@@ -1,6 +1,7 @@
 """The `goqueue` command."""
 
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -105,6 +106,9 @@ def main() -> None:
     # The error repeats the driver's warnings, whose lines would break into a live table.
     logging.getLogger("psycopg").addHandler(logging.NullHandler())
     open_streams()
+    for name in ("COLUMNS", "LINES"):
+        if os.environ.get(name) == "0":  # an unknown size, to which rich would print nothing
+            del os.environ[name]
     try:
         try:
             app()
