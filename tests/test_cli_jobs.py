@@ -546,6 +546,21 @@ def test_on_a_terminal_the_confirmation_shows_the_number_of_jobs(
     assert "2 jobs cancelled" in seen
 
 
+@pytest.mark.parametrize(("key", "status"), [("\x03", 130), ("\x04", 1), ("n\n", 1)])
+def test_the_exit_status_of_a_confirmation_tells_ctrl_c_from_no(
+    goqueue: Commands, goqueue_store: PostgresStorage, key: str, status: int
+) -> None:
+    add(goqueue_store, 1)
+    with goqueue.terminal("jobs", "delete", "--type", "x") as terminal:
+        terminal.wait_for(r"\[y/N\]: ")
+        if key == "\x03":
+            terminal.interrupt()
+        else:
+            terminal.type(key)
+        assert terminal.end()[0] == status
+    assert goqueue_store.count_jobs() == 1
+
+
 # --- prune ------------------------------------------------------------------------------------------------------------
 
 

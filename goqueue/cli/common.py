@@ -338,7 +338,12 @@ def confirm(question: Callable[[], str], *, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise typer.BadParameter("there is no terminal to ask on: add --yes to continue")
-    typer.confirm(question(), abort=True, err=True)
+    try:
+        typer.confirm(question(), abort=True, err=True)
+    except typer.Abort as answer:
+        if isinstance(answer.__context__, KeyboardInterrupt):
+            raise answer.__context__ from None  # its exit status differs from that of a no
+        raise
 
 
 def duration(text: str) -> timedelta:
