@@ -315,7 +315,7 @@ def _read_payload(text: str) -> Any:
             data = Path(text[1:]).read_bytes() if text.startswith("@") else text.encode(errors="surrogateescape")
         return msgspec.json.decode(utf8(data))
     except OSError as error:
-        raise typer.BadParameter(f"{text[1:]}: {error.strerror}", param_hint="--payload") from None
+        raise typer.BadParameter(f"{text}: {error.strerror}", param_hint="--payload") from None
     except (ValueError, RecursionError) as error:  # from msgspec, or from text that is not UTF-8
         raise typer.BadParameter(f"it is not JSON: {error}", param_hint="--payload") from None
 
