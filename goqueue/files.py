@@ -23,9 +23,14 @@ def sql_files(folder: Path | str | None, shipped: Path) -> list[tuple[Path, Path
     if folder is None:
         return [(shipped / name, shipped / name) for name in names]
     given = Path(folder)
-    if not given.is_dir():
-        raise ConfigError([f"the folder of SQL files {given} does not exist; `goqueue sql export {given}` makes one"])
-    own = {file.name for file in given.glob("*.sql")}
+    try:
+        own = {file.name for file in given.iterdir() if file.suffix == ".sql"}
+    except FileNotFoundError:
+        raise ConfigError(
+            [f"the folder of SQL files {given} does not exist; `goqueue sql export {given}` makes one"]
+        ) from None
+    except OSError as error:
+        raise ConfigError([f"the folder of SQL files {given} can't be read: {error.strerror}"]) from None
     expected = ", ".join(name for name in names if name not in APART)
     if not own:
         raise ConfigError([f"the folder {given} has no SQL files; expected some of {expected}"])

@@ -241,3 +241,12 @@ def test_a_folder_with_a_file_that_cannot_be_read_is_named(command: str, run: Ru
         result = run("sql", command, folder)
         assert (result.code, result.out) == (2, "")
         assert f"{folder}/jobs.sql can't be read: {reason}" in result.err
+
+
+@pytest.mark.parametrize("words", ["sql export", "sql diff", "queries --sql-dir", "explain get_job --sql-dir"])
+def test_a_folder_whose_name_is_too_long_is_named(words: str, run: Run) -> None:
+    result = run(*words.split(), "a" * 300)
+    assert (result.code, result.out) == (2, "")
+    assert "aaa" in result.err
+    assert "File name too long" in result.err
+    assert "Errno" not in result.err
