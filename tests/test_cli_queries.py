@@ -278,6 +278,14 @@ class TestTimes:
             r"^ping\|\d+\|", psql(counted, run("statement_times").out + "EXECUTE statement_times;"), re.MULTILINE
         )
 
+    @pytest.mark.parametrize("arguments", [("get_job",), ("--sql-dir", "folder")])
+    def test_arguments_that_the_times_do_not_use_are_rejected(
+        self, arguments: tuple[str, ...], run: Callable[..., Result]
+    ) -> None:
+        result = run(*arguments, "--times")
+        assert (result.code, result.out) == (2, "")
+        assert "--times excludes NAME and --sql-dir" in result.err
+
     def test_a_missing_extension_is_reported_with_advice(
         self, goqueue_database: str, run: Callable[..., Result]
     ) -> None:

@@ -69,6 +69,8 @@ def show_queries(
     expensive first. The query statement_times returns them.
     """
     if times:
+        if name is not None or sql_dir is not None:
+            raise typer.BadParameter("--times excludes NAME and --sql-dir")
         _show_times(read_config(file).database, as_json)
         return
     schema = read_config(file).database.schema
