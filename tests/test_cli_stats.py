@@ -40,7 +40,7 @@ def test_in_a_pipe_each_queue_is_a_line(goqueue: Commands) -> None:
     assert odd.startswith('a "b"\\c\\nd  pending=1  running=0')
     assert odd.endswith("oldest=-  expired=0")
     assert goqueue("stats", "--queue", "mail").out.count("\n") == 1
-    assert goqueue("stats", "--queue", "none") == (0, "", "there are no jobs\n")
+    assert goqueue("stats", "--queue", "none") == (0, "", "there are no jobs in the given queues\n")
 
 
 def test_json_has_numbers_and_names_the_estimates(

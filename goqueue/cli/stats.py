@@ -86,14 +86,14 @@ def show_stats(
             elif as_json:
                 print_json({"at": datetime.now(UTC), "queues": [_plain(each) for each in stats]})
             else:
-                _write(stats)
+                _write(stats, queue)
 
 
 def _read(store: PostgresStorage, queues: list[str] | None) -> list[QueueStats]:
     return [each for each in store.queue_stats() if not queues or each.queue in queues]
 
 
-def _write(stats: list[QueueStats]) -> None:
+def _write(stats: list[QueueStats], queues: list[str] | None) -> None:
     if sys.stdout.isatty():
         screen = console()
         screen.print(_table(stats, screen.width))
@@ -103,7 +103,7 @@ def _write(stats: list[QueueStats]) -> None:
             paused = f"  paused={pause_of(each.paused_until)}" if each.paused_until else ""
             print_line(f"{printable(each.queue)}  {counts}  oldest={_age(each)}  expired={each.expired_leases}{paused}")
     if not stats:
-        note("there are no jobs")
+        note("there are no jobs in the given queues" if queues else "there are no jobs")
 
 
 # --- for people -------------------------------------------------------------------------------------------------------
@@ -203,7 +203,7 @@ def _watch(store: PostgresStorage, queues: list[str] | None, pause: float, *, as
     try:
         if as_json or not sys.stdout.isatty() or screen.is_dumb_terminal:
             for seen in _rounds(store, queues, pause):
-                _write_round(seen, as_json=as_json)
+                _write_round(seen, queues, as_json=as_json)
         else:
             with Live(console=screen, auto_refresh=False, vertical_overflow="crop") as live:
                 for seen in _answers(store, queues, pause):
@@ -281,7 +281,7 @@ def _rounds(store: PostgresStorage, queues: list[str] | None, pause: float) -> I
         time.sleep(max(0.0, started + pause - time.monotonic()))
 
 
-def _write_round(seen: _Seen, *, as_json: bool) -> None:
+def _write_round(seen: _Seen, queues: list[str] | None, *, as_json: bool) -> None:
     at = datetime.now(UTC)
     if as_json:
         document: dict[str, Any] = {"at": at, "queues": [_plain(each) for each in seen.stats]}
@@ -291,5 +291,5 @@ def _write_round(seen: _Seen, *, as_json: bool) -> None:
     else:
         print_line(f"{in_utc(at)}  {printable(seen.error)}".rstrip())
         if not seen.error:
-            _write(seen.stats)
+            _write(seen.stats, queues)
     sys.stdout.flush()
