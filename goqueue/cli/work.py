@@ -33,7 +33,9 @@ def work(
     concurrency: Annotated[
         int | None, typer.Option(help="Number of jobs to run at the same time.", show_default="the configured number")
     ] = None,
-    until_empty: Annotated[bool, typer.Option("--until-empty", help="End when no job is due or running.")] = False,
+    until_empty: Annotated[
+        bool, typer.Option("--until-empty", help="End when no job is due or running, except in paused queues.")
+    ] = False,
     worker_id: Annotated[
         str | None,
         typer.Option(help="Name recorded in the jobs that it holds.", show_default="host, process id, random part"),
