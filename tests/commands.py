@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import pytest
 
@@ -79,13 +79,15 @@ class Commands:
                 started.kill()
 
     @contextmanager
-    def terminal(self, *arguments: object, columns: int = 80, **variables: str) -> Iterator["Terminal"]:
-        """Run the command on its own terminal."""
+    def terminal(
+        self, *arguments: object, columns: int = 80, stdout: IO[bytes] | None = None, **variables: str
+    ) -> Iterator["Terminal"]:
+        """Run the command on its own terminal; with ``stdout``, its standard output goes to that file."""
         ours, theirs = pty.openpty()
         environment = {**unmeasured(), "COLUMNS": str(columns), "LINES": "40", "TERM": "xterm", **variables}
         with subprocess.Popen(
             [*COMMAND, *map(str, arguments)],
-            stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True,
+            stdin=theirs, stdout=stdout or theirs, stderr=theirs, env=environment, start_new_session=True,
         ) as started:  # fmt: skip
             os.close(theirs)
             try:

@@ -562,6 +562,20 @@ def test_the_exit_status_of_a_confirmation_tells_ctrl_c_from_no(
     assert goqueue_store.count_jobs() == 1
 
 
+def test_a_confirmation_writes_nothing_to_standard_output(
+    goqueue: Commands, goqueue_store: PostgresStorage, tmp_path: Path
+) -> None:
+    add(goqueue_store, 1)
+    with (
+        (tmp_path / "out").open("wb") as out,
+        goqueue.terminal("jobs", "delete", "--type", "x", stdout=out) as terminal,
+    ):
+        terminal.wait_for(r"\[y/N\]: ")
+        terminal.type("Y\n")
+        assert terminal.end()[0] == 0
+    assert (tmp_path / "out").read_text() == "1 job deleted\n"
+
+
 # --- prune ------------------------------------------------------------------------------------------------------------
 
 

@@ -338,12 +338,13 @@ def confirm(question: Callable[[], str], *, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise typer.BadParameter("there is no terminal to ask on: add --yes to continue")
-    try:
-        typer.confirm(question(), abort=True, err=True)
-    except typer.Abort as answer:
-        if isinstance(answer.__context__, KeyboardInterrupt):
-            raise answer.__context__ from None  # its exit status differs from that of a no
-        raise
+    # typer.confirm writes a blank to standard output, and raises the same error after Ctrl-C as after a no.
+    error_console().print(redact(question()), "[y/N]: ", end="", soft_wrap=True)
+    answer = sys.stdin.readline()
+    if answer.strip().lower() not in ("y", "yes"):
+        if not answer.endswith("\n"):  # Ctrl-D
+            note("")
+        raise typer.Abort
 
 
 def duration(text: str) -> timedelta:
