@@ -27,9 +27,9 @@
 -- scanned from its first job. While the table has many dead rows (estimate_dead_rows), these parameters name lanes and
 -- the last job taken in each. The scan then starts at that job, and does not read the dead index entries before it
 -- again. It misses jobs before that job, and other lanes, until the next full scan. 4611686018427387903 is the largest
--- token, 2^62 - 1; the next one is 1. A job that another session claims while the statement runs can be
--- locked without being returned, because PostgreSQL locks the row before it sees the change. That session then waits
--- with a heartbeat or a completion until this transaction ends.
+-- token, 2^62 - 1; the next one is 1. A job that another session claims while the statement runs can be locked without
+-- being returned, because PostgreSQL locks the row before it sees the change. That session then waits with a heartbeat
+-- or a completion until this transaction ends.
 --
 WITH lane AS MATERIALIZED (
     SELECT

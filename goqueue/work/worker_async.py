@@ -96,7 +96,8 @@ class AsyncWorker:
         ``worker_id`` names the holder of the jobs. The default consists of host name, process id and a random part.
         Only with this default does the worker look up and run the jobs of a claim whose reply was lost, because a name
         that you give can belong to two workers.
-        With ``until_empty``, the worker ends when no job of its queues is due and it is running none.
+        With ``until_empty``, the worker ends when no job of its queues is due, except in paused ones, and it is running
+        none.
 
         A worker uses up to five connections of the store's pool in addition to those of the handlers, and one to
         listen. It can't use a bound store, because each claim must be committed at once. Without notifications (behind
